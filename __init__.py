@@ -1,0 +1,3 @@
+"""maskgym: Gymnasium environments whose episodes end in a mask."""
+
+__version__ = "0.1.0"

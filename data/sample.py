@@ -1,0 +1,66 @@
+"""What a data set yields, and what a data set is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to segment: an image, or a group of images, with its truth.
+
+    Attributes:
+        key: Unique name in its data set.
+        images: One uint8 (H_k, W_k, 3) RGB array an image.
+        masks: One bool (n_k, H_k, W_k) array an image, one row an instance; n_k may be 0 in a group (an image
+            without the common object).
+        void: One bool (H_k, W_k) array an image, True where pixels are not scored, or None.
+        phrases: For each image, one referring expression a mask row, or None where the data has no words.
+        category: What a co-salient group has in common, or the class asked for, or None.
+        need: What the user is looking for, in words, or None.
+        ranks: For each image, float (n_k,), larger is more salient, or None.
+        rationale: The whole answer text to imitate (``<think>…</think><answer>…</answer>``), or None.
+    """
+
+    key: str
+    images: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+    void: tuple[np.ndarray, ...] | None = None
+    phrases: tuple[tuple[str, ...], ...] | None = None
+    category: str | None = None
+    need: str | None = None
+    ranks: tuple[np.ndarray, ...] | None = None
+    rationale: str | None = None
+
+    def union(self, image: int = 0) -> np.ndarray:
+        """Return bool (H, W): the union of all masks of one image."""
+        return self.masks[image].any(axis=0)
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A finite, ordered collection of samples of one split; reading the same index gives the same sample.
+
+    Attributes:
+        task: ``sod``, ``sis`` or ``cosod``: how the masks are meant.
+        split: ``train``, ``validation`` or ``test``.
+    """
+
+    task: str
+    split: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def split_of(key: str) -> str:
+    """Return the split of a key by its hash: 80 % train, 10 % validation, 10 % test, stable for ever."""
+    bucket = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
+    return SPLITS[0] if bucket < 8 else SPLITS[bucket - 7]
