@@ -1,1 +1,89 @@
-"""TODO."""
+"""Rewards: named terms over one transition, weighted sums of them, and the registry.
+
+A registered name makes a term (one measure) or a whole reward. ``make`` always returns a ``Reward``, so that an
+environment takes any name; a term comes as a sum of one. A user's own term is a class:
+
+    @maskgym.rewards.register("coverage")
+    class Coverage(maskgym.rewards.Term):
+        name = "coverage"
+
+        def __call__(self, transition):
+            return float(transition.masks[0].any(axis=0).mean())
+
+    reward = maskgym.rewards.make("weighted", terms={"coverage": 0.1, "iou": 0.9})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from ..errors import UserError
+from ..registry import Registry
+from .answers import Answer, format_answer, parse
+from .terms import IASM, Correctness, Format, IoU, MaskTerm, SMeasure, Term
+from .transition import Transition
+from .weighted import Reward, WeightedSum, saliency_r1, saliency_strict
+
+_registry = Registry("reward")
+register, names = _registry.register, _registry.names
+
+
+def make(name: str, **kwargs: Any) -> Reward:
+    """Return the reward registered under ``name``; a term comes as a weighted sum of one.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    made = _registry.make(name, **kwargs)
+    return made if isinstance(made, Reward) else WeightedSum([made], [1.0])
+
+
+def weighted(terms: Mapping[str, float]) -> WeightedSum:
+    """Return a weighted sum of registered names; a name that is itself a sum brings its terms, weighted twice.
+
+    Raises:
+        UserError: If a name is unknown or not a sum of terms, or two bring a term of the same name.
+    """
+    parts = {name: make(name) for name in terms}
+    for name, part in parts.items():
+        if not isinstance(part, WeightedSum):
+            raise UserError(f"terms of a weighted sum: '{name}' is not a term or a sum of terms")
+    return WeightedSum(
+        [term for part in parts.values() for term in part.terms],
+        [terms[name] * weight for name, part in parts.items() for weight in part.weights],
+    )
+
+
+register("s_measure", SMeasure)
+register("iou", IoU)
+register("iasm", IASM)  # strict: what is unmatched scores 0
+register("iasm_published", partial(IASM, published=True))  # what is unmatched is scored against an empty mask
+register("correctness", Correctness)  # by task: S-measure, or the strict IASM
+register("format", Format)
+register("weighted", weighted)
+register("saliency_r1", saliency_r1)  # the paper's reward as published
+register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
+
+__all__ = [
+    "Answer",
+    "Correctness",
+    "Format",
+    "IASM",
+    "IoU",
+    "MaskTerm",
+    "Reward",
+    "SMeasure",
+    "Term",
+    "Transition",
+    "WeightedSum",
+    "format_answer",
+    "make",
+    "names",
+    "parse",
+    "register",
+    "saliency_r1",
+    "saliency_strict",
+    "weighted",
+]

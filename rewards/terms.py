@@ -1,0 +1,183 @@
+"""Reward terms: how good one transition is, by one measure each.
+
+A term is a callable over a ``Transition`` with a ``name`` and a ``range``. Three cases are never mixed:
+
+- a fault of ours (masks that do not fit, a measure that is not a number) raises ``ValueError``;
+- a malformed answer is a legal action and gets what the rules give it: 0 from every measure of masks, and from
+  ``format`` the halves that it earned;
+- a sample that cannot be scored raises ``UserError`` with its key.
+
+Pixels marked void are set to background in the prediction and in the truth. A score then depends on neither
+there: for IoU and IASM's matching that is exclusion; for S-measure, which is defined on whole rectangles, void
+counts as background that is right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..metrics import iasm, iou, s_measure
+from .transition import Transition
+
+
+class Term(ABC):
+    """One measure of a transition.
+
+    Attributes:
+        name: What the term is called in sums, logs and tables.
+        range: The lowest and the highest value.
+    """
+
+    name: str
+    range: tuple[float, float] = (0.0, 1.0)
+
+    @abstractmethod
+    def __call__(self, transition: Transition) -> float:
+        """Return the value of one transition, within ``range``."""
+
+
+class MaskTerm(Term):
+    """A measure of the predicted masks: the mean over the sample's images, or 0 for a malformed answer."""
+
+    def __call__(self, transition: Transition) -> float:
+        """Return the mean of `score` over the images.
+
+        Raises:
+            UserError: If the sample cannot be scored.
+        """
+        # Checked before the answer, so that a broken sample is reported whatever the policy says.
+        pairs = list(scored_masks(transition))
+        if transition.answer is not None and not transition.answer.tagged:
+            return 0.0
+        return float(np.mean([self.score(*pair, transition) for pair in pairs]))
+
+    @abstractmethod
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Return the score of one image: bool (m, H, W) predictions and bool (n, H, W) targets, without void."""
+
+
+@dataclass(frozen=True)
+class SMeasure(MaskTerm):
+    """S-measure of the union of the predicted masks against the union of the truth (supplement, Eq. 18-21).
+
+    Range [0, 1]. Over a group it is the mean of its images; an image without the common object scores 1 minus the
+    share of it that is predicted.
+    """
+
+    name = "s_measure"
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Return the S-measure of the unions of one image."""
+        return s_measure(predictions.any(axis=0), targets.any(axis=0))
+
+
+@dataclass(frozen=True)
+class IoU(MaskTerm):
+    """Intersection over union of the union of the predicted masks and the union of the truth.
+
+    Range [0, 1]. Over a group it is the mean of its images; nothing predicted where nothing is to be found is 1.
+    """
+
+    name = "iou"
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Return the IoU of the unions of one image."""
+        return iou(predictions.any(axis=0), targets.any(axis=0), empty=1.0)
+
+
+@dataclass(frozen=True)
+class IASM(MaskTerm):
+    """Instance-aligned S-measure (supplement, Eq. 22 and 23). Range [0, 1].
+
+    Instances and predictions that lie in void entirely are left out.
+
+    Args:
+        threshold: The smallest IoU of a matched pair.
+        published: Score what is unmatched as the paper does, against an empty mask. S-measure gives a small spurious
+            mask almost 1 there, and an empty one 1, so answers grow longer instead of better. Without it, the
+            default, whatever is unmatched scores 0.
+    """
+
+    threshold: float = 0.1
+    published: bool = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The registered name of this form."""
+        return "iasm_published" if self.published else "iasm"
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Return the IASM of one image; raise `UserError` if its truth has no instance."""
+        if not len(targets):
+            raise UserError(f"sample '{transition.sample.key}' cannot be scored by {self.name}: it has no instance")
+        unmatched = "published" if self.published else "zero"
+        return iasm(predictions, targets, threshold=self.threshold, unmatched=unmatched)
+
+
+@dataclass(frozen=True)
+class Correctness(Term):
+    """Saliency-R1's correctness reward (supplement, 7.1): IASM for ``sis``, else S-measure. Range [0, 1].
+
+    Args:
+        threshold: As in ``IASM``.
+        published: As in ``IASM``.
+    """
+
+    threshold: float = 0.1
+    published: bool = False
+
+    name = "correctness"
+
+    def __call__(self, transition: Transition) -> float:
+        """Return the measure of the transition's task."""
+        measure = IASM(self.threshold, self.published) if transition.task == "sis" else SMeasure()
+        return measure(transition)
+
+
+@dataclass(frozen=True)
+class Format(Term):
+    """Saliency-R1's format reward (supplement, 7.2 and Eq. 24): 0.5 for the blocks and 0.5 for the tags.
+
+    Range [0, 1]; ``maskgym.rewards.answers.parse`` states the rules.
+    """
+
+    name = "format"
+
+    def __call__(self, transition: Transition) -> float:
+        """Return the sum of the halves; raise `UserError` if the action is not a text."""
+        if transition.answer is None:
+            raise UserError(f"format scores a text: the action on sample '{transition.sample.key}' is not one")
+        return 0.5 * transition.answer.structured + 0.5 * transition.answer.tagged
+
+
+def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the predictions (m, H, W) and the targets (n, H, W) of each image, with void made background.
+
+    A row that void empties is dropped.
+
+    Raises:
+        UserError: If the sample has no image, or one with an empty mask or nothing but void.
+    """
+    sample = transition.sample
+    if not sample.masks:
+        raise UserError(f"sample '{sample.key}' cannot be scored: it has no image")
+    for index, (predictions, targets) in enumerate(zip(transition.masks, sample.masks, strict=True)):
+        if not targets.any(axis=(1, 2)).all():
+            raise UserError(f"sample '{sample.key}' cannot be scored: a mask of image {index} is empty")
+        if sample.void is not None and sample.void[index].any():
+            void = sample.void[index]
+            if void.all():
+                raise UserError(f"sample '{sample.key}' cannot be scored: image {index} is all void")
+            predictions, targets = _without(void, predictions), _without(void, targets)
+        yield predictions, targets
+
+
+def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the masks (n, H, W) with void pixels made background, less the rows that this empties."""
+    kept = masks & ~void
+    return kept[kept.any(axis=(1, 2)) | ~masks.any(axis=(1, 2))]

@@ -1,0 +1,202 @@
+"""Terms against values worked out by hand, and the gaming of IASM as published."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from maskgym.data import Sample
+from maskgym.errors import UserError
+from maskgym.rewards import IASM, Correctness, Format, IoU, SMeasure, Term, Transition, parse
+
+TERMS = [SMeasure(), IoU(), IASM(), IASM(published=True), Correctness(), Correctness(published=True)]
+MALFORMED = "<think>a</think><answer>a thing</answer>"
+WELL_FORMED = "<think>a</think><answer><ins>a thing</ins></answer>"
+
+
+def mask(*rows: str) -> np.ndarray:
+    """Draw a bool mask: '#' is foreground."""
+    return np.array([[pixel == "#" for pixel in row] for row in rows])
+
+
+def transition(
+    masks: list[list[np.ndarray]],
+    truth: list[list[np.ndarray]],
+    void: list[np.ndarray] | None = None,
+    task: str = "sis",
+    text: str | None = None,
+) -> Transition:
+    """Return a transition from lists of masks, one list an image; a truth without any mask is 4 × 4."""
+    shape = next((rows[0].shape for rows in truth if rows), (4, 4))
+    predicted, true = (tuple(np.array(rows, bool).reshape(-1, *shape) for rows in group) for group in (masks, truth))
+    images = tuple(np.zeros((*rows.shape[1:], 3), np.uint8) for rows in true)
+    sample = Sample("a-key", images, true, void=None if void is None else tuple(void))
+    return Transition(task, sample, text, predicted, answer=None if text is None else parse(text, task))
+
+
+DIAGONAL = np.eye(4, dtype=bool)
+BLANK = np.zeros((4, 4), bool)
+TOP = mask("####", "....", "....", "....")
+BOTTOM = mask("....", "....", "....", "####")
+HALF = mask("##..", "....", "....", "....")
+SALTIRE = np.eye(8, dtype=bool) | np.eye(8, dtype=bool)[::-1]  # a quarter of its image, and some of each quadrant
+
+
+@pytest.mark.parametrize(
+    ("term", "masks", "truth", "expected"),
+    [
+        # Object part 0.75 · 1 (the background is right), region part 0 (every block misses some): half of 0.75.
+        (SMeasure(), [[np.zeros_like(SALTIRE)]], [[SALTIRE]], 0.375),
+        (SMeasure(), [[]], [[SALTIRE]], 0.375),
+        (SMeasure(), [[TOP, BOTTOM]], [[TOP | BOTTOM]], 1.0),
+        (SMeasure(), [[TOP | BOTTOM]], [[TOP, BOTTOM]], 1.0),
+        # No common object in the first image: 1 - 4/16. The second is right. Mean over the group.
+        (SMeasure(), [[TOP], [TOP]], [[], [TOP]], 0.875),
+        (IoU(), [[HALF]], [[TOP]], 0.5),
+        (IoU(), [[HALF, BOTTOM]], [[TOP]], 0.25),
+        (IoU(), [[HALF], [TOP]], [[TOP], [TOP]], 0.75),
+        (IoU(), [[BLANK], [HALF], []], [[], [], [TOP]], 1 / 3),
+        (IASM(), [[BOTTOM, TOP]], [[TOP, BOTTOM]], 1.0),
+        (IASM(), [[TOP]], [[TOP, BOTTOM]], 0.5),
+        (IASM(), [[TOP, BOTTOM, BLANK, HALF]], [[TOP, BOTTOM]], 0.5),
+        (IASM(), [[BLANK]], [[DIAGONAL]], 0.0),
+        # Against an empty mask: a missed instance is the blank prediction above, a spurious one 1 minus its share.
+        (IASM(published=True), [[]], [[SALTIRE]], 0.375),
+        (IASM(published=True), [[np.zeros_like(SALTIRE)]], [[SALTIRE]], (0.375 + 1) / 2),
+        (IASM(published=True), [[TOP, HALF]], [[TOP]], (1 + 14 / 16) / 2),
+    ],
+)
+def test_values_by_hand(term: Term, masks: list, truth: list, expected: float) -> None:
+    assert term(transition(masks, truth)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_correctness_follows_the_task() -> None:
+    arguments = [[TOP, BLANK]], [[TOP]]
+    assert Correctness()(transition(*arguments, task="sod")) == 1
+    assert Correctness()(transition(*arguments, task="cosod")) == 1
+    assert Correctness()(transition(*arguments, task="sis")) == 0.5
+    assert Correctness(published=True)(transition(*arguments, task="sis")) == 1
+
+
+@pytest.mark.parametrize("term", [IASM, Correctness])
+def test_threshold_decides_what_is_matched(term: type) -> None:
+    half_right = transition([[HALF]], [[TOP]])  # IoU 0.5
+    assert term(threshold=0.5)(half_right) > 0.5
+    assert term(threshold=0.51)(half_right) == 0
+    assert term()(half_right) == term(threshold=0.1)(half_right)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_malformed_answer_earns_nothing_for_right_masks(term: Term) -> None:
+    assert term(transition([[TOP]], [[TOP]], text=MALFORMED)) == 0
+    assert term(transition([[TOP]], [[TOP]], text=WELL_FORMED)) == 1
+    assert term(transition([[TOP]], [[TOP]])) == 1  # the action is a mask
+
+
+def test_a_broken_think_block_leaves_the_masks_score() -> None:
+    assert IoU()(transition([[TOP]], [[TOP]], text=WELL_FORMED.removeprefix("<think>"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(WELL_FORMED, 1), (MALFORMED, 0.5), (WELL_FORMED.removeprefix("<think>"), 0.5), ("", 0)],
+)
+def test_format_has_two_halves(text: str, expected: float) -> None:
+    assert Format()(transition([[]], [[TOP]], text=text)) == expected
+
+
+def test_format_wants_a_text() -> None:
+    with pytest.raises(UserError, match="a-key"):
+        Format()(transition([[TOP]], [[TOP]]))
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_void_pixels_change_nothing(term: Term) -> None:
+    void = mask("....", "....", "####", "####")
+    right = transition([[TOP]], [[TOP]], [void])
+    assert term(right) == 1
+    assert term(transition([[TOP | BOTTOM]], [[TOP]], [void])) == 1
+    assert term(transition([[TOP]], [[TOP | BOTTOM]], [void])) == 1
+    assert term(transition([[TOP, BOTTOM]], [[TOP]], [void])) == 1
+    assert term(transition([[TOP]], [[TOP, BOTTOM]], [void])) == 1
+    assert term(transition([[TOP | BOTTOM]], [[TOP]], [BLANK])) < 1
+
+
+def test_void_leaves_an_empty_mask_that_was_predicted() -> None:
+    void = mask("....", "....", "....", "####")
+    assert IASM()(transition([[TOP, BLANK]], [[TOP]], [void])) == 0.5
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(
+    ("truth", "void", "text"),
+    [
+        ([[TOP, BLANK]], None, None),
+        ([[TOP]], [~BLANK], None),
+        ([[TOP, BLANK]], None, MALFORMED),
+        ([], None, None),
+    ],
+    ids=["empty mask", "all void", "empty mask, malformed answer", "no image"],
+)
+def test_a_sample_that_cannot_be_scored_is_named(term: Term, truth: list, void: list | None, text: str | None) -> None:
+    with pytest.raises(UserError, match="a-key"):
+        term(transition([[TOP] for _ in truth], truth, void, text=text))
+
+
+def test_iasm_wants_an_instance() -> None:
+    with pytest.raises(UserError, match="a-key.*no instance"):
+        IASM()(transition([[TOP]], [[]]))
+    with pytest.raises(UserError, match="a-key.*no instance"):
+        IASM()(transition([[TOP]], [[TOP]], [TOP]))
+
+
+@pytest.mark.parametrize("term", [*TERMS, Format()])
+def test_terms_survive_pickling(term: Term) -> None:
+    step = transition([[HALF]], [[TOP]], text=WELL_FORMED)
+    again = pickle.loads(pickle.dumps(term))
+    assert (again.name, again.range, again(step)) == (term.name, term.range, term(step))
+
+
+def test_names() -> None:
+    names = [term.name for term in (*TERMS, Format())]
+    assert names == ["s_measure", "iou", "iasm", "iasm_published", "correctness", "correctness", "format"]
+
+
+def test_input_is_left_alone() -> None:
+    step = transition([[HALF]], [[TOP, BOTTOM]], [DIAGONAL])
+    before = pickle.dumps(step)
+    for term in TERMS:
+        term(step)
+    assert pickle.dumps(step) == before
+
+
+class TestGaming:
+    """IASM as published pays for saying more; the strict form does not."""
+
+    truth = np.zeros((2, 64, 64), bool)
+    truth[0, 10:30, 10:30] = truth[1, 36:56, 36:56] = True
+    imprecise = np.roll(truth, (4, 4), axis=(1, 2))
+    specks = np.zeros((20, 64, 64), bool)
+    specks[np.arange(20), 62, np.arange(20) * 3] = specks[np.arange(20), 62, np.arange(20) * 3 + 1] = True
+    none = np.zeros((10, 64, 64), bool)
+
+    def earn(self, masks: np.ndarray, published: bool) -> float:
+        return IASM(published=published)(transition([list(masks)], [list(self.truth)]))
+
+    def test_published_pays_for_specks_and_for_empty_masks(self) -> None:
+        honest = self.earn(self.imprecise, published=True)
+        assert 0.6 < honest < 0.85
+        assert self.earn(np.concatenate([self.imprecise, self.specks]), published=True) > 0.95
+        assert self.earn(self.specks, published=True) > 0.9
+        assert self.earn(self.none, published=True) > 0.9
+        assert 0.4 < self.earn(self.none[:0], published=True) < 0.5
+
+    def test_strict_pays_for_neither(self) -> None:
+        honest = self.earn(self.imprecise, published=False)
+        assert honest == self.earn(self.imprecise, published=True)  # all is matched
+        padded = self.earn(np.concatenate([self.imprecise, self.specks]), published=False)
+        assert padded == pytest.approx(honest * 2 / 22)
+        for masks in (self.specks, self.none, self.none[:0]):
+            assert self.earn(masks, published=False) == 0
