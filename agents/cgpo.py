@@ -1,0 +1,731 @@
+"""Confidence-Guided Policy Optimization (CGPO) on TRL, usable in place of ``GRPOTrainer``.
+
+One answer a prompt. Its advantage is what the reward says less what the policy believed,
+``A = r - c`` (Saliency-R1, Eq. 13), with ``c`` the mean probability of the sampled tokens (Eq. 10), in PPO's clipped
+objective (Eq. 14). Supervised steps between the updates (Interleaved SFT Regularization, ISR, Eq. 15) take the place
+of the divergence from a reference model.
+
+Where the paper leaves a choice, and where we depart from it:
+
+- *Schedule.* Eq. 15 has one supervised step in every ``P``; the training details have two in every five. Both can be
+  said with ``isr_period`` and ``isr_sft_steps``; the default is the training details.
+- *Optimizer.* The supervised steps have an AdamW state of their own. The paper does not say. With one state for both,
+  the larger supervised gradients set the second moments and the policy updates shrink to nothing;
+  ``isr_shared_optimizer`` shows it.
+- *Learning rate of ISR.* Not stated; the default is the rate of the paper's supervised stage, 1e-6.
+- *Supervised loss.* Eq. 4 sums over tokens; we take the mean over the tokens of a batch, as is usual.
+- *Centring.* ``center_advantage`` subtracts the batch's mean advantage. This variant is OURS, not the paper's.
+
+The confidence comes from the log-probabilities of the sampling policy. When every answer is used for one update only,
+those are the loss's own, so a step costs one forward pass; otherwise TRL computes the old ones and they are used.
+
+References:
+    Li et al., Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided
+    Reinforcement Learning, Eq. 4 and 10 to 15 and Section 4.2.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+from trl.data_utils import is_conversational, prepare_multimodal_messages
+from trl.trainer.utils import RepeatSampler, pad
+
+from ..errors import UserError
+
+EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
+IGNORED_LABEL = -100
+STATE_NAME = "cgpo_state_{rank}.pt"
+# What the loss below does not do, by option name, with the one value that it does.
+SUPPORTED = {
+    "num_generations": 1,
+    "loss_type": "grpo",
+    "beta": 0.0,
+    "delta": None,
+    "importance_sampling_level": "token",
+    "multi_objective_aggregation": "sum_then_normalize",
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "off_policy_mask_threshold": None,
+    "use_vllm": False,
+}
+
+
+@dataclass
+class CGPOConfig(GRPOConfig):
+    """Settings of :class:`CGPOTrainer`: those of ``GRPOConfig``, with the paper's defaults, and the ones below.
+
+    Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused.
+
+    Args:
+        center_advantage: Subtract the mean advantage of each forward pass's batch, all devices together. OURS.
+        isr_period: Length ``P`` of the cycle of optimizer steps.
+        isr_sft_steps: How many steps are supervised, at the end of each cycle: 0 (no ISR) to ``isr_period`` (no RL).
+        isr_learning_rate: Constant learning rate of the supervised steps; the scheduler drives the policy's only.
+        isr_batch_size: Examples a device and forward pass in a supervised step (``gradient_accumulation_steps``
+            applies as ever); ``None`` means ``per_device_train_batch_size``.
+        isr_shared_optimizer: Use one AdamW state for both kinds of step.
+
+    Raises:
+        UserError: If a value is out of its range, or an option of ``GRPOConfig`` is not supported.
+    """
+
+    num_generations: int | None = field(
+        default=1, metadata={"help": "Answers a prompt. CGPO takes one."}
+    )
+    loss_type: str = field(
+        default="grpo",
+        metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
+    )
+    scale_rewards: str = field(
+        default="none", metadata={"help": "Without effect: CGPO has no groups."}
+    )
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of the policy updates."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    center_advantage: bool = field(
+        default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."}
+    )
+    isr_period: int = field(
+        default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."}
+    )
+    isr_sft_steps: int = field(
+        default=2, metadata={"help": "Supervised steps at the end of each cycle."}
+    )
+    isr_learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate of the supervised steps."}
+    )
+    isr_batch_size: int | None = field(
+        default=None, metadata={"help": "Examples a device in a supervised pass."}
+    )
+    isr_shared_optimizer: bool = field(
+        default=False, metadata={"help": "One optimizer state for both kinds."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, expected in SUPPORTED.items():
+            if getattr(self, name) != expected:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r}: CGPO supports only {expected!r}"
+                )
+        if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
+            raise UserError(
+                f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
+                "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
+            )
+        if self.isr_batch_size is not None and self.isr_batch_size < 1:
+            raise UserError(
+                f"isr_batch_size={self.isr_batch_size}: expected at least 1"
+            )
+        # The parent refuses one generation a prompt. Twice the batch at two a prompt passes exactly its checks.
+        sizes = (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "generation_batch_size",
+        )
+        self.num_generations = 2
+        for name in sizes:
+            setattr(self, name, getattr(self, name) and 2 * getattr(self, name))
+        super().__post_init__()
+        self.num_generations = 1
+        for name in sizes:
+            setattr(self, name, getattr(self, name) // 2)
+
+    def is_sft_step(self, global_step: int) -> bool:
+        """Return whether the optimizer step after ``global_step`` finished ones is supervised."""
+        return global_step % self.isr_period >= self.isr_period - self.isr_sft_steps
+
+
+def confidence(log_probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean probability of an answer's tokens (Eq. 10): not the exponential of the mean logarithm.
+
+    Args:
+        log_probabilities: (B, T) of the sampled tokens, at the sampling temperature.
+        mask: (B, T), 1 on the answer's tokens, its end token included.
+
+    Returns:
+        (B,) in [0, 1], without gradient; 0 where the mask is empty.
+    """
+    return masked_mean(log_probabilities.detach().exp(), mask)
+
+
+def clipped_objective(
+    log_ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    epsilon_low: float,
+    epsilon_high: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return PPO's clipped objective of each token (the inside of Eq. 14) and where clipping stops its gradient.
+
+    Args:
+        log_ratio: (B, T), log-probability under the policy less that under the sampling policy.
+        advantages: (B,), constant.
+        epsilon_low: The ratio is clipped from below at ``1 - epsilon_low``.
+        epsilon_high: The ratio is clipped from above at ``1 + epsilon_high``.
+
+    Returns:
+        The objective (B, T), to be maximised, and a bool (B, T).
+    """
+    advantages = advantages.unsqueeze(1)  # (B, 1)
+    ratio = log_ratio.exp()
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages
+    return torch.minimum(unclipped, clipped), clipped < unclipped
+
+
+def response_types(
+    rewards: torch.Tensor, confidences: torch.Tensor
+) -> dict[str, float]:
+    """Return the shares of the four response types of the paper's Fig. 4 in a batch.
+
+    A value is high if it is at or above the batch's 80 % quantile, low if at or below its 20 % quantile. The four shares
+    are of the answers that are extreme in both reward and confidence, so they sum to 1, as in the figure.
+
+    Args:
+        rewards: (B,); NaN (an answer that could not be scored) is left out.
+        confidences: (B,).
+
+    Returns:
+        ``hrhc``, ``hrlc``, ``lrhc``, ``lrlc`` (r: reward, c: confidence, h: high, l: low). NaN where no answer is
+        extreme in both, which includes a batch whose quantiles coincide.
+    """
+    scored = ~rewards.isnan()
+    sides = []
+    for values in (rewards[scored].float(), confidences[scored].float()):
+        if not len(values):
+            return dict.fromkeys(("hrhc", "hrlc", "lrhc", "lrlc"), float("nan"))
+        low, high = (
+            torch.quantile(values, EXTREME_SHARE),
+            torch.quantile(values, 1 - EXTREME_SHARE),
+        )
+        sides.append(((values >= high) & (high > low), (values <= low) & (high > low)))
+    counts = {
+        f"{reward_side}r{confidence_side}c": (sides[0][i] & sides[1][j]).sum().item()
+        for i, reward_side in enumerate("hl")
+        for j, confidence_side in enumerate("hl")
+    }
+    total = sum(counts.values())
+    return {
+        name: count / total if total else float("nan") for name, count in counts.items()
+    }
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean of ``values`` (B, T) over each row's ``mask`` (B, T): (B,), 0 where a row has none."""
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def vision_token_ids(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Return every token that a model reads as part of an image or a video, sorted.
+
+    A sampled one crashes the next forward pass, whose image features are then fewer than its image tokens. They are
+    found by name: the entries of the model's configuration and the special tokens of its tokenizer.
+    """
+    names = ("image", "video", "vision", "boi", "eoi")
+    ids = {
+        value
+        for key, value in config.to_dict().items()
+        if key.endswith(("_token_id", "_token_index"))
+        and key.startswith(names)
+        and isinstance(value, int)
+    }
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and any(name in token.content for name in names[:3]):
+            ids.add(token_id)
+    return sorted(ids)
+
+
+class InterleavedOptimizer(torch.optim.Optimizer):
+    """The policy's optimizer and ISR's over the same parameters; ``supervised`` says which one steps.
+
+    To the trainer this is one optimizer: the scheduler sees the policy's parameter groups, and a checkpoint holds both
+    states.
+
+    Args:
+        policy: The optimizer of the policy updates.
+        learning_rate: Constant rate of the supervised steps.
+        shared: Let the supervised steps use ``policy``'s state too, at their own rate.
+    """
+
+    def __init__(
+        self, policy: torch.optim.Optimizer, learning_rate: float, shared: bool
+    ) -> None:
+        self.policy = policy  # no super().__init__: groups and state are the policy's, as in accelerate's wrapper
+        self.learning_rate = learning_rate
+        self.supervised = False
+        self.isr = policy
+        if not shared:
+            groups = [
+                {**group, "params": list(group["params"]), "lr": learning_rate}
+                for group in policy.param_groups
+            ]
+            self.isr = type(policy)(groups)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the policy's parameter groups."""
+        return self.policy.param_groups
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:
+        """Return the policy's state."""
+        return self.policy.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the policy's defaults."""
+        return self.policy.defaults
+
+    def step(self, closure: Any = None) -> None:
+        """Step the optimizer whose turn it is."""
+        if not self.supervised:
+            self.policy.step(closure)
+            return
+        rates = [group["lr"] for group in self.isr.param_groups]
+        for group in self.isr.param_groups:
+            group["lr"] = self.learning_rate
+        self.isr.step(closure)
+        for group, rate in zip(self.isr.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, which both share."""
+        self.policy.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both states; a shared one once."""
+        states = {"policy": self.policy.state_dict()}
+        return (
+            states
+            if self.isr is self.policy
+            else {**states, "isr": self.isr.state_dict()}
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned.
+
+        Raises:
+            UserError: If the checkpoint's optimizer states are not of this form (``isr_shared_optimizer`` or
+                ``isr_sft_steps`` differ).
+        """
+        expected = set(self.state_dict())
+        if set(state_dict) != expected:
+            raise UserError(
+                f"optimizer of the checkpoint: it holds {', '.join(map(str, sorted(state_dict)))}, expected "
+                f"{', '.join(sorted(expected))} (were isr_sft_steps and isr_shared_optimizer the same?)"
+            )
+        self.policy.load_state_dict(state_dict["policy"])
+        if "isr" in expected:
+            self.isr.load_state_dict(state_dict["isr"])
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, whose order follows the epoch: a run resumed in its third epoch then reads the same prompts."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Seed the order of ``epoch`` (0-based; the first is TRL's)."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class CGPOTrainer(GRPOTrainer):
+    """Train a language model, or one that sees, by CGPO. Takes what ``GRPOTrainer`` takes, and ``isr_dataset``.
+
+    One optimizer step is one step of ``state.global_step``, whichever its kind. A supervised step generates nothing and
+    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. Rows of
+    ``train_dataset`` are read when answers to them are generated, and only then. The ISR examples of a step are drawn
+    by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers; a checkpoint holds what TRL's does
+    not: the step counter and the answers that are still to be used.
+
+    Logged beside TRL's own: ``cgpo/confidence``, ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers),
+    ``cgpo/share_hrhc``, ``_hrlc``, ``_lrhc``, ``_lrlc`` (see :func:`response_types`), ``clip_ratio/region_mean``,
+    ``entropy`` (means over tokens) and, on supervised steps, ``isr/loss``. The completions table has no advantages:
+    they are known only when the loss is computed.
+
+    Args:
+        model: As in ``GRPOTrainer``.
+        reward_funcs: As in ``GRPOTrainer``; the weighted sum is ``r`` and should lie in [0, 1], as ``c`` does.
+        args: A :class:`CGPOConfig`.
+        isr_dataset: Rows with ``prompt``, ``completion`` (a string, or one assistant message in a list; the tokenizer's
+            end token is appended) and, where there are images, ``images`` or ``image``.
+        **kwargs: As in ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
+
+    Raises:
+        UserError: If ISR is on and has no rows, rows without a needed column, or DeepSpeed or FSDP.
+    """
+
+    _tag_names: ClassVar = ["trl", "cgpo"]
+    _name = "CGPO"
+    _paper: ClassVar = {
+        "title": "Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided "
+        "Reinforcement Learning"
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: CGPOConfig | None = None,
+        isr_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = CGPOConfig("CGPO") if args is None else args
+        if args.isr_sft_steps:
+            _check_isr(args, isr_dataset)
+        self.isr_dataset = isr_dataset
+        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
+        suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
+        if suppressed:
+            self.generation_kwargs["suppress_tokens"] = sorted(suppressed)
+            self.generation_config.suppress_tokens = sorted(suppressed)
+
+    # Data: row numbers until a row is needed, and ISR's own batches.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return a loader of row numbers; what streams has none and is loaded as TRL does."""
+        if not isinstance(self.train_dataset, Dataset):
+            return super().get_train_dataloader()
+        return self._get_dataloader(
+            dataset=range(len(self.train_dataset)),
+            description="Training",
+            batch_size=self._train_batch_size * self.args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=1,
+            batch_size=self.args.generation_batch_size,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Return the batches of one optimizer step: of prompts, or of ISR rows in a supervised one."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._is_sft_step():
+            batches = self._isr_batches(len(batches))
+        return batches, items
+
+    def _isr_batches(self, count: int) -> list[list[dict[str, Any]]]:
+        size = self.args.isr_batch_size or self.args.per_device_train_batch_size
+        total = count * size * self.accelerator.num_processes
+        generator = np.random.default_rng((self.args.seed, self.state.global_step))
+        drawn = generator.choice(
+            len(self.isr_dataset), total, replace=total > len(self.isr_dataset)
+        )
+        first = count * size * self.accelerator.process_index
+        return [
+            _rows(self.isr_dataset, drawn[start : start + size])
+            for start in range(first, first + count * size, size)
+        ]
+
+    def _is_sft_step(self) -> bool:
+        return self.args.is_sft_step(self.state.global_step)
+
+    # One step.
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any
+    ) -> torch.Tensor:
+        """Run one forward and backward pass; a supervised one does not count among those that use answers up."""
+        supervised = self._is_sft_step()
+        if self.args.isr_sft_steps:
+            self._interleaved.supervised = supervised
+        if supervised:
+            return super(GRPOTrainer, self).training_step(
+                model, inputs, num_items_in_batch
+            )
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if self.model.training and self._is_sft_step():
+            return super(GRPOTrainer, self)._prepare_inputs(
+                self._sft_inputs(generation_batch)
+            )
+        return super()._prepare_inputs(generation_batch)
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        if isinstance(inputs[0], int):
+            inputs = _rows(self.train_dataset, inputs)
+        # Rows may be ISR's too; the parent would take a completion's format for the prompt's.
+        inputs = [
+            {name: value for name, value in row.items() if name != "completion"}
+            for row in inputs
+        ]
+        outputs = super()._generate_and_score_completions(inputs)
+        rewards_of_terms = self._rewards_of_terms  # (all devices' B, terms)
+        rewards = (
+            rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)
+        ).nansum(1)
+        rewards[rewards_of_terms.isnan().all(1)] = torch.nan
+        # The parent's advantages compare an answer with itself.
+        del outputs["advantages"]
+        self._logs["advantages"].extend([float("nan")] * len(rewards))
+        self._metrics["train" if self.model.training else "eval"].pop(
+            "frac_reward_zero_std"
+        )
+        start = self.accelerator.process_index * len(inputs)
+        return {**outputs, "rewards": rewards[start : start + len(inputs)]}
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        self._rewards_of_terms = super()._calculate_rewards(
+            inputs, prompts, completions, completion_ids_list
+        )
+        return self._rewards_of_terms
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if "labels" in inputs:
+            return self._sft_loss(model, inputs)
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
+        accepted = inspect.signature(self._get_per_token_logps_and_entropies).parameters
+        log_probabilities, entropies, router_loss = (
+            self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                compute_entropy=True,
+                compute_aux_loss=self.aux_loss_enabled,
+                **{name: value for name, value in inputs.items() if name in accepted},
+            )
+        )  # (B, T) each
+        old = inputs.get("old_per_token_logps")
+        # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
+        old = log_probabilities.detach() if old is None else old
+        confidences = confidence(old, mask)  # (B,)
+        advantages = self._advantages(inputs["rewards"], confidences)  # (B,)
+        objective, clipped = clipped_objective(
+            log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high
+        )
+        loss = -masked_mean(objective, mask).mean()
+        if router_loss is not None:
+            loss = loss + self.router_aux_loss_coef * router_loss
+        self._log_answers(inputs["rewards"], confidences, advantages)
+        self._log_tokens(
+            mask, {"entropy": entropies, "clip_ratio/region_mean": clipped}
+        )
+        return (
+            loss / self.current_gradient_accumulation_steps
+            if self.model.training
+            else loss
+        )
+
+    def _advantages(
+        self, rewards: torch.Tensor, confidences: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ``r - c`` (Eq. 13), centred if so set; 0 for an answer without a reward."""
+        advantages = rewards - confidences
+        if self.args.center_advantage:
+            advantages = advantages - self.accelerator.gather(advantages).nanmean()
+        return advantages.nan_to_num(nan=0.0)
+
+    # Supervised steps.
+
+    def _sft_inputs(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return model inputs with left-padded prompts and right-padded completions, and the latter as labels."""
+        prompts = [row["prompt"] for row in rows]
+        if self._is_vlm:
+            prompts = [
+                prepare_multimodal_messages(prompt, images=_images(row))
+                for prompt, row in zip(prompts, rows, strict=True)
+            ]
+        prompt_ids, _, fields = self._tokenize_prompts(prompts)
+        completion_ids = [self._completion_ids(row["completion"]) for row in rows]
+        ids, mask = self._padded(
+            prompt_ids, completion_ids, self._tokenizer.pad_token_id
+        )
+        labels = pad(
+            [torch.tensor(tokens) for tokens in completion_ids],
+            padding_value=IGNORED_LABEL,
+        )  # (B, T)
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        for name, values in fields.items():
+            if not isinstance(
+                values, torch.Tensor
+            ):  # token types, one list a prompt; a completion's are 0
+                values, _ = self._padded(
+                    values, [[0] * len(tokens) for tokens in completion_ids], 0
+                )
+            inputs[name] = values
+        return inputs
+
+    @staticmethod
+    def _padded(
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        value: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each prompt with its completion, padded on either side with ``value``, and the mask of the rest."""
+        sides = []
+        for rows, side in ((prompts, "left"), (completions, "right")):
+            tensors = [torch.tensor(row) for row in rows]
+            ones = [torch.ones_like(tensor) for tensor in tensors]
+            sides.append((pad(tensors, value, side), pad(ones, 0, side)))
+        ids, mask = (torch.cat(parts, dim=1) for parts in zip(*sides, strict=True))
+        return ids, mask
+
+    def _completion_ids(self, completion: str | list[dict[str, Any]]) -> list[int]:
+        if is_conversational({"completion": completion}):
+            content = completion[0]["content"]
+            completion = (
+                content
+                if isinstance(content, str)
+                else "".join(part["text"] for part in content)
+            )
+        ids = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
+        return [*ids, self._tokenizer.eos_token_id]
+
+    def _sft_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the cross-entropy of the completions (Eq. 4), a mean over tokens, at temperature 1."""
+        labels = inputs.pop("labels")  # (B, T)
+        with self.accelerator.autocast():
+            logits = model(
+                **inputs, logits_to_keep=labels.size(1) + 1, use_cache=False
+            ).logits[:, :-1]  # (B, T, V)
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL
+        )
+        self._metrics["train"]["isr/loss"].append(
+            self.accelerator.gather(loss.detach()).mean().item()
+        )
+        return loss / self.current_gradient_accumulation_steps
+
+    # Optimizer and checkpoints.
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the policy's optimizer and, with ISR, the one of the supervised steps beside it."""
+        optimizer = super().create_optimizer(model)
+        wrapped = getattr(
+            optimizer, "optimizer", optimizer
+        )  # accelerate's wrapper, when training is called again
+        if self.args.isr_sft_steps and not isinstance(wrapped, InterleavedOptimizer):
+            self._interleaved = InterleavedOptimizer(
+                optimizer, self.args.isr_learning_rate, self.args.isr_shared_optimizer
+            )
+            self.optimizer = self._interleaved
+        return self.optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        used_up = (
+            self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        )
+        state = {
+            "step": self._step,
+            "answers": None if used_up else self._buffered_inputs,
+        }
+        torch.save(
+            state,
+            os.path.join(
+                output_dir, STATE_NAME.format(rank=self.accelerator.process_index)
+            ),
+        )
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: Any = None
+    ) -> None:
+        # The Trainer compares names with the file's literally. Models that see are saved under their hub names, which
+        # differ, so it would go on with the weights it has and say so in a warning only.
+        if model is not None or not isinstance(self.model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            saved = type(self.model).from_pretrained(
+                resume_from_checkpoint, dtype=self.model.dtype
+            )
+            self.model.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = os.path.join(
+                checkpoint, STATE_NAME.format(rank=self.accelerator.process_index)
+            )
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"{path}: missing, so CGPO cannot resume from this checkpoint"
+                )
+            state = torch.load(
+                path, map_location=self.accelerator.device, weights_only=True
+            )
+            self._step, self._buffered_inputs = state["step"], state["answers"]
+
+    # Logs.
+
+    def _log_answers(
+        self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor
+    ) -> None:
+        gathered = self.accelerator.gather(
+            torch.stack([rewards, confidences, advantages], dim=1)
+        )
+        rewards, confidences, advantages = gathered.unbind(1)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["cgpo/confidence"].append(confidences.mean().item())
+        metrics["cgpo/advantage"].append(advantages.mean().item())
+        metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
+        for name, share in response_types(rewards, confidences).items():
+            metrics[f"cgpo/share_{name}"].append(share)
+
+    def _log_tokens(self, mask: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
+        sums = torch.stack(
+            [mask.sum(), *((value * mask).sum() for value in values.values())]
+        )
+        tokens, *totals = self.accelerator.reduce(
+            sums.float().detach(), reduction="sum"
+        ).tolist()
+        for name, total in zip(values, totals, strict=True):
+            self._metrics["train" if self.model.training else "eval"][name].append(
+                total / max(tokens, 1)
+            )
+
+
+def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
+    if dataset is None or not len(dataset):
+        raise UserError(
+            f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}"
+        )
+    missing = {"prompt", "completion"} - set(dataset[0])
+    if missing:
+        raise UserError(
+            f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}"
+        )
+    if args.deepspeed or args.fsdp:
+        raise UserError(
+            "isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps"
+        )
+
+
+def _rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+    indices = [int(index) for index in indices]
+    if hasattr(dataset, "__getitems__"):  # one call to a transform that may be batched
+        return dataset.__getitems__(indices)
+    return [dataset[index] for index in indices]
+
+
+def _images(row: dict[str, Any]) -> list[Any] | None:
+    if row.get("image") is not None:
+        return [row["image"]]
+    return row.get("images")

@@ -1,0 +1,198 @@
+"""Tiny models with random weights, made on the spot: the real classes at a small size, nothing to download."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+WORDS = (
+    "the",
+    "a",
+    "red",
+    "green",
+    "blue",
+    "cat",
+    "dog",
+    "cup",
+    "left",
+    "small",
+    "name",
+    "<answer>",
+    "</answer>",
+)
+SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+IMAGE_SIZE = 56  # pixels: 4 x 4 patches of 14, merged two by two, so four image tokens
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' }} "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> "
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_tokenizer():
+    """Return a fast word-level tokenizer; its vision tokens are named as Qwen's are."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *VISION, *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>", *VISION],
+        padding_side="left",
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+        },
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_text_model(tokenizer):
+    """Return a two-layer Qwen2 with random weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def make_processor(tokenizer):
+    """Return a Qwen2.5-VL processor whose images all become ``IMAGE_SIZE`` squares."""
+    from transformers import (
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    pixels = IMAGE_SIZE**2
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
+        video_processor=Qwen2VLVideoProcessor(min_pixels=pixels, max_pixels=pixels),
+        tokenizer=tokenizer,
+        chat_template=TEMPLATE,
+    )
+
+
+def make_vision_model(tokenizer):
+    """Return a Qwen2.5-VL with two text and two vision layers and random weights."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    ids = dict(zip(VISION, tokenizer.convert_tokens_to_ids(list(VISION)), strict=True))
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [2, 3, 3],
+                "rope_theta": 10000.0,
+            },
+            "tie_word_embeddings": True,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0, 1],
+        },
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        tie_word_embeddings=True,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def text_model(tokenizer):
+    return make_text_model(tokenizer)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return make_processor(tokenizer)
+
+
+@pytest.fixture
+def vision_model(tokenizer):
+    return make_vision_model(tokenizer)
+
+
+@pytest.fixture
+def text_rows():
+    """Twelve prompts of unequal length with the answer a supervised step would teach."""
+    colours = ("red", "green", "blue")
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [
+                    {
+                        "role": "user",
+                        "content": "name the "
+                        + "small " * (i % 4)
+                        + colours[i % 3]
+                        + " cat",
+                    }
+                ],
+                "completion": "<answer> a " + colours[i % 3] + " cat </answer>",
+            }
+            for i in range(12)
+        ]
+    )
+
+
+@pytest.fixture
+def image_rows(text_rows):
+    """The same rows, each with one image of plain noise."""
+    generator = np.random.default_rng(0)
+    images = [
+        Image.fromarray(
+            generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+        )
+        for _ in text_rows
+    ]
+    return Dataset.from_list(
+        [
+            {**row, "images": [image]}
+            for row, image in zip(text_rows, images, strict=True)
+        ]
+    )
