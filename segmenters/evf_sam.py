@@ -10,9 +10,11 @@ References:
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +23,22 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from .beit3 import Beit3, Beit3Config
+from .referring import ReferringSegmenter
+from .text import find_tokenizer, load_tokenizer, tokenize
+from .weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # of SAM, on the scale 0 to 255
+PIXEL_DEVIATION = (58.395, 57.12, 57.375)
+# SAM computes positions from this buffer in float32 whatever the precision of the weights.
+GAUSSIAN_MATRIX = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+# Some tools save these two constants of `Sam` with the weights.
+UNUSED_BUFFERS = ("visual_model.pixel_mean", "visual_model.pixel_std")
+EMBEDDED = Path(__file__).parent / "evf_sam_tiny"
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,8 @@ class SamConfig:
                 ),
                 iou_head_hidden_dim=self.iou_head_dim,
             ),
+            pixel_mean=list(PIXEL_MEAN),
+            pixel_std=list(PIXEL_DEVIATION),
         )
 
 
@@ -196,9 +215,8 @@ def sam_pixels(image: np.ndarray, size: int) -> Tensor:
     height, width = resized_size(image.shape[:2], size)
     resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     pixels = torch.from_numpy(resized).permute(2, 0, 1).float()
-    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
-    deviation = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
-    return F.pad((pixels - mean) / deviation, (0, size - width, 0, size - height))
+    pixels = (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_DEVIATION)[:, None, None]
+    return F.pad(pixels, (0, size - width, 0, size - height))
 
 
 def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
@@ -213,3 +231,144 @@ def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255.0
     pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", align_corners=False)[0]
     return (pixels - 0.5) / 0.5
+
+
+class EvfSamSegmenter(ReferringSegmenter):
+    """EVF-SAM behind the contract of referring segmenters.
+
+    Args:
+        checkpoint: A folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, whole or in
+            shards) and a tokenizer (``tokenizer.json``, ``sentencepiece.bpe.model`` or ``beit3.spm``): a download of
+            ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
+            unless it lies beside, is then the published one.
+        tokenizer: The tokenizer's file or folder, where it is not beside the weights.
+        device, dtype, batch_size: See `ReferringSegmenter`.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.
+            What concerns the weights' content is found at first use.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 4,
+    ) -> None:
+        super().__init__(device, dtype, batch_size)
+        if checkpoint is None:
+            raise UserError(
+                "segmenter 'evf_sam' needs checkpoint=PATH: a folder like evf-sam-multitask, or its weights"
+            )
+        path = Path(checkpoint).expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint: expected a folder or a file of weights")
+        self.weights_file = path if path.is_file() else find_weights(path)
+        self.config = read_config(self.weights_file.parent / "config.json", optional=path.is_file())
+        self.tokenizer_file = find_tokenizer(Path(tokenizer).expanduser() if tokenizer else self.weights_file.parent)
+
+    @property
+    def input_size(self) -> int:
+        """Return the side of SAM's square input, pixels."""
+        return self.config.sam.image_size
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer; the first call loads it."""
+        return load_tokenizer(self.tokenizer_file, self.config.beit3.vocabulary_size)
+
+    def _load(self) -> EvfSam:
+        return load_model(self.config, self.weights_file, self.dtype)
+
+    def _identity(self) -> tuple[str, list[Path]]:
+        return json.dumps(self.config.to_dict()), [*weight_files(self.weights_file), self.tokenizer_file]
+
+    def _encode(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        sam = torch.stack([sam_pixels(image, self.config.sam.image_size) for image in images])
+        beit3 = torch.stack([beit3_pixels(image, self.config.beit3.image_size) for image in images])
+        return self.network.encode_images(sam.to(self.device, self.dtype)), beit3.to(self.device, self.dtype)
+
+    def _decode(self, encoded: tuple[Tensor, Tensor], phrases: list[str], image_index: Tensor) -> Tensor:
+        embeddings, pixels = encoded
+        ids, padding = tokenize(self.tokenizer, phrases, self.config.beit3.max_text_tokens)
+        prompts = self.network.embed_prompts(pixels, ids.to(self.device), padding.to(self.device), image_index)
+        return self.network.decode(embeddings, prompts, image_index)
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.network.resize(logits, size)
+
+
+def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
+    """Return the embedded EVF-SAM, trained on the procedural scenes; it needs no download.
+
+    Raises:
+        UserError: If the package was installed without its weights.
+    """
+    if not EMBEDDED.is_dir():
+        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretrain.py")
+    return EvfSamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
+    """Read ``config.json``: our own, or that of a published checkpoint.
+
+    Args:
+        file: The file.
+        optional: Whether a missing file means the published sizes.
+
+    Raises:
+        UserError: If the file is missing or cannot be read, or asks for parts that are not implemented.
+    """
+    if optional and not file.exists():
+        return EvfSamConfig.official()
+    try:
+        values = json.loads(file.read_text())
+        if "beit3" in values:
+            return EvfSamConfig.from_dict(values)
+        scales = values.get("sam_scale", "huge"), values.get("mm_extractor_scale", "large")
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file: expected the config of an EVF-SAM") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: cannot be read as the config of an EVF-SAM: {error}") from error
+    if scales != ("huge", "large"):
+        raise UserError(f"{file}: sam_scale and mm_extractor_scale are {scales}: expected ('huge', 'large')")
+    return EvfSamConfig.official()
+
+
+def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = torch.float32) -> EvfSam:
+    """Return the network with the given weights, on the CPU; nothing is initialised twice.
+
+    Raises:
+        UserError: If the weights cannot be read or do not fit the config.
+    """
+    state = read_state(weights_file)
+    state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
+    with torch.device("meta"):
+        model = EvfSam(config)
+    load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
+    sam = model.visual_model
+    sam.pixel_mean = torch.tensor(PIXEL_MEAN)[:, None, None]  # not in the state dict, so still without values
+    sam.pixel_std = torch.tensor(PIXEL_DEVIATION)[:, None, None]
+    return model
+
+
+def save_checkpoint(
+    folder: str | Path, model: EvfSam, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder that `EvfSamSegmenter` loads: ``config.json``, ``model.safetensors`` and the tokenizer.
+
+    Args:
+        folder: Made if need be; files of an earlier checkpoint are replaced.
+        model: The network.
+        tokenizer: Saved as ``tokenizer.json``.
+        dtype: How weights are stored; ``torch.float16`` halves the file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(tokenizer.backend_tokenizer.to_str(pretty=True), folder / "tokenizer.json")
+    write_state(
+        {name: value.detach().to(dtype) for name, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", folder / "config.json")

@@ -1,0 +1,146 @@
+"""Phrases for referring segmenters: one spelling of the prefix, and the tokenizers that sit beside the weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SEMANTIC = "[semantic]"
+SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0 to 3
+SENTENCEPIECE_NAMES = ("sentencepiece.bpe.model", "beit3.spm")
+
+
+def split_semantic(phrase: str) -> tuple[bool, str]:
+    """Return whether a phrase asks for all regions of a class, and the phrase without that prefix.
+
+    Whitespace is made uniform: every run of it counts as one space.
+
+    Example:
+        >>> split_semantic("[semantic]  yellow  ducks ")
+        (True, 'yellow ducks')
+        >>> split_semantic("a duck on the left")
+        (False, 'a duck on the left')
+    """
+    words = " ".join(phrase.split())
+    if words.startswith(SEMANTIC):
+        return True, words[len(SEMANTIC) :].lstrip()
+    return False, words
+
+
+def uniform_phrase(phrase: str) -> str:
+    """Return the phrase with uniform whitespace and exactly one space after ``[semantic]``.
+
+    The multitask checkpoint was trained with that one space; answers may leave it out.
+
+    Example:
+        >>> uniform_phrase("[semantic]yellow ducks")
+        '[semantic] yellow ducks'
+    """
+    semantic, words = split_semantic(phrase)
+    return f"{SEMANTIC} {words}" if semantic else words
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str], max_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids int64 (P, T) and padding mask bool (P, T), True at padding, of ``<s> … </s>`` sequences.
+
+    Args:
+        tokenizer: What `load_tokenizer` or `word_tokenizer` returned.
+        phrases: P strings; the empty string is legal.
+        max_tokens: Longer phrases, which only a model gone astray writes, are cut here; ``</s>`` stays.
+    """
+    batch = tokenizer(
+        list(phrases), padding=True, padding_side="right", truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    return batch["input_ids"], batch["attention_mask"] == 0
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Build a tokenizer whose vocabulary is the given words, for models with a small language of their own.
+
+    Text is lower-cased and split at whitespace and punctuation; ``save_pretrained`` writes a ``tokenizer.json``.
+
+    Args:
+        words: Words or whole phrases, in any order; what they fall into, sorted, is the vocabulary.
+
+    Example:
+        >>> tokenizer = word_tokenizer(["[semantic] red dog"])
+        >>> tokenizer("Red dog!").input_ids
+        [0, 7, 6, 3, 2]
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    splitter = pre_tokenizers.Whitespace()
+    pieces = sorted({piece for text in words for piece, _ in splitter.pre_tokenize_str(text.lower())})
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *pieces])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+
+
+def find_tokenizer(path: Path) -> Path:
+    """Return the tokenizer file at ``path``: the file itself, or the one in that folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if path.is_file():
+        return path
+    names = ("tokenizer.json", *SENTENCEPIECE_NAMES)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: no tokenizer there: expected one of {', '.join(names)}")
+
+
+def load_tokenizer(file: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """Load a tokenizer: ``tokenizer.json``, or the SentencePiece model of BEiT-3 under any name.
+
+    Args:
+        file: What `find_tokenizer` returned.
+        vocabulary_size: Rows of the model's word embedding.
+
+    Raises:
+        UserError: If the file cannot be read, its special tokens are not 0 to 3, or it has more ids than rows.
+    """
+    try:
+        tokenizer = _read_json(file) if file.suffix == ".json" else _read_sentencepiece(file)
+    # The libraries below raise plain Exception for a broken file, so nothing narrower will do.
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
+    special = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values()))
+    if special != [0, 1, 2, 3]:
+        raise UserError(f"{file}: <s>, <pad>, </s>, <unk> have ids {special}: expected [0, 1, 2, 3]")
+    if len(tokenizer) > vocabulary_size:
+        raise UserError(f"{file}: has {len(tokenizer)} ids, but the model has rows for {vocabulary_size}")
+    return tokenizer
+
+
+def _read_json(file: Path) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(file)), **SPECIAL_TOKENS)
+
+
+def _read_sentencepiece(file: Path) -> PreTrainedTokenizerBase:
+    # Given the file itself, transformers 5 yields a tokenizer that knows no word, without complaint. Only a folder
+    # that holds it under the expected name is converted.
+    from transformers import XLMRobertaTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / SENTENCEPIECE_NAMES[0]).symlink_to(file.resolve())
+        return XLMRobertaTokenizer.from_pretrained(folder)

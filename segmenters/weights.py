@@ -1,0 +1,138 @@
+"""State dicts on disk: safetensors or PyTorch files, whole or in shards, read and loaded strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+NAMES_SHOWN = 3
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the weights file, or the index of the shards, in a folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no weights there: expected one of {', '.join(WEIGHT_NAMES)}")
+
+
+def weight_files(file: Path) -> list[Path]:
+    """Return the files that hold tensors: the file itself, or the shards that an index names.
+
+    Raises:
+        UserError: If the file or a shard is missing, or the index cannot be read.
+    """
+    shards = [file]
+    if file.suffix == ".json":
+        try:
+            names = json.loads(file.read_text())["weight_map"].values()
+            shards = [file.parent / name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}: cannot be read as an index of weights: expected a 'weight_map'") from error
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{shard}: no such file of weights")
+    return shards
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Read a state dict onto the CPU without running anything stored in it.
+
+    Args:
+        file: ``.safetensors``, a file of ``torch.save``, or an index (``.json``) of either.
+
+    Raises:
+        UserError: If a file is missing or cannot be read.
+    """
+    state: dict[str, Tensor] = {}
+    for shard in weight_files(file):
+        state.update(_read_file(shard))
+    return state
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: cannot be read as weights: {reason}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{file}: holds a {type(state).__name__}: expected names and tensors only")
+    return dict(state)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path, ignore: Sequence[str] = ()) -> None:
+    """Load a state dict into a module, whose parameters become the given tensors, or refuse it whole.
+
+    Args:
+        module: May be on the meta device.
+        state: Names and tensors.
+        source: Named in the error.
+        ignore: Names that may be there without a use.
+
+    Raises:
+        UserError: If names are missing, unexpected, or have another shape; it shows the first few of each.
+    """
+    expected = module.state_dict()
+    state = {name: value for name, value in state.items() if name not in ignore or name in expected}
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    refuse_mismatch(
+        source,
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
+        misshaped=misshaped,
+    )
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:
+    """Raise one UserError that counts each kind of problem and shows its first few names; nothing if there is none."""
+    parts = []
+    for kind, names in problems.items():
+        if names:
+            more = ", …" if len(names) > NAMES_SHOWN else ""
+            parts.append(f"{len(names)} {kind} ({', '.join(names[:NAMES_SHOWN])}{more})")
+    if parts:
+        raise UserError(f"{source}: does not fit the model: {'; '.join(parts)}")
+
+
+def write_state(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write a state dict as safetensors, under a temporary name first."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    save_file({name: value.contiguous().cpu() for name, value in state.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, file)
+
+
+def write_text(text: str, file: Path) -> None:
+    """Write a text file, under a temporary name first."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
