@@ -1,0 +1,123 @@
+"""Check a data set: read every sample and list every fault by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from . import make
+from .coco import find_annotations
+from .images import DataFault
+from .layout import find_pairs, split_in_name
+from .sample import SPLITS, Sample
+
+COUNTED = ("samples", "images", "instances")
+FORMATS = ("folder", "coco", "groups")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+        data: Name of the reader.
+        root: The data set's folder.
+        task: ``sod``, ``sis`` or ``cosod``.
+        counts: For each split, and ``unlisted`` where lists leave samples out: the ``samples`` there are and, in
+            those without fault, the ``images`` and ``instances`` (mask rows).
+        faults: What makes a file unusable, one line each.
+        notes: What may be meant so, one line each.
+    """
+
+    data: str
+    root: str
+    task: str
+    counts: dict[str, dict[str, int]]
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON's types."""
+        total = {name: sum(row[name] for row in self.counts.values()) for name in COUNTED}
+        return {
+            "data": self.data,
+            "root": self.root,
+            "task": self.task,
+            "counts": {**self.counts, "total": total},
+            "faults": list(self.faults),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        rows = [f"{'split':<12}" + "".join(f"{name:>11}" for name in COUNTED)]
+        for split, row in self.as_dict()["counts"].items():
+            rows.append(f"{split:<12}" + "".join(f"{row[name]:>11,}" for name in COUNTED))
+        verdict = "no faults" if self.ok else f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
+        lines = [f"data={self.data} task={self.task} data.root={self.root}", "", *rows, ""]
+        lines += [f"note   {note}" for note in self.notes] + [f"fault  {fault}" for fault in self.faults]
+        return "\n".join([*lines, verdict])
+
+
+def check(name: str | None, root: str | Path, task: str | None = None, **arguments: Any) -> Report:
+    """Read every sample of every split and report every fault, without stopping at the first.
+
+    Args:
+        name: ``folder``, ``coco`` or ``groups``; None, or ``auto``, to tell from what lies in the folder.
+        root: The data set's folder.
+        task: As the reader takes it; None for the reader's default.
+        **arguments: Other arguments of the reader.
+
+    Raises:
+        UserError: If an argument cannot be used, such as a root that is no folder.
+    """
+    if name in (None, "auto"):
+        name = detect(root)
+    if name not in FORMATS:
+        raise UserError(f"data={name}: expected one of {', '.join(FORMATS)} to check a folder")
+    given = {} if task is None else {"task": task}
+    reader = make(name, root=root, split="all", strict=False, **given, **arguments)
+    counts = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
+    faults, notes = list(reader.faults), list(reader.notes)
+    for index in tqdm(range(len(reader)), desc=f"check {Path(root).name}", unit="sample", disable=None):
+        row = counts.setdefault(reader.splits[index] or "unlisted", dict.fromkeys(COUNTED, 0))
+        row["samples"] += 1
+        try:
+            sample = reader[index]
+        except DataFault as error:
+            faults += error.faults
+            continue
+        row["images"] += len(sample.images)
+        row["instances"] += sum(len(masks) for masks in sample.masks)
+        notes += _empty_masks(reader, index, sample)
+    notes += [f"no sample is in split {split}" for split in SPLITS if not counts[split]["samples"]]
+    return Report(name, str(root), reader.task, counts, tuple(faults), tuple(notes))
+
+
+def detect(root: str | Path) -> str:
+    """Return the reader for a folder: ``coco`` where such JSON lies, ``groups`` where photos lie in several folders
+    that are not splits, else ``folder``.
+
+    Raises:
+        UserError: If several JSON files or folders could be meant.
+    """
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        return "folder"  # which says what is wrong with the root
+    if find_annotations(path):
+        return "coco"
+    parents = {PurePosixPath(pair.key).parent for pair in find_pairs(path)[0]}
+    return "groups" if len(parents) > 1 and not all(split_in_name(parent.name) for parent in parents) else "folder"
+
+
+def _empty_masks(reader: Any, index: int, sample: Sample) -> list[str]:
+    """Return a note for each photo without mask row: only groups have such photos."""
+    empty = [number for number, masks in enumerate(sample.masks) if not len(masks)]
+    return [f"{reader.pairs(index)[number].mask}: an empty mask, a photo without the common object" for number in empty]
