@@ -67,10 +67,10 @@ register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
 
 __all__ = [
+    "IASM",
     "Answer",
     "Correctness",
     "Format",
-    "IASM",
     "IoU",
     "MaskTerm",
     "Reward",
