@@ -82,54 +82,32 @@ class CGPOConfig(GRPOConfig):
         UserError: If a value is out of its range, or an option of ``GRPOConfig`` is not supported.
     """
 
-    num_generations: int | None = field(
-        default=1, metadata={"help": "Answers a prompt. CGPO takes one."}
-    )
+    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt. CGPO takes one."})
     loss_type: str = field(
         default="grpo",
         metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
     )
-    scale_rewards: str = field(
-        default="none", metadata={"help": "Without effect: CGPO has no groups."}
-    )
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Learning rate of the policy updates."}
-    )
+    scale_rewards: str = field(default="none", metadata={"help": "Without effect: CGPO has no groups."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    center_advantage: bool = field(
-        default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."}
-    )
-    isr_period: int = field(
-        default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."}
-    )
-    isr_sft_steps: int = field(
-        default=2, metadata={"help": "Supervised steps at the end of each cycle."}
-    )
-    isr_learning_rate: float = field(
-        default=1e-6, metadata={"help": "Learning rate of the supervised steps."}
-    )
-    isr_batch_size: int | None = field(
-        default=None, metadata={"help": "Examples a device in a supervised pass."}
-    )
-    isr_shared_optimizer: bool = field(
-        default=False, metadata={"help": "One optimizer state for both kinds."}
-    )
+    center_advantage: bool = field(default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."})
+    isr_period: int = field(default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."})
+    isr_sft_steps: int = field(default=2, metadata={"help": "Supervised steps at the end of each cycle."})
+    isr_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the supervised steps."})
+    isr_batch_size: int | None = field(default=None, metadata={"help": "Examples a device in a supervised pass."})
+    isr_shared_optimizer: bool = field(default=False, metadata={"help": "One optimizer state for both kinds."})
 
     def __post_init__(self) -> None:
         for name, expected in SUPPORTED.items():
             if getattr(self, name) != expected:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r}: CGPO supports only {expected!r}"
-                )
+                raise UserError(f"{name}={getattr(self, name)!r}: CGPO supports only {expected!r}")
         if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
             raise UserError(
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
         if self.isr_batch_size is not None and self.isr_batch_size < 1:
-            raise UserError(
-                f"isr_batch_size={self.isr_batch_size}: expected at least 1"
-            )
+            raise UserError(f"isr_batch_size={self.isr_batch_size}: expected at least 1")
         # The parent refuses one generation a prompt. Twice the batch at two a prompt passes exactly its checks.
         sizes = (
             "per_device_train_batch_size",
@@ -186,9 +164,7 @@ def clipped_objective(
     return torch.minimum(unclipped, clipped), clipped < unclipped
 
 
-def response_types(
-    rewards: torch.Tensor, confidences: torch.Tensor
-) -> dict[str, float]:
+def response_types(rewards: torch.Tensor, confidences: torch.Tensor) -> dict[str, float]:
     """Return the shares of the four response types of the paper's Fig. 4 in a batch.
 
     A value is high if it is at or above the batch's 80 % quantile, low if at or below its 20 % quantile. The four shares
@@ -218,9 +194,7 @@ def response_types(
         for j, confidence_side in enumerate("hl")
     }
     total = sum(counts.values())
-    return {
-        name: count / total if total else float("nan") for name, count in counts.items()
-    }
+    return {name: count / total if total else float("nan") for name, count in counts.items()}
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -228,9 +202,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def vision_token_ids(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
+def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return every token that a model reads as part of an image or a video, sorted.
 
     A sampled one crashes the next forward pass, whose image features are then fewer than its image tokens. They are
@@ -240,9 +212,7 @@ def vision_token_ids(
     ids = {
         value
         for key, value in config.to_dict().items()
-        if key.endswith(("_token_id", "_token_index"))
-        and key.startswith(names)
-        and isinstance(value, int)
+        if key.endswith(("_token_id", "_token_index")) and key.startswith(names) and isinstance(value, int)
     }
     for token_id, token in tokenizer.added_tokens_decoder.items():
         if token.special and any(name in token.content for name in names[:3]):
@@ -262,18 +232,13 @@ class InterleavedOptimizer(torch.optim.Optimizer):
         shared: Let the supervised steps use ``policy``'s state too, at their own rate.
     """
 
-    def __init__(
-        self, policy: torch.optim.Optimizer, learning_rate: float, shared: bool
-    ) -> None:
+    def __init__(self, policy: torch.optim.Optimizer, learning_rate: float, shared: bool) -> None:
         self.policy = policy  # no super().__init__: groups and state are the policy's, as in accelerate's wrapper
         self.learning_rate = learning_rate
         self.supervised = False
         self.isr = policy
         if not shared:
-            groups = [
-                {**group, "params": list(group["params"]), "lr": learning_rate}
-                for group in policy.param_groups
-            ]
+            groups = [{**group, "params": list(group["params"]), "lr": learning_rate} for group in policy.param_groups]
             self.isr = type(policy)(groups)
 
     @property
@@ -310,11 +275,7 @@ class InterleavedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return both states; a shared one once."""
         states = {"policy": self.policy.state_dict()}
-        return (
-            states
-            if self.isr is self.policy
-            else {**states, "isr": self.isr.state_dict()}
-        )
+        return states if self.isr is self.policy else {**states, "isr": self.isr.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned.
@@ -419,9 +380,7 @@ class CGPOTrainer(GRPOTrainer):
             seed=self.args.seed,
         )
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list, Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return the batches of one optimizer step: of prompts, or of ISR rows in a supervised one."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._is_sft_step():
@@ -432,13 +391,10 @@ class CGPOTrainer(GRPOTrainer):
         size = self.args.isr_batch_size or self.args.per_device_train_batch_size
         total = count * size * self.accelerator.num_processes
         generator = np.random.default_rng((self.args.seed, self.state.global_step))
-        drawn = generator.choice(
-            len(self.isr_dataset), total, replace=total > len(self.isr_dataset)
-        )
+        drawn = generator.choice(len(self.isr_dataset), total, replace=total > len(self.isr_dataset))
         first = count * size * self.accelerator.process_index
         return [
-            _rows(self.isr_dataset, drawn[start : start + size])
-            for start in range(first, first + count * size, size)
+            _rows(self.isr_dataset, drawn[start : start + size]) for start in range(first, first + count * size, size)
         ]
 
     def _is_sft_step(self) -> bool:
@@ -446,55 +402,38 @@ class CGPOTrainer(GRPOTrainer):
 
     # One step.
 
-    def training_step(
-        self, model: Any, inputs: Any, num_items_in_batch: Any
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         """Run one forward and backward pass; a supervised one does not count among those that use answers up."""
         supervised = self._is_sft_step()
         if self.args.isr_sft_steps:
             self._interleaved.supervised = supervised
         if supervised:
-            return super(GRPOTrainer, self).training_step(
-                model, inputs, num_items_in_batch
-            )
+            return super(GRPOTrainer, self).training_step(model, inputs, num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if self.model.training and self._is_sft_step():
-            return super(GRPOTrainer, self)._prepare_inputs(
-                self._sft_inputs(generation_batch)
-            )
+            return super(GRPOTrainer, self)._prepare_inputs(self._sft_inputs(generation_batch))
         return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         if isinstance(inputs[0], int):
             inputs = _rows(self.train_dataset, inputs)
         # Rows may be ISR's too; the parent would take a completion's format for the prompt's.
-        inputs = [
-            {name: value for name, value in row.items() if name != "completion"}
-            for row in inputs
-        ]
+        inputs = [{name: value for name, value in row.items() if name != "completion"} for row in inputs]
         outputs = super()._generate_and_score_completions(inputs)
         rewards_of_terms = self._rewards_of_terms  # (all devices' B, terms)
-        rewards = (
-            rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)
-        ).nansum(1)
+        rewards = (rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)).nansum(1)
         rewards[rewards_of_terms.isnan().all(1)] = torch.nan
         # The parent's advantages compare an answer with itself.
         del outputs["advantages"]
         self._logs["advantages"].extend([float("nan")] * len(rewards))
-        self._metrics["train" if self.model.training else "eval"].pop(
-            "frac_reward_zero_std"
-        )
+        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std")
         start = self.accelerator.process_index * len(inputs)
         return {**outputs, "rewards": rewards[start : start + len(inputs)]}
 
-    def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> torch.Tensor:
-        self._rewards_of_terms = super()._calculate_rewards(
-            inputs, prompts, completions, completion_ids_list
-        )
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        self._rewards_of_terms = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards_of_terms
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -502,41 +441,29 @@ class CGPOTrainer(GRPOTrainer):
             return self._sft_loss(model, inputs)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
         accepted = inspect.signature(self._get_per_token_logps_and_entropies).parameters
-        log_probabilities, entropies, router_loss = (
-            self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                inputs["completion_ids"].size(1),
-                compute_entropy=True,
-                compute_aux_loss=self.aux_loss_enabled,
-                **{name: value for name, value in inputs.items() if name in accepted},
-            )
+        log_probabilities, entropies, router_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: value for name, value in inputs.items() if name in accepted},
         )  # (B, T) each
         old = inputs.get("old_per_token_logps")
         # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
         old = log_probabilities.detach() if old is None else old
         confidences = confidence(old, mask)  # (B,)
         advantages = self._advantages(inputs["rewards"], confidences)  # (B,)
-        objective, clipped = clipped_objective(
-            log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high
-        )
+        objective, clipped = clipped_objective(log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high)
         loss = -masked_mean(objective, mask).mean()
         if router_loss is not None:
             loss = loss + self.router_aux_loss_coef * router_loss
         self._log_answers(inputs["rewards"], confidences, advantages)
-        self._log_tokens(
-            mask, {"entropy": entropies, "clip_ratio/region_mean": clipped}
-        )
-        return (
-            loss / self.current_gradient_accumulation_steps
-            if self.model.training
-            else loss
-        )
+        self._log_tokens(mask, {"entropy": entropies, "clip_ratio/region_mean": clipped})
+        return loss / self.current_gradient_accumulation_steps if self.model.training else loss
 
-    def _advantages(
-        self, rewards: torch.Tensor, confidences: torch.Tensor
-    ) -> torch.Tensor:
+    def _advantages(self, rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
         """Return ``r - c`` (Eq. 13), centred if so set; 0 for an answer without a reward."""
         advantages = rewards - confidences
         if self.args.center_advantage:
@@ -555,21 +482,15 @@ class CGPOTrainer(GRPOTrainer):
             ]
         prompt_ids, _, fields = self._tokenize_prompts(prompts)
         completion_ids = [self._completion_ids(row["completion"]) for row in rows]
-        ids, mask = self._padded(
-            prompt_ids, completion_ids, self._tokenizer.pad_token_id
-        )
+        ids, mask = self._padded(prompt_ids, completion_ids, self._tokenizer.pad_token_id)
         labels = pad(
             [torch.tensor(tokens) for tokens in completion_ids],
             padding_value=IGNORED_LABEL,
         )  # (B, T)
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         for name, values in fields.items():
-            if not isinstance(
-                values, torch.Tensor
-            ):  # token types, one list a prompt; a completion's are 0
-                values, _ = self._padded(
-                    values, [[0] * len(tokens) for tokens in completion_ids], 0
-                )
+            if not isinstance(values, torch.Tensor):  # token types, one list a prompt; a completion's are 0
+                values, _ = self._padded(values, [[0] * len(tokens) for tokens in completion_ids], 0)
             inputs[name] = values
         return inputs
 
@@ -591,11 +512,7 @@ class CGPOTrainer(GRPOTrainer):
     def _completion_ids(self, completion: str | list[dict[str, Any]]) -> list[int]:
         if is_conversational({"completion": completion}):
             content = completion[0]["content"]
-            completion = (
-                content
-                if isinstance(content, str)
-                else "".join(part["text"] for part in content)
-            )
+            completion = content if isinstance(content, str) else "".join(part["text"] for part in content)
         ids = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
@@ -603,15 +520,9 @@ class CGPOTrainer(GRPOTrainer):
         """Return the cross-entropy of the completions (Eq. 4), a mean over tokens, at temperature 1."""
         labels = inputs.pop("labels")  # (B, T)
         with self.accelerator.autocast():
-            logits = model(
-                **inputs, logits_to_keep=labels.size(1) + 1, use_cache=False
-            ).logits[:, :-1]  # (B, T, V)
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL
-        )
-        self._metrics["train"]["isr/loss"].append(
-            self.accelerator.gather(loss.detach()).mean().item()
-        )
+            logits = model(**inputs, logits_to_keep=labels.size(1) + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL)
+        self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss / self.current_gradient_accumulation_steps
 
     # Optimizer and checkpoints.
@@ -619,9 +530,7 @@ class CGPOTrainer(GRPOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the policy's optimizer and, with ISR, the one of the supervised steps beside it."""
         optimizer = super().create_optimizer(model)
-        wrapped = getattr(
-            optimizer, "optimizer", optimizer
-        )  # accelerate's wrapper, when training is called again
+        wrapped = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper, when training is called again
         if self.args.isr_sft_steps and not isinstance(wrapped, InterleavedOptimizer):
             self._interleaved = InterleavedOptimizer(
                 optimizer, self.args.isr_learning_rate, self.args.isr_shared_optimizer
@@ -631,56 +540,38 @@ class CGPOTrainer(GRPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        used_up = (
-            self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        )
+        used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         state = {
             "step": self._step,
             "answers": None if used_up else self._buffered_inputs,
         }
         torch.save(
             state,
-            os.path.join(
-                output_dir, STATE_NAME.format(rank=self.accelerator.process_index)
-            ),
+            os.path.join(output_dir, STATE_NAME.format(rank=self.accelerator.process_index)),
         )
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: Any = None
-    ) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The Trainer compares names with the file's literally. Models that see are saved under their hub names, which
         # differ, so it would go on with the weights it has and say so in a warning only.
         if model is not None or not isinstance(self.model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            saved = type(self.model).from_pretrained(
-                resume_from_checkpoint, dtype=self.model.dtype
-            )
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            path = os.path.join(
-                checkpoint, STATE_NAME.format(rank=self.accelerator.process_index)
-            )
+            path = os.path.join(checkpoint, STATE_NAME.format(rank=self.accelerator.process_index))
             if not os.path.isfile(path):
-                raise UserError(
-                    f"{path}: missing, so CGPO cannot resume from this checkpoint"
-                )
-            state = torch.load(
-                path, map_location=self.accelerator.device, weights_only=True
-            )
+                raise UserError(f"{path}: missing, so CGPO cannot resume from this checkpoint")
+            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._step, self._buffered_inputs = state["step"], state["answers"]
 
     # Logs.
 
-    def _log_answers(
-        self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor
-    ) -> None:
-        gathered = self.accelerator.gather(
-            torch.stack([rewards, confidences, advantages], dim=1)
-        )
+    def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> None:
+        gathered = self.accelerator.gather(torch.stack([rewards, confidences, advantages], dim=1))
         rewards, confidences, advantages = gathered.unbind(1)
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["cgpo/confidence"].append(confidences.mean().item())
@@ -690,32 +581,20 @@ class CGPOTrainer(GRPOTrainer):
             metrics[f"cgpo/share_{name}"].append(share)
 
     def _log_tokens(self, mask: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        sums = torch.stack(
-            [mask.sum(), *((value * mask).sum() for value in values.values())]
-        )
-        tokens, *totals = self.accelerator.reduce(
-            sums.float().detach(), reduction="sum"
-        ).tolist()
+        sums = torch.stack([mask.sum(), *((value * mask).sum() for value in values.values())])
+        tokens, *totals = self.accelerator.reduce(sums.float().detach(), reduction="sum").tolist()
         for name, total in zip(values, totals, strict=True):
-            self._metrics["train" if self.model.training else "eval"][name].append(
-                total / max(tokens, 1)
-            )
+            self._metrics["train" if self.model.training else "eval"][name].append(total / max(tokens, 1))
 
 
 def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
     if dataset is None or not len(dataset):
-        raise UserError(
-            f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}"
-        )
+        raise UserError(f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}")
     missing = {"prompt", "completion"} - set(dataset[0])
     if missing:
-        raise UserError(
-            f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}"
-        )
+        raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
     if args.deepspeed or args.fsdp:
-        raise UserError(
-            "isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps"
-        )
+        raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
 
 
 def _rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:

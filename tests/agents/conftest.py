@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -137,14 +139,30 @@ def make_vision_model(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frozen_libraries():
+    """Spare the garbage collector, which the Trainer calls at each start, the libraries' million objects."""
+    import trl.trainer.grpo_trainer  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def tokenizer():
     return make_tokenizer()
 
 
 @pytest.fixture
-def text_model(tokenizer):
-    return make_text_model(tokenizer)
+def make_model(tokenizer):
+    """Return a function that makes the same model anew: one that sees, or one of text only."""
+    return lambda sees: make_vision_model(tokenizer) if sees else make_text_model(tokenizer)
+
+
+@pytest.fixture
+def text_model(make_model):
+    return make_model(sees=False)
 
 
 @pytest.fixture
@@ -153,8 +171,8 @@ def processor(tokenizer):
 
 
 @pytest.fixture
-def vision_model(tokenizer):
-    return make_vision_model(tokenizer)
+def vision_model(make_model):
+    return make_model(sees=True)
 
 
 @pytest.fixture
@@ -167,10 +185,7 @@ def text_rows():
                 "prompt": [
                     {
                         "role": "user",
-                        "content": "name the "
-                        + "small " * (i % 4)
-                        + colours[i % 3]
-                        + " cat",
+                        "content": "name the " + "small " * (i % 4) + colours[i % 3] + " cat",
                     }
                 ],
                 "completion": "<answer> a " + colours[i % 3] + " cat </answer>",
@@ -185,14 +200,6 @@ def image_rows(text_rows):
     """The same rows, each with one image of plain noise."""
     generator = np.random.default_rng(0)
     images = [
-        Image.fromarray(
-            generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-        )
-        for _ in text_rows
+        Image.fromarray(generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)) for _ in text_rows
     ]
-    return Dataset.from_list(
-        [
-            {**row, "images": [image]}
-            for row, image in zip(text_rows, images, strict=True)
-        ]
-    )
+    return Dataset.from_list([{**row, "images": [image]} for row, image in zip(text_rows, images, strict=True)])
