@@ -181,11 +181,12 @@ class Scenes:
     def refer(self, index: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Return an image uint8 (H, W, 3) with ``count`` random phrases and the masks bool (count, H, W) that they mean.
 
-        The phrases name any attributes of any object, pale ones included; about one in twelve fits nothing.
+        The phrases name any attributes of any object, pale ones included; about one in twenty fits nothing.
         """
         scene = self.scene(index)
-        pairs = [_random_reference(scene, rng) for _ in range(count)]
-        return scene.image, [phrase for phrase, _ in pairs], np.stack([mask for _, mask in pairs])
+        pairs = [random_reference(scene.objects, rng) for _ in range(count)]
+        masks = np.stack([scene.masks[fitting].any(axis=0) for _, fitting in pairs])
+        return scene.image, [phrase for phrase, _ in pairs], masks
 
     def _rng(self, index: int, stream: int = 0) -> np.random.Generator:
         return np.random.default_rng([_WORLD_SEED, SPLITS.index(self.split), index, stream])
@@ -479,19 +480,23 @@ def _ranks(scene: Scene, chosen: Sequence[int]) -> np.ndarray:
     return areas * (1.3 - np.array(away))
 
 
-def _random_reference(scene: Scene, rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    item = scene.objects[rng.integers(len(scene.objects))]
+def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, list[int]]:
+    """Return a random phrase about these objects and the indices of all that fit it (none, one time in about twenty).
+
+    It names attributes of one object, pale ones included, as annotators do and in a few ways that they don't.
+    """
+    item = objects[rng.integers(len(objects))]
     if rng.random() < 0.08:
         item = replace(item, shape=_choice(rng, SHAPES), colour=_choice(rng, COLOURS))
-    styles = [attributes for attributes, _ in STYLES.values()] + [("colour", "shape", "place")] * 2
-    attributes = tuple(styles[rng.integers(len(styles))])
+    styles = [*STYLES, "full", "full"]
+    attributes = STYLES[styles[rng.integers(len(styles))]][0]
     semantic = attributes in (("shape",), ("family",)) and rng.random() < 0.6
     if not semantic:
-        extra = [name for name in ("size", "texture") if rng.random() < 0.1]
-        attributes += tuple(extra) + (("pale",) if item.pale and rng.random() < 0.5 else ())
+        attributes += tuple(name for name in ("size", "texture") if rng.random() < 0.1)
+        attributes += ("pale",) if item.pale and rng.random() < 0.5 else ()
     phrase = item.describe(attributes)
-    mask = scene.fitting(lambda other: item.matches(other, attributes))
-    return ("[semantic]" + phrase[1:] if semantic else phrase), mask
+    fitting = [i for i, other in enumerate(objects) if item.matches(other, attributes)]
+    return ("[semantic]" + phrase[1:] if semantic else phrase), fitting
 
 
 def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[Sequence[str], list[int]]:

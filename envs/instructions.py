@@ -1,0 +1,18 @@
+"""What each task asks of the agent, in our own words (Saliency-R1, supplement §6, has the paper's)."""
+
+_STEPS = "Reason step by step inside <think> </think>, then answer inside <answer> </answer>."
+
+INSTRUCTIONS = {
+    "sod": (
+        f"Salient object detection: find the regions of the image that stand out. {_STEPS} Describe every salient "
+        "region by a short phrase inside <rg> </rg>; a bare category name starts with [semantic]."
+    ),
+    "sis": (
+        f"Salient instance segmentation: find every single instance of the image that stands out. {_STEPS} Describe each salient "
+        "instance by a phrase of its own inside <ins> </ins>, told apart by location or other attributes."
+    ),
+    "cosod": (
+        f"Co-salient object detection: find the one category that the objects shared by all the images belong to. {_STEPS} "
+        "Name only that category inside <rg> </rg>, starting with [semantic]."
+    ),
+}

@@ -1,0 +1,353 @@
+"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy``.
+
+Both are the real architectures at a small size, trained on scenes of the training split. Training resumes: every
+minute it writes ``state.pt`` beside the weights and goes on from there when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import trange
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from maskgym.data import Sample
+from maskgym.data.scenes import SceneObject, Scenes, random_reference, vocabulary
+from maskgym.envs.instructions import INSTRUCTIONS
+from maskgym.segmenters.beit3 import Beit3Config
+from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, SamConfig
+
+CHECKPOINT_EVERY_S = 60.0
+TINY_EVF_SAM = EvfSamConfig(
+    sam=SamConfig(
+        image_size=96,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
+        mlp_ratio=2.0,
+        window_size=0,
+        global_attention_layers=(0, 1, 2, 3),
+        use_rel_pos=False,
+        prompt_embed_dim=64,
+        mask_channels=8,
+        decoder_num_heads=4,
+        decoder_mlp_dim=128,
+        iou_head_dim=32,
+    ),
+    beit3=Beit3Config(
+        image_size=64,
+        patch_size=8,
+        vocabulary_size=4 + len(vocabulary()),
+        embed_dim=96,
+        num_heads=4,
+        feed_forward_dim=192,
+        depth=3,
+        max_text_positions=34,
+    ),
+)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int = 200) -> float:
+    """Return the factor of a linear warm-up followed by a cosine to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+# --- EVF-SAM ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ReferringPool:
+    """Scenes rendered once, from which batches of image, phrase and mask are drawn.
+
+    Attributes:
+        sam: uint8 (N, 3, S, S), SAM's view.
+        beit3: uint8 (N, 3, 128, 128), resized for BEiT-3 batch by batch.
+        masks: one uint8 (n, S/2, S/2) a scene: the share of each cell that an object covers, times 255.
+        objects: the objects of each scene.
+    """
+
+    sam: np.ndarray
+    images: np.ndarray
+    masks: list[np.ndarray]
+    objects: list[tuple[SceneObject, ...]]
+
+    @classmethod
+    def render(cls, scenes: Scenes, side: int) -> ReferringPool:
+        """Render every scene of a data set for a SAM of ``side`` pixels."""
+        small = np.empty((len(scenes), side, side, 3), np.uint8)
+        images = np.empty((len(scenes), scenes.image_size, scenes.image_size, 3), np.uint8)
+        masks, objects = [], []
+        for index in trange(len(scenes), desc="scenes", disable=None):
+            scene = scenes.scene(index)
+            images[index] = scene.image
+            small[index] = np.array(Image.fromarray(scene.image).resize((side, side), Image.Resampling.BILINEAR))
+            coarse = F.interpolate(torch.from_numpy(scene.masks[None]).float(), (side // 2, side // 2), mode="area")[0]
+            masks.append((coarse * 255).round().byte().numpy())
+            objects.append(scene.objects)
+        return cls(small.transpose(0, 3, 1, 2), images.transpose(0, 3, 1, 2), masks, objects)
+
+    def batch(self, rng: np.random.Generator, images: int, phrases: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """Return SAM pixels (B, 3, S, S), BEiT-3 pixels (B, 3, 64, 64), B·phrases phrases and their masks in [0, 1]."""
+        chosen = rng.integers(len(self.objects), size=images)
+        pairs = [(i, *random_reference(self.objects[i], rng)) for i in chosen for _ in range(phrases)]
+        # Visible masks are disjoint, so a union is a sum.
+        masks = np.stack([self.masks[i][rows].sum(axis=0, dtype=np.uint16) for i, _, rows in pairs])
+        sam = (torch.from_numpy(self.sam[chosen]).float() - MEAN) / DEVIATION
+        beit3 = F.interpolate(torch.from_numpy(self.images[chosen]).float() / 255, (64, 64), mode="bicubic")
+        return sam, (beit3 - 0.5) / 0.5, [phrase for _, phrase, _ in pairs], torch.from_numpy(masks / 255).float()
+
+
+MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+DEVIATION = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+
+
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return binary cross-entropy plus Dice, both over (P, h, w) and masks that may be fractions."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * masks).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + masks.sum((1, 2)) + 1)
+    return 5 * cross_entropy + dice.mean()
+
+
+def tokenise(phrases: list[str]) -> tuple[Tensor, Tensor]:
+    """Return ids int64 (P, T) and the padding mask, as the saved tokenizer gives them."""
+    numbers = {word: number + 4 for number, word in enumerate(vocabulary())}
+    rows = [[0, *(numbers[word] for word in phrase.split()), 2] for phrase in phrases]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows])
+    return ids, ids == 1
+
+
+def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int, rate: float) -> None:
+    """Train the tiny EVF-SAM whole (no frozen part) on random phrases about scenes."""
+    torch.manual_seed(0)
+    model = EvfSam(TINY_EVF_SAM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
+    first = resume(out, model, optimizer)
+    pool = ReferringPool.render(Scenes("sis", "train", size=scenes), TINY_EVF_SAM.sam.image_size)
+    index = torch.arange(images).repeat_interleave(phrases)
+    saved, bar = time.time(), trange(first, steps, initial=first, total=steps, desc="evf_sam", mininterval=10)
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps)
+        sam, beit3, texts, masks = pool.batch(np.random.default_rng([1, step]), images, phrases)
+        prompts = model.embed_prompts(beit3, *tokenise(texts), index)
+        logits = model.decode(model.encode_images(sam), prompts, index)
+        loss = mask_loss(logits, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            hit, truth = logits > 0, masks > 0.5
+            overlap = (hit & truth).sum((1, 2)) / (hit | truth).sum((1, 2)).clamp(min=1)
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap[truth.any(2).any(1)].mean():.3f}")
+        if time.time() - saved > CHECKPOINT_EVERY_S or step == steps - 1:
+            saved = time.time()
+            save(out, model, optimizer, step + 1)
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>", "<unk>"),
+)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<rg>", "</rg>", "<ins>", "</ins>", "[semantic]")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} "
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+PATCH, MERGE, SIDE = 14, 3, 126  # 9 x 9 patches, merged 3 x 3: one token for each cell of a scene's grid
+
+
+def policy_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer for the instructions and for the annotators' answers."""
+    text = " ".join(INSTRUCTIONS.values())
+    for mark in TAGS:
+        text = text.replace(mark, " ")
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")])
+    words = {word for word, _ in splitter.pre_tokenize_str(text.lower())} | set(vocabulary()) - set(TAGS)
+    words |= set("0123456789:,.;?") | {"user", "assistant", "system", "scene", "salient", "common", "nothing"}
+    numbers = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *TAGS, *sorted(words)))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        extra_special_tokens={
+            "turn_token": "<|im_start|>",
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+        },
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """Return a randomly initialised Qwen2.5-VL of 2 M parameters and its processor."""
+    tokenizer = policy_tokenizer()
+    number = tokenizer.convert_tokens_to_ids
+    sizes = {"patch_size": PATCH, "merge_size": MERGE, "min_pixels": SIDE**2, "max_pixels": SIDE**2}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        video_processor=Qwen2VLVideoProcessor(**sizes),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 384,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": number("<|im_end|>"),
+            "pad_token_id": number("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": SIDE,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+            "out_hidden_size": 128,
+        },
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def answers_batch(processor: Qwen2_5_VLProcessor, samples: list[Sample], task: str) -> dict[str, Tensor]:
+    """Return the model's inputs for prompts with their rationales; labels are the rationale and the end token."""
+    pictures = [{"type": "image"}] * len(samples[0].images)
+    question = [{"role": "user", "content": [*pictures, {"type": "text", "text": INSTRUCTIONS[task]}]}]
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    texts = [f"{prompt}{sample.rationale}{processor.tokenizer.eos_token}" for sample in samples]
+    images = [list(sample.images) for sample in samples]
+    batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    ids = batch["input_ids"]
+    start = processor.tokenizer.convert_tokens_to_ids("<think>")  # its last occurrence opens the answer
+    answer = ((ids == start).flip(1).cumsum(1).flip(1) == 0) | ((ids == start).cumsum(1) == 2) & (ids == start)
+    batch["labels"] = ids.masked_fill(~answer | (batch["attention_mask"] == 0), -100)
+    return batch
+
+
+def train_policy(out: Path, steps: int, rate: float) -> None:
+    """Teach the tiny Qwen2.5-VL to see, on clear descriptions, then, for the last quarter, to answer as annotators do."""
+    model, processor = tiny_policy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
+    first = resume(out, model, optimizer)
+    data = {
+        (task, annotator): Scenes(task, "train", size=10**6, annotator=annotator)
+        for task in ("sis", "sod", "cosod")
+        for annotator in ("full", "varied")
+    }
+    saved, bar = time.time(), trange(first, steps, initial=first, total=steps, desc="policy", mininterval=10)
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps, warmup=60)
+        task = ("sis", "sod", "sis", "cosod")[step % 4]
+        scenes = data[task, "full" if step < 0.75 * steps else "varied"]
+        chosen = np.random.default_rng([2, step]).integers(len(scenes), size=12 if task == "cosod" else 32)
+        loss = model(**answers_batch(processor, [scenes[int(index)] for index in chosen], task)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.set_postfix({f"{task}_loss": f"{loss.item():.3f}"})
+        if time.time() - saved > CHECKPOINT_EVERY_S or step == steps - 1:
+            saved = time.time()
+            save(out, model, optimizer, step + 1)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load ``out/state.pt`` into model and optimiser, if there; return the step to go on from."""
+    path = out / "state.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write ``out/state.pt``, whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
+    os.replace(out / "state.tmp", out / "state.pt")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    evf_sam = commands.add_parser("evf_sam")
+    evf_sam.set_defaults(train=train_evf_sam)
+    evf_sam.add_argument("--scenes", type=int, default=12000, help="scenes rendered, all of the training split")
+    evf_sam.add_argument("--images", type=int, default=16, help="images a step")
+    evf_sam.add_argument("--phrases", type=int, default=5, help="phrases an image")
+    policy = commands.add_parser("policy")
+    policy.set_defaults(train=train_policy)
+    for command, steps, rate in ((evf_sam, 11000, 1.2e-3), (policy, 3200, 1.5e-3)):
+        command.add_argument("out", type=Path, help="folder for the weights and state.pt")
+        command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--rate", type=float, default=rate, help="peak learning rate")
+    options = vars(parser.parse_args(arguments))
+    options.pop("train")(**options)
+
+
+if __name__ == "__main__":
+    main()
