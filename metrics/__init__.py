@@ -1,1 +1,29 @@
-"""TODO."""
+"""Metrics: pure functions of masks, and one accumulator for a data set.
+
+Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or float in [0, 1], prediction first, and
+never changes them. A target may be given as `prepare` returns it, which pays when many predictions meet one truth.
+"""
+
+from .instances import Matches, average_precision, iasm, match_instances
+from .masks import PreparedMask, prepare
+from .pixels import EMeasure, FMeasure, SaliencyScores, e_curve, e_measure, f_curve, f_measure, iou, mae
+from .structure import s_measure
+
+__all__ = [
+    "EMeasure",
+    "FMeasure",
+    "Matches",
+    "PreparedMask",
+    "SaliencyScores",
+    "average_precision",
+    "e_curve",
+    "e_measure",
+    "f_curve",
+    "f_measure",
+    "iasm",
+    "iou",
+    "mae",
+    "match_instances",
+    "prepare",
+    "s_measure",
+]

@@ -1,0 +1,102 @@
+"""Time the metrics beside PySODMetrics: the same 352 x 352 arrays, one process, one thread, one table.
+
+    python benchmarks/metrics.py [--rounds 15]
+
+Both sides are timed in turn, many rounds, and each round gives one ratio, so that a busy machine slows both. PySODMetrics
+gets what it asks for (a float map and a bool truth, `normalize=False`), converted beforehand and not timed.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before NumPy reads it
+
+import argparse
+import statistics
+from collections.abc import Callable
+from time import process_time
+
+import numpy as np
+from maskgym.metrics import iasm, prepare, s_measure
+from py_sod_metrics import Smeasure
+from scipy.optimize import linear_sum_assignment
+
+SIZE = 352
+
+
+def ellipse(row: float, column: float, height: float, width: float) -> np.ndarray:
+    """Return bool (352, 352): a filled ellipse with these centre and half axes, in pixels."""
+    rows, columns = np.ogrid[:SIZE, :SIZE]
+    return ((rows - row) / height) ** 2 + ((columns - column) / width) ** 2 < 1
+
+
+def reference_s_measure(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Score float and bool (H, W) by PySODMetrics."""
+    measure = Smeasure()
+    measure.step(prediction, target, normalize=False)
+    return float(measure.get_results()["sm"])
+
+
+def reference_iasm(predictions: np.ndarray, floats: np.ndarray, targets: np.ndarray) -> float:
+    """Score instances as one would write it at first; ``floats`` are the bool (m, H, W) predictions for PySODMetrics."""
+    table = np.array(
+        [[np.logical_and(p, t).sum() / max(np.logical_or(p, t).sum(), 1) for t in targets] for p in predictions]
+    )
+    pairs = [(i, j) for i, j in zip(*linear_sum_assignment(table, maximize=True), strict=True) if table[i, j] >= 0.1]
+    scores = [reference_s_measure(floats[i], targets[j]) for i, j in pairs]
+    return sum(scores) / (len(predictions) + len(targets) - len(pairs))
+
+
+def time_once(function: Callable[[], float], calls: int) -> float:
+    """Return CPU seconds a call, over ``calls`` calls; CPU time, so that other programs count for little."""
+    start = process_time()
+    for _ in range(calls):
+        function()
+    return (process_time() - start) / calls
+
+
+def compare(name: str, goal: float, ours: Callable[[], float], reference: Callable[[], float], rounds: int) -> str:
+    """Time both in turn and return one row of the table."""
+    difference = abs(ours() - reference())
+    times = [(time_once(ours, 40), time_once(reference, 4)) for _ in range(rounds)]
+    ratios = sorted(slow / fast for fast, slow in times)
+    fast, slow = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
+    return (
+        f"| {name} | {slow:,.0f} | {fast:,.1f} | {statistics.median(ratios):.1f}x | {ratios[0]:.1f}x | {goal:.0f}x "
+        f"| {difference:.0e} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="ratios a row (default 15)")
+    rounds = parser.parse_args().rounds
+
+    random = np.random.default_rng(0)
+    target, mask = ellipse(150, 200, 80, 60), ellipse(160, 190, 70, 70)
+    as_float = mask.astype(np.float64)
+    soft = 0.8 * as_float + 0.2 * random.random(mask.shape)
+    places = [(70, 80, 40, 50), (90, 260, 55, 40), (190, 170, 30, 60), (280, 90, 45, 45), (270, 280, 50, 35)]
+    targets = np.stack([ellipse(*place) for place in places])
+    predictions = np.stack([ellipse(row + 6, column - 5, a * 1.1, b) for row, column, a, b in reversed(places)])
+    floats = predictions.astype(np.float64)
+    prepared, prepared_targets = prepare(target), prepare(targets)
+
+    print("| case | PySODMetrics, µs | maskgym, µs | ratio, median | ratio, least | goal | difference |")
+    print("|---|---|---|---|---|---|---|")
+    for name, goal, ours, reference in (
+        ("S-measure, two fresh masks", 25, lambda: s_measure(mask, target), lambda: reference_s_measure(as_float, target)),
+        ("S-measure, prepared truth", 50, lambda: s_measure(mask, prepared), lambda: reference_s_measure(as_float, target)),
+        ("S-measure, soft map", 8, lambda: s_measure(soft, target), lambda: reference_s_measure(soft, target)),
+        ("S-measure, soft map, prepared truth", 8, lambda: s_measure(soft, prepared), lambda: reference_s_measure(soft, target)),
+        ("IASM, 5 x 5 fresh masks", 50, lambda: iasm(predictions, targets), lambda: reference_iasm(predictions, floats, targets)),
+        ("IASM, 5 x 5, prepared truth", 50, lambda: iasm(predictions, prepared_targets), lambda: reference_iasm(predictions, floats, targets)),
+    ):  # fmt: skip
+        print(compare(name, goal, ours, reference, rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

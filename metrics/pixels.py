@@ -1,0 +1,296 @@
+"""Pixel measures: MAE, IoU, F-measure and E-measure, of one image and of a data set."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
+from .structure import EPSILON, s_measure
+
+BETA_SQUARED = 0.3  # weight of precision in the F-measure, as all of the saliency literature has it
+
+
+class FMeasure(NamedTuple):
+    """F-measure of a prediction: floats, or float64 (B,) for a batch.
+
+    Attributes:
+        mean: Mean over the 256 thresholds.
+        max: Maximum over the 256 thresholds.
+        adaptive: At twice the prediction's mean.
+    """
+
+    mean: Any
+    max: Any
+    adaptive: Any
+
+
+class EMeasure(NamedTuple):
+    """E-measure of a prediction: floats, or float64 (B,) for a batch.
+
+    Attributes:
+        mean: Mean over the 256 thresholds.
+        max: Maximum over the 256 thresholds.
+        adaptive: At twice the prediction's mean.
+    """
+
+    mean: Any
+    max: Any
+    adaptive: Any
+
+
+def mae(prediction: Any, target: Any) -> float | np.ndarray:
+    """Return the mean absolute error.
+
+    Args:
+        prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+
+    Returns:
+        Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), smaller is better.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
+
+    Convention:
+        As PySODMetrics 1.6 with ``normalize=False``: the prediction is taken as it is. (With ``normalize=True`` it is
+        min-max normalised first, which changes the error.) Both empty: 0. Everything against nothing: 1.
+
+    References:
+        Perazzi et al., Saliency filters, CVPR 2012.
+    """
+    return per_image(_mae, prediction, target)
+
+
+def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
+    """Return the intersection over the union of two masks.
+
+    Args:
+        prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        empty: Value where both masks are empty.
+
+    Returns:
+        Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), larger is better.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
+
+    Convention:
+        Both maps are read as masks, above 0.5. Both empty: ``empty``, 0 as in PySODMetrics and the mirror literature;
+        pass 1 for the "no target" rule of referring segmentation. One of them empty: 0. A batch is not averaged: its
+        mean is mIoU (gIoU), not the ratio of summed areas (oIoU, cIoU).
+    """
+    return per_image(lambda image, mask: _iou(image, mask, empty), prediction, target)
+
+
+def f_measure(prediction: Any, target: Any) -> FMeasure:
+    """Score precision and recall together: F = 1.3 · P · R / (0.3 · P + R).
+
+    Args:
+        prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+
+    Returns:
+        Mean, maximum and adaptive value of each image, in [0, 1], larger is better.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
+
+    Convention:
+        As PySODMetrics 1.6 with ``normalize=False``, for a set of one image. Over several images papers average the
+        curves before they take mean and maximum: `SaliencyScores` does that; the mean of ``max`` here is larger.
+        Predictions are read at 256 thresholds: floor(255 p) >= k. An empty target scores 0 throughout. Threshold 0
+        marks every pixel, so ``max`` never falls below the F of "everything", and a blank prediction has it. The adaptive
+        threshold is min(2 · mean(p), 1), compared with >=: for an all-zero prediction it is 0, so **a blank prediction
+        scores as everything** (0.302 for a target of a quarter of the image, 1 for a full one). Do not reward it
+        unguarded.
+
+    References:
+        Achanta et al., Frequency-tuned salient region detection, CVPR 2009. lartpang/PySODMetrics, class Fmeasure.
+    """
+    values = per_image(_f_values, prediction, target)
+    return FMeasure(*_summarise(values))
+
+
+def e_measure(prediction: Any, target: Any) -> EMeasure:
+    """Score enhanced alignment: how far prediction and target deviate from their means together, pixel by pixel.
+
+    Args:
+        prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+
+    Returns:
+        Mean, maximum and adaptive value of each image, in [0, H·W / (H·W − 1)], larger is better.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
+
+    Convention:
+        As PySODMetrics 1.6 with ``normalize=False``, for a set of one image; over several images see `SaliencyScores`.
+        The sum is divided by H·W − 1, as in the reference, so **a perfect score is slightly above 1** (1.0013 at 24 x 32;
+        without meaning on an image of one pixel): clip it in a reward. An empty target scores the share of pixels left
+        unmarked, a full target the share marked, over the same H·W − 1. Thresholds are those of `f_measure`, with the
+        same trap: **an all-zero prediction counts as everything in the adaptive form**, so both empty has adaptive 0,
+        and at threshold 0 of the curve, so both empty has mean 255/256 of the best.
+
+    References:
+        Fan et al., Enhanced-alignment measure for binary foreground map evaluation, IJCAI 2018, Eq. 2-5.
+        lartpang/PySODMetrics, class Emeasure.
+    """
+    values = per_image(_e_values, prediction, target)
+    return EMeasure(*_summarise(values))
+
+
+def f_curve(prediction: Any, target: Any) -> np.ndarray:
+    """Return the F-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
+
+    Arguments, errors and convention are those of `f_measure`. Average curves over images, then take mean or maximum.
+    """
+    return per_image(_f_values, prediction, target)[..., :-1]
+
+
+def e_curve(prediction: Any, target: Any) -> np.ndarray:
+    """Return the E-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
+
+    Arguments, errors and convention are those of `e_measure`. Average curves over images, then take mean or maximum.
+    """
+    return per_image(_e_values, prediction, target)[..., :-1]
+
+
+class SaliencyScores:
+    """Pixel measures of a data set, gathered image by image, as saliency papers report them.
+
+    Curves are averaged over the images before their mean and maximum are taken; everything else is the mean over
+    images. Images may differ in size. The values equal those of PySODMetrics over the same images.
+
+    Example:
+        >>> scores = SaliencyScores()
+        >>> for size in (4, 6):
+        ...     scores.add(np.eye(size) * 0.8, np.eye(size, dtype=bool))
+        >>> round(scores.result()["mae"], 6)
+        0.041667
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[str, Any] = {}
+
+    def add(self, prediction: Any, target: Any) -> None:
+        """Add one image (H, W) or a batch (B, H, W).
+
+        Args:
+            prediction: NumPy array or torch tensor, bool or float in [0, 1].
+            target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+
+        Raises:
+            ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
+        """
+        maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
+        measures = {
+            "s_measure": s_measure(maps, masks),
+            "mae": mae(maps, masks),
+            "iou": iou(maps, masks),
+            "f": per_image(_f_values, maps, masks),
+            "e": per_image(_e_values, maps, masks),
+        }
+        single = maps.ndim == 2
+        for name, value in measures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + (value if single else value.sum(axis=0))
+        self.images += 1 if single else len(maps)
+
+    def result(self) -> dict[str, float]:
+        """Return the values over all images so far.
+
+        Returns:
+            ``s_measure``, ``mae``, ``iou`` and ``f_mean``, ``f_max``, ``f_adaptive``, ``e_mean``, ``e_max``,
+            ``e_adaptive``.
+
+        Raises:
+            ValueError: If no image was added.
+        """
+        if not self.images:
+            raise ValueError("no image was added: the scores of nothing are not defined")
+        scores = {name: float(self._sums[name] / self.images) for name in ("s_measure", "mae", "iou")}
+        for name in ("f", "e"):
+            mean, maximum, adaptive = _summarise(self._sums[name] / self.images)
+            scores |= {f"{name}_mean": mean, f"{name}_max": maximum, f"{name}_adaptive": adaptive}
+        return scores
+
+
+def _mae(prediction: np.ndarray, target: PreparedMask) -> float:
+    # |p - g| is 1 - p on the foreground and p elsewhere.
+    inside = target.select(prediction)
+    return (
+        float(prediction.sum(dtype=np.float64)) + target.area - 2 * float(inside.sum(dtype=np.float64))
+    ) / target.size
+
+
+def _iou(prediction: np.ndarray, target: PreparedMask, empty: float) -> float:
+    guess = PreparedMask.of(as_mask(prediction), tight=False)
+    common = guess.intersection(target)
+    both = common.area if common else 0
+    union = guess.area + target.area - both
+    return both / union if union else empty
+
+
+def _f_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
+    """Return float64 (257,): the F curve, and the adaptive value last."""
+    hits, marked = _count(prediction, target)
+    # Where nothing is marked there are no hits, and the score is 0 whatever stands below.
+    precision, recall = hits / np.maximum(marked, 1), hits / max(target.area, 1)
+    denominator = BETA_SQUARED * precision + recall
+    return (1 + BETA_SQUARED) * precision * recall / np.where(hits > 0, denominator, 1)
+
+
+def _e_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
+    """Return float64 (257,): the E curve, and the adaptive value last."""
+    hits, marked = _count(prediction, target)
+    size, area = target.size, target.area
+    if area in (0, size):
+        return (marked if area else size - marked) / (size - 1 + EPSILON)
+    share, truth = marked / size, area / size
+    total = np.zeros(len(marked))
+    # A binary pair has four kinds of pixel, each with one alignment.
+    for count, guess_deviation, truth_deviation in (
+        (hits, 1 - share, 1 - truth),
+        (marked - hits, 1 - share, -truth),
+        (area - hits, -share, 1 - truth),
+        (size - marked - area + hits, -share, -truth),
+    ):
+        alignment = 2 * guess_deviation * truth_deviation / (guess_deviation**2 + truth_deviation**2 + EPSILON)
+        total += count * (alignment + 1) ** 2 / 4
+    return total / (size - 1 + EPSILON)
+
+
+def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np.ndarray]:
+    """Count foreground pixels marked, and all pixels marked, at each threshold.
+
+    Args:
+        prediction: Bool or float (H, W).
+        target: The truth, of the same shape.
+
+    Returns:
+        Two int64 (257,): at floor(255 p) >= k for k from 0 to 255, and at the adaptive threshold.
+    """
+    if prediction.dtype == bool:
+        prediction = prediction.astype(np.float64)
+    # In the prediction's own precision, as the reference has it: 255 p is truncated, and rounding decides.
+    levels = (prediction * 255).astype(np.uint8)
+    adaptive = prediction >= min(2 * prediction.mean(), 1)
+    counts = []
+    for level, above in (
+        (target.select(levels), target.select(adaptive)),
+        (levels.ravel(), adaptive),
+    ):
+        at_least = np.bincount(level, minlength=256)[::-1].cumsum()[::-1]
+        counts.append(np.append(at_least, np.count_nonzero(above)))
+    return counts[0], counts[1]
+
+
+def _summarise(values: np.ndarray) -> tuple[Any, Any, Any]:
+    """Return mean, maximum and adaptive value of (257,) or (B, 257)."""
+    curve, adaptive = values[..., :-1], values[..., -1]
+    summary = curve.mean(axis=-1), curve.max(axis=-1), adaptive
+    return summary if values.ndim > 1 else tuple(map(float, summary))

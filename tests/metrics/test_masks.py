@@ -1,0 +1,110 @@
+"""Checks of arguments, and the prepared target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from maskgym import metrics
+from maskgym.metrics import e_measure, f_measure, iasm, iou, mae, match_instances, prepare, s_measure
+from maskgym.metrics.masks import PreparedMask
+
+PAIRWISE = (s_measure, mae, iou, f_measure, e_measure)
+
+
+@pytest.mark.parametrize("metric", PAIRWISE)
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (np.zeros((3, 4)), r"differ in shape: \(3, 4\) and \(4, 4\)"),
+        (np.zeros((1, 4, 4)), r"differ in shape: \(1, 4, 4\) and \(4, 4\)"),
+        (np.zeros(4), r"prediction: expected shape \(H, W\)"),
+        (np.zeros((0, 4)), r"prediction: expected shape"),
+        (np.where(np.eye(4) > 0, np.nan, 0), r"prediction: expected values in \[0, 1\], got nan at \(0, 0\)"),
+        (np.eye(4)[::-1] * 1.5, r"prediction: expected values in \[0, 1\], got 1.5 at \(0, 3\)"),
+        (-np.eye(4), r"got -1.0 at \(0, 0\)"),
+        (np.eye(4, dtype=np.uint8) * 255, r"got 255.0 at \(0, 0\)"),
+    ],
+)
+def test_bad_prediction_is_named(metric, prediction, message):
+    with pytest.raises(ValueError, match=message):
+        metric(prediction, np.eye(4, dtype=bool))
+
+
+@pytest.mark.parametrize("metric", PAIRWISE)
+def test_bad_target_is_named(metric):
+    with pytest.raises(ValueError, match=r"target: expected values in \[0, 1\], got nan at \(1, 2\)"):
+        metric(np.zeros((2, 3)), np.array([[0, 0, 0], [0, 1, np.nan]]))
+
+
+@pytest.mark.parametrize("metric", PAIRWISE)
+@pytest.mark.parametrize("kind", [np.float64, np.float32, bool])
+def test_inputs_agree_and_are_not_modified(metric, kind):
+    rng = np.random.default_rng(0)
+    prediction, target = (rng.random((3, 9, 14)) > 0.4).astype(kind), rng.random((3, 9, 14)) > 0.5
+    kept = prediction.copy(), target.copy()
+    values = np.array(metric(prediction, target))
+    assert values.shape[-1] == 3
+    for index in range(3):
+        alone = np.array(metric(prediction[index], target[index]))
+        np.testing.assert_array_equal(alone, values[..., index])
+    for other_prediction, other_target in (
+        (torch.from_numpy(prediction), torch.from_numpy(target)),
+        (prediction, prepare(target)),
+        (prediction.astype(np.float64), target.astype(np.float32)),
+        (np.asfortranarray(prediction), np.asfortranarray(target)),
+    ):
+        np.testing.assert_allclose(metric(other_prediction, other_target), values, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(prediction, kept[0])
+    np.testing.assert_array_equal(target, kept[1])
+
+
+def test_half_precision_tensors_are_read():
+    target = torch.eye(5)
+    for kind in (torch.float16, torch.bfloat16):
+        assert mae(target.to(kind) * 0.5, target) == pytest.approx(0.1)
+
+
+def test_a_prepared_target_is_a_copy():
+    target = np.eye(6, dtype=bool)
+    prepared = prepare(target)
+    target[:] = False
+    assert iou(np.eye(6, dtype=bool), prepared) == 1
+
+
+def test_prepare_returns_one_or_many():
+    assert isinstance(prepare(np.eye(3)), PreparedMask)
+    assert len(prepare(np.zeros((4, 3, 3)))) == 4
+    with pytest.raises(ValueError, match="differ in shape"):
+        s_measure(np.zeros((3, 3, 3)), prepare(np.zeros((4, 3, 3))))
+
+
+def test_an_empty_batch_gives_no_values():
+    assert s_measure(np.zeros((0, 3, 3), bool), np.zeros((0, 3, 3), bool)).shape == (0,)
+
+
+@pytest.mark.parametrize("tight", [True, False])
+def test_crops_count_what_the_whole_mask_counts(tight):
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        height, width = rng.integers(1, 9, 2)
+        first, second = rng.random((2, height, width)) > rng.random((2, 1, 1))
+        mask, other = PreparedMask.of(first, tight), PreparedMask.of(second)
+        assert mask.area == first.sum()
+        common = mask.intersection(other)
+        assert (common.area if common else 0) == (first & second).sum()
+        row, column = rng.integers(0, height + 1), rng.integers(0, width + 1)
+        blocks = (first[:row, :column], first[:row, column:], first[row:, :column], first[row:, column:])
+        assert mask.count_blocks((row, column)) == tuple(block.sum() for block in blocks)
+        np.testing.assert_array_equal(other.select(first), first[second])
+
+
+def test_instances_need_three_axes_and_one_size():
+    with pytest.raises(ValueError, match=r"predictions: expected shape \(instances, H, W\), got \(4, 4\)"):
+        iasm(np.eye(4, dtype=bool), np.zeros((1, 4, 4), bool))
+    with pytest.raises(ValueError, match=r"differ in image size: \(4, 4\) and \(4, 5\)"):
+        match_instances(np.zeros((0, 4, 4), bool), np.zeros((1, 4, 5), bool))
+
+
+def test_every_public_name_exists():
+    assert all(hasattr(metrics, name) for name in metrics.__all__)
