@@ -79,6 +79,15 @@ def test_sentencepiece_ids_are_piece_numbers_plus_one(tmp_path, pieces, name):
     assert len(tokenizer) == 30  # 28 pieces, <pad> and <mask>
 
 
+def test_sentencepiece_saved_as_json_keeps_its_ids(tmp_path, pieces):
+    (tmp_path / "beit3.spm").write_bytes(pieces)
+    first = load_tokenizer(find_tokenizer(tmp_path), vocabulary_size=30)
+    (tmp_path / "tokenizer.json").write_text(first.backend_tokenizer.to_str())
+    second = load_tokenizer(tmp_path / "tokenizer.json", vocabulary_size=30)
+    for phrase in SENTENCES:
+        assert second(phrase).input_ids == first(phrase).input_ids
+
+
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, pieces):
     file = tmp_path / "beit3.spm"
     file.write_bytes(pieces)
