@@ -42,6 +42,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether there is no fault."""
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,8 +103,9 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
 
 
 def detect(root: str | Path) -> str:
-    """Return the reader for a folder: ``coco`` where such JSON lies, ``groups`` where photos lie in several folders
-    that are not splits, else ``folder``.
+    """Return the name of the reader for a folder.
+
+    ``coco`` where such JSON lies, ``groups`` where photos lie in several folders that are not splits, else ``folder``.
 
     Raises:
         UserError: If several JSON files or folders could be meant.

@@ -40,7 +40,6 @@ class Photo:
     instances: tuple[dict[str, Any], ...]
     crowds: tuple[dict[str, Any], ...]
     source: Path
-    split: str | None
 
 
 class Coco:
@@ -98,7 +97,7 @@ class Coco:
             if splits == "hash" or file_split in (None, split) or split not in sources:
                 folders = [self.root / images] if images is not None else _image_folders(self.root, source, file_split)
                 photos += _list_photos(source, folders, file_split, salient_only, faults)
-        assigned, list_faults = assign_splits(self.root, {photo.key: photo.split for photo in photos}, splits)
+        assigned, list_faults = assign_splits(self.root, [photo.key for photo in photos], splits)
         self.faults = (*faults, *list_faults)
         found = [photo for photo in photos if photo.instances]
         if strict:
@@ -148,9 +147,11 @@ def find_annotations(root: Path) -> dict[str | None, Path]:
     nearby = [root, *(folder for folder, split in inside.items() if split or folder.name.lower() == "annotations")]
     files = [path for folder in nearby for path in sorted(folder.glob("*.json"))]
     files = [path for path in files if not path.name.startswith((".", *_OTHER_ANNOTATIONS))]
-    named = [(split, path) for path in files if (split := split_in_name(path.stem) or inside.get(path.parent))]
+    stated = {path: split_in_name(path.stem) or inside.get(path.parent) for path in files}
+    candidates = [path for path in files if stated[path]] or [path for path in files if _is_coco(path)]
     by_split: dict[str | None, Path] = {}
-    for split, path in named or [(None, path) for path in files if _is_coco(path)]:
+    for path in candidates:
+        split = stated[path]
         if split in by_split:
             raise UserError(f"{root}: both {by_split[split].name} and {path.name} may be meant: set data.annotations")
         by_split[split] = path
@@ -241,7 +242,7 @@ def _list_photos(
             size = (record["height"], record["width"]) if record.get("height") and record.get("width") else None
             instances = (a for a in own if not a.get("iscrowd") and (a.get("salient", True) or not salient_only))
             crowds = (a for a in own if a.get("iscrowd"))
-            photos[key] = Photo(key, path, size, tuple(instances), tuple(crowds), source, split)
+            photos[key] = Photo(key, path, size, tuple(instances), tuple(crowds), source)
     return list(photos.values())
 
 

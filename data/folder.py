@@ -52,7 +52,7 @@ class Folder:
         self.root = check_root("folder", root, task, ("sod",), split)
         self.task, self.split = task, split
         pairs, faults = find_pairs(self.root, images, masks)
-        assigned, list_faults = assign_splits(self.root, {pair.key: pair.split for pair in pairs}, splits)
+        assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
         self.faults, self.notes = (*faults, *list_faults), ()
         if strict:
             check_listing(self.root, split, assigned.values(), self.faults)

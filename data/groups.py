@@ -63,9 +63,7 @@ class Groups:
                 groups.setdefault(str(PurePosixPath(pair.key).parent), []).append(pair)
         if loose := groups.pop(".", []):
             faults.append(f"{loose[0].image}: in no group: expected one folder a group ({len(loose)} such photos)")
-        assigned, list_faults = assign_splits(
-            self.root, {name: group[0].split for name, group in groups.items()}, splits
-        )
+        assigned, list_faults = assign_splits(self.root, groups, splits)
         self.faults, self.notes = (*faults, *list_faults), ()
         if strict:
             check_listing(self.root, split, assigned.values(), self.faults)

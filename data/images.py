@@ -23,8 +23,8 @@ T = TypeVar("T")
 class DataFault(UserError):
     """Files of a data set that cannot be used; the message is one line that names the first.
 
-    Attributes:
-        faults: Every fault found, each one line that starts with the file's name.
+    Args:
+        *faults: Every fault found, each one line that starts with the file's name.
     """
 
     def __init__(self, *faults: str) -> None:
@@ -32,6 +32,7 @@ class DataFault(UserError):
 
     @property
     def faults(self) -> tuple[str, ...]:
+        """Every fault, one line each."""
         return self.args
 
     def __str__(self) -> str:
@@ -45,7 +46,8 @@ def read_all(readings: Iterable[Callable[[], T]]) -> list[T]:
     Raises:
         DataFault: If any reading raised one: the faults of all of them, so that none hides another.
     """
-    results, faults = [], []
+    results: list[T] = []
+    faults: list[str] = []
     for reading in readings:
         try:
             results.append(reading())

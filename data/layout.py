@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,7 +42,6 @@ class Pair:
     key: str
     image: Path
     mask: Path
-    split: str | None = None  # from a split folder's name
 
 
 def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, ...], split: str) -> Path:
@@ -96,10 +95,7 @@ def find_pairs(root: Path, images: str | None = None, masks: str | None = None) 
     for split_folder, images_folder, masks_folder in _find_folders(root, images, masks):
         prefix = f"{split_folder}/" if split_folder else ""
         photos, truths = _read_names(images_folder, masks_folder, faults)
-        pairs += [
-            Pair(prefix + stem, photos[stem], truths[stem], split_in_name(split_folder))
-            for stem in sorted(photos.keys() & truths.keys())
-        ]
+        pairs += [Pair(prefix + stem, photos[stem], truths[stem]) for stem in sorted(photos.keys() & truths.keys())]
         faults += [
             f"{photos[stem]}: no mask of this name in {masks_folder}" for stem in sorted(photos.keys() - truths.keys())
         ]
@@ -109,21 +105,21 @@ def find_pairs(root: Path, images: str | None = None, masks: str | None = None) 
         ]
     if not pairs and not faults:
         faults.append(
-            f"{root}: no pair of photo and mask: looked for images/ with masks/ (or image, imgs, …-Image with mask, gt, "
-            "GroundTruth, binary, …-Mask), the same in train/, val/, test/, and .jpg beside .png in one folder; "
+            f"{root}: no pair of photo and mask: looked for images/ with masks/ (or image, imgs, …-Image with mask, "
+            "gt, GroundTruth, binary, …-Mask), the same in train/, val/, test/, and .jpg beside .png in one folder; "
             "data.images and data.masks name others"
         )
     return pairs, faults
 
 
-def assign_splits(
-    root: Path, folder_splits: Mapping[str, str | None], splits: str
-) -> tuple[dict[str, str | None], list[str]]:
+def assign_splits(root: Path, units: Collection[str], splits: str) -> tuple[dict[str, str | None], list[str]]:
     """Decide the split of each unit (a photo's key, or a group): by folders, else by lists, else by hash.
+
+    Folders count only where the first folder of every unit names a split: a group of trains is not the training split.
 
     Args:
         root: Where ``train.txt``, ``val.txt`` and ``test.txt`` may lie.
-        folder_splits: For each unit the split that its folder states, or None.
+        units: Names of the units, which begin with the split's folder where there is one.
         splits: ``auto`` as above; ``hash`` to ignore folders and lists.
 
     Returns:
@@ -134,16 +130,14 @@ def assign_splits(
     """
     if splits not in ("auto", "hash"):
         raise UserError(f"data.splits={splits}: expected auto (split folders or lists, else by hash) or hash")
-    if splits == "auto" and folder_splits:
-        if any(folder_splits.values()):
-            return dict(folder_splits), []
-        inside = {unit: split_in_name(unit.split("/")[0]) if "/" in unit else None for unit in folder_splits}
-        if all(inside.values()):
-            return inside, []
+    if splits == "auto" and units:
+        stated = {unit: split_in_name(unit.split("/")[0]) if "/" in unit else None for unit in units}
+        if all(stated.values()):
+            return stated, []
         lists = {split: root / name for split, names in _LISTS.items() for name in names if (root / name).is_file()}
         if lists:
-            return _read_lists(lists, folder_splits)
-    return {unit: split_of(unit) for unit in folder_splits}, []
+            return _read_lists(lists, units)
+    return {unit: split_of(unit) for unit in units}, []
 
 
 def check_listing(root: Path, split: str, splits: Iterable[str | None], faults: Iterable[str]) -> None:
@@ -164,7 +158,9 @@ def check_listing(root: Path, split: str, splits: Iterable[str | None], faults: 
     found = list(splits)
     if split != "all" and split not in found:
         counts = ", ".join(f"{name} {found.count(name)}" for name in SPLITS)
-        raise UserError(f"data.split={split}: {root} has no sample there ({counts}): choose another, or all")
+        raise UserError(
+            f"data.split={split}: {root} has no sample there ({counts}): choose another, all, or data.splits=hash"
+        )
 
 
 def select(split: str, own: str | None) -> bool:

@@ -81,7 +81,23 @@ def test_run_lengths_agree_with_pycocotools():
 
 
 @pytest.mark.parametrize(
-    "counts", [b"", b"z", b"\xff", "é", "0", [], [5], [200, -8], [[192]], [10**30], b"ooooooooo0", "PPPP", [193]]
+    "counts",
+    [
+        b"",
+        b"z",
+        b"\xff",
+        "é",
+        "0",
+        [],
+        [5],
+        [200, -8],
+        [[192]],
+        [10**30],
+        b"ooooooooo0",
+        "PPPP",
+        "PPPPPPPPPPPPP0P6",
+        [193],
+    ],
 )
 def test_malformed_run_lengths(counts):
     with pytest.raises((ValueError, OverflowError)):
@@ -90,7 +106,8 @@ def test_malformed_run_lengths(counts):
 
 def test_crowd_becomes_void(coco):
     everything = {"size": [12, 16], "counts": [0, 192]}
-    root = coco([instance(1), instance(2, segmentation=everything, iscrowd=1, salient=False)])
+    crowds = [instance(2, segmentation=everything, iscrowd=1, salient=False), instance(3, iscrowd=1)]
+    root = coco([instance(1), *crowds])
     sample = Coco(root, split="all")[0]
     assert sample.masks[0].shape[0] == 1
     assert np.array_equal(sample.void[0], ~box(1, 1, 4, 4))  # the instance itself is scored

@@ -71,7 +71,14 @@ def test_iteration_ends(pairs):
 
 def test_junk_is_passed_over(pairs, photo, mask):
     root = pairs("a", "wing_edge")
-    for name in ("images/._a.jpg", "images/Thumbs.db", "__MACOSX/images/x.jpg", "masks/.DS_Store", "readme.txt"):
+    for name in (
+        "images/._a.jpg",
+        "images/Thumbs.db",
+        "__MACOSX/images/x.jpg",
+        "masks/.DS_Store",
+        "readme.txt",
+        "images/.cache/a.jpg",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"junk")
     mask(root / "masks" / "a_edge.png")  # a training script's
@@ -127,9 +134,14 @@ def test_split_folders_inside(pairs):
         Folder(root, split="test")
 
 
+def test_folders_are_splits_only_if_all_of_them_are(pairs):
+    folder = Folder(pairs("train/a", "bus/a"), split="all")
+    assert folder.splits == tuple(map(split_of, folder.keys))
+
+
 def test_list_files(pairs):
     root = pairs("a", "b", "c", "d", "alarm clock 1")
-    (root / "train.txt").write_text("a\nimages/b.jpg masks/b.png\n\n")
+    (root / "train.txt").write_text("images/a.jpg masks/a.png\nb.jpg b.png\n\n")
     (root / "test.txt").write_text("c.jpg\r\nalarm clock 1\n")
     assert Folder(root).keys == ("a", "b")
     assert Folder(root, split="test").keys == ("alarm clock 1", "c")
