@@ -1,0 +1,365 @@
+"""Reasoning to mask: the agent writes referring expressions, a frozen segmenter turns them into masks.
+
+One family for three tasks (Saliency-R1, Section 3.1): salient objects, salient instances, co-salient objects. It is
+written once, as a vector environment that asks the segmenter for all sub-environments in one call; the scalar
+environment is the vector environment of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from PIL import Image
+
+from .. import data, rewards, segmenters
+from ..data import Dataset, Sample
+from ..errors import UserError
+from ..metrics import iou
+from ..rewards import Reward, Transition
+from .instructions import INSTRUCTIONS
+from .rendering import picture
+from .spaces import FreeText, ImageSpace
+
+MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, and scored all the same
+CACHED_SAMPLES = 256  # decoded samples kept: what one update shows is scored again a moment later
+
+
+class ReasoningVectorEnv(VectorEnv):
+    """Sub-environments of one task that share data set, segmenter and reward.
+
+    Description:
+        Each episode shows one image, or a group of images, and an instruction. The agent answers once. Expressions
+        in the answer are segmented, and the masks are scored against the truth at the sample's own size.
+
+    Observation Space:
+        ``Dict(image, instruction)`` for ``sod`` and ``sis``; ``Dict(images, instruction)`` for ``cosod``.
+        image: uint8 (S, S, 3), letterboxed with zeros right and below; any size when ``image_size`` is None.
+        images: uint8 (K, S, S, 3); a group with fewer than K images is filled with repeats, which are not scored.
+        instruction: what the task asks for, as text.
+
+    Action Space:
+        `FreeText`: the answer, ``<think>…</think><answer>…</answer>`` (see `maskgym.rewards.answers.parse`). Any
+        text is legal; a malformed one gets what the rules of the reward give it.
+
+    Reward:
+        That of ``reward`` (see `maskgym.rewards`); the default is half segmentation quality, half format, in [0, 1].
+
+    Starting State:
+        A sample drawn uniformly, or the one that ``options={"index": i}`` names (an int, or one for each).
+
+    Episode End:
+        Termination: after the one step. Truncation: never.
+
+    Info:
+        reset: ``sample_key``, ``index``; on the training split also ``target`` (the true masks, a tuple of bool
+        (n, H, W)) and ``rationale`` (str or None), for supervised parts.
+        step: ``reward_terms`` (dict), ``iou`` (of the unions, mean over images), ``expressions`` (tuple of str),
+        ``masks`` (tuple of bool (m, H, W), one an image), ``sample_key``, ``index``.
+
+    Arguments:
+        num_envs: Number of sub-environments.
+        task: ``sod``, ``sis`` or ``cosod``.
+        dataset: A name in `maskgym.data`, or a data set of this task.
+        split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
+        segmenter: A name in `maskgym.segmenters`, or a referring segmenter.
+        reward: A name in `maskgym.rewards`, or a reward.
+        image_size: Side of the observed square in pixels, or None for native sizes (``sod``, ``sis``).
+        group_size: K, images in a group (``cosod``).
+        render_mode: ``rgb_array``, ``human`` or None.
+        autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
+
+    Raises:
+        UserError: If an argument cannot be used.
+
+    Version History:
+        v0: first.
+
+    References:
+        Li et al., Saliency-R1, Eq. 1–3 and 16–24.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: str = "sis",
+        dataset: str | Dataset = "scenes",
+        split: str | None = None,
+        segmenter: Any = "evf_sam_tiny",
+        reward: str | Reward = "saliency_strict",
+        image_size: int | None = 128,
+        group_size: int = 4,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        _check_arguments(task, num_envs, image_size, group_size, render_mode)
+        self.num_envs, self.task, self.image_size, self.group_size = num_envs, task, image_size, group_size
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.dataset = _make_dataset(dataset, task, split, group_size)
+        self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
+        self.reward = rewards.make(reward) if isinstance(reward, str) else reward
+        self.single_observation_space = _observation_space(task, image_size, group_size)
+        self.single_action_space = FreeText(MAX_TEXT)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.generators: list[np.random.Generator] = []
+        self._cached = lru_cache(CACHED_SAMPLES)(self.dataset.__getitem__)
+        self._indices = np.full(num_envs, -1)
+        self._observations: list[dict[str, Any]] = [{}] * num_envs
+        self._done = np.ones(num_envs, dtype=bool)
+        self._last: list[Transition | None] = [None] * num_envs
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that ``options={"index": i}`` can name."""
+        return len(self.dataset)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
+
+        Sub-environment i is seeded with ``seed + i``, or ``seed[i]``, as the scalar environment would be.
+
+        Raises:
+            UserError: If an index is not one of the data set's.
+        """
+        options = options or {}
+        self._seed(seed)
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        wanted = options.get("index")
+        wanted = [None] * self.num_envs if wanted is None else np.broadcast_to(wanted, self.num_envs)
+        infos: dict[str, Any] = {}
+        for i in np.flatnonzero(mask):
+            infos = self._add_info(infos, self._start(i, wanted[i]), i)
+        return self._batched(), infos
+
+    def step(
+        self, actions: Sequence[str]
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Score one answer a sub-environment; see the class for what comes back."""
+        live = np.flatnonzero(~self._done)
+        if len(live) < self.num_envs and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            raise gym.error.ResetNeeded("step was called on an episode that is over: call reset first")
+        values, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        infos: dict[str, Any] = {}
+        for i in np.flatnonzero(self._done):  # NEXT_STEP: this step only starts the next episode
+            infos = self._add_info(infos, self._start(i, None), i)
+        if len(live):
+            transitions = self._segment([str(actions[i]) for i in live], live)
+            totals, terms = self.reward(transitions)
+            for row, (i, transition) in enumerate(zip(live, transitions, strict=True)):
+                values[i], terminated[i], self._done[i], self._last[i] = totals[row], True, True, transition
+                info = self._step_info(i, transition, {name: float(term[row]) for name, term in terms.items()})
+                if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                    final = {"final_obs": self._observations[i], "final_info": info}
+                    infos, info = self._add_info(infos, final, i), self._start(i, None)
+                infos = self._add_info(infos, info, i)
+        if self.render_mode == "human":
+            self.render()
+        return self._batched(), values, terminated, np.zeros(self.num_envs, dtype=bool), infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Return one uint8 (H, W, 3) picture a sub-environment: image, truth and, once answered, prediction."""
+        if self.render_mode is None:
+            return None
+        frames = tuple(self._frame(i) for i in range(self.num_envs))
+        if self.render_mode == "rgb_array":
+            return frames
+        import matplotlib.pyplot as plt
+
+        plt.figure(self.spec.id if self.spec else "maskgym").clear()
+        plt.imshow(np.concatenate(frames) if len({f.shape[1] for f in frames}) == 1 else frames[0])
+        plt.axis("off")
+        plt.pause(1 / self.metadata["render_fps"])
+        return None
+
+    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+        seeds = seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        if not self.generators:
+            self.generators = [seeding.np_random(value)[0] for value in seeds]
+        for i, value in enumerate(seeds):
+            if value is not None:
+                self.generators[i] = seeding.np_random(value)[0]
+
+    def _start(self, i: int, index: int | None) -> dict[str, Any]:
+        """Begin an episode of sub-environment ``i``; return its info."""
+        if index is None:
+            index = int(self.generators[i].integers(self.num_samples))
+        elif not 0 <= index < self.num_samples:
+            raise UserError(f"index {index}: the {self.dataset.split} split has samples 0 to {self.num_samples - 1}")
+        sample = self._sample(int(index))
+        self._indices[i], self._done[i], self._last[i] = index, False, None
+        self._observations[i] = self._observe(sample)
+        info = {"sample_key": sample.key, "index": int(index)}
+        if self.dataset.split == "train":
+            info |= {"target": sample.masks, "rationale": sample.rationale}
+        return info
+
+    def _sample(self, index: int) -> Sample:
+        return self._cached(index)
+
+    def _observe(self, sample: Sample) -> dict[str, Any]:
+        instruction = INSTRUCTIONS[self.task]
+        if self.task == "cosod":
+            assert self.image_size is not None
+            shown = [letterbox(image, self.image_size) for image in sample.images[: self.group_size]]
+            filled = [shown[k % len(shown)] for k in range(self.group_size)]
+            return {"images": np.stack(filled), "instruction": instruction}
+        image = sample.images[0]
+        return {"image": image if self.image_size is None else letterbox(image, self.image_size), "instruction": instruction}
+
+    def _segment(self, texts: Sequence[str], live: np.ndarray) -> list[Transition]:
+        """Turn answers into masks, with one call of the segmenter for all."""
+        samples = [self._sample(int(self._indices[i])) for i in live]
+        answers = [rewards.parse(text, self.task) for text in texts]
+        images = [image for sample in samples for image in sample.images]
+        phrases = [answer.expressions for sample, answer in zip(samples, answers, strict=True) for _ in sample.images]
+        found = iter(self.segmenter.segment(images, phrases))
+        masks = [tuple(next(found) > 0.5 for _ in sample.images) for sample in samples]
+        return [
+            Transition(self.task, sample, text, mask, answer=answer)
+            for sample, text, mask, answer in zip(samples, texts, masks, answers, strict=True)
+        ]
+
+    def _step_info(self, i: int, transition: Transition, terms: Mapping[str, float]) -> dict[str, Any]:
+        assert transition.answer is not None
+        unions = zip(transition.masks, transition.sample.masks, strict=True)
+        return {
+            "sample_key": transition.sample.key,
+            "index": int(self._indices[i]),
+            "reward_terms": dict(terms),
+            "iou": float(np.mean([iou(mask.any(axis=0), truth.any(axis=0)) for mask, truth in unions])),
+            "expressions": transition.answer.expressions,
+            "masks": transition.masks,
+        }
+
+    def _frame(self, i: int) -> np.ndarray:
+        sample, last = self._sample(int(self._indices[i])), self._last[i]
+        return picture(sample, {} if last is None else {"prediction": last.masks}, None if last is None else last.action)
+
+    def _batched(self) -> dict[str, Any]:
+        empty = create_empty_array(self.single_observation_space, self.num_envs)
+        return concatenate(self.single_observation_space, self._observations, empty)
+
+
+class ReasoningEnv(gym.Env):
+    """One episode at a time: `ReasoningVectorEnv` of one, whose arguments, spaces and infos it has.
+
+    Example:
+        >>> env = gym.make("maskgym/SIS-v0")  # doctest: +SKIP
+        >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
+        >>> env.step("<think>A disc.</think><answer><ins>a red disc</ins></answer>")[1]  # doctest: +SKIP
+        0.9
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}
+
+    def __init__(self, task: str = "sis", render_mode: str | None = None, **arguments: Any) -> None:
+        self.vector = ReasoningVectorEnv(
+            1, task, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments
+        )
+        self.render_mode = render_mode
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that ``options={"index": i}`` can name."""
+        return self.vector.num_samples
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; ``options={"index": i}`` names the sample."""
+        super().reset(seed=seed)
+        self.vector.generators = [self.np_random]
+        observations, infos = self.vector.reset(options=options)
+        return _first(observations), _first_info(infos)
+
+    def step(self, action: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Score an answer; the episode is over."""
+        observations, values, terminated, truncated, infos = self.vector.step((action,))
+        return _first(observations), float(values[0]), bool(terminated[0]), bool(truncated[0]), _first_info(infos)
+
+    def render(self) -> np.ndarray | None:
+        """Return the picture of the episode, uint8 (H, W, 3)."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+
+def letterbox(image: np.ndarray, side: int) -> np.ndarray:
+    """Return uint8 (side, side, 3): the image scaled to fit, aspect ratio kept, zeros right and below."""
+    height, width = image.shape[:2]
+    if (height, width) == (side, side):
+        return image
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    square = np.zeros((side, side, 3), dtype=np.uint8)
+    square[: size[1], : size[0]] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return square
+
+
+def _first(observations: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[0] for name, value in observations.items()}
+
+
+def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
+    """Undo the batching of infos of one sub-environment, nested dictionaries included."""
+    kept = {name: value for name, value in infos.items() if f"_{name}" in infos}
+    return {name: _first_info(value) if isinstance(value, dict) else _scalar(value[0]) for name, value in kept.items()}
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_arguments(
+    task: str, num_envs: int, image_size: int | None, group_size: int, render_mode: str | None
+) -> None:
+    if task not in INSTRUCTIONS:
+        raise UserError(f"task={task!r}: expected one of {', '.join(INSTRUCTIONS)}")
+    modes = ReasoningVectorEnv.metadata["render_modes"]
+    if render_mode is not None and render_mode not in modes:
+        raise UserError(f"render_mode={render_mode!r}: expected one of {', '.join(modes)}")
+    if image_size is None and task == "cosod":
+        raise UserError("image_size=None: a group of images needs one size; expected pixels")
+    for name, value in (("num_envs", num_envs), ("image_size", image_size), ("group_size", group_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: expected at least 1")
+
+
+def _make_dataset(dataset: str | Dataset, task: str, split: str | None, group_size: int) -> Dataset:
+    if isinstance(dataset, str):
+        extra = {"group_size": group_size} if task == "cosod" else {}
+        return data.make(dataset, task=task, split=split or "train", **extra)
+    if dataset.task != task:
+        raise UserError(f"dataset is for task '{dataset.task}': expected '{task}'")
+    if split is not None and dataset.split != split:
+        raise UserError(f"split={split!r}: the data set given is of split '{dataset.split}'")
+    return dataset
+
+
+def _observation_space(task: str, image_size: int | None, group_size: int) -> spaces.Dict:
+    instruction = FreeText(max(map(len, INSTRUCTIONS.values())))
+    if image_size is None:
+        return spaces.Dict({"image": ImageSpace(), "instruction": instruction})
+    shape = (image_size, image_size, 3)
+    if task == "cosod":
+        return spaces.Dict({"images": spaces.Box(0, 255, (group_size, *shape), np.uint8), "instruction": instruction})
+    return spaces.Dict({"image": spaces.Box(0, 255, shape, np.uint8), "instruction": instruction})

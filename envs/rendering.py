@@ -1,0 +1,68 @@
+"""Pictures of samples and masks, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
+
+from ..data import Sample
+
+# Distinct on photographs and for most colour-blind readers (Okabe and Ito).
+PALETTE = np.array(
+    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)]
+)
+PANEL = 224  # height of a panel, pixels
+GAP, TITLE, LINE = 6, 18, 15
+
+
+def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], text: str | None = None) -> np.ndarray:
+    """Return image | ground truth | predictions side by side, with a text below; a group has one row an image.
+
+    Args:
+        sample: What was shown.
+        predictions: Title to one bool (m, H, W) an image; instances get distinct colours.
+        text: Printed under the panels as it is, wrapped.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    columns = {"image": None, "ground truth": sample.masks, **predictions}
+    rows = []
+    for k, image in enumerate(sample.images):
+        panels = [image if masks is None else overlay(image, masks[k]) for masks in columns.values()]
+        rows.append([_fit(panel) for panel in panels])
+    width = max(sum(panel.width + GAP for panel in row) for row in rows) + GAP
+    lines = [] if text is None else [line for part in text.splitlines() for line in wrap(part, max(20, width // 7))]
+    height = TITLE + len(rows) * (PANEL + GAP) + len(lines) * LINE + GAP
+    canvas = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for row, panels in enumerate(rows):
+        left = GAP
+        for title, panel in zip(columns, panels, strict=True):
+            if row == 0:
+                draw.text((left, 2), title, "black", font)
+            canvas.paste(panel, (left, TITLE + row * (PANEL + GAP)))
+            left += panel.width + GAP
+    for number, line in enumerate(lines):
+        draw.text((GAP, height - GAP - (len(lines) - number) * LINE), line, "black", font)
+    return np.asarray(canvas)
+
+
+def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the image with each mask of bool (n, H, W) tinted and outlined; what no mask covers is dimmed."""
+    canvas = image.astype(np.float32)
+    canvas[~masks.any(axis=0)] *= 0.45
+    for number, mask in enumerate(masks):
+        colour = PALETTE[number % len(PALETTE)]
+        canvas[mask] = 0.6 * canvas[mask] + 0.4 * colour
+        canvas[mask & ~binary_erosion(mask, iterations=max(1, min(mask.shape) // 100))] = colour
+    return canvas.astype(np.uint8)
+
+
+def _fit(panel: np.ndarray) -> Image.Image:
+    height, width = panel.shape[:2]
+    return Image.fromarray(panel).resize((max(1, round(width * PANEL / height)), PANEL), Image.Resampling.BILINEAR)
