@@ -368,7 +368,7 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(tokenizer.backend_tokenizer.to_str(pretty=True), folder / "tokenizer.json")
-    write_state(
-        {name: value.detach().to(dtype) for name, value in model.state_dict().items()}, folder / "model.safetensors"
-    )
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    state = {name: value if name == GAUSSIAN_MATRIX else value.to(dtype) for name, value in state.items()}
+    write_state(state, folder / "model.safetensors")
     write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", folder / "config.json")

@@ -3,8 +3,8 @@
     maskgym segmenter finetune segmenter=evf_sam segmenter.checkpoint=DIR data=coco data.root=DIR out=DIR steps=1000
 
 Saliency-R1 (section 4.2) fine-tunes the mask decoder of EVF-SAM-multitask on structured referring expressions with
-binary cross-entropy. The paper gives no learning rate, batch size or length; the defaults here are ours. The expressions
-are those of the data set.
+binary cross-entropy. It gives no learning rate, batch size or length for that; the defaults here are ours. The
+expressions are those of the data set.
 """
 
 from __future__ import annotations

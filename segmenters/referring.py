@@ -84,7 +84,8 @@ class ReferringSegmenter(ABC):
     @cached_property
     def network(self) -> nn.Module:
         """Return the network, frozen, in evaluation mode, on `device`; the first call loads it."""
-        return self._load().to(self.device).eval().requires_grad_(False)
+        with torch.inference_mode(False):  # tensors made inside `segment` could never take part in training
+            return self._load().to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from maskgym.segmenters.beit3 import Beit3, Beit3Config
 
 CONFIG = Beit3Config(

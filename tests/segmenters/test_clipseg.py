@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
 from maskgym import segmenters
 from maskgym.errors import UserError
 from maskgym.segmenters.clipseg import ClipSegSegmenter
-from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 
 PHRASES = [["a red dog", "cat"], ["cat"]]
 

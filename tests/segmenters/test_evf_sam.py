@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from maskgym import segmenters
 from maskgym.errors import UserError
 from maskgym.segmenters import evf_sam
@@ -26,7 +28,6 @@ from maskgym.segmenters.evf_sam import (
     save_checkpoint,
 )
 from maskgym.segmenters.text import tokenize, word_tokenizer
-from safetensors.torch import load_file, save_file
 
 PARITY = Path(__file__).parent / "parity"
 ABOUT = json.loads((PARITY / "evf_sam_tiny.json").read_text())
@@ -366,6 +367,7 @@ def test_half_precision_on_disk_and_in_memory(tmp_path, checkpoint, model, image
     save_checkpoint(tmp_path, model, word_tokenizer(WORDS), dtype=torch.float16)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (checkpoint, tmp_path)]
     assert sizes[1] < 0.52 * sizes[0]
+    assert load_file(tmp_path / "model.safetensors")[evf_sam.GAUSSIAN_MATRIX].dtype == torch.float32
     full = EvfSamSegmenter(checkpoint, device="cpu").segment(images, PHRASES)
     stored_half = EvfSamSegmenter(tmp_path, device="cpu")
     assert stored_half.network.text_hidden_fcs[0][0].weight.dtype == torch.float32

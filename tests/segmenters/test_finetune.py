@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from maskgym import data
 from maskgym.data import Sample
 from maskgym.errors import UserError
@@ -14,7 +16,6 @@ from maskgym.segmenters.beit3 import Beit3Config
 from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, EvfSamSegmenter, SamConfig, save_checkpoint
 from maskgym.segmenters.finetune import finetune_mask_decoder, main, mask_loss, phrase_masks
 from maskgym.segmenters.text import word_tokenizer
-from safetensors.torch import load_file
 
 CONFIG = EvfSamConfig(
     SamConfig(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from maskgym.errors import UserError
 from maskgym.segmenters.sam3 import NOTHING_FOUND, Sam3Segmenter, combine
-from torch.nn import functional as F
 
 PHRASES = [["[semantic] a red dog", "cat"], ["[semantic] cat"]]
 

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import sentencepiece
+
 from maskgym.errors import UserError
 from maskgym.segmenters.text import (
     find_tokenizer,

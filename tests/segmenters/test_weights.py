@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+
 from maskgym.errors import UserError
 from maskgym.segmenters.weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
-from torch import nn
 
 
 def test_what_is_written_is_read(tmp_path):
