@@ -327,7 +327,7 @@ class CGPOTrainer(GRPOTrainer):
         **kwargs: As in ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
 
     Raises:
-        UserError: If ISR is on and has no rows, rows without a needed column, or DeepSpeed or FSDP.
+        UserError: If ``args`` is of another class, or ISR is on and has no rows, rows without a needed column, or DeepSpeed or FSDP.
     """
 
     _tag_names: ClassVar = ["trl", "cgpo"]
@@ -346,6 +346,8 @@ class CGPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = CGPOConfig("CGPO") if args is None else args
+        if not isinstance(args, CGPOConfig):
+            raise UserError(f"args: got {type(args).__name__}, expected a CGPOConfig")
         if args.isr_sft_steps:
             _check_isr(args, isr_dataset)
         self.isr_dataset = isr_dataset

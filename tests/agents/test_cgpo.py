@@ -204,6 +204,11 @@ def test_what_is_not_supported_is_refused(tmp_path, changes):
         make_config(tmp_path, **changes)
 
 
+def test_settings_of_another_trainer_are_refused(tmp_path, text_model):
+    with pytest.raises(UserError, match="CGPOConfig"):
+        CGPOTrainer(text_model, share_of_red, GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
+
+
 def test_isr_needs_rows_with_completions(make_trainer, text_rows):
     with pytest.raises(UserError, match="isr_dataset"):
         make_trainer(isr_dataset=[])

@@ -1,0 +1,439 @@
+"""Time and memory of a CGPO step: against TRL's GRPOTrainer, and against the least such a step can cost.
+
+    python benchmarks/cgpo.py                                    # about four minutes on one core
+    python benchmarks/cgpo.py --device cuda --model 7b-random --methods cgpo grpo grpo_no_kl    # the paper's shape
+
+Every method trains the same model on the same prompts with the same reward; answers have a fixed length, so the work
+does not depend on what is sampled. Each measurement is a process of its own: two warm-up steps, then the timed ones.
+Rounds alternate between the methods, and the medians over all steps are compared.
+
+- *cgpo*: ``CGPOTrainer``, one answer a prompt; policy updates only (supervised steps generate nothing and cost less).
+- *grpo*: ``GRPOTrainer``, eight answers a prompt, ``beta=0.04``; all answers in one forward pass.
+- *grpo_passes*: the same, in eight passes of CGPO's batch (gradient accumulation): what a user short of memory does.
+- *grpo_no_kl*: *grpo* with ``beta=0``.
+- *floor*: a plain loop of processor, generation, reward, one forward and backward pass and the optimizer, once each.
+
+On the CPU, time is processor time of one thread (other programs' load does not count) and memory is resident memory,
+read from Linux's ``/proc``; on CUDA, wall-clock time and allocated memory. Memory is the peak of the steps above the
+level before the first, so weights do not count and optimizer states do.
+
+The paper's figures (Saliency-R1, Table 2, one H20) are 50.6 s and 38.7 GB for CGPO, 213.8 s and 92.4 GB for GRPO with
+KL. Its memory counts the weights, and it states no batch, length, image size or rank: compare ratios, and these
+loosely. For ``7b-random`` we take 8 prompts, one 448-pixel image each, 256 new tokens, LoRA of rank 16 and gradient
+checkpointing (TRL's default) for all methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GENERATIONS = 8
+WARM_UP = 2
+BARS = {"time": 0.24, "memory": 0.42}  # the paper's CGPO over its GRPO
+FLOOR_BAR = 1.15
+METHODS = ("cgpo", "floor", "grpo", "grpo_passes", "grpo_no_kl")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained, and on how much of it."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    image_size: int  # pixels
+    prompts: int
+    new_tokens: int
+    lora_rank: int | None
+    gradient_checkpointing: bool
+    dtype: str
+
+
+SHAPES = {
+    "tiny": Shape(
+        text={
+            "vocab_size": 512,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4},
+        },
+        vision={
+            "depth": 4,
+            "hidden_size": 128,
+            "num_heads": 4,
+            "intermediate_size": 384,
+            "out_hidden_size": 128,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+        },
+        image_size=112,
+        prompts=64,
+        new_tokens=40,
+        lora_rank=None,
+        gradient_checkpointing=False,
+        dtype="float32",
+    ),
+    "7b-random": Shape(
+        text={
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+        },
+        vision={
+            "depth": 32,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": 3420,
+            "out_hidden_size": 3584,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        image_size=448,
+        prompts=8,
+        new_tokens=256,
+        lora_rank=16,
+        gradient_checkpointing=True,
+        dtype="bfloat16",
+    ),
+}
+
+
+def build_policy(shape: Shape, folder: str, device: str) -> tuple[Any, Any]:
+    """Return a Qwen2.5-VL with random weights, its vision encoder frozen, and its processor.
+
+    Without LoRA the model comes from a checkpoint in ``folder``, where GRPO finds the weights of its reference model.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = ["<pad>", "<eos>", "<unk>", *VISION]
+    words += [f"w{index}" for index in range(shape.text["vocab_size"] - len(words))]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+        padding_side="left",
+    )
+    pixels = shape.image_size**2
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels),
+        video_processor=Qwen2VLVideoProcessor(min_pixels=pixels, max_pixels=pixels),
+        tokenizer=tokenizer,
+        chat_template=TEMPLATE,
+    )
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(VISION))
+    config = Qwen2_5_VLConfig(
+        text_config={**shape.text, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None},
+        vision_config=shape.vision,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=getattr(torch, shape.dtype))
+    if shape.lora_rank is None:
+        model.save_pretrained(folder)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=shape.dtype).to(device)
+    model.model.visual.requires_grad_(False)
+    return model, processor
+
+
+def build_rows(shape: Shape) -> Any:
+    """Return one batch of prompts, each with an image of noise."""
+    import numpy as np
+    from datasets import Dataset
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    size = (shape.image_size, shape.image_size, 3)
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": " ".join(f"w{index * 16 + k}" for k in range(16))}],
+                "images": [Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8))],
+            }
+            for index in range(shape.prompts)
+        ]
+    )
+
+
+def reward(completions: list[Any], **_: Any) -> list[float]:
+    """Return the share of an answer's words with an even number: cheap, and never the same for all."""
+    texts = [completion[0]["content"].split() for completion in completions]
+    return [sum(word[-1] in "02468" for word in words) / max(len(words), 1) for words in texts]
+
+
+def lora(shape: Shape) -> Any:
+    """Return the adapter's settings, on the language part only, or None."""
+    from peft import LoraConfig
+
+    if shape.lora_rank is None:
+        return None
+    return LoraConfig(r=shape.lora_rank, target_modules=r".*language_model.*\.(q|k|v|o)_proj", task_type="CAUSAL_LM")
+
+
+class Meter:
+    """Seconds of each step, and the peak of memory above the level before the first."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        self.seconds: list[float] = []
+
+    def start_memory(self) -> None:
+        """Take the present level as zero, and forget earlier peaks."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.level = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM (man 5 proc)
+            self.level = self._status("VmRSS")
+
+    def peak(self) -> int:
+        """Return the peak since :meth:`start_memory` in bytes."""
+        if self.cuda:
+            import torch
+
+            return torch.cuda.max_memory_allocated() - self.level
+        return self._status("VmHWM") - self.level
+
+    def start_step(self) -> None:
+        """Start the clock."""
+        self.started = self._now()
+
+    def end_step(self) -> None:
+        """Stop the clock."""
+        self.seconds.append(self._now() - self.started)
+
+    def _now(self) -> float:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int, meter: Meter) -> None:
+    """Train by TRL or by CGPO, one epoch of one step after another, so that reading the rows is timed too."""
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from maskgym.agents.cgpo import CGPOConfig, CGPOTrainer
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            meter.start_memory()
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            meter.start_step()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.end_step()
+
+    model, processor = build_policy(shape, folder, device)
+    settings = {
+        "output_dir": folder,
+        "max_completion_length": shape.new_tokens,
+        "generation_kwargs": {"min_new_tokens": shape.new_tokens},
+        "max_steps": steps,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "bf16": shape.dtype == "bfloat16",
+        "gradient_checkpointing": shape.gradient_checkpointing,
+    }
+    if method == "cgpo":
+        trainer_class = CGPOTrainer
+        config = CGPOConfig(per_device_train_batch_size=shape.prompts, isr_sft_steps=0, **settings)
+    else:
+        passes = GENERATIONS if method == "grpo_passes" else 1
+        trainer_class = GRPOTrainer
+        config = GRPOConfig(
+            per_device_train_batch_size=shape.prompts * GENERATIONS // passes,
+            gradient_accumulation_steps=passes,
+            num_generations=GENERATIONS,
+            beta=0.0 if method == "grpo_no_kl" else 0.04,
+            loss_type="grpo",
+            **settings,
+        )
+    trainer_class(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=build_rows(shape),
+        processing_class=processor,
+        peft_config=lora(shape),
+        callbacks=[Clock()],
+    ).train()
+
+
+def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) -> None:
+    """Train by the plainest loop that does each part of a CGPO step once."""
+    import torch
+    from peft import get_peft_model
+
+    model, processor = build_policy(shape, folder, device)
+    rows = build_rows(shape)
+    if lora(shape) is not None:
+        model = get_peft_model(model, lora(shape))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95))
+    suppressed = processor.tokenizer.convert_tokens_to_ids(list(VISION))
+    if shape.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    meter.start_memory()
+    for _ in range(steps):
+        meter.start_step()
+        batch = [rows[index] for index in range(shape.prompts)]
+        messages = [
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]}]
+            for row in batch
+        ]
+        texts = processor.apply_chat_template(messages, tokenize=False)
+        inputs = processor(text=texts, images=[row["images"] for row in batch], padding=True, return_tensors="pt")
+        inputs = inputs.to(device)
+        model.eval()  # generation keeps no activations and may use its cache
+        with torch.no_grad():
+            ids = model.generate(
+                **inputs,
+                do_sample=True,
+                min_new_tokens=shape.new_tokens,
+                max_new_tokens=shape.new_tokens,
+                suppress_tokens=suppressed,
+            )
+        answers = ids[:, inputs["input_ids"].size(1) :]  # (B, T)
+        words = processor.batch_decode(answers, skip_special_tokens=True)
+        rewards = torch.tensor(reward([[{"content": text}] for text in words]), device=device)
+        model.train()
+        zeros = torch.zeros_like(answers)
+        inputs["input_ids"] = ids
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], zeros + 1], dim=1)
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], dim=1)
+        logits = model(**inputs, logits_to_keep=shape.new_tokens + 1, use_cache=False).logits[:, :-1]
+        chosen = logits.float().log_softmax(-1).gather(2, answers.unsqueeze(2)).squeeze(2)  # (B, T)
+        advantages = rewards - chosen.detach().exp().mean(1)  # (B,)
+        loss = -((chosen - chosen.detach()).exp() * advantages.unsqueeze(1)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        meter.end_step()
+
+
+def measure(method: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
+    """Run ``method`` in this process; return the seconds of its timed steps and its peak of memory."""
+    import torch
+
+    torch.set_num_threads(1)
+    meter = Meter(device)
+    with tempfile.TemporaryDirectory() as folder:
+        if method == "floor":
+            run_floor(shape, folder, device, WARM_UP + steps, meter)
+        else:
+            run_trainer(method, shape, folder, device, WARM_UP + steps, meter)
+    return {"seconds": meter.seconds[WARM_UP:], "peak": meter.peak()}
+
+
+def measure_apart(method: str, arguments: list[str]) -> dict[str, Any]:
+    """Run :func:`measure` in a fresh process."""
+    command = [sys.executable, __file__, *arguments, "--only", method]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{method} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(results: dict[str, dict[str, list[float]]]) -> str:
+    """Return the table of medians and the ratios that are asked for."""
+    medians = {
+        method: (statistics.median(values["seconds"]), statistics.median(values["peak"]))
+        for method, values in results.items()
+    }
+    lines = [f"{'method':<12} {'s a step':>9} {'peak MB':>9}"]
+    lines += [f"{method:<12} {seconds:>9.2f} {peak / 1e6:>9.0f}" for method, (seconds, peak) in medians.items()]
+    seconds, peak = medians["cgpo"]
+    for method in (method for method in medians if method.startswith("grpo")):
+        other_seconds, other_peak = medians[method]
+        bars = f"  (paper: {BARS['time']}x, {BARS['memory']}x)" if method == "grpo" else ""
+        lines.append(f"cgpo / {method}: {seconds / other_seconds:.2f}x time, {peak / other_peak:.2f}x memory{bars}")
+    if "floor" in medians:
+        lines.append(f"cgpo / floor: {seconds / medians['floor'][0]:.2f}x time  (bar: {FLOOR_BAR}x)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every method in turn and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", choices=tuple(SHAPES), default="tiny")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["cgpo", "floor", "grpo"])
+    parser.add_argument("--steps", type=int, default=2, help="timed steps a process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes a method")
+    parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)  # the child process
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(measure(arguments.only, SHAPES[arguments.model], arguments.device, arguments.steps)))
+        return
+    if "cgpo" not in arguments.methods:
+        parser.error("--methods needs cgpo, which the others are compared with")
+    passed_on = ["--device", arguments.device, "--model", arguments.model, "--steps", str(arguments.steps)]
+    results: dict[str, dict[str, list[float]]] = {m: {"seconds": [], "peak": []} for m in arguments.methods}
+    for turn in range(arguments.rounds):
+        for method in arguments.methods:
+            print(f"round {turn + 1} of {arguments.rounds}: {method}", file=sys.stderr, flush=True)
+            result = measure_apart(method, passed_on)
+            results[method]["seconds"] += result["seconds"]
+            results[method]["peak"].append(result["peak"])
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
