@@ -167,8 +167,9 @@ def clipped_objective(
 def response_types(rewards: torch.Tensor, confidences: torch.Tensor) -> dict[str, float]:
     """Return the shares of the four response types of the paper's Fig. 4 in a batch.
 
-    A value is high if it is at or above the batch's 80 % quantile, low if at or below its 20 % quantile. The four shares
-    are of the answers that are extreme in both reward and confidence, so they sum to 1, as in the figure.
+    A value is high if it is at or above the 80 % quantile of the batch (one forward pass, all devices together), low if
+    at or below its 20 % quantile. The four shares are of the answers that are extreme in both reward and confidence,
+    so they sum to 1, as in the figure.
 
     Args:
         rewards: (B,); NaN (an answer that could not be scored) is left out.
@@ -327,7 +328,8 @@ class CGPOTrainer(GRPOTrainer):
         **kwargs: As in ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
 
     Raises:
-        UserError: If ``args`` is of another class, or ISR is on and has no rows, rows without a needed column, or DeepSpeed or FSDP.
+        UserError: If ``args`` is of another class, or ISR is on and has no rows, rows that lack a column, or
+            DeepSpeed or FSDP.
     """
 
     _tag_names: ClassVar = ["trl", "cgpo"]

@@ -45,8 +45,8 @@ METHODS = ("cgpo", "floor", "grpo", "grpo_passes", "grpo_no_kl")
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> "
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
 )
 
 
