@@ -1,0 +1,121 @@
+"""The ``maskgym`` command: each subcommand a few lines over the library, which it imports when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from maskgym.errors import UserError
+
+TASKS = ("sod", "sis", "cosod")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return its exit status: 2 for a mistake in what was given, told in one line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = max((words for words in COMMANDS if tuple(arguments[: len(words)]) == words), key=len, default=())
+    if not known:
+        asked = bool(arguments) and arguments[0] not in ("-h", "--help")
+        lines = [f"  maskgym {' '.join(words):<20}{command.__doc__}" for words, command in COMMANDS.items()]
+        if not asked:
+            print("\n".join(["usage: maskgym COMMAND ...", "", *lines]))
+            return 0
+        names = ", ".join(" ".join(words) for words in COMMANDS)
+        print(f"error: unknown command '{' '.join(arguments[:2])}': expected one of {names}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[known](arguments[len(known) :])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train and evaluate: as experiments/run.py."""
+    from maskgym.experiments import run as runner
+
+    return runner.main(arguments)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Evaluate the trained agent of a run folder again."""
+    from maskgym.experiments import run as runner
+
+    given = _parse("evaluate", evaluate, arguments, [("folder", {"type": Path, "metavar": "RUN_DIR"})])
+    print(json.dumps(runner.evaluate_again(given.folder), indent=2))
+    return 0
+
+
+def data_check(arguments: Sequence[str]) -> int:
+    """Read a whole data set and list its faults by name."""
+    from maskgym.data.check import FORMATS, check
+
+    given = _parse(
+        "data check",
+        data_check,
+        arguments,
+        [
+            ("folder", {"metavar": "DIR"}),
+            ("--data", {"choices": ("auto", *FORMATS), "default": "auto", "help": "the reader (default: %(default)s)"}),
+            ("--task", {"choices": TASKS, "help": "how the masks are meant (default: the reader's)"}),
+            ("--json", {"action": "store_true", "help": "print JSON"}),
+        ],
+    )
+    report = check(given.data, given.folder, task=given.task)
+    print(json.dumps(report.as_dict(), indent=2) if given.json else report)
+    return 0 if report.ok else 1
+
+
+def rewards_audit(arguments: Sequence[str]) -> int:
+    """Print what degenerate answers earn under each reward."""
+    from maskgym import data
+    from maskgym.rewards.audit import audit
+
+    options = [
+        ("--task", {"choices": TASKS, "default": "sis"}),
+        ("--samples", {"type": int, "default": 256, "help": "scenes of the test split (default: %(default)s)"}),
+    ]
+    given = _parse("rewards audit", rewards_audit, arguments, options)
+    scenes = data.make("scenes", task=given.task, split="test", size=given.samples)
+    print(audit((scenes[index] for index in range(len(scenes))), given.task))
+    return 0
+
+
+def segmenter_finetune(arguments: Sequence[str]) -> int:
+    """Fine-tune EVF-SAM's mask decoder on referring expressions."""
+    from maskgym.segmenters import finetune
+
+    return finetune.main(arguments)
+
+
+COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
+    ("run",): run,
+    ("evaluate",): evaluate,
+    ("data", "check"): data_check,
+    ("rewards", "audit"): rewards_audit,
+    ("segmenter", "finetune"): segmenter_finetune,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message}")
+
+
+def _parse(
+    name: str, command: Callable, arguments: Sequence[str], options: Sequence[tuple[str, dict]]
+) -> argparse.Namespace:
+    parser = _Parser(prog=f"maskgym {name}", description=command.__doc__)
+    for flag, settings in options:
+        parser.add_argument(flag, **settings)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Configs: composed by Hydra from ``conf/``, with errors of one line that say what there is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskgym.errors import UserError
+
+CONF = Path(__file__).parent / "conf"
+ROOT = "config"  # the root file, a list of choices
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """Return the name of each config group with its options."""
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
+    return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
+
+
+def root_keys() -> tuple[str, ...]:
+    """Return every key of a config's first level: the groups, and what the root file adds."""
+    root = yaml.safe_load((CONF / f"{ROOT}.yaml").read_text(encoding="utf-8"))
+    return (*groups(), *(key for key in root if key != "defaults"))
+
+
+def compose(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the resolved config that ``key=value`` arguments ask for.
+
+    Args:
+        arguments: Hydra's overrides: ``group=option``, ``group.key=value``, ``+group.key=value`` to pass on a key that the
+            option's file does not list.
+
+    Raises:
+        UserError: If an argument cannot be read, or names an unknown group, option or key; the message lists what there is.
+    """
+    overrides = [parse(argument) for argument in arguments]
+    for override in overrides:
+        _check_choice(override)
+    try:
+        config = _compose([str(override.input_line) for override in overrides])
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as error:
+        _check_keys(overrides)  # says more
+        raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error
+
+
+def expand(arguments: Sequence[str]) -> list[list[str]]:
+    """Return the rows of a multirun: every combination of the values that arguments list, ``seed=0,1,2``.
+
+    Raises:
+        UserError: If an argument cannot be read.
+    """
+    choices = []
+    for argument in arguments:
+        override = parse(argument)
+        choices.append(
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if override.is_sweep_override()
+            else [str(override.input_line)]
+        )
+    return [list(row) for row in itertools.product(*choices)]
+
+
+def parse(argument: str) -> Override:
+    """Return one argument as Hydra reads it.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    key, equals, value = argument.partition("=")
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(argument)
+    except HydraException:
+        # A path may hold what Hydra's grammar has another use for: ~, =, brackets. Take the value literally.
+        literal = value.replace("'", "\\'")
+        try:
+            override = parser.parse_override(f"{key}{equals}'{literal}'")
+        except HydraException as error:
+            raise UserError(f"argument '{argument}': expected key=value ({_first_line(error)})") from error
+    if not override.key_or_group or override.package is not None:
+        raise UserError(f"argument '{argument}': expected key=value")
+    if override.is_delete():
+        raise UserError(f"argument '{argument}': expected key=value; nothing can be taken out of a config")
+    return override
+
+
+def dump(config: dict[str, Any]) -> str:
+    """Return a config as the text of ``config.yaml``."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a ``config.yaml`` that a run wrote.
+
+    Raises:
+        UserError: If it is missing, cannot be read, or is not the config of a run.
+    """
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file: expected the folder of a run that was started") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {_first_line(error)}") from error
+    if not isinstance(config, dict) or set(config) != set(root_keys()):
+        raise UserError(f"{file}: is not the config of a run: expected the keys {', '.join(root_keys())}")
+    return config
+
+
+def _compose(arguments: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(ROOT, list(arguments))
+
+
+def _check_choice(override: Override) -> None:
+    """Raise a UserError if an argument lists values, or its group or option does not exist."""
+    if override.is_sweep_override():
+        raise UserError(f"argument '{override.input_line}': several values need -m")
+    key, value = override.key_or_group, override.value()
+    if key.partition(".")[0] not in root_keys():
+        raise UserError(f"unknown key '{key}': expected one of {', '.join(root_keys())}")
+    options = groups().get(key)
+    if options and value not in options:
+        raise UserError(f"unknown {key} '{value}': expected one of {', '.join(options)}")
+
+
+def _check_keys(overrides: Sequence[Override]) -> None:
+    """Raise a UserError if an argument sets a key that the chosen options do not have."""
+    config = _compose([str(override.input_line) for override in overrides if override.key_or_group in groups()])
+    for override in overrides:
+        if override.is_add() or override.is_force_add():
+            continue
+        here: Any = OmegaConf.to_container(config)
+        path = override.key_or_group.split(".")
+        for depth, name in enumerate(path):
+            if not isinstance(here, dict) or name not in here:
+                keys = ", ".join(key for key in here if key != "name") if isinstance(here, dict) else ""
+                owner = f"{path[0]}={config[path[0]].name}" if path[0] in groups() else ".".join(path[:depth])
+                raise UserError(f"unknown key '{override.key_or_group}': {owner} has {keys or 'no keys'}")
+            here = here[name]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,145 @@
+"""Evaluation: greedy answers on held-out samples, scored by every measure of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from tqdm import tqdm
+
+from maskgym import rewards
+from maskgym.metrics import SaliencyScores, average_precision
+from maskgym.rewards import Transition
+from maskgym.rewards.terms import scored_masks
+
+MEASURES = {  # registered names of rewards
+    "sod": ("s_measure", "iou", "format"),
+    "sis": ("iasm", "iasm_published", "s_measure", "iou", "format"),
+    "cosod": ("s_measure", "iou", "format"),
+}
+SET_MEASURES = ("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive")
+AP_THRESHOLDS = {"ap50": 0.5, "ap70": 0.7}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an agent did on some samples.
+
+    Attributes:
+        scores: Measures of the whole set: the means of `per_sample`, and those that are defined on a set only.
+        per_sample: For each sample its ``key`` and named numbers: the reward, its terms, the task's measures,
+            ``expressions`` (how many) and ``characters`` (length of the answer).
+        answers: The answer to each sample.
+    """
+
+    scores: dict[str, float]
+    per_sample: list[dict[str, Any]]
+    answers: list[str]
+
+
+def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "evaluate") -> Evaluation:
+    """Return how well an agent answers on the samples of these indices, greedily.
+
+    Args:
+        agent: Has ``act(observations, greedy=True) -> answers``.
+        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; ``num_envs`` answers at a time.
+        indices: Of samples, at least one.
+        label: Name of the progress bar.
+
+    Raises:
+        UserError: If a sample cannot be read or scored.
+    """
+    answers: list[str] = []
+    with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
+        for chunk in _chunks(indices, env.num_envs):
+            observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
+            rows = [{name: value[i] for name, value in observations.items()} for i in range(len(chunk))]
+            answers += agent.act(rows, greedy=True)
+            bar.update(len(chunk))
+    return score(env, indices, answers)
+
+
+def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
+    """Return the evaluation of known answers to the samples of these indices; see `evaluate`."""
+    task = env.unwrapped.task
+    measures = [rewards.make(name) for name in MEASURES[task]]
+    per_sample: list[dict[str, Any]] = []
+    pixels, predicted, true = SaliencyScores(), [], []
+    for transition, numbers in play(env, indices, answers):
+        row = {"key": transition.sample.key, **numbers}
+        for measure in measures:
+            row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
+        row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
+        per_sample.append(row)
+        for predictions, targets in scored_masks(transition):
+            pixels.add(predictions.any(axis=0), targets.any(axis=0))
+            predicted.append(predictions)
+            true.append(targets)
+    scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
+    over_set = pixels.result()
+    scores |= {name: over_set[name] for name in SET_MEASURES}
+    if task == "sis":
+        scores |= {name: average_precision(predicted, true, threshold=at) for name, at in AP_THRESHOLDS.items()}
+    return Evaluation(scores, per_sample, list(answers))
+
+
+def play(
+    env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
+) -> Iterator[tuple[Transition, dict[str, float]]]:
+    """Yield, for each sample, what its answer led to, with the reward and its terms."""
+    base = env.unwrapped
+    for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
+        env.reset(options={"index": _filled(chunk, env.num_envs)})
+        _, totals, _, _, infos = env.step((*texts, *[texts[-1]] * (env.num_envs - len(texts))))
+        for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
+            terms = {name: float(infos["reward_terms"][name][i]) for name in infos["reward_terms"] if name[0] != "_"}
+            answer = rewards.parse(text, base.task)
+            transition = Transition(base.task, base.dataset[index], text, infos["masks"][i], answer=answer)
+            yield transition, {"reward": float(totals[i]), **terms}
+
+
+def held_out(size: int, samples: int) -> list[int]:
+    """Return the indices of at most ``samples`` samples, spread evenly over a data set of ``size``."""
+    count = min(size, samples)
+    return [position * size // count for position in range(count)]
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of some values, with fixed chance.
+
+    Args:
+        values: One a sample, at least one.
+        level: Share of the resampled means inside.
+        resamples: How many sets are drawn with replacement.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
+    low, high = np.quantile(array[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def compare(task: str, indices: Sequence[int], before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """Return one row a sample, the same ones in the same order: ``task``, ``index``, ``key``, ``before``, ``after``.
+
+    The last two hold the answer and the numbers of that evaluation.
+    """
+    rows = []
+    for i, index in enumerate(indices):
+        sides = {
+            name: {"answer": found.answers[i], **{n: v for n, v in found.per_sample[i].items() if n != "key"}}
+            for name, found in (("before", before), ("after", after))
+        }
+        rows.append({"task": task, "index": index, "key": before.per_sample[i]["key"], **sides})
+    return rows
+
+
+def _chunks(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _filled(indices: Sequence[int], size: int) -> np.ndarray:
+    """Return int64 (size,): the indices, and the last one again where they are too few."""
+    return np.asarray([*indices, *[indices[-1]] * (size - len(indices))])

@@ -1,0 +1,412 @@
+"""The run: ``python experiments/run.py env=sis algo=cgpo`` trains an agent and writes a run folder.
+
+It wires one of each part from a config, evaluates on held-out samples before and after training, and leaves
+``config.yaml``, ``results.json``, ``metrics.csv``, ``checkpoints/``, ``samples/`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from maskgym.errors import UserError
+from maskgym.experiments import composition, run_folder
+
+USAGE = """usage: python experiments/run.py [-m] [group=option ...] [key=value ...]
+       python experiments/run.py resume=DIR
+
+  -m          run every combination of listed values, as in: -m env=sod,sis algo=cgpo,sft seed=0,1,2
+  resume=DIR  continue the run in that folder; its config.yaml says what it is
+  out=DIR     the run folder; else runs/<env>/<algo>/seed<k>-<time>
+  +key=value  pass on an argument that the option's file does not list
+
+groups (options in {conf}):
+{groups}
+
+defaults:
+{defaults}"""
+LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; return the exit status.
+
+    Returns:
+        0; 1 where a row of a multirun met a fault of ours; 2 for a mistake in what was given, told in one line on
+        standard error; 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if {"-h", "--help"} & set(arguments):
+            print(usage())
+            return 0
+        if {"-m", "--multirun"} & set(arguments):
+            return _run_all([argument for argument in arguments if argument not in ("-m", "--multirun")])
+        return _run_one(arguments)
+    except UserError as error:
+        return _complain(error)
+    except KeyboardInterrupt as stop:
+        where = f": continue with resume={stop.args[0]}" if stop.args else ""
+        print(f"interrupted{where}", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """Return the text of ``--help``."""
+    groups = "\n".join(f"  {name:<12}{', '.join(options)}" for name, options in composition.groups().items())
+    defaults = composition.dump(composition.compose([])).rstrip().replace("\n", "\n  ")
+    return USAGE.format(conf=composition.CONF, groups=groups, defaults=f"  {defaults}")
+
+
+def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate before and after, and write the run folder.
+
+    Args:
+        config: As `composition.compose` returns it.
+        folder: An existing folder.
+        resume: Continue what lies there.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        UserError: If the config asks for what cannot be had.
+    """
+    from maskgym.experiments import evaluation, report
+
+    _seed(config["seed"])
+    parts, tasks = _make_parts(config), list(config["env"]["ids"])
+    train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
+    test_envs = {task: _make_env(config, task, "test", parts) for task in tasks}
+    supervised = _make_supervised(config, train_envs, parts)
+    agent = _make_agent(config, folder)
+    logger = run_folder.open_logger(config, folder)
+    run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
+    metrics = run_folder.Metrics(folder / run_folder.METRICS)
+    samples = config["evaluation"]["samples"]
+    indices = {task: evaluation.held_out(env.unwrapped.num_samples, samples) for task, env in test_envs.items()}
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        metrics.add(step, values)
+        logger(step, values)
+
+    def evaluate(label: str, step: int) -> dict[str, evaluation.Evaluation]:
+        found = {
+            task: evaluation.evaluate(agent, env, indices[task], f"{label}, {task}") for task, env in test_envs.items()
+        }
+        log(step, {f"held_out/{name}": value for name, value in _scores(found).items()})
+        return found
+
+    before_file, updates = folder / run_folder.BEFORE, config["algo"]["updates"]
+    if resume and before_file.exists():
+        before = {task: evaluation.Evaluation(**stored) for task, stored in run_folder.read_json(before_file).items()}
+    else:
+        before = evaluate("before", 0)
+        run_folder.write_json(before_file, {task: asdict(found) for task, found in before.items()})
+    with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
+
+        def on_log(step: int, values: Mapping[str, float]) -> None:
+            log(step, values)
+            bar.n = step
+            bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+
+        agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
+    agent.save(folder / run_folder.POLICY)
+    after = evaluate("after", updates)
+    answers = []
+    for task, env in test_envs.items():
+        answers += evaluation.compare(task, indices[task], before[task], after[task])
+        shown = [indices[task][i] for i in evaluation.held_out(len(indices[task]), config["evaluation"]["pictures"])]
+        _write_pictures(folder, env, {row["index"]: row for row in answers if row["task"] == task}, shown)
+    run_folder.write(folder / run_folder.ANSWERS, "".join(f"{run_folder.to_json(row)}\n" for row in answers))
+    results = {
+        "env": config["env"]["name"],
+        "algo": config["algo"]["name"],
+        "seed": config["seed"],
+        "device": _device(),
+        "wall_s": round(metrics.wall_s, 1),
+        "steps": updates,
+        "before": _scores(before),
+        "after": _scores(after),
+        "versions": _versions(),
+    }
+    run_folder.write_json(folder / run_folder.RESULTS, results)
+    report.write(folder)
+    return results
+
+
+def evaluate_again(folder: Path) -> dict[str, float]:
+    """Return the scores of the trained agent of a finished run, on the same held-out samples.
+
+    Raises:
+        UserError: If the folder holds no run that is finished.
+    """
+    from maskgym.experiments import evaluation
+
+    config = composition.load(folder / run_folder.CONFIG)
+    if not (folder / run_folder.RESULTS).exists():
+        raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
+    _seed(config["seed"])
+    parts, found = _make_parts(config), {}
+    agent = _make_agent(config, folder)
+    agent.load(folder / run_folder.POLICY)
+    for task in config["env"]["ids"]:
+        env = _make_env(config, task, "test", parts)
+        indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
+        found[task] = evaluation.evaluate(agent, env, indices)
+    return _scores(found)
+
+
+def _run_one(arguments: Sequence[str]) -> int:
+    """Run one row of ``key=value`` arguments."""
+    overrides = {argument.partition("=")[0]: argument for argument in arguments}
+    if "resume" in overrides:
+        folder = Path(overrides.pop("resume").partition("=")[2]).expanduser().absolute()
+        config = composition.load(folder / run_folder.CONFIG)
+        _check_same(config, list(overrides.values()), folder)
+    else:
+        config = composition.compose(arguments)
+        _check(config)
+        folder = run_folder.create(config)
+    config["out"] = str(folder)
+    try:
+        results = run(config, folder, resume="resume" in [argument.partition("=")[0] for argument in arguments])
+    except UserError:
+        with suppress(OSError):
+            folder.rmdir()  # nothing was written: leave nothing behind
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(folder) from None
+    print(_summary(results, folder))
+    return 0
+
+
+def _run_all(arguments: Sequence[str]) -> int:
+    """Run every combination in turn; one that fails does not stop the rest. Return the worst status."""
+    rows = composition.expand(arguments)
+    if any(argument.startswith("resume=") for argument in arguments):
+        raise UserError("resume=DIR continues one run: expected it without -m")
+    for row in rows:
+        composition.compose(row)
+    listed = [position for position in range(len(arguments)) if len({row[position] for row in rows}) > 1]
+    status = 0
+    for number, row in enumerate(rows, start=1):
+        name = ",".join(row[position] for position in listed) or "run"
+        print(f"[{number}/{len(rows)}] {name}")
+        row = [f"{text}/{name.replace('/', '_')}" if text.startswith("out=") else text for text in row]
+        try:
+            status = max(status, _run_one(row))
+        except UserError as error:
+            status = max(status, _complain(error))
+        except Exception:  # a fault of ours in this row; the others may still be worth having
+            traceback.print_exc()
+            status = max(status, 1)
+    return status
+
+
+def _complain(error: UserError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raise a UserError if a number is out of range or the algorithm does not support the environment."""
+    from maskgym import agents
+
+    numbers = {"seed": 0, "evaluation.samples": 1, "evaluation.pictures": 0}
+    numbers |= {"algo.updates": 0, "env.num_envs": 1}
+    for key, least in numbers.items():
+        value: Any = config
+        for name in key.split("."):
+            value = value[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}={value}: expected a whole number, at least {least}")
+    env, algo = config["env"], config["algo"]
+    supported = [name for name in agents.names() if set(env["ids"]) <= set(agents.get(name).tasks)]
+    if algo["name"] not in supported:
+        raise UserError(
+            f"env={env['name']} algo={algo['name']}: not a pair: env={env['name']} takes {', '.join(supported)}"
+        )
+
+
+def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> None:
+    """Raise a UserError if arguments beside ``resume`` ask for another run than the one that is there."""
+    asked = composition.compose(arguments)
+    for argument in arguments:
+        path = composition.parse(argument).key_or_group.split(".")
+        if path == ["out"]:
+            continue
+        stored, wanted = config, asked
+        for name in path:
+            stored, wanted = stored.get(name), wanted[name]
+        if isinstance(wanted, dict):
+            stored, wanted = stored["name"], wanted["name"]
+        if stored != wanted:
+            raise UserError(f"resume={folder}: its run has {'.'.join(path)}={stored}, not {wanted}")
+
+
+def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the environments share: the frozen segmenter and the reward."""
+    from maskgym import rewards, segmenters
+
+    return {
+        "segmenter": _make(segmenters.make, "segmenter", config["segmenter"]),
+        "reward": _make(rewards.make, "reward", config["reward"]),
+    }
+
+
+def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[str, Any], data_name: str = "") -> Any:
+    """Return the vector environment of a task and a split; it resets by index.
+
+    Args:
+        config: Of the run.
+        task: A key of ``env.ids``.
+        split: ``train`` or ``test``.
+        parts: The segmenter and the reward.
+        data_name: Another data set than the run's, with its defaults.
+    """
+    import gymnasium as gym
+    from gymnasium.vector import AutoresetMode
+
+    from maskgym import data
+
+    settings = {key: value for key, value in config["env"].items() if key not in ("ids", "answers")}
+    group = {"group_size": settings["group_size"]} if task == "cosod" else {}
+    source = {"name": data_name} if data_name else config["data"]
+    dataset = _make(data.make, "data", source, task=task, split=split, **group)
+    if not len(dataset):
+        raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
+    return _make(
+        lambda name, **arguments: gym.make_vec(config["env"]["ids"][task], **arguments),
+        "env",
+        settings,
+        dataset=dataset,
+        autoreset_mode=AutoresetMode.DISABLED,
+        **parts,
+    )
+
+
+def _make_agent(config: Mapping[str, Any], folder: Path) -> Any:
+    """Return the agent with its policy."""
+    from maskgym import agents, policies
+
+    settings = {key: value for key, value in config["algo"].items() if key not in ("updates", "rationales")}
+    policy = _make(policies.make, "policy", config["policy"])
+    return _make(
+        agents.make, "algo", settings, policy=policy, seed=config["seed"], output=folder / run_folder.CHECKPOINTS
+    )
+
+
+def _make_supervised(config: Mapping[str, Any], envs: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the argument of ``train`` that says whose rationales supervised steps imitate, if it is to be given.
+
+    Photographs carry no rationales: with ``algo.rationales=auto`` those of scenes stand in.
+    """
+    choice = config["algo"].get("rationales", "own")
+    if choice not in ("auto", "own", "scenes"):
+        raise UserError(f"algo.rationales={choice}: expected auto, own or scenes")
+    has_own = all(env.unwrapped.dataset[0].rationale is not None for env in envs.values())
+    if choice == "own" or (choice == "auto" and has_own):
+        return {}
+    print("rationales to imitate: those of scenes", *([] if has_own else ["(the data has none)"]))
+    return {"supervised": [_make_env(config, task, "train", parts, "scenes") for task in envs]}
+
+
+def _make(make: Any, group: str, settings: Mapping[str, Any], **given: Any) -> Any:
+    """Return the part that a group's settings ask for.
+
+    Raises:
+        UserError: If it does not take one of them.
+    """
+    name = settings["name"]
+    arguments = {key: value for key, value in settings.items() if key != "name"}
+    for key in arguments.keys() & given.keys():
+        raise UserError(f"{group}.{key}: is set by the run")
+    try:
+        return make(name, **arguments, **given)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown and unknown[1] in arguments:
+            raise UserError(f"unknown key '{group}.{unknown[1]}': {group}={name} does not take it") from error
+        raise
+
+
+def _write_pictures(folder: Path, env: Any, rows: Mapping[int, Mapping[str, Any]], indices: Sequence[int]) -> None:
+    """Draw image, truth, and what the answers before and after led to, for each of some samples."""
+    from PIL import Image
+
+    from maskgym.envs.rendering import picture
+    from maskgym.experiments import evaluation
+
+    before, after = (
+        [
+            transition
+            for transition, _ in evaluation.play(env, indices, [rows[index][when]["answer"] for index in indices])
+        ]
+        for when in ("before", "after")
+    )
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        panels = {"before": old.masks, "after": new.masks}
+        image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
+        stream = BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        run_folder.write(folder / run_folder.SAMPLES / f"{env.unwrapped.task}-{number:02d}.png", stream.getvalue())
+
+
+def _scores(evaluations: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of every task in one dictionary, with the task's name in front where there are several."""
+    if len(evaluations) == 1:
+        return next(iter(evaluations.values())).scores
+    return {f"{task}/{name}": value for task, found in evaluations.items() for name, value in found.scores.items()}
+
+
+def _summary(results: Mapping[str, Any], folder: Path) -> str:
+    """Return a few lines for the end of a run."""
+    before, after = results["before"], results["after"]
+    names = [name for name in after if name.rpartition("/")[2] in ("reward", "iasm", "s_measure")]
+    lines = [f"{name:<16}{before[name]:.3f} -> {after[name]:.3f}" for name in names]
+    return "\n".join([*lines, f"{results['wall_s']:.0f} s, {folder / run_folder.REPORT}"])
+
+
+def _progress(updates: int, name: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=updates, desc=name, unit="update", disable=None)
+
+
+def _seed(seed: int) -> None:
+    """Seed every source of chance that the library, or what it uses, draws from without being told."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
