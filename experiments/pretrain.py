@@ -33,9 +33,11 @@ from maskgym.data import Sample
 from maskgym.data.scenes import SceneObject, Scenes, random_reference, vocabulary
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.segmenters.beit3 import Beit3Config
-from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, SamConfig
+from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, SamConfig, save_checkpoint
+from maskgym.segmenters.text import tokenize, word_tokenizer
 
 CHECKPOINT_EVERY_S = 60.0
+LONGEST_PHRASE = 32  # tokens, <s> and </s> included
 TINY_EVF_SAM = EvfSamConfig(
     sam=SamConfig(
         image_size=96,
@@ -55,13 +57,13 @@ TINY_EVF_SAM = EvfSamConfig(
     ),
     beit3=Beit3Config(
         image_size=64,
-        patch_size=8,
+        patch_size=16,
         vocabulary_size=4 + len(vocabulary()),
         embed_dim=96,
         num_heads=4,
         feed_forward_dim=192,
         depth=3,
-        max_text_positions=34,
+        max_text_positions=LONGEST_PHRASE + 2,
     ),
 )
 
@@ -131,19 +133,10 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return 5 * cross_entropy + dice.mean()
 
 
-def tokenise(phrases: list[str]) -> tuple[Tensor, Tensor]:
-    """Return ids int64 (P, T) and the padding mask, as the saved tokenizer gives them."""
-    numbers = {word: number + 4 for number, word in enumerate(vocabulary())}
-    rows = [[0, *(numbers[word] for word in phrase.split()), 2] for phrase in phrases]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows])
-    return ids, ids == 1
-
-
 def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int, rate: float) -> None:
     """Train the tiny EVF-SAM whole (no frozen part) on random phrases about scenes."""
     torch.manual_seed(0)
-    model = EvfSam(TINY_EVF_SAM)
+    model, tokenizer = EvfSam(TINY_EVF_SAM), word_tokenizer(vocabulary())
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     first = resume(out, model, optimizer)
     pool = ReferringPool.render(Scenes("sis", "train", size=scenes), TINY_EVF_SAM.sam.image_size)
@@ -152,7 +145,7 @@ def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int,
     for step in bar:
         optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps)
         sam, beit3, texts, masks = pool.batch(np.random.default_rng([1, step]), images, phrases)
-        prompts = model.embed_prompts(beit3, *tokenise(texts), index)
+        prompts = model.embed_prompts(beit3, *tokenize(tokenizer, texts, LONGEST_PHRASE), index)
         logits = model.decode(model.encode_images(sam), prompts, index)
         loss = mask_loss(logits, masks)
         optimizer.zero_grad()
@@ -166,6 +159,7 @@ def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int,
         if time.time() - saved > CHECKPOINT_EVERY_S or step == steps - 1:
             saved = time.time()
             save(out, model, optimizer, step + 1)
+    save_checkpoint(out / "evf_sam_tiny", model, tokenizer, dtype=torch.float16)
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -305,8 +299,8 @@ def train_policy(out: Path, steps: int, rate: float) -> None:
         if time.time() - saved > CHECKPOINT_EVERY_S or step == steps - 1:
             saved = time.time()
             save(out, model, optimizer, step + 1)
-    model.half().save_pretrained(out)
-    processor.save_pretrained(out)
+    model.half().save_pretrained(out / "qwen2_5_vl_tiny")
+    processor.save_pretrained(out / "qwen2_5_vl_tiny")
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -341,7 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
     evf_sam.add_argument("--phrases", type=int, default=5, help="phrases an image")
     policy = commands.add_parser("policy")
     policy.set_defaults(train=train_policy)
-    for command, steps, rate in ((evf_sam, 11000, 1.2e-3), (policy, 3200, 1.5e-3)):
+    for command, steps, rate in ((evf_sam, 12000, 1.2e-3), (policy, 3200, 1.5e-3)):
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--rate", type=float, default=rate, help="peak learning rate")

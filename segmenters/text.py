@@ -68,7 +68,8 @@ def tokenize(
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """Build a tokenizer whose vocabulary is the given words, for models with a small language of their own.
 
-    Text is lower-cased and split at whitespace and punctuation; ``save_pretrained`` writes a ``tokenizer.json``.
+    Text is lower-cased and split at whitespace and punctuation, ``[semantic]`` staying whole; ``save_pretrained``
+    writes a ``tokenizer.json``.
 
     Args:
         words: Words or whole phrases, in any order; what they fall into, sorted, is the vocabulary.
@@ -76,12 +77,12 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     Example:
         >>> tokenizer = word_tokenizer(["[semantic] red dog"])
         >>> tokenizer("Red dog!").input_ids
-        [0, 7, 6, 3, 2]
+        [0, 6, 5, 3, 2]
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    splitter = pre_tokenizers.Whitespace()
+    splitter = pre_tokenizers.Split(Regex(r"\[semantic\]|\w+|[^\w\s]"), "removed", invert=True)
     pieces = sorted({piece for text in words for piece, _ in splitter.pre_tokenize_str(text.lower())})
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *pieces])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))

@@ -1,0 +1,297 @@
+"""Language agents: environments of text on TRL's trainers.
+
+TRL wants a data set of prompts and a reward function. Both come from environments by ``reset`` and ``step``: a row holds
+the number of a sample, its prompt and images are what ``reset(index)`` shows, and the reward function resets to the
+same samples and steps with the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from gymnasium.vector import VectorEnv
+from PIL import Image
+from transformers import TrainerCallback
+
+from ..errors import UserError
+from .cgpo import CGPOConfig, CGPOTrainer
+
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+class Episodes:
+    """Environments, one a task, read by ``(task number, sample number)``; picklable as far as they are.
+
+    Args:
+        envs: Vector environments with autoreset DISABLED.
+    """
+
+    def __init__(self, envs: Sequence[VectorEnv]) -> None:
+        self.envs = list(envs)
+
+    def reset(self, task: int, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str | None]]:
+        """Return the observations of samples of one task, and their rationales where the environment gives them."""
+        observations, rationales = [], []
+        env = self.envs[task]
+        for chunk, count in self._chunks(task, indices):
+            batch, infos = env.reset(options={"index": chunk})
+            observations += [{name: value[k] for name, value in batch.items()} for k in range(count)]
+            rationales += list(infos.get("rationale", [None] * count)[:count])
+        return observations, rationales
+
+    def step(
+        self, task: int, indices: Sequence[int], answers: Sequence[str]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Answer samples of one task; return the rewards and their named terms, float64 (B,) each."""
+        rewards, terms, start = [], [], 0
+        env = self.envs[task]
+        for chunk, count in self._chunks(task, indices):
+            env.reset(options={"index": chunk})
+            texts = [*answers[start : start + count], *[""] * (env.num_envs - count)]
+            _, values, _, _, infos = env.step(tuple(texts))
+            rewards.append(values[:count])
+            terms.append({n: v[:count] for n, v in infos["reward_terms"].items() if not n.startswith("_")})
+            start += count
+        return np.concatenate(rewards), {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
+
+    def _chunks(self, task: int, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+        """Cut indices to the environment's width; the last chunk is filled up with repeats."""
+        width = self.envs[task].num_envs
+        parts = [np.asarray(indices[start : start + width]) for start in range(0, len(indices), width)]
+        return [(np.resize(part, width), len(part)) for part in parts]
+
+    def rows(self, steps: int, batch: int, seed: int) -> Dataset:
+        """Return ``steps`` batches of rows, tasks in turn, each task's samples reshuffled when used up."""
+        orders = []
+        for task, env in enumerate(self.envs):
+            generator, size = np.random.default_rng([seed, task]), env.get_attr("num_samples")
+            rounds = -(-steps * batch // size)
+            orders.append(np.concatenate([generator.permutation(size) for _ in range(rounds)]))
+        tasks = [step % len(self.envs) for step in range(steps)]
+        places = [step // len(self.envs) * batch for step in range(steps)]
+        indices = [orders[task][place : place + batch] for task, place in zip(tasks, places, strict=True)]
+        columns = {"task": np.repeat(tasks, batch), "index": np.concatenate(indices)}
+        return Dataset.from_dict(columns).with_transform(Rows(self))
+
+
+class Rows:
+    """Row numbers to prompts, images and, where there is one, the rationale as completion."""
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+        """Return columns ``prompt``, ``images``, ``completion``, ``task`` and ``index`` of a batch of rows."""
+        observations: list[Any] = [None] * len(batch["index"])
+        rationales: list[Any] = [None] * len(batch["index"])
+        for task in sorted(set(batch["task"])):
+            places = [place for place, number in enumerate(batch["task"]) if number == task]
+            shown, texts = self.episodes.reset(task, [batch["index"][place] for place in places])
+            for place, observation, text in zip(places, shown, texts, strict=True):
+                observations[place], rationales[place] = observation, text
+        images = [list(o["images"]) if "images" in o else [o["image"]] for o in observations]
+        return {
+            "prompt": [[{"role": "user", "content": o["instruction"]}] for o in observations],
+            "images": [[Image.fromarray(np.asarray(image)) for image in row] for row in images],
+            "completion": rationales,
+            **{name: list(batch[name]) for name in ("task", "index")},
+        }
+
+
+class EnvReward:
+    """TRL's reward function over environments: resets to the rows' samples and steps with the answers."""
+
+    __name__ = "reward"
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        task: Sequence[int],
+        index: Sequence[int],
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        """Return one reward an answer; the means of its terms go to the trainer's log."""
+        texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
+        values = np.zeros(len(texts))
+        for number in sorted(set(task)):
+            rows = np.flatnonzero(np.asarray(task) == number)
+            values[rows], terms = self.episodes.step(number, np.asarray(index)[rows], [texts[row] for row in rows])
+            for name, term in terms.items() if log_metric else ():
+                log_metric(f"reward/{name}", float(term.mean()))
+        return values.tolist()
+
+
+class CGPOAgent:
+    """Confidence-Guided Policy Optimization, with interleaved supervised steps (see `maskgym.agents.cgpo`).
+
+    Args:
+        policy: A `maskgym.policies.mllm.LanguagePolicy`.
+        seed: Seed of the order of samples, of sampling and of ISR's examples.
+        output: Folder of the checkpoints.
+        batch_size: Answers an update.
+        micro_batch_size: Answers a forward pass; None takes the whole batch at once.
+        max_new_tokens: Longest answer in tokens.
+        save_every: Updates between checkpoints.
+        **settings: Of `CGPOConfig`: ``learning_rate``, ``isr_period``, ``isr_learning_rate``, ``temperature``, ….
+
+    Raises:
+        UserError: If a setting is unknown or out of range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        policy: Any,
+        seed: int = 0,
+        output: str | Path = "checkpoints",
+        batch_size: int = 128,
+        micro_batch_size: int | None = None,
+        max_new_tokens: int = 128,
+        save_every: int = 10,
+        **settings: Any,
+    ) -> None:
+        self.policy, self.seed, self.output = policy, seed, Path(output)
+        self.batch_size, self.max_new_tokens, self.save_every = batch_size, max_new_tokens, save_every
+        self.micro_batch_size = micro_batch_size or batch_size
+        if batch_size % self.micro_batch_size:
+            raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of batch_size={batch_size}")
+        self.settings = {**self.defaults, **settings}
+        unknown = sorted(set(self.settings) - set(CGPOConfig.__dataclass_fields__))
+        if unknown:
+            raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of CGPOConfig's")
+
+    def train(
+        self,
+        envs: Sequence[VectorEnv],
+        updates: int,
+        on_log: OnLog,
+        resume: bool = False,
+        supervised: Sequence[VectorEnv] | None = None,
+    ) -> None:
+        """Train for a number of optimizer steps, supervised ones counted.
+
+        Args:
+            envs: One a task, autoreset DISABLED, on the training split; each batch is of one task, in turn.
+            updates: Optimizer steps in all, those before a resumed checkpoint included.
+            on_log: Called after each with its number, from 1, and named scalars.
+            resume: Go on from the last whole checkpoint in ``output``, where there is one.
+            supervised: Environments whose rationales ISR imitates; None takes ``envs``.
+
+        Raises:
+            UserError: If supervised steps are asked for and the samples have no rationale.
+        """
+        config = self._config(updates)
+        episodes = Episodes(envs)
+        trainer = CGPOTrainer(
+            model=self.policy.model,
+            reward_funcs=EnvReward(episodes),
+            args=config,
+            train_dataset=episodes.rows(updates, self.batch_size, self.seed),
+            isr_dataset=self._examples(Episodes(supervised or envs)) if config.isr_sft_steps else None,
+            processing_class=self.policy.processor,
+            callbacks=[_Logs(on_log)],
+        )
+        checkpoint = last_checkpoint(self.output) if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[str]:
+        """Return one answer an observation, greedy or sampled at the training temperature."""
+        temperature = 0.0 if greedy else self.settings.get("temperature", 1.0)
+        return self.policy.generate(observations, self.max_new_tokens, temperature)
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as a folder that loads by ``policy=qwen2_5_vl policy.path=…``."""
+        self.policy.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Take the weights of a folder that `save` wrote."""
+        kind = type(self.policy)
+        self.policy.model.load_state_dict(kind(path, device=str(self.policy.device)).model.state_dict())
+
+    def _config(self, updates: int) -> CGPOConfig:
+        on_gpu = self.policy.device.type == "cuda"
+        half = on_gpu and self.policy.dtype is torch.bfloat16
+        return CGPOConfig(
+            **{
+                "output_dir": str(self.output),
+                "max_steps": updates,
+                "per_device_train_batch_size": self.micro_batch_size,
+                "gradient_accumulation_steps": self.batch_size // self.micro_batch_size,
+                "max_completion_length": self.max_new_tokens,
+                "shuffle_dataset": False,  # the rows are in order already, a task a batch
+                "seed": self.seed,
+                "save_steps": self.save_every,
+                "save_total_limit": 2,
+                "logging_steps": 1,
+                "lr_scheduler_type": "constant",
+                "bf16": half,
+                "use_cpu": not on_gpu,
+                "gradient_checkpointing": on_gpu,
+                "report_to": "none",
+                "disable_tqdm": True,
+                "log_completions": False,
+                **self.settings,
+            }
+        )
+
+    def _examples(self, episodes: Episodes) -> Dataset:
+        """Return every sample of every task, tasks mixed, as rows with completions."""
+        for task, env in enumerate(episodes.envs):
+            if episodes.reset(task, [0])[1][0] is None:
+                raise UserError(
+                    f"{env.get_attr('task')}: its samples have no rationale to imitate; expected a data set that has "
+                    "them, or no supervised steps"
+                )
+        sizes = [env.get_attr("num_samples") for env in episodes.envs]
+        columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
+        return Dataset.from_dict(columns).with_transform(Rows(episodes))
+
+
+class SFTAgent(CGPOAgent):
+    """Supervised fine-tuning on rationales: every step of the cycle is supervised (Saliency-R1 Eq. 4)."""
+
+    defaults: ClassVar[dict[str, Any]] = {"isr_period": 1, "isr_sft_steps": 1}
+
+
+class _Logs(TrainerCallback):
+    """Hand the trainer's log of each step on, numbers only."""
+
+    def __init__(self, receive: OnLog) -> None:
+        self.receive = receive
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Pass on what one optimizer step logged; the summary at the end of training is not one."""
+        if logs and "train_runtime" not in logs:
+            self.receive(state.global_step, {n: float(v) for n, v in logs.items() if isinstance(v, int | float)})
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in a folder, or None; unfinished ones are removed.
+
+    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one was cut short.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
