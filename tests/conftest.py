@@ -18,5 +18,5 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("maskgym", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("maskgym")
 
-# pytest imports the root's __init__.py, by the name of the clone's folder: without this, as a second copy of the package.
+# pytest imports the root's __init__.py by the name of the clone's folder: without this, as a second package.
 sys.modules.setdefault(Path(__file__).parents[1].name, maskgym)

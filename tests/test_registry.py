@@ -72,8 +72,8 @@ def test_a_string_that_cannot_be_imported_is_a_fault_of_ours(shapes):
 
 def test_an_unknown_name_is_answered_with_the_closest(shapes):
     shapes.register("circle", Square)
-    with pytest.raises(UserError, match=r"^unknown shape 'sqare': expected one of square$"):
-        shapes.make("sqare")
+    with pytest.raises(UserError, match=r"^unknown shape 'squares': expected one of square$"):
+        shapes.make("squares")
 
 
 def test_an_unknown_name_close_to_none_is_answered_with_all(shapes):
