@@ -145,3 +145,13 @@ def test_the_readme_names_every_module_of_the_library():
     modules = {path.relative_to(ROOT).as_posix() for path in [*library_files("*.py"), *ROOT.glob("benchmarks/*.py")]}
     assert {name for name in modules if not name.endswith("__init__.py")} <= named, "not in the README"
     assert {name for name in named if not (ROOT / name).exists()} == set(), "in the README, but not there"
+
+
+def test_the_papers_page_names_what_exists():
+    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.py)`(?:: ((?:`[\w.]+`(?:, )?)+))?", page)
+    assert len(places) > 20
+    for file, names in places:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"(def|class) {name}\b", code), f"{name} in {file}"
