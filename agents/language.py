@@ -71,7 +71,7 @@ class Episodes:
         """Return ``steps`` batches of rows, tasks in turn, each task's samples reshuffled when used up."""
         orders = []
         for task, env in enumerate(self.envs):
-            generator, size = np.random.default_rng([seed, task]), env.get_attr("num_samples")
+            generator, size = np.random.default_rng([seed, task]), env.num_samples
             rounds = -(-steps * batch // size)
             orders.append(np.concatenate([generator.permutation(size) for _ in range(rounds)]))
         tasks = [step % len(self.envs) for step in range(steps)]
@@ -252,10 +252,10 @@ class CGPOAgent:
         for task, env in enumerate(episodes.envs):
             if episodes.reset(task, [0])[1][0] is None:
                 raise UserError(
-                    f"{env.get_attr('task')}: its samples have no rationale to imitate; expected a data set that has "
+                    f"{env.task}: its samples have no rationale to imitate; expected a data set that has "
                     "them, or no supervised steps"
                 )
-        sizes = [env.get_attr("num_samples") for env in episodes.envs]
+        sizes = [env.num_samples for env in episodes.envs]
         columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(episodes))
 

@@ -260,7 +260,9 @@ class Scenes:
         assert scene.effect is not None
         return self._region(index, scene, scene.effect, category=self.scene_task)
 
-    def _region(self, index: int, scene: Scene, mask: np.ndarray, category: str | None = None, need: str | None = None) -> Sample:
+    def _region(
+        self, index: int, scene: Scene, mask: np.ndarray, category: str | None = None, need: str | None = None
+    ) -> Sample:
         return Sample(key=self._key(index), images=(scene.image,), masks=(mask[None],), category=category, need=need)
 
 
@@ -444,7 +446,9 @@ def _shadow_effect(scene: Scene, rng: np.random.Generator) -> Scene:
     for i in scene.salient:
         down, right = shift
         moved = np.zeros_like(cast)
-        moved[down:, max(right, 0) : side + min(right, 0)] = scene.masks[i][: side - down, max(-right, 0) : side - max(right, 0)]
+        moved[down:, max(right, 0) : side + min(right, 0)] = scene.masks[i][
+            : side - down, max(-right, 0) : side - max(right, 0)
+        ]
         cast |= moved
     cast &= ~scene.masks.any(axis=0)
     image = np.where(cast[..., None], scene.image * 0.42, scene.image).astype(np.uint8)
@@ -470,7 +474,12 @@ def _glass_effect(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def _likeness(wanted: SceneObject, item: SceneObject) -> float:
     """Return how close an object is to the one asked for; shape counts most, then colour, then texture."""
-    return 4 * (wanted.shape == item.shape) + 2 * (wanted.colour == item.colour) + (wanted.texture == item.texture) - 0.5 * item.pale
+    return (
+        4 * (wanted.shape == item.shape)
+        + 2 * (wanted.colour == item.colour)
+        + (wanted.texture == item.texture)
+        - 0.5 * item.pale
+    )
 
 
 def _ranks(scene: Scene, chosen: Sequence[int]) -> np.ndarray:

@@ -7,8 +7,8 @@ environment is the vector environment of one.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -118,7 +118,7 @@ class ReasoningVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.generators: list[np.random.Generator] = []
-        self._cached = lru_cache(CACHED_SAMPLES)(self.dataset.__getitem__)
+        self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._indices = np.full(num_envs, -1)
         self._observations: list[dict[str, Any]] = [{}] * num_envs
         self._done = np.ones(num_envs, dtype=bool)
@@ -149,9 +149,7 @@ class ReasoningVectorEnv(VectorEnv):
             infos = self._add_info(infos, self._start(i, wanted[i]), i)
         return self._batched(), infos
 
-    def step(
-        self, actions: Sequence[str]
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Sequence[str]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Score one answer a sub-environment; see the class for what comes back."""
         live = np.flatnonzero(~self._done)
         if len(live) < self.num_envs and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
@@ -189,8 +187,14 @@ class ReasoningVectorEnv(VectorEnv):
         plt.pause(1 / self.metadata["render_fps"])
         return None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cached samples behind."""
+        return {**self.__dict__, "_cache": OrderedDict()}
+
     def _seed(self, seed: int | Sequence[int | None] | None) -> None:
-        seeds = seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        seeds = (
+            seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(self.num_envs)]
+        )
         if not self.generators:
             self.generators = [seeding.np_random(value)[0] for value in seeds]
         for i, value in enumerate(seeds):
@@ -212,7 +216,12 @@ class ReasoningVectorEnv(VectorEnv):
         return info
 
     def _sample(self, index: int) -> Sample:
-        return self._cached(index)
+        if index not in self._cache:
+            self._cache[index] = self.dataset[index]
+            if len(self._cache) > CACHED_SAMPLES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(index)
+        return self._cache[index]
 
     def _observe(self, sample: Sample) -> dict[str, Any]:
         instruction = INSTRUCTIONS[self.task]
@@ -222,7 +231,10 @@ class ReasoningVectorEnv(VectorEnv):
             filled = [shown[k % len(shown)] for k in range(self.group_size)]
             return {"images": np.stack(filled), "instruction": instruction}
         image = sample.images[0]
-        return {"image": image if self.image_size is None else letterbox(image, self.image_size), "instruction": instruction}
+        return {
+            "image": image if self.image_size is None else letterbox(image, self.image_size),
+            "instruction": instruction,
+        }
 
     def _segment(self, texts: Sequence[str], live: np.ndarray) -> list[Transition]:
         """Turn answers into masks, with one call of the segmenter for all."""
@@ -251,7 +263,9 @@ class ReasoningVectorEnv(VectorEnv):
 
     def _frame(self, i: int) -> np.ndarray:
         sample, last = self._sample(int(self._indices[i])), self._last[i]
-        return picture(sample, {} if last is None else {"prediction": last.masks}, None if last is None else last.action)
+        return picture(
+            sample, {} if last is None else {"prediction": last.masks}, None if last is None else last.action
+        )
 
     def _batched(self) -> dict[str, Any]:
         empty = create_empty_array(self.single_observation_space, self.num_envs)

@@ -72,9 +72,7 @@ class LanguagePolicy:
     @cached_property
     def model(self) -> Any:
         """The model on `device`, adapters added, frozen parts without gradient."""
-        model, report = _load(
-            Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True
-        )
+        model, report = _load(Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True)
         _check_keys(self.path, report)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)

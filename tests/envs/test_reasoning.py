@@ -1,0 +1,190 @@
+"""Reasoning to mask: spaces, autoreset, scalar against vector, no leak of the truth."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import maskgym  # noqa: F401
+from maskgym.envs.reasoning import ReasoningEnv, ReasoningVectorEnv, letterbox
+from maskgym.errors import UserError
+
+IDS = {"sod": "maskgym/SOD-v0", "sis": "maskgym/SIS-v0", "cosod": "maskgym/CoSOD-v0"}
+LEFT = {
+    "sod": "<think>x</think><answer><rg>left</rg></answer>",
+    "sis": "<think>x</think><answer><ins>left</ins></answer>",
+    "cosod": "<think>x</think><answer><rg>[semantic] left</rg></answer>",
+}
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_gymnasium_finds_no_fault(task: str, halves) -> None:  # noqa: ANN001
+    env = gym.make(IDS[task], segmenter=halves, render_mode="rgb_array")
+    check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_rewards_by_hand(task: str, halves, photos) -> None:  # noqa: ANN001
+    env = gym.make(IDS[task], segmenter=halves, dataset=photos(task))
+    _, info = env.reset(options={"index": 1})
+    assert info["index"] == 1 and info["sample_key"].endswith(("1", "2"))
+    _, reward, terminated, truncated, info = env.step(LEFT[task])
+    assert reward == pytest.approx(1) and (terminated, truncated) == (True, False)
+    assert info["iou"] == 1.0 and info["reward_terms"] == pytest.approx({"correctness": 1, "format": 1})
+    env.reset(options={"index": 1})
+    _, reward, _, _, info = env.step("left")
+    assert reward == 0.0 and info["masks"][0].shape[0] == 0 and info["expressions"] == ()
+
+
+def test_masks_have_the_samples_own_size(halves, photos) -> None:  # noqa: ANN001
+    env = gym.make(IDS["sis"], segmenter=halves, dataset=photos(), image_size=16)
+    observation, _ = env.reset(options={"index": 1})
+    assert observation["image"].shape == (16, 16, 3)
+    *_, info = env.step(LEFT["sis"])
+    assert info["masks"][0].shape == (1, 40, 24)
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_the_vector_env_equals_scalar_ones(task: str, halves, photos) -> None:  # noqa: ANN001
+    vector = gym.make_vec(
+        IDS[task], num_envs=3, vectorization_mode="vector_entry_point", segmenter=halves, dataset=photos(task)
+    )
+    assert vector.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    scalars = [gym.make(IDS[task], segmenter=halves, dataset=photos(task)) for _ in range(3)]
+    batch, infos = vector.reset(seed=11)
+    singles = [env.reset(seed=11 + i) for i, env in enumerate(scalars)]
+    answers = (LEFT[task], "", LEFT[task].replace("left", "right"))
+    for _ in range(4):
+        assert vector.observation_space.contains(batch)
+        for i, (observation, info) in enumerate(singles):
+            assert infos["sample_key"][i] == info["sample_key"]
+            for name, value in observation.items():
+                np.testing.assert_array_equal(batch[name][i], value)
+        batch, rewards, terminated, _, infos = vector.step(answers)
+        assert terminated.all()
+        for i, env in enumerate(scalars):
+            _, reward, _, _, info = env.step(answers[i])
+            assert rewards[i] == reward
+            assert infos["final_info"]["iou"][i] == info["iou"]
+        singles = [env.reset() for env in scalars]
+
+
+def test_one_call_of_the_segmenter_serves_all(halves, photos) -> None:  # noqa: ANN001
+    env = ReasoningVectorEnv(3, dataset=photos(), segmenter=halves)
+    env.reset(seed=0)
+    env.step((LEFT["sis"],) * 3)
+    assert halves.calls == 1
+
+
+def test_next_step_autoreset_spends_a_step_on_the_reset(halves, photos) -> None:  # noqa: ANN001
+    env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env.reset(seed=0)
+    _, rewards, terminated, _, _ = env.step((LEFT["sis"],) * 2)
+    assert terminated.all() and np.allclose(rewards, 1)
+    _, rewards, terminated, _, infos = env.step((LEFT["sis"],) * 2)
+    assert not terminated.any() and (rewards == 0).all() and "target" in infos
+
+
+def test_disabled_autoreset_wants_a_reset(halves, photos) -> None:  # noqa: ANN001
+    env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, autoreset_mode="Disabled")
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(("", ""))
+    env.reset(options={"index": [2, 0]})
+    *_, infos = env.step((LEFT["sis"], ""))
+    assert list(infos["sample_key"]) == ["photo2", "photo0"]
+    env.reset(options={"index": 1, "reset_mask": np.array([True, False])})
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(("", ""))
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_the_truth_leaks_into_nothing(task: str, halves, photos) -> None:  # noqa: ANN001
+    data, blank = photos(task, split="test"), photos(task, split="test")
+    blank.samples = [replace(s, masks=tuple(np.zeros_like(m) for m in s.masks), rationale=None) for s in data.samples]
+    seen = []
+    for source in (data, blank):
+        env = gym.make(IDS[task], dataset=source, segmenter=halves, reward="format")
+        observation, info = env.reset(seed=1)
+        assert set(info) == {"sample_key", "index"}
+        seen.append((observation, env.step(LEFT[task])[4]["masks"]))
+    for name, value in seen[0][0].items():
+        np.testing.assert_array_equal(value, seen[1][0][name])
+    for one, other in zip(seen[0][1], seen[1][1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_supervised_parts_see_the_truth_on_the_training_split_only(halves, photos) -> None:  # noqa: ANN001
+    _, info = ReasoningEnv(dataset=photos(), segmenter=halves).reset(seed=0)
+    assert info["rationale"] == "why" and info["target"][0].dtype == bool
+
+
+def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos) -> None:  # noqa: ANN001
+    env = ReasoningEnv("cosod", dataset=photos("cosod"), segmenter=halves, group_size=3)
+    observation, _ = env.reset(options={"index": 1})
+    assert observation["images"].shape == (3, 128, 128, 3)
+    np.testing.assert_array_equal(observation["images"][0], observation["images"][2])
+    *_, info = env.step(LEFT["cosod"])
+    assert len(info["masks"]) == 2
+
+
+def test_native_sizes(halves, photos) -> None:  # noqa: ANN001
+    env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, image_size=None)
+    observations, _ = env.reset(options={"index": [0, 1]})
+    assert [image.shape for image in observations["image"]] == [(20, 30, 3), (40, 24, 3)]
+    assert env.observation_space.contains(observations)
+
+
+def test_render_shows_the_answer(halves, photos) -> None:  # noqa: ANN001
+    env = gym.make(IDS["sis"], dataset=photos(), segmenter=halves, render_mode="rgb_array")
+    env.reset(seed=0)
+    before = env.render()
+    env.step(LEFT["sis"])
+    after = env.render()
+    assert before.dtype == np.uint8 and after.shape[1] > before.shape[1]
+
+
+def test_letterbox_keeps_the_aspect_ratio() -> None:
+    image = np.full((10, 20, 3), 7, np.uint8)
+    boxed = letterbox(image, 40)
+    assert (boxed[:20] == 7).all() and (boxed[20:] == 0).all()
+
+
+def test_pickling_keeps_the_env(halves, photos) -> None:  # noqa: ANN001
+    env = pickle.loads(pickle.dumps(ReasoningVectorEnv(2, segmenter="evf_sam_tiny")))
+    assert env.reset(seed=0)[1]["index"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"task": "cats"}, "task"),
+        ({"num_envs": 0}, "num_envs"),
+        ({"image_size": 0}, "image_size"),
+        ({"task": "cosod", "image_size": None}, "image_size"),
+        ({"render_mode": "ansi"}, "render_mode"),
+        ({"dataset": "scene"}, "scenes"),
+        ({"segmenter": "evfsam"}, "evf_sam"),
+        ({"reward": "iou2"}, "iou"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ReasoningVectorEnv(**{"segmenter": "evf_sam_tiny", **arguments})
+
+
+def test_a_data_set_of_another_task_or_split(photos) -> None:  # noqa: ANN001
+    with pytest.raises(UserError, match="sis"):
+        ReasoningVectorEnv(task="sod", dataset=photos("sis"))
+    with pytest.raises(UserError, match="split"):
+        ReasoningVectorEnv(dataset=photos("sis"), split="test")
+
+
+def test_an_index_out_of_range(halves, photos) -> None:  # noqa: ANN001
+    with pytest.raises(UserError, match="0 to 2"):
+        ReasoningVectorEnv(dataset=photos(), segmenter=halves).reset(options={"index": 3})
