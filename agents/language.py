@@ -1,8 +1,8 @@
 """Language agents: environments of text on TRL's trainers.
 
-TRL wants a data set of prompts and a reward function. Both come from environments by ``reset`` and ``step``: a row holds
-the number of a sample, its prompt and images are what ``reset(index)`` shows, and the reward function resets to the
-same samples and steps with the answers.
+TRL wants a data set of prompts and a reward function. Both come from environments by ``reset`` and ``step``: a row
+holds the number of a sample, its prompt and images are what ``reset(index)`` shows, and the reward function resets to
+the same samples and steps with the answers.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/metrics.py [--rounds 15]
 
-Both sides are timed in turn, many rounds, and each round gives one ratio, so that a busy machine slows both. PySODMetrics
-gets what it asks for (a float map and a bool truth, `normalize=False`), converted beforehand and not timed; only in
-IASM, where both sides are given bool instances, is the conversion part of the work.
+Both sides are timed in turn, many rounds, and each round gives one ratio, so that a busy machine slows both.
+PySODMetrics gets what it asks for (a float map and a bool truth, `normalize=False`), converted beforehand and not
+timed; only in IASM, where both sides are given bool instances, is the conversion part of the work.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from collections.abc import Callable
 from time import process_time
 
 import numpy as np
-from maskgym.metrics import iasm, prepare, s_measure
 from py_sod_metrics import Smeasure
 from scipy.optimize import linear_sum_assignment
+
+from maskgym.metrics import iasm, prepare, s_measure
 
 SIZE = 352
 
@@ -87,15 +88,22 @@ def main() -> None:
 
     print("| case | PySODMetrics, µs | maskgym, µs | ratio, median | ratio, least | goal | difference |")
     print("|---|---|---|---|---|---|---|")
-    for name, goal, ours, reference in (
-        ("S-measure, two fresh masks", 25, lambda: s_measure(mask, target), lambda: reference_s_measure(as_float, target)),
-        ("S-measure, prepared truth", 50, lambda: s_measure(mask, prepared), lambda: reference_s_measure(as_float, target)),
-        ("S-measure, soft map", 8, lambda: s_measure(soft, target), lambda: reference_s_measure(soft, target)),
-        ("S-measure, soft map, prepared truth", 8, lambda: s_measure(soft, prepared), lambda: reference_s_measure(soft, target)),
-        ("IASM, 5 x 5 fresh masks", 50, lambda: iasm(predictions, targets), lambda: reference_iasm(predictions, targets)),
-        ("IASM, 5 x 5, prepared truth", 50, lambda: iasm(predictions, prepared_targets), lambda: reference_iasm(predictions, targets)),
-    ):  # fmt: skip
-        print(compare(name, goal, ours, reference, rounds), flush=True)
+
+    def theirs(prediction: np.ndarray) -> Callable[[], float]:
+        return lambda: reference_s_measure(prediction, target)
+
+    def reference() -> float:
+        return reference_iasm(predictions, targets)
+
+    for name, goal, ours, other in (
+        ("S-measure, two fresh masks", 25, lambda: s_measure(mask, target), theirs(as_float)),
+        ("S-measure, prepared truth", 50, lambda: s_measure(mask, prepared), theirs(as_float)),
+        ("S-measure, soft map", 8, lambda: s_measure(soft, target), theirs(soft)),
+        ("S-measure, soft map, prepared truth", 8, lambda: s_measure(soft, prepared), theirs(soft)),
+        ("IASM, 5 x 5 fresh masks", 50, lambda: iasm(predictions, targets), reference),
+        ("IASM, 5 x 5, prepared truth", 50, lambda: iasm(predictions, prepared_targets), reference),
+    ):
+        print(compare(name, goal, ours, other, rounds), flush=True)
 
 
 if __name__ == "__main__":

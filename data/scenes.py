@@ -1,14 +1,14 @@
 """Scenes: a procedural data set in which salience, language and instances are known exactly.
 
-A scene is a short list of flat objects on a 3 × 3 grid over a cluttered background. Bright objects are salient; pale ones are
-distractors, often look-alikes of a bright one. The background carries soft saturated blobs and vivid specks, so that colour
-contrast alone does not find the objects (`benchmarks/scenes.py` shows by how much it fails). One scene graph yields
-every task: the salient union, instances with unique descriptions, co-salient groups, needs, ranks, blur, shadow, glass and
-semantic classes, and the reasoning text for supervised fine-tuning.
+A scene is a short list of flat objects on a 3 × 3 grid over a cluttered background. Bright objects are salient; pale
+ones are distractors, often look-alikes of a bright one. The background carries soft saturated blobs and vivid specks,
+so that colour contrast alone does not find the objects (`benchmarks/scenes.py` shows by how much it fails). One scene
+graph yields every task: the salient union, instances with unique descriptions, co-salient groups, needs, ranks, blur,
+shadow, glass and semantic classes, and the reasoning text for supervised fine-tuning.
 
-The text comes from annotators who differ, as people do: one names the shape alone, one its family, one colour and shape, one the
-place. A phrase refers to everything that fits it, so terse phrases merge look-alikes. Imitating the annotators is not
-optimal; finding out which phrases pay is what reinforcement can add.
+The text comes from annotators who differ, as people do: one names the shape alone, one its family, one colour and
+shape, one the place. A phrase refers to everything that fits it, so terse phrases merge look-alikes. Imitating the
+annotators is not optimal; finding out which phrases pay is what reinforcement can add.
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ class SceneObject:
 
     @property
     def family(self) -> str:
+        """The family that the shape belongs to."""
         return next(name for name, shapes in FAMILIES.items() if self.shape in shapes)
 
     @property
     def place(self) -> str:
+        """Row and column of the grid, as in ``top left``."""
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
     def matches(self, other: SceneObject, attributes: Sequence[str]) -> bool:
@@ -135,7 +137,7 @@ class Scenes:
         size: Number of samples; default 2,000, 256 and 512.
         image_size: Side of the square image in pixels, at least 32.
         group_size: Images in a co-salient group, at least 2.
-        annotator: Whose rationales: ``varied`` draws one a sample, or a name of `STYLES` for that one, who overlooks nothing.
+        annotator: Whose rationales: ``varied`` draws one a sample; a name of `STYLES` is that one, who misses nothing.
 
     Raises:
         UserError: If an argument is not one of these.
@@ -179,7 +181,7 @@ class Scenes:
         return _render(_draw_objects(rng), rng, self.image_size)
 
     def refer(self, index: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Return an image uint8 (H, W, 3) with ``count`` random phrases and the masks bool (count, H, W) that they mean.
+        """Return an image uint8 (H, W, 3), ``count`` random phrases and the masks bool (count, H, W) that they mean.
 
         The phrases name any attributes of any object, pale ones included; about one in twenty fits nothing.
         """
@@ -301,7 +303,7 @@ def _draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
 
 
 def _draw_group_objects(rng: np.random.Generator, category: str, common: bool) -> tuple[SceneObject, ...]:
-    """Draw one image of a co-salient group: the common shape, unless absent, among other shapes of its own and other families."""
+    """Draw one image of a co-salient group: the common shape, unless absent, among its kin and other shapes."""
     cells = iter(rng.permutation(9))
     others = [shape for shape in SHAPES if shape != category]
     kin = [shape for shape in next(shapes for shapes in FAMILIES.values() if category in shapes) if shape != category]

@@ -8,11 +8,11 @@ INSTRUCTIONS = {
         "region by a short phrase inside <rg> </rg>; a bare category name starts with [semantic]."
     ),
     "sis": (
-        f"Salient instance segmentation: find every single instance of the image that stands out. {_STEPS} Describe each salient "
-        "instance by a phrase of its own inside <ins> </ins>, told apart by location or other attributes."
+        f"Salient instance segmentation: find every single instance of the image that stands out. {_STEPS} Describe "
+        "each salient instance by a phrase of its own inside <ins> </ins>, told apart by location or other attributes."
     ),
     "cosod": (
-        f"Co-salient object detection: find the one category that the objects shared by all the images belong to. {_STEPS} "
-        "Name only that category inside <rg> </rg>, starting with [semantic]."
+        "Co-salient object detection: find the one category that the objects shared by all the images belong to. "
+        f"{_STEPS} Name only that category inside <rg> </rg>, starting with [semantic]."
     ),
 }

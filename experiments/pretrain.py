@@ -275,7 +275,7 @@ def answers_batch(processor: Qwen2_5_VLProcessor, samples: list[Sample], task: s
 
 
 def train_policy(out: Path, steps: int, rate: float) -> None:
-    """Teach the tiny Qwen2.5-VL to see, on clear descriptions, then, for the last quarter, to answer as annotators do."""
+    """Teach the tiny Qwen2.5-VL to see, on clear descriptions, and in the last quarter to answer as annotators do."""
     model, processor = tiny_policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     first = resume(out, model, optimizer)

@@ -66,7 +66,7 @@ def iasm(predictions: Any, targets: Any, threshold: float = 0.1, unmatched: str 
             what `prepare` made of it; m may be 0.
         targets: (n, H, W), the same; n may be 0.
         threshold: Smallest IoU of a matched pair, in [0, 1].
-        unmatched: What an unmatched instance adds to the sum: ``zero`` nothing, ``published`` the S-measure of its pair.
+        unmatched: What an unmatched instance adds: ``zero`` nothing, ``published`` the S-measure of its pair.
 
     Returns:
         Float in [0, 1], larger is better.

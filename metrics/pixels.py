@@ -102,8 +102,8 @@ def f_measure(prediction: Any, target: Any) -> FMeasure:
         As PySODMetrics 1.6 with ``normalize=False``, for a set of one image. Over several images papers average the
         curves before they take mean and maximum: `SaliencyScores` does that; the mean of ``max`` here is larger.
         Predictions are read at 256 thresholds: floor(255 p) >= k. An empty target scores 0 throughout. Threshold 0
-        marks every pixel, so ``max`` never falls below the F of "everything", and a blank prediction has it. The adaptive
-        threshold is min(2 · mean(p), 1), compared with >=: for an all-zero prediction it is 0, so **a blank prediction
+        marks every pixel, so ``max`` never falls below the F of "everything", and a blank prediction has it. The
+        adaptive threshold is min(2 · mean(p), 1), compared with >=: for an all-zero one it is 0, so **a blank prediction
         scores as everything** (0.302 for a target of a quarter of the image, 1 for a full one). Do not reward it
         unguarded.
 
@@ -129,7 +129,7 @@ def e_measure(prediction: Any, target: Any) -> EMeasure:
 
     Convention:
         As PySODMetrics 1.6 with ``normalize=False``, for a set of one image; over several images see `SaliencyScores`.
-        The sum is divided by H·W − 1, as in the reference, so **a perfect score is slightly above 1** (1.0013 at 24 x 32;
+        The sum is divided by H·W − 1, as in the reference, so **a perfect score is just above 1** (1.0013 at 24 x 32;
         without meaning on an image of one pixel): clip it in a reward. An empty target scores the share of pixels left
         unmarked, a full target the share marked, over the same H·W − 1. Thresholds are those of `f_measure`, with the
         same trap: **an all-zero prediction counts as everything in the adaptive form**, so both empty has adaptive 0,

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from maskgym.data.check import check, detect
 from maskgym.errors import UserError
-from PIL import Image
 
 
 @pytest.fixture

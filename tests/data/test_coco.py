@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
 from maskgym.data import Dataset, make, split_of
 from maskgym.data.coco import Coco, decode_run_lengths
 from maskgym.data.images import DataFault
 from maskgym.errors import UserError
-from PIL import Image
-from pycocotools import mask as coco_mask
 
 SHAPE = (12, 16)
 LEFT, RIGHT = [1, 1, 5, 1, 5, 5, 1, 5], [8, 2, 12, 2, 12, 8, 8, 8]  # 4x4 and 4x6 pixels

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from maskgym.data import Dataset, make, split_of
 from maskgym.data.folder import Folder
 from maskgym.data.images import DataFault

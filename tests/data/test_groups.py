@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from maskgym.data import Dataset, make, split_of
 from maskgym.data.groups import Groups
 from maskgym.data.images import DataFault

@@ -4,9 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from maskgym.data.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask, read_pair
 from maskgym.errors import UserError
-from PIL import Image
 
 
 def test_photo_is_turned_as_exif_says(tmp_path):

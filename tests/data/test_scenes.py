@@ -135,7 +135,7 @@ def test_an_absent_need_means_the_closest_thing() -> None:
         ({"annotator": "full"}, lambda data: data[4].rationale),
     ],
 )
-def test_each_argument_matters(arguments: dict, other) -> None:  # noqa: ANN001
+def test_each_argument_matters(arguments: dict, other) -> None:
     show = other or (lambda data: [image.tobytes() for image in data[1].images])
     default = Scenes(**{"task": arguments["task"]} if "group_size" in arguments else {})
     assert show(Scenes(**arguments)) != show(default)

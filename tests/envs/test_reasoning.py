@@ -24,13 +24,13 @@ LEFT = {
 
 
 @pytest.mark.parametrize("task", IDS)
-def test_gymnasium_finds_no_fault(task: str, halves) -> None:  # noqa: ANN001
+def test_gymnasium_finds_no_fault(task: str, halves) -> None:
     env = gym.make(IDS[task], segmenter=halves, render_mode="rgb_array")
     check_env(env.unwrapped)
 
 
 @pytest.mark.parametrize("task", IDS)
-def test_rewards_by_hand(task: str, halves, photos) -> None:  # noqa: ANN001
+def test_rewards_by_hand(task: str, halves, photos) -> None:
     env = gym.make(IDS[task], segmenter=halves, dataset=photos(task))
     _, info = env.reset(options={"index": 1})
     assert info["index"] == 1 and info["sample_key"].endswith(("1", "2"))
@@ -42,7 +42,7 @@ def test_rewards_by_hand(task: str, halves, photos) -> None:  # noqa: ANN001
     assert reward == 0.0 and info["masks"][0].shape[0] == 0 and info["expressions"] == ()
 
 
-def test_masks_have_the_samples_own_size(halves, photos) -> None:  # noqa: ANN001
+def test_masks_have_the_samples_own_size(halves, photos) -> None:
     env = gym.make(IDS["sis"], segmenter=halves, dataset=photos(), image_size=16)
     observation, _ = env.reset(options={"index": 1})
     assert observation["image"].shape == (16, 16, 3)
@@ -51,7 +51,7 @@ def test_masks_have_the_samples_own_size(halves, photos) -> None:  # noqa: ANN00
 
 
 @pytest.mark.parametrize("task", IDS)
-def test_the_vector_env_equals_scalar_ones(task: str, halves, photos) -> None:  # noqa: ANN001
+def test_the_vector_env_equals_scalar_ones(task: str, halves, photos) -> None:
     vector = gym.make_vec(
         IDS[task], num_envs=3, vectorization_mode="vector_entry_point", segmenter=halves, dataset=photos(task)
     )
@@ -75,14 +75,14 @@ def test_the_vector_env_equals_scalar_ones(task: str, halves, photos) -> None:  
         singles = [env.reset() for env in scalars]
 
 
-def test_one_call_of_the_segmenter_serves_all(halves, photos) -> None:  # noqa: ANN001
+def test_one_call_of_the_segmenter_serves_all(halves, photos) -> None:
     env = ReasoningVectorEnv(3, dataset=photos(), segmenter=halves)
     env.reset(seed=0)
     env.step((LEFT["sis"],) * 3)
     assert halves.calls == 1
 
 
-def test_next_step_autoreset_spends_a_step_on_the_reset(halves, photos) -> None:  # noqa: ANN001
+def test_next_step_autoreset_spends_a_step_on_the_reset(halves, photos) -> None:
     env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, autoreset_mode=AutoresetMode.NEXT_STEP)
     env.reset(seed=0)
     _, rewards, terminated, _, _ = env.step((LEFT["sis"],) * 2)
@@ -91,7 +91,7 @@ def test_next_step_autoreset_spends_a_step_on_the_reset(halves, photos) -> None:
     assert not terminated.any() and (rewards == 0).all() and "target" in infos
 
 
-def test_disabled_autoreset_wants_a_reset(halves, photos) -> None:  # noqa: ANN001
+def test_disabled_autoreset_wants_a_reset(halves, photos) -> None:
     env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, autoreset_mode="Disabled")
     with pytest.raises(gym.error.ResetNeeded):
         env.step(("", ""))
@@ -104,7 +104,7 @@ def test_disabled_autoreset_wants_a_reset(halves, photos) -> None:  # noqa: ANN0
 
 
 @pytest.mark.parametrize("task", IDS)
-def test_the_truth_leaks_into_nothing(task: str, halves, photos) -> None:  # noqa: ANN001
+def test_the_truth_leaks_into_nothing(task: str, halves, photos) -> None:
     data, blank = photos(task, split="test"), photos(task, split="test")
     blank.samples = [replace(s, masks=tuple(np.zeros_like(m) for m in s.masks), rationale=None) for s in data.samples]
     seen = []
@@ -119,12 +119,12 @@ def test_the_truth_leaks_into_nothing(task: str, halves, photos) -> None:  # noq
         np.testing.assert_array_equal(one, other)
 
 
-def test_supervised_parts_see_the_truth_on_the_training_split_only(halves, photos) -> None:  # noqa: ANN001
+def test_supervised_parts_see_the_truth_on_the_training_split_only(halves, photos) -> None:
     _, info = ReasoningEnv(dataset=photos(), segmenter=halves).reset(seed=0)
     assert info["rationale"] == "why" and info["target"][0].dtype == bool
 
 
-def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos) -> None:  # noqa: ANN001
+def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos) -> None:
     env = ReasoningEnv("cosod", dataset=photos("cosod"), segmenter=halves, group_size=3)
     observation, _ = env.reset(options={"index": 1})
     assert observation["images"].shape == (3, 128, 128, 3)
@@ -133,14 +133,14 @@ def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos
     assert len(info["masks"]) == 2
 
 
-def test_native_sizes(halves, photos) -> None:  # noqa: ANN001
+def test_native_sizes(halves, photos) -> None:
     env = ReasoningVectorEnv(2, dataset=photos(), segmenter=halves, image_size=None)
     observations, _ = env.reset(options={"index": [0, 1]})
     assert [image.shape for image in observations["image"]] == [(20, 30, 3), (40, 24, 3)]
     assert env.observation_space.contains(observations)
 
 
-def test_render_shows_the_answer(halves, photos) -> None:  # noqa: ANN001
+def test_render_shows_the_answer(halves, photos) -> None:
     env = gym.make(IDS["sis"], dataset=photos(), segmenter=halves, render_mode="rgb_array")
     env.reset(seed=0)
     before = env.render()
@@ -155,7 +155,7 @@ def test_letterbox_keeps_the_aspect_ratio() -> None:
     assert (boxed[:20] == 7).all() and (boxed[20:] == 0).all()
 
 
-def test_pickling_keeps_the_env(halves, photos) -> None:  # noqa: ANN001
+def test_pickling_keeps_the_env(halves, photos) -> None:
     env = pickle.loads(pickle.dumps(ReasoningVectorEnv(2, segmenter="evf_sam_tiny")))
     assert env.reset(seed=0)[1]["index"].shape == (2,)
 
@@ -178,13 +178,13 @@ def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
         ReasoningVectorEnv(**{"segmenter": "evf_sam_tiny", **arguments})
 
 
-def test_a_data_set_of_another_task_or_split(photos) -> None:  # noqa: ANN001
+def test_a_data_set_of_another_task_or_split(photos) -> None:
     with pytest.raises(UserError, match="sis"):
         ReasoningVectorEnv(task="sod", dataset=photos("sis"))
     with pytest.raises(UserError, match="split"):
         ReasoningVectorEnv(dataset=photos("sis"), split="test")
 
 
-def test_an_index_out_of_range(halves, photos) -> None:  # noqa: ANN001
+def test_an_index_out_of_range(halves, photos) -> None:
     with pytest.raises(UserError, match="0 to 2"):
         ReasoningVectorEnv(dataset=photos(), segmenter=halves).reset(options={"index": 3})

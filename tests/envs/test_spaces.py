@@ -11,7 +11,7 @@ from maskgym.envs.spaces import FreeText, ImageSpace
 
 
 @pytest.mark.parametrize("space", [FreeText(30), ImageSpace()])
-def test_samples_are_members_and_seeds_repeat(space) -> None:  # noqa: ANN001
+def test_samples_are_members_and_seeds_repeat(space) -> None:
     space.seed(3)
     first = [space.sample() for _ in range(20)]
     space.seed(3)

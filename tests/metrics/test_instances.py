@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from maskgym.metrics import average_precision, iasm, iou, match_instances, prepare, s_measure
 
 

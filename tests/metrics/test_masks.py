@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from maskgym import metrics
 from maskgym.metrics import e_measure, f_measure, iasm, iou, mae, match_instances, prepare, s_measure
 from maskgym.metrics.masks import PreparedMask

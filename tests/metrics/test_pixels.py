@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from maskgym.metrics import SaliencyScores, e_curve, e_measure, f_curve, f_measure, iou, mae, s_measure
 
 DATA = Path(os.environ.get("MASKGYM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -38,7 +39,7 @@ def box_of_a_quarter():
 
 
 def make_pairs():
-    """Return soft and binary pairs and every edge case: empty, full, box and one pixel against blank, full, constant."""
+    """Return soft and binary pairs and every edge case: empty, full, box, one pixel against blank, full, constant."""
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(12):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from maskgym.metrics import prepare, s_measure
 
 masks = arrays(bool, st.tuples(st.integers(2, 9), st.integers(2, 9)))
@@ -19,7 +20,7 @@ def reference(prediction, target):
 
 
 def test_by_hand():
-    # One row, g = 1 1 0 0, p = 1 0 0 0. Centroid 0.5 rounds to 0, so blocks of 1 and 3 pixels: (1 | 1) does not vary: 1;
+    # One row, g = 1 1 0 0, p = 1 0 0 0. Centroid 0.5 rounds to 0, so blocks of 1 and 3 pixels: (1 | 1) is constant: 1;
     # (1 0 0 | 0 0 0) has no covariance: 0. Region 1/4. Object: foreground mean 1/2, sigma sqrt(1/2), background 1.
     target, prediction = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 0, 0]], bool)
     foreground = 2 * 0.5 / (0.25 + 1 + np.sqrt(0.5))

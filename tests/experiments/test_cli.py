@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maskgym.experiments import cli
+
+
+def test_without_a_command_it_lists_them(capsys):
+    assert cli.main([]) == 0
+    listed = capsys.readouterr().out
+    for words in cli.COMMANDS:
+        assert f"maskgym {' '.join(words)} " in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nope"], "unknown command 'nope': expected one of run, evaluate, data check"),
+        (["data"], "unknown command 'data'"),
+        (["data", "check"], "required: DIR"),
+        (["data", "check", "nowhere"], "nowhere"),
+        (["rewards", "audit", "--task", "x"], "invalid choice: 'x'"),
+        (["evaluate", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["run", "env=nope"], "unknown env 'nope'"),
+        (["segmenter", "finetune", "steps"], "argument 'steps'"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_line(capsys, arguments, expected):
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and expected in line
+
+
+def test_data_check(capsys, photo_folder):
+    assert cli.main(["data", "check", str(photo_folder)]) == 0
+    assert "no faults" in capsys.readouterr().out
+    (photo_folder / "masks" / "000.png").unlink()
+    assert cli.main(["data", "check", str(photo_folder), "--json", "--data", "folder", "--task", "sod"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"]["total"]["samples"] == 39
+    assert any("000" in fault for fault in report["faults"])
+
+
+def test_rewards_audit(capsys):
+    assert cli.main(["rewards", "audit", "--task", "cosod", "--samples", "3"]) == 0
+    table = capsys.readouterr().out
+    assert "cosod, 3 samples" in table and "the truth" in table
+
+
+def test_evaluate_repeats_what_the_run_found(capsys, tmp_path):
+    given = [
+        "env=sis",
+        "algo=cgpo",
+        "algo.updates=0",
+        "evaluation.samples=4",
+        "evaluation.pictures=0",
+        "env.num_envs=4",
+    ]
+    assert cli.main(["run", *given, f"out={tmp_path}/run"]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"{tmp_path}/run"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == json.loads((tmp_path / "run" / "results.json").read_text())["after"]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import pytest
+import yaml
+
+from maskgym import agents, data, policies, rewards, segmenters
+from maskgym.agents.cgpo import CGPOConfig
+from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.errors import UserError
+from maskgym.experiments import composition
+from maskgym.policies.mllm import LanguagePolicy
+
+GROUPS = composition.groups()
+REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
+READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers"}}
+
+
+@pytest.mark.parametrize("env", GROUPS["env"])
+def test_every_environment_composes_with_every_algorithm(env):
+    for algo, source in zip(GROUPS["algo"], itertools.cycle(GROUPS["data"]), strict=False):
+        config = composition.compose([f"env={env}", f"algo={algo}", f"data={source}"])
+        assert (config["env"]["name"], config["algo"]["name"], config["data"]["name"]) == (env, algo, source)
+        assert set(config) == set(composition.root_keys())
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
+def test_an_option_is_named_after_its_file_and_documents_every_key(group, option):
+    file = composition.CONF / group / f"{option}.yaml"
+    lines = file.read_text().splitlines()
+    assert yaml.safe_load(file.read_text())["name"] == option
+    assert len(lines) <= 40
+    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "ids:")))
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, name) for group in REGISTRIES for name in GROUPS[group]])
+def test_every_key_of_an_option_is_an_argument_of_what_it_makes(group, option):
+    settings = composition.compose([f"{group}={option}"])[group]
+    target = REGISTRIES[group].make.__self__.get(option) if group != "reward" else _reward(option)
+    accepted = set(inspect.signature(target).parameters)
+    if "arguments" in accepted:  # policies hand on to one class
+        accepted |= set(inspect.signature(LanguagePolicy).parameters)
+    if "settings" in accepted:  # agents hand on to TRL's config
+        accepted |= set(CGPOConfig.__dataclass_fields__)
+    assert set(settings) - {"name"} - READ_BY_THE_RUN.get(group, set()) <= accepted
+
+
+def _reward(option):
+    return rewards.names.__self__.get(option)
+
+
+@pytest.mark.parametrize("option", GROUPS["env"])
+def test_every_key_of_an_environment_is_an_argument_of_it(option):
+    settings = composition.compose([f"env={option}"])["env"]
+    accepted = set(inspect.signature(ReasoningVectorEnv).parameters)
+    assert set(settings) - {"name"} - READ_BY_THE_RUN["env"] <= accepted
+
+
+def test_the_options_are_the_registered_names():
+    assert set(GROUPS["algo"]) == set(agents.names())
+    assert set(GROUPS["data"]) == set(data.names())
+    assert set(GROUPS["policy"]) == set(policies.names())
+    assert set(GROUPS["segmenter"]) == set(segmenters.names())
+    assert set(GROUPS["reward"]) == set(rewards.names())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["env=nope"], "unknown env 'nope': expected one of cosod, saliency, sis, sod"),
+        (["algo=ppo"], "unknown algo 'ppo': expected one of cgpo, random, sft"),
+        (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
+        (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
+        (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
+        (["algo=random", "algo.rate=1"], "unknown key 'algo.rate': algo=random has updates"),
+        (["env.image_size.side=1"], "unknown key 'env.image_size.side'"),
+        (["seed=0,1"], "argument 'seed=0,1': several values need -m"),
+        (["seed"], "argument 'seed': expected key=value"),
+        (["=1"], "argument '=1': expected key=value"),
+        (["~env"], "argument '~env': expected key=value"),
+        (["seed=${nope}"], "Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_cannot_be_composed_is_told_in_one_line(arguments, expected):
+    with pytest.raises(UserError) as caught:
+        composition.compose(arguments)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_keep_their_types_and_added_keys_arrive():
+    config = composition.compose(["seed=3", "+data.group=[a,b]", "algo.learning_rate=1e-5", "data.size=null"])
+    assert config["seed"] == 3
+    assert config["data"]["group"] == ["a", "b"]
+    assert config["algo"]["learning_rate"] == 1e-5
+    assert config["data"]["size"] is None
+
+
+def test_the_batch_follows_the_environment_unless_it_is_given():
+    assert composition.compose(["env=sis"])["algo"]["batch_size"] == 128
+    assert composition.compose(["env=cosod"])["algo"]["batch_size"] == 64
+    assert composition.compose(["env=cosod", "algo.batch_size=8"])["algo"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("path", ["~/photos", "a=b", "my photos (old)", "it's {this", "/plain/path.d", "a,b}"])
+def test_a_path_is_taken_as_it_is(path):
+    assert composition.compose(["data=coco", f"data.root={path}"])["data"]["root"] == path
+
+
+def test_expand_lists_every_combination_in_order():
+    rows = composition.expand(["env=sod,sis", "algo=random", "seed=0,1"])
+    assert rows == [
+        ["env=sod", "algo=random", "seed=0"],
+        ["env=sod", "algo=random", "seed=1"],
+        ["env=sis", "algo=random", "seed=0"],
+        ["env=sis", "algo=random", "seed=1"],
+    ]
+
+
+def test_a_config_comes_back_from_its_text(tmp_path):
+    config = composition.compose(["env=saliency", "data=coco", "data.root=ü"])
+    (tmp_path / "config.yaml").write_text(composition.dump(config), encoding="utf-8")
+    assert composition.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["", "[1", "seed: 1", "- 1", "a: !!python/object:os.system {}"])
+def test_a_file_that_is_no_config_of_a_run_is_named(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: "):
+        composition.load(file)
+
+
+def test_the_root_file_only_lists_choices():
+    root = yaml.safe_load((composition.CONF / "config.yaml").read_text())
+    assert {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} == set(GROUPS)

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from maskgym import agents
+from maskgym.experiments import run
+from maskgym.segmenters.evf_sam import EMBEDDED
+
+SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
+RANDOM = ("algo=random", *SMALL)
+DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+
+
+@pytest.mark.parametrize("env", ["sod", "sis", "cosod", "saliency"])
+def test_a_run_writes_every_file(maskgym_run, tmp_path, env):
+    status, out, error = maskgym_run(f"env={env}", *RANDOM, "seed=3", f"out={tmp_path}/run")
+    assert (status, error) == (0, [])
+    assert str(tmp_path / "run" / "report.html") in out
+    folder = tmp_path / "run"
+    tasks = ["sod", "sis", "cosod"] if env == "saliency" else [env]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["env"]["name"], config["algo"]["name"], config["seed"]) == (env, "random", 3)
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) >= {"env", "algo", "seed", "device", "wall_s", "steps", "before", "after", "versions"}
+    assert (results["env"], results["algo"], results["seed"], results["steps"]) == (env, "random", 3, 0)
+    expected = {"reward", "s_measure", "iou", "mae", "format", "f_max", "e_max"}
+    for task in tasks:
+        prefix = f"{task}/" if env == "saliency" else ""
+        names = expected | ({"iasm", "iasm_published", "ap50", "ap70"} if task == "sis" else set())
+        assert {prefix + name for name in names} <= set(results["before"]) == set(results["after"])
+        assert results["after"][f"{prefix}format"] == 1  # a random answer is well-formed
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert list(rows[0])[:2] == ["step", "wall_s"]
+    assert rows[0]["held_out/reward" if env != "saliency" else "held_out/sis/reward"]
+    answers = [json.loads(line) for line in (folder / "samples" / "answers.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in answers] == [task for task in tasks for _ in range(4)]
+    assert all(row[when]["answer"].startswith("<think>") for row in answers for when in ("before", "after"))
+    pictures = sorted(path.name for path in (folder / "samples").glob("*.png"))
+    assert pictures == sorted(f"{task}-{number:02d}.png" for task in tasks for number in range(2))
+    with Image.open(folder / "samples" / pictures[0]) as picture:
+        assert picture.width > 4 * 200  # image, truth, before, after
+    assert (folder / "report.html").read_text().count("data:image/png;base64,") == len(pictures)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_seed_decides_the_run(maskgym_run, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert maskgym_run("env=sod", *RANDOM, f"seed={seed}", f"out={tmp_path}/{name}")[0] == 0
+    a, b, c = (json.loads((tmp_path / name / "results.json").read_text())["before"] for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_multirun_runs_every_row_and_a_row_that_fails_stops_no_other(maskgym_run, tmp_path, photo_folder):
+    status, out, error = maskgym_run(
+        "-m", "env=sis,sod", *RANDOM, "data=folder", f"data.root={photo_folder}", f"out={tmp_path}/all"
+    )
+    assert status == 2
+    assert error == ["error: task=sis: data=folder reads sod"]
+    assert "[1/2] env=sis" in out and "[2/2] env=sod" in out
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["env=sod"]
+    assert (tmp_path / "all" / "env=sod" / "results.json").exists()
+
+
+def test_a_fault_of_ours_in_a_row_is_shown_and_the_rest_goes_on(maskgym_run, tmp_path, monkeypatch):
+    kind = agents.get("random")
+
+    def fail(self, envs, *arguments, **settings):
+        if envs[0].unwrapped.task == "sod":
+            raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(kind, "train", fail)
+    status, _, error = maskgym_run("--multirun", "env=sod,sis", *RANDOM, f"out={tmp_path}")
+    assert status == 1
+    assert error[-1] == "RuntimeError: a fault of ours"
+    assert (tmp_path / "env=sis" / "results.json").exists()
+
+
+def test_help_lists_groups_options_and_defaults(maskgym_run):
+    status, out, error = maskgym_run("--help")
+    assert (status, error) == (0, [])
+    for text in ("usage:", "cosod, saliency, sis, sod", "cgpo, random, sft", "resume=DIR", "samples: 256"):
+        assert text in out
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+def refused(outcome) -> str:
+    status, _, error = outcome
+    assert status == 2
+    assert len(error) == 1 and error[0].startswith("error: ")
+    return error[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["env=nope"], "unknown env 'nope': expected one of cosod, saliency, sis, sod"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, random, sft"),
+        (["nope=1"], "unknown key 'nope': expected one of "),
+        (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
+        (["+algo.nope=1"], "unknown key 'algo.nope'"),
+        (["+data.nope=1"], "unknown key 'data.nope'"),
+        (["+env.nope=1"], "unknown key 'env.nope'"),
+        (["+data.task=sod"], "data.task: is set by the run"),
+        (["seed=x"], "seed=x: expected a whole number, at least 0"),
+        (["evaluation.samples=0"], "evaluation.samples=0: expected a whole number, at least 1"),
+        (["algo.updates=1.5"], "algo.updates=1.5: expected a whole number"),
+        (["data=coco"], "data.root is not set"),
+        (["data=coco", "data.root=nowhere"], "data.root=nowhere: no such folder"),
+        (["segmenter=evf_sam"], "checkpoint"),
+        (["segmenter=evf_sam", "segmenter.checkpoint=nowhere"], "nowhere: no such checkpoint"),
+        (["policy=qwen2_5_vl"], "policy.path is not set"),
+        (["algo=cgpo", "algo.rationales=x"], "algo.rationales=x: expected auto, own or scenes"),
+        (["-m", "seed=0,1", "resume=x"], "resume=DIR continues one run"),
+        (["-m", "env=sod,nope"], "unknown env 'nope'"),
+        (["resume=nowhere"], "nowhere/config.yaml: no such file"),
+    ],
+)
+def test_bad_values_end_with_status_2_and_one_line(maskgym_run, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    resuming = arguments[0].startswith("resume")
+    given = arguments if resuming else ["env=sis", *RANDOM, "out=run", *arguments]
+    assert expected in refused(maskgym_run(*given))
+    assert not list(tmp_path.rglob("*.*"))  # nothing is left behind
+
+
+def test_an_unsupported_pair_lists_what_is_supported(maskgym_run, monkeypatch):
+    monkeypatch.setattr(agents.get("random"), "tasks", ("sod",))
+    line = refused(maskgym_run("env=saliency", "algo=random"))
+    assert line == "error: env=saliency algo=random: not a pair: env=saliency takes cgpo, sft"
+
+
+def test_an_output_folder_that_cannot_be_written(maskgym_run, tmp_path):
+    (tmp_path / "file").touch()
+    assert f"out={tmp_path}/file/run: cannot be written" in refused(
+        maskgym_run("env=sis", *RANDOM, f"out={tmp_path}/file/run")
+    )
+
+
+def test_a_folder_without_pairs_and_one_with_a_truncated_photo(maskgym_run, tmp_path, photo_folder):
+    (tmp_path / "empty").mkdir()
+    given = ("env=sod", *RANDOM, "data=folder", f"out={tmp_path}/run")
+    assert "empty" in refused(maskgym_run(*given, f"data.root={tmp_path}/empty"))
+    for photo in photo_folder.glob("images/*.jpg"):
+        photo.write_bytes(photo.read_bytes()[:400])
+    line = refused(maskgym_run(*given, f"data.root={photo_folder}"))
+    assert ".jpg: cannot be decoded" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_segmenter_checkpoint_that_lacks_a_key_or_has_a_wrong_shape(maskgym_run, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(EMBEDDED, folder)
+    state = load_file(EMBEDDED / "model.safetensors")
+    name = sorted(name for name in state if state[name].ndim == 2)[0]
+    given = ("env=sis", *RANDOM, "segmenter=evf_sam", f"segmenter.checkpoint={folder}", f"out={tmp_path}/run")
+    save_file({key: value for key, value in state.items() if key != name}, folder / "model.safetensors")
+    assert name in refused(maskgym_run(*given))
+    save_file({**state, name: np.zeros((1, 1), state[name].dtype)}, folder / "model.safetensors")
+    assert name in refused(maskgym_run(*given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_checkpoint_that_lacks_a_key(maskgym_run, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from maskgym.policies.mllm import TINY
+
+    folder = tmp_path / "policy"
+    shutil.copytree(TINY, folder)
+    state = load_file(TINY / "model.safetensors")
+    name = next(name for name in state if name.endswith("down_proj.weight"))
+    save_file(
+        {key: value for key, value in state.items() if key != name}, folder / "model.safetensors", {"format": "pt"}
+    )
+    settings = (f"policy.path={folder}", "policy.lora_rank=null", "policy.dtype=float32")
+    line = refused(maskgym_run("env=sis", "algo=cgpo", *SMALL, "policy=qwen2_5_vl", *settings, f"out={tmp_path}/run"))
+    assert "missing" in line and "down_proj.weight" in line
+
+
+# --- Stopping and going on -------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(agents.get("random"), "train", interrupt)
+        status, _, error = maskgym_run("env=sod", *RANDOM, f"out={folder}")
+    assert status == 130
+    assert error == [f"interrupted: continue with resume={folder}"]
+    before = (folder / "checkpoints" / "before.json").read_text()
+    assert not (folder / "results.json").exists()
+    assert "holds a run" in refused(maskgym_run("env=sod", *RANDOM, f"out={folder}"))
+    assert maskgym_run(f"resume={folder}", "env=sod")[0] == 0
+    assert (folder / "checkpoints" / "before.json").read_text() == before
+    results = json.loads((folder / "results.json").read_text())
+    assert results["before"] == next(iter(json.loads(before).values()))["scores"]
+    assert "its run has env=sod, not sis" in refused(maskgym_run(f"resume={folder}", "env=sis"))
+    assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, tmp_path):
+    settings = ["algo.updates=4", "algo.save_every=1", "env.answers=4", "algo.isr_period=3", "algo.isr_sft_steps=1"]
+    given = ["env=sis", "algo=cgpo", *SMALL, *settings]
+    assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={killed}"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "metrics.csv").exists() or "\n2," not in (killed / "metrics.csv").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results.json").exists()
+    assert maskgym_run(f"resume={killed}")[0] == 0
+    whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    assert resumed["before"] == whole["before"]
+    assert resumed["after"] == whole["after"] != whole["before"]
+    steps = [row["step"] for row in csv.DictReader((killed / "metrics.csv").open())]
+    assert steps == ["0", "1", "2", "3", "4", "4"]
+
+
+@pytest.mark.parametrize(
+    ("env", "data", "root"),
+    [("sis", "coco", "real_sis"), ("sod", "folder", "real_sod"), ("cosod", "groups", "real_cosod")],
+)
+def test_real_photographs(maskgym_run, tmp_path, env, data, root):
+    if not DATA.is_dir():
+        pytest.skip(f"no photographs in {DATA}: set MASKGYM_DATA")
+    status, _, error = maskgym_run(
+        f"env={env}", *RANDOM, f"data={data}", f"data.root={DATA / root}", f"out={tmp_path}/run"
+    )
+    assert (status, error) == (0, [])
+    assert (tmp_path / "run" / "report.html").exists()
