@@ -16,13 +16,12 @@ TASKS = ("sod", "sis", "cosod")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return its exit status: 2 for a mistake in what was given, told in one line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    known = max((words for words in COMMANDS if tuple(arguments[: len(words)]) == words), key=len, default=())
-    if not known:
-        asked = bool(arguments) and arguments[0] not in ("-h", "--help")
-        lines = [f"  maskgym {' '.join(words):<20}{command.__doc__}" for words, command in COMMANDS.items()]
-        if not asked:
-            print("\n".join(["usage: maskgym COMMAND ...", "", *lines]))
-            return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: maskgym COMMAND ...\n")
+        print("\n".join(f"  maskgym {' '.join(words):<20}{command.__doc__}" for words, command in COMMANDS.items()))
+        return 0
+    known = next((words for words in COMMANDS if tuple(arguments[: len(words)]) == words), None)
+    if known is None:
         names = ", ".join(" ".join(words) for words in COMMANDS)
         print(f"error: unknown command '{' '.join(arguments[:2])}': expected one of {names}", file=sys.stderr)
         return 2

@@ -38,11 +38,12 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the resolved config that ``key=value`` arguments ask for.
 
     Args:
-        arguments: Hydra's overrides: ``group=option``, ``group.key=value``, ``+group.key=value`` to pass on a key that the
-            option's file does not list.
+        arguments: Hydra's overrides: ``group=option``, ``group.key=value``, ``+group.key=value`` for a key
+            that the option's file does not list.
 
     Raises:
-        UserError: If an argument cannot be read, or names an unknown group, option or key; the message lists what there is.
+        UserError: If an argument cannot be read, or names an unknown group, option or key; the message
+            lists what there is.
     """
     overrides = [parse(argument) for argument in arguments]
     for override in overrides:

@@ -45,7 +45,8 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
 
     Args:
         agent: Has ``act(observations, greedy=True) -> answers``.
-        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; ``num_envs`` answers at a time.
+        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; it gets
+            ``num_envs`` answers at a time.
         indices: Of samples, at least one.
         label: Name of the progress bar.
 

@@ -30,20 +30,35 @@ PANELS = {
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 210, 52, 24, 8, 10  # of a panel, units of its view box
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --page: #fff; --line: #d5d8dc; --soft: #667; --good: #00734f; --bad: #b3400a; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e8eb; --page: #15171a; --line: #3a3f46; --soft: #9aa3ad; --good: #4cc9a0; --bad: #ff9a5c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 2rem auto; max-width: 1000px;
-  padding: 0 1rem; }
-table { border-collapse: collapse; } th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; } .scroll { overflow-x: auto; }
-.good { color: var(--good); } .bad { color: var(--bad); } .soft, figcaption { color: var(--soft); }
+:root { color-scheme: light dark;
+  --text: #1c1e21; --page: #fff; --line: #d5d8dc; --soft: #667; --good: #00734f; --bad: #b3400a; }
+@media (prefers-color-scheme: dark) { :root {
+  --text: #e6e8eb; --page: #15171a; --line: #3a3f46; --soft: #9aa3ad; --good: #4cc9a0; --bad: #ff9a5c; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+  margin: 2rem auto; max-width: 1000px; padding: 0 1rem; }
+table { border-collapse: collapse; }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+.scroll { overflow-x: auto; }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.soft, figcaption { color: var(--soft); }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 1rem; }
-figure { margin: 0 0 1rem; } svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-.axis { stroke: var(--line); fill: none; } .curve { fill: none; stroke-width: 1.6; } img { max-width: 100%; height: auto; }
-pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); white-space: pre-wrap; }
-.c0 { stroke: #0072b2; } .c1 { stroke: #e69f00; } .c2 { stroke: #009e73; } .c3 { stroke: #cc79a7; } .c4 { stroke: #56b4e9; }
-.c5 { stroke: #d55e00; } .c6 { stroke: #999; }
+figure { margin: 0 0 1rem; }
+svg { width: 100%; height: auto; }
+svg.key { width: 18px; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+img { max-width: 100%; height: auto; }
+pre { padding: .8rem; border: 1px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere; }
+.axis { stroke: var(--line); fill: none; }
+.curve { fill: none; stroke-width: 1.6; stroke-linecap: round; }
+.c0 { stroke: #0072b2; }
+.c1 { stroke: #e69f00; }
+.c2 { stroke: #009e73; }
+.c3 { stroke: #cc79a7; }
+.c4 { stroke: #56b4e9; }
+.c5 { stroke: #d55e00; }
+.c6 { stroke: #999; }
 """
 
 
@@ -65,6 +80,7 @@ def render(folder: Path) -> str:
     facts = f"{results['steps']} updates in {results['wall_s']:.0f} s on {results['device']}"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     pictures = sorted((folder / run_folder.SAMPLES).glob("*.png"))
+    split = escape(results["split"])
     config = (folder / run_folder.CONFIG).read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -78,8 +94,8 @@ def render(folder: Path) -> str:
 <h1>{title}</h1>
 <p>{escape(facts)}.</p>
 <h2>Before and after</h2>
-<p class="soft">Greedy answers to the same held-out samples. Intervals: 95 %, bootstrap over samples; gains are paired.
-Measures of a whole set have none.</p>
+<p class="soft">Greedy answers to the same held-out samples ({split} split). Intervals: 95 %, bootstrap over samples;
+gains are paired. Measures of a whole set have none.</p>
 <div class="scroll">{_table(results, samples)}</div>
 <h2>Training</h2>
 <div class="panels">{_panels(rows)}</div>
@@ -157,8 +173,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> s
         kind = f"c{number % 7}"
         marks = " ".join(place(*point) for point in points)
         # A curve of one point has no length: round caps make it a dot.
-        lines.append(f'<polyline class="curve {kind}" stroke-linecap="round" points="{marks} {place(*points[-1])}"/>')
-        key = f'<svg viewBox="0 0 18 8" style="width:18px" aria-hidden="true"><path class="curve {kind}" d="M0 4H18"/></svg>'
+        lines.append(f'<polyline class="curve {kind}" points="{marks} {place(*points[-1])}"/>')
+        key = f'<svg class="key" viewBox="0 0 18 8" aria-hidden="true"><path class="curve {kind}" d="M0 4H18"/></svg>'
         legend.append(f"{key} {escape(name)} {points[-1][1]:.3g}")
     axis = f"M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"
     labels = [

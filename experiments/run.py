@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -87,7 +88,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     _seed(config["seed"])
     parts, tasks = _make_parts(config), list(config["env"]["ids"])
     train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
-    test_envs = {task: _make_env(config, task, "test", parts) for task in tasks}
+    test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     supervised = _make_supervised(config, train_envs, parts)
     agent = _make_agent(config, folder)
     logger = run_folder.open_logger(config, folder)
@@ -113,14 +114,15 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     else:
         before = evaluate("before", 0)
         run_folder.write_json(before_file, {task: asdict(found) for task, found in before.items()})
-    with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
+    if updates:
+        with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
 
-        def on_log(step: int, values: Mapping[str, float]) -> None:
-            log(step, values)
-            bar.n = step
-            bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+            def on_log(step: int, values: Mapping[str, float]) -> None:
+                log(step, values)
+                bar.update(step - bar.n)
+                bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
 
-        agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
+            agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
     agent.save(folder / run_folder.POLICY)
     after = evaluate("after", updates)
     answers = []
@@ -136,6 +138,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         "device": _device(),
         "wall_s": round(metrics.wall_s, 1),
         "steps": updates,
+        "split": ", ".join(sorted({env.unwrapped.dataset.split for env in test_envs.values()})),
         "before": _scores(before),
         "after": _scores(after),
         "versions": _versions(),
@@ -161,29 +164,32 @@ def evaluate_again(folder: Path) -> dict[str, float]:
     agent = _make_agent(config, folder)
     agent.load(folder / run_folder.POLICY)
     for task in config["env"]["ids"]:
-        env = _make_env(config, task, "test", parts)
+        env = _make_held_out_env(config, task, parts)
         indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
         found[task] = evaluation.evaluate(agent, env, indices)
     return _scores(found)
 
 
-def _run_one(arguments: Sequence[str]) -> int:
-    """Run one row of ``key=value`` arguments."""
-    overrides = {argument.partition("=")[0]: argument for argument in arguments}
-    if "resume" in overrides:
-        folder = Path(overrides.pop("resume").partition("=")[2]).expanduser().absolute()
+def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
+    """Run one row of ``key=value`` arguments, in a folder inside ``out`` where there are several rows."""
+    asked = {argument.partition("=")[0]: argument for argument in arguments}
+    if "resume" in asked:
+        folder = Path(asked["resume"].partition("=")[2]).expanduser().absolute()
         config = composition.load(folder / run_folder.CONFIG)
-        _check_same(config, list(overrides.values()), folder)
+        _check_same(config, [argument for name, argument in asked.items() if name != "resume"], folder)
     else:
         config = composition.compose(arguments)
         _check(config)
+        if subfolder and config["out"] is not None:
+            config["out"] = f"{config['out']}/{subfolder}"
         folder = run_folder.create(config)
     config["out"] = str(folder)
+    resume = "resume" in asked
     try:
-        results = run(config, folder, resume="resume" in [argument.partition("=")[0] for argument in arguments])
+        results = run(config, folder, resume)
     except UserError:
-        with suppress(OSError):
-            folder.rmdir()  # nothing was written: leave nothing behind
+        if not resume:
+            run_folder.discard_unstarted(folder)
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(folder) from None
@@ -203,9 +209,8 @@ def _run_all(arguments: Sequence[str]) -> int:
     for number, row in enumerate(rows, start=1):
         name = ",".join(row[position] for position in listed) or "run"
         print(f"[{number}/{len(rows)}] {name}")
-        row = [f"{text}/{name.replace('/', '_')}" if text.startswith("out=") else text for text in row]
         try:
-            status = max(status, _run_one(row))
+            status = max(status, _run_one(row, name.replace("/", "_")))
         except UserError as error:
             status = max(status, _complain(error))
         except Exception:  # a fault of ours in this row; the others may still be worth having
@@ -296,10 +301,25 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
     )
 
 
+def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str, Any]) -> Any:
+    """Return the environment of the test split, or of validation where a small data set has no test sample.
+
+    A hash deals out the samples of folders without lists, so that a dozen of them may leave a split empty. The train
+    split was read before with the same arguments: what fails here and not there is the split.
+    """
+    try:
+        return _make_env(config, task, "test", parts)
+    except UserError:
+        env = _make_env(config, task, "validation", parts)
+        print(f"{task}: the data has no test split: held-out samples are those of validation")
+        return env
+
+
 def _make_agent(config: Mapping[str, Any], folder: Path) -> Any:
     """Return the agent with its policy."""
     from maskgym import agents, policies
 
+    _silence_transformers()
     settings = {key: value for key, value in config["algo"].items() if key not in ("updates", "rationales")}
     policy = _make(policies.make, "policy", config["policy"])
     return _make(
@@ -392,6 +412,15 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _silence_transformers() -> None:
+    """Leave progress and faults to us: what a checkpoint lacks is one line of our own."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
 
 
 def _device() -> str:

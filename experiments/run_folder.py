@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def create(config: Mapping[str, Any]) -> Path:
         if not folder.exists():
             return _writable(folder)
     raise AssertionError("unreachable")
+
+
+def discard_unstarted(folder: Path) -> None:
+    """Take away what a run left that failed before its first result, so that ``out`` can be given again."""
+    if not (folder / METRICS).exists():
+        (folder / CONFIG).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # which fails, as it should, where there is anything else
 
 
 def write(file: Path, content: str | bytes) -> None:

@@ -40,7 +40,7 @@ class Balance(HTMLParser):
 def folder(tmp_path):
     """Return the files of a run with names and texts that look like markup."""
     before, after = {"reward": 0.25, "ap50": None, HOSTILE: 0.5}, {"reward": 0.75, "ap50": 0.5, HOSTILE: 0.5}
-    facts = {"env": HOSTILE, "algo": "cgpo", "seed": 0, "device": "cpu", "wall_s": 1.5, "steps": 2}
+    facts = {"env": HOSTILE, "algo": "cgpo", "seed": 0, "device": "cpu", "wall_s": 1.5, "steps": 2, "split": "test"}
     run_folder.write_json(
         tmp_path / "results.json", {**facts, "before": before, "after": after, "versions": {"x": HOSTILE}}
     )

@@ -83,7 +83,7 @@ def test_a_fault_of_ours_in_a_row_is_shown_and_the_rest_goes_on(maskgym_run, tmp
             raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(kind, "train", fail)
-    status, _, error = maskgym_run("--multirun", "env=sod,sis", *RANDOM, f"out={tmp_path}")
+    status, _, error = maskgym_run("--multirun", "env=sod,sis", *RANDOM, "algo.updates=1", f"out={tmp_path}")
     assert status == 1
     assert error[-1] == "RuntimeError: a fault of ours"
     assert (tmp_path / "env=sis" / "results.json").exists()
@@ -206,7 +206,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(agents.get("random"), "train", interrupt)
-        status, _, error = maskgym_run("env=sod", *RANDOM, f"out={folder}")
+        status, _, error = maskgym_run("env=sod", *RANDOM, "algo.updates=1", f"out={folder}")
     assert status == 130
     assert error == [f"interrupted: continue with resume={folder}"]
     before = (folder / "checkpoints" / "before.json").read_text()
@@ -253,4 +253,7 @@ def test_real_photographs(maskgym_run, tmp_path, env, data, root):
         f"env={env}", *RANDOM, f"data={data}", f"data.root={DATA / root}", f"out={tmp_path}/run"
     )
     assert (status, error) == (0, [])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    # Thirteen groups leave the test split of a hash empty.
+    assert results["split"] == ("validation" if env == "cosod" else "test")
     assert (tmp_path / "run" / "report.html").exists()
