@@ -76,7 +76,7 @@ def rewards_audit(arguments: Sequence[str]) -> int:
     from maskgym import data
     from maskgym.rewards.audit import audit
 
-    options = [
+    options: list[tuple[str, dict]] = [
         ("--task", {"choices": TASKS, "default": "sis"}),
         ("--samples", {"type": int, "default": 256, "help": "scenes of the test split (default: %(default)s)"}),
     ]

@@ -50,7 +50,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
         _check_choice(override)
     try:
         config = _compose([str(override.input_line) for override in overrides])
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
         raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error

@@ -251,7 +251,8 @@ def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Pat
         path = composition.parse(argument).key_or_group.split(".")
         if path == ["out"]:
             continue
-        stored, wanted = config, asked
+        stored: Any = config
+        wanted: Any = asked
         for name in path:
             stored, wanted = stored.get(name), wanted[name]
         if isinstance(wanted, dict):
