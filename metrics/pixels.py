@@ -103,7 +103,7 @@ def f_measure(prediction: Any, target: Any) -> FMeasure:
         curves before they take mean and maximum: `SaliencyScores` does that; the mean of ``max`` here is larger.
         Predictions are read at 256 thresholds: floor(255 p) >= k. An empty target scores 0 throughout. Threshold 0
         marks every pixel, so ``max`` never falls below the F of "everything", and a blank prediction has it. The
-        adaptive threshold is min(2 · mean(p), 1), compared with >=: for an all-zero one it is 0, so **a blank prediction
+        adaptive threshold is min(2 · mean(p), 1), compared with >=: for an all-zero one it is 0: **a blank prediction
         scores as everything** (0.302 for a target of a quarter of the image, 1 for a full one). Do not reward it
         unguarded.
 
