@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from gymnasium.vector import VectorEnv
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from ..errors import UserError
 from .cgpo import CGPOConfig, CGPOTrainer
@@ -204,6 +204,7 @@ class CGPOAgent:
             processing_class=self.policy.processor,
             callbacks=[_Logs(on_log)],
         )
+        trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
         checkpoint = last_checkpoint(self.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

@@ -105,7 +105,7 @@ def test_seeds_decide_the_numbers(tmp_path: Path) -> None:
     found = []
     for run, seed in enumerate((0, 0, 1)):
         agent = make_agent("cgpo", tmp_path / str(run), seed=seed, isr_sft_steps=0)
-        agent.train([make_env("sis")], 1, lambda step, values: found.append(values["reward"]))
+        agent.train([make_env("sis")], 1, lambda step, values: found.append(values["entropy"]))
     assert found[0] == found[1] != found[2]
 
 
