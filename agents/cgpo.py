@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -39,7 +39,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
-from trl.data_utils import is_conversational, prepare_multimodal_messages
+from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import RepeatSampler, pad
 
 from ..errors import UserError
@@ -392,8 +392,9 @@ class CGPOTrainer(GRPOTrainer):
         return batches, items
 
     def _isr_batches(self, count: int) -> list[list[dict[str, Any]]]:
+        assert self.isr_dataset is not None  # checked with the arguments
         size = self.args.isr_batch_size or self.args.per_device_train_batch_size
-        total = count * size * self.accelerator.num_processes
+        total: int = count * size * self.accelerator.num_processes
         generator = np.random.default_rng((self.args.seed, self.state.global_step))
         drawn = generator.choice(len(self.isr_dataset), total, replace=total > len(self.isr_dataset))
         first = count * size * self.accelerator.process_index
@@ -514,7 +515,7 @@ class CGPOTrainer(GRPOTrainer):
         return ids, mask
 
     def _completion_ids(self, completion: str | list[dict[str, Any]]) -> list[int]:
-        if is_conversational({"completion": completion}):
+        if not isinstance(completion, str):
             content = completion[0]["content"]
             completion = content if isinstance(content, str) else "".join(part["text"] for part in content)
         ids = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -601,7 +602,7 @@ def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
         raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
 
 
-def _rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+def _rows(dataset: Any, indices: Iterable[int]) -> list[dict[str, Any]]:
     indices = [int(index) for index in indices]
     if hasattr(dataset, "__getitems__"):  # one call to a transform that may be batched
         return dataset.__getitems__(indices)

@@ -71,7 +71,7 @@ class Episodes:
         """Return ``steps`` batches of rows, tasks in turn, each task's samples reshuffled when used up."""
         orders = []
         for task, env in enumerate(self.envs):
-            generator, size = np.random.default_rng([seed, task]), env.num_samples
+            generator, size = np.random.default_rng([seed, task]), env.unwrapped.num_samples
             rounds = -(-steps * batch // size)
             orders.append(np.concatenate([generator.permutation(size) for _ in range(rounds)]))
         tasks = [step % len(self.envs) for step in range(steps)]
@@ -125,10 +125,11 @@ class EnvReward:
         texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
         values = np.zeros(len(texts))
         for number in sorted(set(task)):
-            rows = np.flatnonzero(np.asarray(task) == number)
-            values[rows], terms = self.episodes.step(number, np.asarray(index)[rows], [texts[row] for row in rows])
-            for name, term in terms.items() if log_metric else ():
-                log_metric(f"reward/{name}", float(term.mean()))
+            rows = [row for row, its_task in enumerate(task) if its_task == number]
+            values[rows], terms = self.episodes.step(number, [index[row] for row in rows], [texts[row] for row in rows])
+            if log_metric is not None:
+                for name, term in terms.items():
+                    log_metric(f"reward/{name}", float(term.mean()))
         return values.tolist()
 
 
@@ -253,10 +254,10 @@ class CGPOAgent:
         for task, env in enumerate(episodes.envs):
             if episodes.reset(task, [0])[1][0] is None:
                 raise UserError(
-                    f"{env.task}: its samples have no rationale to imitate; expected a data set that has "
+                    f"{env.unwrapped.task}: its samples have no rationale to imitate; expected a data set that has "
                     "them, or no supervised steps"
                 )
-        sizes = [env.num_samples for env in episodes.envs]
+        sizes = [env.unwrapped.num_samples for env in episodes.envs]
         columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(episodes))
 

@@ -43,10 +43,10 @@ class RandomAgent:
     def _answer(self, observation: Mapping[str, Any]) -> str:
         pixels = observation["images"] if "images" in observation else observation["image"]
         # Drawn for the picture, not in turn: an evaluation that is repeated, or cut in other batches, finds the same.
-        generator = np.random.default_rng([self.seed, crc32(np.ascontiguousarray(pixels))])
+        generator = np.random.default_rng([self.seed, crc32(np.ascontiguousarray(pixels).data)])
 
         def pick(words: Sequence[str]) -> str:
-            return words[generator.integers(len(words))]
+            return words[int(generator.integers(len(words)))]
 
         if "images" in observation:
             return format_answer("", [f"[semantic] {pick(SHAPES)}"], "cosod")

@@ -40,7 +40,7 @@ class Sample:
 
     def union(self, image: int = 0) -> np.ndarray:
         """Return bool (H, W): the union of all masks of one image."""
-        return self.masks[image].any(axis=0)
+        return np.logical_or.reduce(self.masks[image], axis=0)
 
 
 @runtime_checkable

@@ -123,7 +123,7 @@ class Scene:
     def fitting(self, wanted: Callable[[SceneObject], bool]) -> np.ndarray:
         """Return bool (H, W): everything that fits."""
         rows = [i for i, item in enumerate(self.objects) if wanted(item)]
-        return self.masks[rows].any(axis=0)
+        return np.logical_or.reduce(self.masks[rows], axis=0)
 
 
 class Scenes:
@@ -435,7 +435,7 @@ def _blur_effect(scene: Scene, rng: np.random.Generator) -> Scene:
     sharp = scene.masks[scene.salient[rng.integers(len(scene.salient))]]
     picture = scene.image.astype(np.float32)
     for axis in (0, 1, 0, 1, 0, 1):  # three box blurs are close to a Gaussian
-        picture = sum(np.roll(picture, shift, axis) for shift in range(-2, 3)) / 5
+        picture = np.sum([np.roll(picture, shift, axis) for shift in range(-2, 3)], axis=0) / 5
     image = np.where(sharp[..., None], scene.image, picture.astype(np.uint8))
     return replace(scene, image=image, effect=~sharp)
 
@@ -496,7 +496,7 @@ def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -
 
     It names attributes of one object, pale ones included, as annotators do and in a few ways that they don't.
     """
-    item = objects[rng.integers(len(objects))]
+    item = objects[int(rng.integers(len(objects)))]
     if rng.random() < 0.08:
         item = replace(item, shape=_choice(rng, SHAPES), colour=_choice(rng, COLOURS))
     styles = [*STYLES, "full", "full"]

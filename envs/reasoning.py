@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -86,7 +86,7 @@ class ReasoningVectorEnv(VectorEnv):
         Li et al., Saliency-R1, Eq. 1–3 and 16–24.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (as Gymnasium declares it: instances have their own)
         "render_modes": ["rgb_array", "human"],
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -172,7 +172,8 @@ class ReasoningVectorEnv(VectorEnv):
             self.render()
         return self._batched(), values, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
+    # In Gymnasium's signatures the frame is a type variable that nothing binds: no type overrides it.
+    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """Return one uint8 (H, W, 3) picture a sub-environment: image, truth and, once answered, prediction."""
         if self.render_mode is None:
             return None
@@ -269,7 +270,7 @@ class ReasoningVectorEnv(VectorEnv):
 
     def _batched(self) -> dict[str, Any]:
         empty = create_empty_array(self.single_observation_space, self.num_envs)
-        return concatenate(self.single_observation_space, self._observations, empty)
+        return cast(dict[str, Any], concatenate(self.single_observation_space, self._observations, empty))
 
 
 class ReasoningEnv(gym.Env):
@@ -282,7 +283,7 @@ class ReasoningEnv(gym.Env):
         0.9
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}  # noqa: RUF012 (see above)
 
     def __init__(self, task: str = "sis", render_mode: str | None = None, **arguments: Any) -> None:
         self.vector = ReasoningVectorEnv(
@@ -311,7 +312,7 @@ class ReasoningEnv(gym.Env):
         observations, values, terminated, truncated, infos = self.vector.step((action,))
         return _first(observations), float(values[0]), bool(terminated[0]), bool(truncated[0]), _first_info(infos)
 
-    def render(self) -> np.ndarray | None:
+    def render(self) -> np.ndarray | None:  # type: ignore[override]  # as above
         """Return the picture of the episode, uint8 (H, W, 3)."""
         frames = self.vector.render()
         return None if frames is None else frames[0]

@@ -33,8 +33,7 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
     columns = {"image": None, "ground truth": sample.masks, **predictions}
     rows = []
     for k, image in enumerate(sample.images):
-        panels = [image if masks is None else overlay(image, masks[k]) for masks in columns.values()]
-        rows.append([_fit(panel) for panel in panels])
+        rows.append([_fit(image if masks is None else overlay(image, masks[k])) for masks in columns.values()])
     width = max(sum(panel.width + GAP for panel in row) for row in rows) + GAP
     lines = [] if text is None else [line for part in text.splitlines() for line in wrap(part, max(20, width // 7))]
     height = TITLE + len(rows) * (PANEL + GAP) + len(lines) * LINE + GAP

@@ -73,6 +73,7 @@ def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Eva
         row = {"key": transition.sample.key, **numbers}
         for measure in measures:
             row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
+        assert transition.answer is not None  # `play` parses one
         row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
         per_sample.append(row)
         for predictions, targets in scored_masks(transition):

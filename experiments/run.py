@@ -237,7 +237,8 @@ def _check(config: Mapping[str, Any]) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
     env, algo = config["env"], config["algo"]
-    supported = [name for name in agents.names() if set(env["ids"]) <= set(agents.get(name).tasks)]
+    kinds: dict[str, Any] = {name: agents.get(name) for name in agents.names()}
+    supported = [name for name, agent in kinds.items() if set(env["ids"]) <= set(agent.tasks)]
     if algo["name"] not in supported:
         raise UserError(
             f"env={env['name']} algo={algo['name']}: not a pair: env={env['name']} takes {', '.join(supported)}"

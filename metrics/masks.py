@@ -241,10 +241,13 @@ def per_image(score: Callable[[np.ndarray, PreparedMask], Any], prediction: Any,
         ValueError: If the shapes differ, or an argument is not what `as_maps` accepts.
     """
     maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
-    single = isinstance(masks, PreparedMask)
-    expected = masks.shape if single else (len(masks), *(masks[0].shape if masks else maps.shape[-2:]))
-    if maps.shape != expected:
-        raise ValueError(f"prediction and target differ in shape: {maps.shape} and {expected}")
-    if single:
+    shape: tuple[int, ...]
+    if isinstance(masks, PreparedMask):
+        shape = masks.shape
+    else:
+        shape = (len(masks), *(masks[0].shape if masks else maps.shape[-2:]))
+    if maps.shape != shape:
+        raise ValueError(f"prediction and target differ in shape: {maps.shape} and {shape}")
+    if isinstance(masks, PreparedMask):
         return score(maps, masks)
     return np.array([score(image, mask) for image, mask in zip(maps, masks, strict=True)])

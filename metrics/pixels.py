@@ -292,5 +292,5 @@ def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np
 def _summarise(values: np.ndarray) -> tuple[Any, Any, Any]:
     """Return mean, maximum and adaptive value of (257,) or (B, 257)."""
     curve, adaptive = values[..., :-1], values[..., -1]
-    summary = curve.mean(axis=-1), curve.max(axis=-1), adaptive
-    return summary if values.ndim > 1 else tuple(map(float, summary))
+    mean, maximum = curve.mean(axis=-1), curve.max(axis=-1)
+    return (mean, maximum, adaptive) if values.ndim > 1 else (float(mean), float(maximum), float(adaptive))

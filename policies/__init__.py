@@ -1,6 +1,7 @@
 """Policies: the networks that agents train."""
 
 from functools import partial
+from typing import Any
 
 from ..registry import Registry
 
@@ -8,7 +9,7 @@ _registry = Registry("policy")
 register, make, names = _registry.register, _registry.make, _registry.names
 
 
-def _language_model(path: str | None, **arguments: object) -> object:
+def _language_model(path: str, **arguments: Any) -> Any:
     from .mllm import LanguagePolicy
 
     return LanguagePolicy(path, **arguments)

@@ -113,7 +113,7 @@ class LanguagePolicy:
         from ..agents.cgpo import vision_token_ids
 
         model, processor = self.model, self.processor
-        settings = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         settings["suppress_tokens"] = vision_token_ids(model.config, processor.tokenizer)
         was_training, answers = model.training, []

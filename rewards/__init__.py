@@ -46,10 +46,12 @@ def weighted(terms: Mapping[str, float]) -> WeightedSum:
     Raises:
         UserError: If a name is unknown or not a sum of terms, or two bring a term of the same name.
     """
-    parts = {name: make(name) for name in terms}
-    for name, part in parts.items():
+    parts: dict[str, WeightedSum] = {}
+    for name in terms:
+        part = make(name)
         if not isinstance(part, WeightedSum):
             raise UserError(f"terms of a weighted sum: '{name}' is not a term or a sum of terms")
+        parts[name] = part
     return WeightedSum(
         [term for part in parts.values() for term in part.terms],
         [terms[name] * weight for name, part in parts.items() for weight in part.weights],

@@ -100,7 +100,7 @@ def _well_formed(sample: Sample, task: str, strategy: Strategy, rng: np.random.G
     """Return what a strategy does on a sample, said in a well-formed answer with one expression a mask."""
     marker = "[semantic] " if task == "cosod" else ""
     # A group has one expression, hence one mask an image; and an answer has at least one, if only for nothing.
-    merged = [masks.any(axis=0, keepdims=True) if marker or not len(masks) else masks for masks in sample.masks]
+    merged = [_union(masks)[None] if marker or not len(masks) else masks for masks in sample.masks]
     masks = tuple(strategy(truth, rng) for truth in merged)
     expressions = [f"{marker}thing"] * len(masks[0])
     return _transition(sample, task, masks, parse(format_answer("", expressions, task), task))
@@ -148,7 +148,7 @@ def _everything(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _tight_box(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mask = _nothing(truth, rng)
-    union = truth.any(axis=0)
+    union = _union(truth)
     if union.any():
         mask[0][_box(union)] = True
     return mask
@@ -171,7 +171,7 @@ def _nonsense(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _repeated(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.repeat(truth.any(axis=0, keepdims=True), REPEATS, axis=0)
+    return np.repeat(_union(truth)[None], REPEATS, axis=0)
 
 
 def _grid(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -195,6 +195,11 @@ def _imprecise_and_specks(truth: np.ndarray, rng: np.random.Generator) -> np.nda
 
 def _empty_masks(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.zeros((EMPTY_MASKS, *truth.shape[1:]), bool)
+
+
+def _union(masks: np.ndarray) -> np.ndarray:
+    """Return bool (H, W): what any of bool (n, H, W) masks covers."""
+    return np.logical_or.reduce(masks, axis=0)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:

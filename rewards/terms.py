@@ -73,7 +73,7 @@ class SMeasure(MaskTerm):
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Return the S-measure of the unions of one image."""
-        return s_measure(predictions.any(axis=0), targets.any(axis=0))
+        return float(s_measure(predictions.any(axis=0), targets.any(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class IoU(MaskTerm):
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Return the IoU of the unions of one image."""
-        return iou(predictions.any(axis=0), targets.any(axis=0), empty=1.0)
+        return float(iou(predictions.any(axis=0), targets.any(axis=0), empty=1.0))
 
 
 @dataclass(frozen=True)

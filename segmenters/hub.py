@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class HubSegmenter(ReferringSegmenter):
         batch = self.image_processor(images, return_tensors="pt", input_data_format="channels_last")
         return batch["pixel_values"].to(self.device, self.dtype)
 
-    def _read(self, kind: type, **arguments: object) -> object:
+    def _read(self, kind: Any, **arguments: Any) -> Any:
         try:
             return kind.from_pretrained(self.folder, local_files_only=True, **arguments)
         # Behind from_pretrained stand many readers, each with errors of its own; none of them means a fault of ours.

@@ -162,7 +162,7 @@ def _check(images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -
 
 def _pixels_key(image: np.ndarray) -> bytes:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 
