@@ -37,12 +37,13 @@ import torch
 from datasets import Dataset
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import RepeatSampler, pad
 
 from ..errors import UserError
+from ..policies.mllm import vision_token_ids
 
 EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
 IGNORED_LABEL = -100
@@ -201,24 +202,6 @@ def response_types(rewards: torch.Tensor, confidences: torch.Tensor) -> dict[str
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean of ``values`` (B, T) over each row's ``mask`` (B, T): (B,), 0 where a row has none."""
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that a model reads as part of an image or a video, sorted.
-
-    A sampled one crashes the next forward pass, whose image features are then fewer than its image tokens. They are
-    found by name: the entries of the model's configuration and the special tokens of its tokenizer.
-    """
-    names = ("image", "video", "vision", "boi", "eoi")
-    ids = {
-        value
-        for key, value in config.to_dict().items()
-        if key.endswith(("_token_id", "_token_index")) and key.startswith(names) and isinstance(value, int)
-    }
-    for token_id, token in tokenizer.added_tokens_decoder.items():
-        if token.special and any(name in token.content for name in names[:3]):
-            ids.add(token_id)
-    return sorted(ids)
 
 
 class InterleavedOptimizer(torch.optim.Optimizer):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from ..errors import UserError
 
@@ -110,8 +110,6 @@ class LanguagePolicy:
             temperature: 0 is greedy.
             batch_size: Observations at a time.
         """
-        from ..agents.cgpo import vision_token_ids
-
         model, processor = self.model, self.processor
         settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
@@ -147,6 +145,24 @@ class LanguagePolicy:
         self.processor.save_pretrained(unfinished)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)
+
+
+def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every token that a model reads as part of an image or a video, sorted.
+
+    A sampled one crashes the next forward pass, whose image features are then fewer than its image tokens. They are
+    found by name: the entries of the model's configuration and the special tokens of its tokenizer.
+    """
+    names = ("image", "video", "vision", "boi", "eoi")
+    ids = {
+        value
+        for key, value in config.to_dict().items()
+        if key.endswith(("_token_id", "_token_index")) and key.startswith(names) and isinstance(value, int)
+    }
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and any(name in token.content for name in names[:3]):
+            ids.add(token_id)
+    return sorted(ids)
 
 
 def tiny_policy(**arguments: Any) -> LanguagePolicy:
