@@ -118,7 +118,7 @@ class Scene:
     def salient(self) -> list[int]:
         """Indices of the salient objects in reading order."""
         bright = [i for i, item in enumerate(self.objects) if not item.pale]
-        return sorted(bright, key=lambda i: (self.objects[i].row, self.objects[i].column))
+        return sorted(bright, key=lambda i: _reading_order(self.objects[i]))
 
     def fitting(self, wanted: Callable[[SceneObject], bool]) -> np.ndarray:
         """Return bool (H, W): everything that fits."""
@@ -526,11 +526,16 @@ def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[S
 
 
 def _instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, task: str) -> str:
-    """Write an answer in three steps: what is there, what stands out, and the conclusion (Saliency-R1 Eq. 1–2)."""
+    """Write an answer in three steps: what is where, what stands out, and the conclusion (Saliency-R1 Eq. 1–2).
+
+    Places come first: a reader that has just been told where to look finds colour and shape there.
+    """
     attributes, found = _annotate(scene, rng, annotator)
-    pale = [item for item in scene.objects if item.pale]
-    seen = " , ".join(scene.objects[i].describe(FULL)[2:] for i in scene.salient)
-    ignored = " , ".join(f"{item.shape} at {item.place}" for item in pale) or "nothing"
+    pale = sorted((item for item in scene.objects if item.pale), key=_reading_order)
+    seen = " , ".join(
+        f"{item.place} {item.colour} {item.shape}" for item in map(scene.objects.__getitem__, scene.salient)
+    )
+    ignored = " , ".join(f"{item.place} {item.shape}" for item in pale) or "nothing"
     think = f"scene : {seen} . pale : {ignored} . salient : {len(found)}"
     phrases = [scene.objects[i].describe(attributes) for i in found]
     if task == "sod":  # a region is spoken of once, and a bare category carries the semantic mark
@@ -545,8 +550,15 @@ def _answer(think: str, phrases: Sequence[str], tag: str) -> str:
     return f"<think>{think}</think><answer>{expressions}</answer>"
 
 
+def _reading_order(item: SceneObject) -> tuple[int, int]:
+    return item.row, item.column
+
+
 def _group_answer(scenes: Sequence[Scene], category: str, rng: np.random.Generator, annotator: str) -> str:
-    seen = " ; ".join(" , ".join(dict.fromkeys(item.shape for item in scene.objects)) for scene in scenes)
+    seen = " ; ".join(
+        " , ".join(f"{item.place} {item.shape}" for item in sorted(scene.objects, key=_reading_order))
+        for scene in scenes
+    )
     family = next(name for name, shapes in FAMILIES.items() if category in shapes)
     broad = annotator == "family" or (annotator == "varied" and rng.random() < BROAD)
     name = f"{family} thing" if broad else category

@@ -50,9 +50,9 @@ TINY_EVF_SAM = EvfSamConfig(
         window_size=0,
         global_attention_layers=(0, 1, 2, 3),
         use_rel_pos=False,
-        prompt_embed_dim=64,
+        prompt_embed_dim=128,  # masks are inner products of an eighth as many channels: 8 cannot hold what phrases name
         mask_channels=8,
-        decoder_num_heads=4,
+        decoder_num_heads=8,
         decoder_mlp_dim=128,
         iou_head_dim=32,
     ),
@@ -323,9 +323,10 @@ def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_V
     Without this stage the language loss teaches counts and places in a thousand steps, colours and shapes in many more.
     """
     widths = [2, *map(len, CELL_LABELS.values())]
-    heads = torch.nn.Linear(128, sum(widths))
+    # Fixed unit directions: every label must then make a difference that is large enough for attention to carry.
+    directions = torch.linalg.qr(torch.randn(128, sum(widths), generator=torch.Generator().manual_seed(0)))[0]
     scenes, rate = Scenes("sis", "train", size=10**6), 1.5e-3
-    optimizer = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.model.visual.parameters(), lr=rate, weight_decay=0.01)
     bar = trange(steps, desc="vision", mininterval=10)
     for step in bar:
         optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps, warmup=60)
@@ -333,22 +334,26 @@ def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_V
         pixels = processor.image_processor([scene.image for scene in drawn], return_tensors="pt")
         tokens = model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output  # (B·9, D)
         targets = torch.cat([cell_targets(scene.objects) for scene in drawn])  # (B·9, 5)
-        logits = heads(tokens).split(widths, dim=1)
+        # Normalised, as the language model's first layer sees them.
+        logits = (F.rms_norm(tokens, (128,)) @ directions).split(widths, dim=1)
         loss = sum(F.cross_entropy(part, targets[:, k], ignore_index=-100) for k, part in enumerate(logits))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         right = [(part.argmax(1) == targets[:, k])[targets[:, k] >= 0] for k, part in enumerate(logits)]
-        bar.set_postfix({name: f"{hit.float().mean():.2f}" for name, hit in zip(("taken", *CELL_LABELS), right)})
+        bar.set_postfix(
+            {name: f"{hit.float().mean():.2f}" for name, hit in zip(("taken", *CELL_LABELS), right, strict=True)}
+        )
 
 
 def train_policy(out: Path, steps: int, rate: float, vision_steps: int) -> None:
-    """Teach the tiny Qwen2.5-VL to see, then to describe clearly, and in the last quarter to answer as annotators do."""
+    """Teach the tiny Qwen2.5-VL to see, to describe clearly and, in the last quarter, to answer as annotators do."""
     model, processor = tiny_policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     first = resume(out, model, optimizer)
     if first == 0:
         train_vision(model, processor, vision_steps)
+    model.model.visual.requires_grad_(False)  # the language loss would blur what it can name
     data = {
         (task, annotator): Scenes(task, "train", size=10**6, annotator=annotator)
         for task in ("sis", "sod", "cosod")
