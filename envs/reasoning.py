@@ -213,7 +213,8 @@ class ReasoningVectorEnv(VectorEnv):
         self._observations[i] = self._observe(sample)
         info = {"sample_key": sample.key, "index": int(index)}
         if self.dataset.split == "train":
-            info |= {"target": sample.masks, "rationale": sample.rationale}
+            # Copies: Gymnasium promises that what a user keeps of an info is the user's.
+            info |= {"target": tuple(mask.copy() for mask in sample.masks), "rationale": sample.rationale}
         return info
 
     def _sample(self, index: int) -> Sample:
