@@ -66,7 +66,7 @@ def test_masks_are_those_of_the_model_called_directly(checkpoint, two_images, le
                 with torch.no_grad():
                     logits = model(pixel_values=pixels, **text).logits.reshape(1, 1, 64, 64)
                 expected = F.interpolate(logits, image.shape[:2], mode="bilinear").sigmoid()[0, 0]
-                # Rounding depends on threads and batch, and random weights amplify it (4e-4 seen); a wrong image is off by tenths.
+                # Rounding depends on threads and batch, and random weights amplify it (4e-4 seen).
                 np.testing.assert_allclose(mask, expected.numpy(), atol=2e-3)
 
 
