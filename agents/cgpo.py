@@ -107,8 +107,15 @@ class CGPOConfig(GRPOConfig):
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
-        if self.isr_batch_size is not None and self.isr_batch_size < 1:
-            raise UserError(f"isr_batch_size={self.isr_batch_size}: expected at least 1")
+        for name in ("isr_batch_size", "num_iterations", "max_completion_length", "per_device_train_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("learning_rate", "isr_learning_rate"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+        for name in ("epsilon", "temperature"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)}: expected more than 0")
         # The parent refuses one generation a prompt. Twice the batch at two a prompt passes exactly its checks.
         sizes = (
             "per_device_train_batch_size",

@@ -166,13 +166,17 @@ class CGPOAgent:
     ) -> None:
         self.policy, self.seed, self.output = policy, seed, Path(output)
         self.batch_size, self.max_new_tokens, self.save_every = batch_size, max_new_tokens, save_every
-        self.micro_batch_size = micro_batch_size or batch_size
-        if batch_size % self.micro_batch_size:
+        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("save_every", save_every)):
+            if value < 1:
+                raise UserError(f"algo.{name}={value}: expected at least 1")
+        self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
+        if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of batch_size={batch_size}")
         self.settings = {**self.defaults, **settings}
         unknown = sorted(set(self.settings) - set(CGPOConfig.__dataclass_fields__))
         if unknown:
             raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of CGPOConfig's")
+        self._config(updates=1)  # refuses what is out of range now, not after an evaluation
 
     def train(
         self,

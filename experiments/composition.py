@@ -20,6 +20,16 @@ from maskgym.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
 ROOT = "config"  # the root file, a list of choices
+# What may replace a default of each type, beside null, and its name.
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+    list: ((list,), "a list"),
+    dict: ((dict,), "names and values"),
+}
+NULLS = {"size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}  # keys whose null stands for no text
 
 
 def groups() -> dict[str, tuple[str, ...]]:
@@ -42,15 +52,17 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
             that the option's file does not list.
 
     Raises:
-        UserError: If an argument cannot be read, or names an unknown group, option or key; the message
-            lists what there is.
+        UserError: If an argument cannot be read, or names an unknown group, option or key (the message lists what
+            there is), or its value is of another kind than the option's own.
     """
     overrides = [parse(argument) for argument in arguments]
     for override in overrides:
         _check_choice(override)
     try:
         config = _compose([str(override.input_line) for override in overrides])
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        _check_types(overrides, values)
+        return values
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
         raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error
@@ -150,6 +162,27 @@ def _check_keys(overrides: Sequence[Override]) -> None:
                 owner = f"{path[0]}={config[path[0]].name}" if path[0] in groups() else ".".join(path[:depth])
                 raise UserError(f"unknown key '{override.key_or_group}': {owner} has {keys or 'no keys'}")
             here = here[name]
+
+
+def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
+    """Raise a UserError if an argument's value is of another kind than the default it replaces."""
+    config = _compose([str(override.input_line) for override in overrides if override.key_or_group in groups()])
+    defaults: Any = OmegaConf.to_container(config, resolve=True)
+    for override in overrides:
+        if override.is_add() or override.is_force_add() or override.key_or_group in groups():
+            continue  # has no default
+        path = override.key_or_group.split(".")
+        default, value = _look_up(defaults, path), _look_up(values, path)
+        kinds, expected = KINDS[NULLS.get(path[-1], str) if default is None else type(default)]
+        if value is not None and type(value) not in kinds:
+            example = "" if default is None else f", such as {default}"
+            raise UserError(f"{override.key_or_group}={value}: expected {expected}{example}")
+
+
+def _look_up(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values[name]
+    return values
 
 
 def _first_line(error: BaseException) -> str:

@@ -91,46 +91,46 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     supervised = _make_supervised(config, train_envs, parts)
     agent = _make_agent(config, folder)
-    logger = run_folder.open_logger(config, folder)
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
-    metrics = run_folder.Metrics(folder / run_folder.METRICS)
-    samples = config["evaluation"]["samples"]
-    indices = {task: evaluation.held_out(env.unwrapped.num_samples, samples) for task, env in test_envs.items()}
+    metrics, updates = run_folder.Metrics(folder / run_folder.METRICS), config["algo"]["updates"]
+    indices = {
+        task: evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
+        for task, env in test_envs.items()
+    }
 
-    def log(step: int, values: Mapping[str, float]) -> None:
-        metrics.add(step, values)
-        logger(step, values)
+    with run_folder.open_logger(config, folder) as logger:
 
-    def evaluate(label: str, step: int) -> dict[str, evaluation.Evaluation]:
-        found = {
-            task: evaluation.evaluate(agent, env, indices[task], f"{label}, {task}") for task, env in test_envs.items()
-        }
-        log(step, {f"held_out/{name}": value for name, value in _scores(found).items()})
-        return found
+        def log(step: int, values: Mapping[str, float]) -> None:
+            metrics.add(step, values)
+            logger(step, values)
 
-    before_file, updates = folder / run_folder.BEFORE, config["algo"]["updates"]
-    if resume and before_file.exists():
-        before = {task: evaluation.Evaluation(**stored) for task, stored in run_folder.read_json(before_file).items()}
-    else:
-        before = evaluate("before", 0)
-        run_folder.write_json(before_file, {task: asdict(found) for task, found in before.items()})
-    if updates:
-        with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
+        def evaluate(label: str, step: int) -> dict[str, evaluation.Evaluation]:
+            found = {
+                task: evaluation.evaluate(agent, env, indices[task], f"{label}, {task}")
+                for task, env in test_envs.items()
+            }
+            log(step, {f"held_out/{name}": value for name, value in _scores(found).items()})
+            return found
 
-            def on_log(step: int, values: Mapping[str, float]) -> None:
-                log(step, values)
-                bar.update(step - bar.n)
-                bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+        before_file = folder / run_folder.BEFORE
+        if resume and before_file.exists():
+            stored = run_folder.read_json(before_file)
+            before = {task: evaluation.Evaluation(**values) for task, values in stored.items()}
+        else:
+            before = evaluate("before", 0)
+            run_folder.write_json(before_file, {task: asdict(found) for task, found in before.items()})
+        if updates:
+            with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
 
-            agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
-    agent.save(folder / run_folder.POLICY)
-    after = evaluate("after", updates)
-    answers = []
-    for task, env in test_envs.items():
-        answers += evaluation.compare(task, indices[task], before[task], after[task])
-        shown = [indices[task][i] for i in evaluation.held_out(len(indices[task]), config["evaluation"]["pictures"])]
-        _write_pictures(folder, env, {row["index"]: row for row in answers if row["task"] == task}, shown)
-    run_folder.write(folder / run_folder.ANSWERS, "".join(f"{run_folder.to_json(row)}\n" for row in answers))
+                def on_log(step: int, values: Mapping[str, float]) -> None:
+                    log(step, values)
+                    bar.update(step - bar.n)
+                    bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+
+                agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
+        agent.save(folder / run_folder.POLICY)
+        after = evaluate("after", updates)
+    _write_samples(config, folder, test_envs, indices, before, after)
     results = {
         "env": config["env"]["name"],
         "algo": config["algo"]["name"],
@@ -361,6 +361,30 @@ def _make(make: Any, group: str, settings: Mapping[str, Any], **given: Any) -> A
         if unknown and unknown[1] in arguments:
             raise UserError(f"unknown key '{group}.{unknown[1]}': {group}={name} does not take it") from error
         raise
+    except UserError:
+        raise
+    except ValueError as error:  # a value that the part refuses, or that a library below it does
+        raise UserError(f"{group}={name}: {error}") from error
+
+
+def _write_samples(
+    config: Mapping[str, Any],
+    folder: Path,
+    envs: Mapping[str, Any],
+    indices: Mapping[str, Sequence[int]],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> None:
+    """Write every held-out answer with its scores, before and after, and pictures of some."""
+    from maskgym.experiments import evaluation
+
+    answers = []
+    for task, env in envs.items():
+        rows = evaluation.compare(task, indices[task], before[task], after[task])
+        shown = [indices[task][i] for i in evaluation.held_out(len(indices[task]), config["evaluation"]["pictures"])]
+        _write_pictures(folder, env, {row["index"]: row for row in rows}, shown)
+        answers += rows
+    run_folder.write(folder / run_folder.ANSWERS, "".join(f"{run_folder.to_json(row)}\n" for row in answers))
 
 
 def _write_pictures(folder: Path, env: Any, rows: Mapping[int, Mapping[str, Any]], indices: Sequence[int]) -> None:

@@ -9,8 +9,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 POLICY = f"{CHECKPOINTS}/policy"  # the trained one, as a folder that policy.path takes
 BEFORE = f"{CHECKPOINTS}/before.json"  # the evaluation before training, kept for a run that is killed
 ANSWERS = f"{SAMPLES}/answers.jsonl"
-Logger = Callable[[int, Mapping[str, float]], None]
+Logger = Callable[[int, Mapping[str, float]], object]
 
 
 def create(config: Mapping[str, Any]) -> Path:
@@ -134,36 +134,39 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
 
-def open_logger(config: Mapping[str, Any], folder: Path) -> Logger:
-    """Return what ``logger`` asks for beside ``metrics.csv``: a function of the step and named numbers.
+@contextmanager
+def open_logger(config: Mapping[str, Any], folder: Path) -> Iterator[Logger]:
+    """Open what ``logger`` asks for beside ``metrics.csv``, and close it at the end.
+
+    Yields:
+        A function of the step and named numbers.
 
     Raises:
-        UserError: If its library is not installed.
+        UserError: If its library is not installed, or wandb cannot start.
     """
     settings = config["logger"]
-    if settings["name"] == "csv":
-        return lambda step, values: None
     if settings["name"] == "tensorboard":
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError("logger=tensorboard: pip install tensorboard") from error
-        writer = SummaryWriter(str(folder / "tensorboard"))
-
-        def log(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        return log
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("logger=wandb: pip install 'maskgym[wandb]'") from error
-    run = wandb.init(
-        project=settings["project"], mode=settings["mode"], dir=folder, name=folder.name, config=dict(config)
-    )
-    return lambda step, values: run.log(dict(values), step=step)
+            raise UserError("logger=tensorboard: pip install 'maskgym[tensorboard]'") from error
+        with SummaryWriter(str(folder / "tensorboard")) as writer:
+            yield lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()]
+    elif settings["name"] == "wandb":
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("logger=wandb: pip install 'maskgym[wandb]'") from error
+        try:
+            run = wandb.init(
+                project=settings["project"], mode=settings["mode"], dir=folder, name=folder.name, config=dict(config)
+            )
+        except (wandb.errors.Error, ValueError) as error:
+            raise UserError(f"logger=wandb: {str(error) or type(error).__name__}") from error
+        with run:
+            yield lambda step, values: run.log(dict(values), step=step)
+    else:
+        yield lambda step, values: None
 
 
 def _writable(folder: Path) -> Path:

@@ -49,11 +49,12 @@ def _row(group: str, name: str, runs: Sequence[dict[str, Any]], seconds: float) 
     after = [run["after"][name] for run in runs]
     gains = [new - old for new, old in zip(after, before, strict=True)]
     low, high = bootstrap_interval(gains)
+    interval = f"[{low:+.3f}, {high:+.3f}]" if len(gains) > 1 else "(one seed)"
     each = " ".join(f"{gain:+.3f}" for gain in gains)
     mean = sum(gains) / len(gains)
     return (
         f"| {group} | {name} | {sum(before) / len(before):.3f} | {sum(after) / len(after):.3f} "
-        f"| {mean:+.3f} [{low:+.3f}, {high:+.3f}] | {each} | {seconds:.0f} |"
+        f"| {mean:+.3f} {interval} | {each} | {seconds:.0f} |"
     )
 
 

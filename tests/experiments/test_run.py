@@ -117,7 +117,29 @@ def refused(outcome) -> str:
         (["+data.nope=1"], "unknown key 'data.nope'"),
         (["+env.nope=1"], "unknown key 'env.nope'"),
         (["+data.task=sod"], "data.task: is set by the run"),
-        (["seed=x"], "seed=x: expected a whole number, at least 0"),
+        (["seed=x"], "seed=x: expected a whole number, such as 0"),
+        (["seed=-1"], "seed=-1: expected a whole number, at least 0"),
+        (["segmenter.batch_size=x"], "segmenter.batch_size=x: expected a whole number, such as "),
+        (["segmenter.batch_size=0"], "batch_size 0"),
+        (["segmenter.dtype=x"], "dtype"),
+        (["segmenter.device=x"], "device"),
+        (["reward.format_weight=x"], "reward.format_weight=x: expected a number, such as 0.5"),
+        (["data.size=x"], "data.size=x: expected a whole number"),
+        (["data.annotator=x"], "annotator"),
+        (["env.num_envs=true"], "env.num_envs=True: expected a whole number"),
+        (["algo=cgpo", "algo.learning_rate=x"], "algo.learning_rate=x: expected a number, such as 0.0001"),
+        (["algo=cgpo", "algo.micro_batch_size=x"], "algo.micro_batch_size=x: expected a whole number"),
+        (["algo=cgpo", "algo.micro_batch_size=0"], "algo.micro_batch_size=0: expected a divisor of batch_size=128"),
+        (["algo=cgpo", "algo.save_every=0"], "algo.save_every=0: expected at least 1"),
+        (["algo=cgpo", "algo.epsilon=-1"], "epsilon=-1: expected more than 0"),
+        (["algo=cgpo", "algo.temperature=0"], "temperature=0: expected more than 0"),
+        (["algo=cgpo", "algo.learning_rate=-1"], "learning_rate=-1: expected at least 0"),
+        (["algo=cgpo", "algo.isr_period=0"], "isr_period=0: expected"),
+        (["algo=cgpo", "+algo.beta=0.1"], "beta=0.1: CGPO supports only 0.0"),
+        (["algo=cgpo", "policy.lora_rank=x"], "policy.lora_rank=x: expected a whole number"),
+        (["algo=cgpo", "policy.dtype=x"], "dtype"),
+        (["data=coco", "data.root=3"], "data.root=3: expected text"),
+        (["reward=weighted", "reward.terms=x"], "reward.terms=x: expected names and values"),
         (["evaluation.samples=0"], "evaluation.samples=0: expected a whole number, at least 1"),
         (["algo.updates=1.5"], "algo.updates=1.5: expected a whole number"),
         (["data=coco"], "data.root is not set"),
@@ -134,7 +156,7 @@ def refused(outcome) -> str:
 def test_bad_values_end_with_status_2_and_one_line(maskgym_run, tmp_path, monkeypatch, arguments, expected):
     monkeypatch.chdir(tmp_path)
     resuming = arguments[0].startswith("resume")
-    given = arguments if resuming else ["env=sis", *RANDOM, "out=run", *arguments]
+    given = arguments if resuming else ["env=sis", *RANDOM, "algo.updates=0", "out=run", *arguments]
     assert expected in refused(maskgym_run(*given))
     assert not list(tmp_path.rglob("*.*"))  # nothing is left behind
 
@@ -193,6 +215,26 @@ def test_a_policy_checkpoint_that_lacks_a_key(maskgym_run, tmp_path):
     settings = (f"policy.path={folder}", "policy.lora_rank=null", "policy.dtype=float32")
     line = refused(maskgym_run("env=sis", "algo=cgpo", *SMALL, "policy=qwen2_5_vl", *settings, f"out={tmp_path}/run"))
     assert "missing" in line and "down_proj.weight" in line
+
+
+# --- Loggers ---------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_holds_what_metrics_csv_holds(maskgym_run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert maskgym_run("env=sod", *RANDOM, "algo.updates=1", "logger=tensorboard", f"out={tmp_path}/run")[0] == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step", "wall_s"}
+    written = [event.value for event in events.Scalars("held_out/reward")]
+    assert written == pytest.approx([float(row["held_out/reward"]) for row in rows])
+
+
+def test_wandb_writes_an_offline_run(maskgym_run, tmp_path):
+    assert maskgym_run("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", f"out={tmp_path}/run")[0] == 0
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"held_out/reward" in file.read_bytes()
 
 
 # --- Stopping and going on -------------------------------------------------------------------------------------------
