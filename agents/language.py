@@ -71,7 +71,8 @@ class Episodes:
         """Return ``steps`` batches of rows, tasks in turn, each task's samples reshuffled when used up."""
         orders = []
         for task, env in enumerate(self.envs):
-            generator, size = np.random.default_rng([seed, task]), env.unwrapped.num_samples
+            base: Any = env.unwrapped
+            generator, size = np.random.default_rng([seed, task]), base.num_samples
             rounds = -(-steps * batch // size)
             orders.append(np.concatenate([generator.permutation(size) for _ in range(rounds)]))
         tasks = [step % len(self.envs) for step in range(steps)]
@@ -224,8 +225,7 @@ class CGPOAgent:
 
     def load(self, path: str | Path) -> None:
         """Take the weights of a folder that `save` wrote."""
-        kind = type(self.policy)
-        self.policy.model.load_state_dict(kind(path, device=str(self.policy.device)).model.state_dict())
+        self.policy.load(path)
 
     def _config(self, updates: int) -> CGPOConfig:
         on_gpu = self.policy.device.type == "cuda"
@@ -255,13 +255,14 @@ class CGPOAgent:
 
     def _examples(self, episodes: Episodes) -> Dataset:
         """Return every sample of every task, tasks mixed, as rows with completions."""
-        for task, env in enumerate(episodes.envs):
+        bases: list[Any] = [env.unwrapped for env in episodes.envs]
+        for task, base in enumerate(bases):
             if episodes.reset(task, [0])[1][0] is None:
                 raise UserError(
-                    f"{env.unwrapped.task}: its samples have no rationale to imitate; expected a data set that has "
+                    f"{base.task}: its samples have no rationale to imitate; expected a data set that has "
                     "them, or no supervised steps"
                 )
-        sizes = [env.unwrapped.num_samples for env in episodes.envs]
+        sizes = [base.num_samples for base in bases]
         columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(episodes))
 

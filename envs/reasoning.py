@@ -270,7 +270,7 @@ class ReasoningVectorEnv(VectorEnv):
         )
 
     def _batched(self) -> dict[str, Any]:
-        empty = create_empty_array(self.single_observation_space, self.num_envs)
+        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
         return cast(dict[str, Any], concatenate(self.single_observation_space, self._observations, empty))
 
 

@@ -65,7 +65,8 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
 
 def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
     """Return the evaluation of known answers to the samples of these indices; see `evaluate`."""
-    task = env.unwrapped.task
+    base: Any = env.unwrapped
+    task = base.task
     measures = [rewards.make(name) for name in MEASURES[task]]
     per_sample: list[dict[str, Any]] = []
     pixels, predicted, true = SaliencyScores(), [], []
@@ -92,7 +93,7 @@ def play(
     env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
     """Yield, for each sample, what its answer led to, with the reward and its terms."""
-    base = env.unwrapped
+    base: Any = env.unwrapped
     for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
         env.reset(options={"index": _filled(chunk, env.num_envs)})
         _, totals, _, _, infos = env.step((*texts, *[texts[-1]] * (env.num_envs - len(texts))))

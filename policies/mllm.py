@@ -94,7 +94,6 @@ class LanguagePolicy:
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": observation["instruction"]}]
         return [{"role": "user", "content": content}], [Image.fromarray(np.asarray(image)) for image in images]
 
-    @torch.inference_mode()
     def generate(
         self,
         observations: Sequence[Mapping[str, Any]],
@@ -110,7 +109,7 @@ class LanguagePolicy:
             temperature: 0 is greedy.
             batch_size: Observations at a time.
         """
-        model, processor = self.model, self.processor
+        model, processor = self.model, self.processor  # loaded here, outside inference mode, as they may be trained
         settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         settings["suppress_tokens"] = vision_token_ids(model.config, processor.tokenizer)
@@ -124,7 +123,8 @@ class LanguagePolicy:
             ]
             inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
             inputs = inputs.to(self.device)
-            tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+            with torch.inference_mode():
+                tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
             answers += processor.batch_decode(tokens, skip_special_tokens=True)
         model.train(was_training)
         return answers
@@ -145,6 +145,11 @@ class LanguagePolicy:
         self.processor.save_pretrained(unfinished)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)
+
+    def load(self, path: str | Path) -> None:
+        """Take the weights of a folder that `save` wrote, at next use; adapters start anew on what was merged."""
+        self.path = str(path)
+        vars(self).pop("model", None)
 
 
 def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -237,6 +237,27 @@ def test_wandb_writes_an_offline_run(maskgym_run, tmp_path):
     assert b"held_out/reward" in file.read_bytes()
 
 
+# --- Adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, capfd):
+    from safetensors.numpy import load_file
+
+    from maskgym.experiments import cli
+    from maskgym.policies.mllm import TINY
+
+    settings = ["algo.updates=2", "env.answers=4", "algo.isr_sft_steps=0", "algo.learning_rate=0.01"]
+    policy = ["policy=qwen2_5_vl", f"policy.path={TINY}", "policy.lora_rank=2", "policy.dtype=float32"]
+    assert maskgym_run("env=sis", "algo=cgpo", *SMALL, *settings, *policy, f"out={tmp_path}/run")[0] == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (TINY, tmp_path / "run/checkpoints/policy"))
+    moved = {name for name in before if np.abs(before[name].astype(np.float32) - after[name]).max() > 1e-3}
+    assert moved and all(name.endswith("_proj.weight") and "visual" not in name for name in moved)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    assert json.loads(capfd.readouterr().out) == pytest.approx(results["after"])
+
+
 # --- Stopping and going on -------------------------------------------------------------------------------------------
 
 
