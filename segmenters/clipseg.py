@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .hub import HubSegmenter
+from .hub import HubNetwork
+from .referring import ReferringSegmenter
 from .text import split_semantic, tokenize
 
 
-class ClipSegSegmenter(HubSegmenter):
+class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
     """CLIPSeg behind the contract of referring segmenters.
 
     It was trained on phrases alone, so the prefix ``[semantic]`` is taken off: with it or without, a mask holds
@@ -26,7 +27,7 @@ class ClipSegSegmenter(HubSegmenter):
         device, dtype, batch_size: See `ReferringSegmenter`.
 
     Raises:
-        UserError: See `HubSegmenter`.
+        UserError: See `HubNetwork`.
     """
 
     architecture = "CLIPSegForImageSegmentation"

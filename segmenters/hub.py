@@ -11,20 +11,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .referring import ReferringSegmenter
+from .frozen import FrozenNetwork
 from .weights import find_weights, refuse_mismatch, weight_files
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 
-class HubSegmenter(ReferringSegmenter):
-    """A referring segmenter whose model, image processor and tokenizer are those of transformers.
+class HubNetwork(FrozenNetwork):
+    """A frozen network whose model, image processor and tokenizer are those of transformers.
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, which is
             downloaded at construction unless it is in the cache.
-        device, dtype, batch_size: See `ReferringSegmenter`.
+        device, dtype, batch_size: See `FrozenNetwork`.
 
     Raises:
         UserError: If the checkpoint is missing, cannot be read, is of another model, or lacks weights.

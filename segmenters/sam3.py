@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .hub import HubSegmenter
+from .hub import HubNetwork
+from .referring import ReferringSegmenter
 from .text import split_semantic, tokenize
 
 MAX_TOKENS = 32  # positions of the text encoder; the published processor uses the same number
 NOTHING_FOUND = -20.0  # a logit: its probability is 2e-9
 
 
-class Sam3Segmenter(HubSegmenter):
+class Sam3Segmenter(HubNetwork, ReferringSegmenter):
     """SAM 3 behind the contract of referring segmenters.
 
     The model gives each of its queries a mask and a score: the probability that the query is an instance, times
@@ -35,7 +36,7 @@ class Sam3Segmenter(HubSegmenter):
         device, dtype, batch_size: See `ReferringSegmenter`.
 
     Raises:
-        UserError: If the threshold is outside [0, 1]; else see `HubSegmenter`.
+        UserError: If the threshold is outside [0, 1]; else see `HubNetwork`.
     """
 
     architecture = "Sam3Model"
