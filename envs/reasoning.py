@@ -7,15 +7,12 @@ environment is the vector environment of one.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from PIL import Image
 
@@ -24,15 +21,15 @@ from ..data import Dataset, Sample
 from ..errors import UserError
 from ..metrics import iou
 from ..rewards import Reward, Transition
+from .base import SampleVectorEnv, ScalarEnv
 from .instructions import INSTRUCTIONS
 from .rendering import picture
 from .spaces import FreeText, ImageSpace
 
 MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, and scored all the same
-CACHED_SAMPLES = 256  # decoded samples kept: what one update shows is scored again a moment later
 
 
-class ReasoningVectorEnv(VectorEnv):
+class ReasoningVectorEnv(SampleVectorEnv):
     """Sub-environments of one task that share data set, segmenter and reward.
 
     Description:
@@ -86,12 +83,6 @@ class ReasoningVectorEnv(VectorEnv):
         Li et al., Saliency-R1, Eq. 1–3 and 16–24.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 (as Gymnasium declares it: instances have their own)
-        "render_modes": ["rgb_array", "human"],
-        "render_fps": 1,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
-
     def __init__(
         self,
         num_envs: int = 1,
@@ -105,29 +96,16 @@ class ReasoningVectorEnv(VectorEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
-        _check_arguments(task, num_envs, image_size, group_size, render_mode)
-        self.num_envs, self.task, self.image_size, self.group_size = num_envs, task, image_size, group_size
-        self.render_mode = render_mode
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.dataset = _make_dataset(dataset, task, split, group_size)
+        _check_arguments(task, image_size, group_size)
+        super().__init__(num_envs, _make_dataset(dataset, task, split, group_size), reward, render_mode, autoreset_mode)
+        self.task, self.image_size, self.group_size = task, image_size, group_size
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
-        self.reward = rewards.make(reward) if isinstance(reward, str) else reward
         self.single_observation_space = _observation_space(task, image_size, group_size)
         self.single_action_space = FreeText(MAX_TEXT)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.generators: list[np.random.Generator] = []
-        self._cache: OrderedDict[int, Sample] = OrderedDict()
-        self._indices = np.full(num_envs, -1)
         self._observations: list[dict[str, Any]] = [{}] * num_envs
-        self._done = np.ones(num_envs, dtype=bool)
         self._last: list[Transition | None] = [None] * num_envs
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that ``options={"index": i}`` can name."""
-        return len(self.dataset)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -139,21 +117,15 @@ class ReasoningVectorEnv(VectorEnv):
         Raises:
             UserError: If an index is not one of the data set's.
         """
-        options = options or {}
-        self._seed(seed)
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        wanted = options.get("index")
-        wanted = [None] * self.num_envs if wanted is None else np.broadcast_to(wanted, self.num_envs)
+        rows, wanted = self._begin_reset(seed, options)
         infos: dict[str, Any] = {}
-        for i in np.flatnonzero(mask):
+        for i in rows:
             infos = self._add_info(infos, self._start(i, wanted[i]), i)
         return self._batched(), infos
 
     def step(self, actions: Sequence[str]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Score one answer a sub-environment; see the class for what comes back."""
-        live = np.flatnonzero(~self._done)
-        if len(live) < self.num_envs and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
-            raise gym.error.ResetNeeded("step was called on an episode that is over: call reset first")
+        live = self._live()
         values, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {}
         for i in np.flatnonzero(self._done):  # NEXT_STEP: this step only starts the next episode
@@ -172,58 +144,11 @@ class ReasoningVectorEnv(VectorEnv):
             self.render()
         return self._batched(), values, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
-    # In Gymnasium's signatures the frame is a type variable that nothing binds: no type overrides it.
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
-        """Return one uint8 (H, W, 3) picture a sub-environment: image, truth and, once answered, prediction."""
-        if self.render_mode is None:
-            return None
-        frames = tuple(self._frame(i) for i in range(self.num_envs))
-        if self.render_mode == "rgb_array":
-            return frames
-        import matplotlib.pyplot as plt
-
-        plt.figure(self.spec.id if self.spec else "maskgym").clear()
-        plt.imshow(np.concatenate(frames) if len({f.shape[1] for f in frames}) == 1 else frames[0])
-        plt.axis("off")
-        plt.pause(1 / self.metadata["render_fps"])
-        return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the cached samples behind."""
-        return {**self.__dict__, "_cache": OrderedDict()}
-
-    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
-        seeds = (
-            seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(self.num_envs)]
-        )
-        if not self.generators:
-            self.generators = [seeding.np_random(value)[0] for value in seeds]
-        for i, value in enumerate(seeds):
-            if value is not None:
-                self.generators[i] = seeding.np_random(value)[0]
-
     def _start(self, i: int, index: int | None) -> dict[str, Any]:
         """Begin an episode of sub-environment ``i``; return its info."""
-        if index is None:
-            index = int(self.generators[i].integers(self.num_samples))
-        elif not 0 <= index < self.num_samples:
-            raise UserError(f"index {index}: the {self.dataset.split} split has samples 0 to {self.num_samples - 1}")
-        sample = self._sample(int(index))
-        self._indices[i], self._done[i], self._last[i] = index, False, None
-        self._observations[i] = self._observe(sample)
-        info = {"sample_key": sample.key, "index": int(index)}
-        if self.dataset.split == "train":
-            # Copies: Gymnasium promises that what a user keeps of an info is the user's.
-            info |= {"target": tuple(mask.copy() for mask in sample.masks), "rationale": sample.rationale}
-        return info
-
-    def _sample(self, index: int) -> Sample:
-        if index not in self._cache:
-            self._cache[index] = self.dataset[index]
-            if len(self._cache) > CACHED_SAMPLES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(index)
-        return self._cache[index]
+        sample = self._draw(i, index)
+        self._last[i], self._observations[i] = None, self._observe(sample)
+        return self._start_info(i, sample)
 
     def _observe(self, sample: Sample) -> dict[str, Any]:
         instruction = INSTRUCTIONS[self.task]
@@ -274,7 +199,7 @@ class ReasoningVectorEnv(VectorEnv):
         return cast(dict[str, Any], concatenate(self.single_observation_space, self._observations, empty))
 
 
-class ReasoningEnv(gym.Env):
+class ReasoningEnv(ScalarEnv):
     """One episode at a time: `ReasoningVectorEnv` of one, whose arguments, spaces and infos it has.
 
     Example:
@@ -284,39 +209,7 @@ class ReasoningEnv(gym.Env):
         0.9
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}  # noqa: RUF012 (see above)
-
-    def __init__(self, task: str = "sis", render_mode: str | None = None, **arguments: Any) -> None:
-        self.vector = ReasoningVectorEnv(
-            1, task, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments
-        )
-        self.render_mode = render_mode
-        self.observation_space = self.vector.single_observation_space
-        self.action_space = self.vector.single_action_space
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that ``options={"index": i}`` can name."""
-        return self.vector.num_samples
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; ``options={"index": i}`` names the sample."""
-        super().reset(seed=seed)
-        self.vector.generators = [self.np_random]
-        observations, infos = self.vector.reset(options=options)
-        return _first(observations), _first_info(infos)
-
-    def step(self, action: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Score an answer; the episode is over."""
-        observations, values, terminated, truncated, infos = self.vector.step((action,))
-        return _first(observations), float(values[0]), bool(terminated[0]), bool(truncated[0]), _first_info(infos)
-
-    def render(self) -> np.ndarray | None:  # type: ignore[override]  # as above
-        """Return the picture of the episode, uint8 (H, W, 3)."""
-        frames = self.vector.render()
-        return None if frames is None else frames[0]
+    vector_class = ReasoningVectorEnv
 
 
 def letterbox(image: np.ndarray, side: int) -> np.ndarray:
@@ -331,31 +224,12 @@ def letterbox(image: np.ndarray, side: int) -> np.ndarray:
     return square
 
 
-def _first(observations: dict[str, Any]) -> dict[str, Any]:
-    return {name: value[0] for name, value in observations.items()}
-
-
-def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """Undo the batching of infos of one sub-environment, nested dictionaries included."""
-    kept = {name: value for name, value in infos.items() if f"_{name}" in infos}
-    return {name: _first_info(value) if isinstance(value, dict) else _scalar(value[0]) for name, value in kept.items()}
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _check_arguments(
-    task: str, num_envs: int, image_size: int | None, group_size: int, render_mode: str | None
-) -> None:
+def _check_arguments(task: str, image_size: int | None, group_size: int) -> None:
     if task not in INSTRUCTIONS:
         raise UserError(f"task={task!r}: expected one of {', '.join(INSTRUCTIONS)}")
-    modes = ReasoningVectorEnv.metadata["render_modes"]
-    if render_mode is not None and render_mode not in modes:
-        raise UserError(f"render_mode={render_mode!r}: expected one of {', '.join(modes)}")
     if image_size is None and task == "cosod":
         raise UserError("image_size=None: a group of images needs one size; expected pixels")
-    for name, value in (("num_envs", num_envs), ("image_size", image_size), ("group_size", group_size)):
+    for name, value in (("image_size", image_size), ("group_size", group_size)):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: expected at least 1")
 

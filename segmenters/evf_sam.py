@@ -12,91 +12,29 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
 from .beit3 import Beit3, Beit3Config
 from .referring import ReferringSegmenter
+from .sam import CONSTANTS, SamConfig, decode_prompts, resized_size, restore_constants, sam_pixels
 from .text import find_tokenizer, load_tokenizer, tokenize
 from .weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # of SAM, on the scale 0 to 255
-PIXEL_DEVIATION = (58.395, 57.12, 57.375)
 # SAM computes positions from this buffer in float32 whatever the precision of the weights.
 GAUSSIAN_MATRIX = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-# Some tools save these two constants of `Sam` with the weights.
-UNUSED_BUFFERS = ("visual_model.pixel_mean", "visual_model.pixel_std")
+UNUSED_BUFFERS = tuple(f"visual_model.{name}" for name in CONSTANTS)
 EMBEDDED = Path(__file__).parent / "evf_sam_tiny"
-
-
-@dataclass(frozen=True)
-class SamConfig:
-    """Sizes of a SAM; the defaults are ViT-H, as EVF-SAM uses it."""
-
-    image_size: int = 1024
-    patch_size: int = 16
-    embed_dim: int = 1280
-    depth: int = 32
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    window_size: int = 14
-    global_attention_layers: tuple[int, ...] = (7, 15, 23, 31)
-    use_rel_pos: bool = True
-    prompt_embed_dim: int = 256
-    mask_channels: int = 16
-    decoder_depth: int = 2
-    decoder_num_heads: int = 8
-    decoder_mlp_dim: int = 2048
-    iou_head_dim: int = 256
-
-    def build(self) -> Sam:
-        """Return a randomly initialised ``segment_anything`` model of these sizes."""
-        grid = self.image_size // self.patch_size
-        return Sam(
-            image_encoder=ImageEncoderViT(
-                img_size=self.image_size,
-                patch_size=self.patch_size,
-                embed_dim=self.embed_dim,
-                depth=self.depth,
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                out_chans=self.prompt_embed_dim,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-                use_rel_pos=self.use_rel_pos,
-                window_size=self.window_size,
-                global_attn_indexes=self.global_attention_layers,
-            ),
-            prompt_encoder=PromptEncoder(
-                embed_dim=self.prompt_embed_dim,
-                image_embedding_size=(grid, grid),
-                input_image_size=(self.image_size, self.image_size),
-                mask_in_chans=self.mask_channels,
-            ),
-            mask_decoder=MaskDecoder(
-                transformer_dim=self.prompt_embed_dim,
-                transformer=TwoWayTransformer(
-                    depth=self.decoder_depth,
-                    embedding_dim=self.prompt_embed_dim,
-                    num_heads=self.decoder_num_heads,
-                    mlp_dim=self.decoder_mlp_dim,
-                ),
-                iou_head_hidden_dim=self.iou_head_dim,
-            ),
-            pixel_mean=list(PIXEL_MEAN),
-            pixel_std=list(PIXEL_DEVIATION),
-        )
 
 
 @dataclass(frozen=True)
@@ -175,48 +113,13 @@ class EvfSam(nn.Module):
         return self.text_hidden_fcs[0](features[:, 0])
 
     def decode(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> Tensor:
-        """Return low-resolution mask logits (P, 4h, 4w) for embeddings (B, C, h, w) and prompts (P, C).
-
-        SAM's decoder repeats one image for all prompts and adds a dense prompt of each. The two are only ever
-        added, so handing the images in as dense prompts, and the dense prompt (the no-mask embedding) as the one
-        image, decodes phrases of different images in one call of the unchanged decoder.
-        """
-        prompt_encoder = self.visual_model.prompt_encoder
-        _, no_mask = prompt_encoder(points=None, boxes=None, masks=None)  # (1, C, h, w)
-        logits, _ = self.visual_model.mask_decoder(
-            image_embeddings=no_mask,
-            image_pe=prompt_encoder.get_dense_pe().to(embeddings.dtype),
-            sparse_prompt_embeddings=prompts[:, None],
-            dense_prompt_embeddings=embeddings[image_index],
-            multimask_output=False,
-        )
-        return logits[:, 0]
+        """Return low-resolution mask logits (P, 4h, 4w) for embeddings (B, C, h, w) and prompts (P, C)."""
+        return decode_prompts(self.visual_model, embeddings[image_index], prompts[:, None])
 
     def resize(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Bring low-resolution logits (P, 4h, 4w) of one image to its own (height, width), in float32."""
         resized = resized_size(original_size, self.config.sam.image_size)
         return self.visual_model.postprocess_masks(logits[:, None].float(), resized, original_size)[:, 0]
-
-
-def resized_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
-    """Return (height, width) scaled so that the longer side is ``longer``, rounded half up."""
-    height, width = size
-    scale = longer / max(size)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
-def sam_pixels(image: np.ndarray, size: int) -> Tensor:
-    """Return float32 (3, size, size): SAM's view of an image, aspect ratio kept, padded right and below.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-        size: Side of the square, pixels.
-    """
-    height, width = resized_size(image.shape[:2], size)
-    resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(resized).permute(2, 0, 1).float()
-    pixels = (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_DEVIATION)[:, None, None]
-    return F.pad(pixels, (0, size - width, 0, size - height))
 
 
 def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
@@ -348,9 +251,7 @@ def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = to
     with torch.device("meta"):
         model = EvfSam(config)
     load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
-    sam = model.visual_model
-    sam.pixel_mean = torch.tensor(PIXEL_MEAN)[:, None, None]  # not in the state dict, so still without values
-    sam.pixel_std = torch.tensor(PIXEL_DEVIATION)[:, None, None]
+    restore_constants(model.visual_model)
     return model
 
 

@@ -125,7 +125,7 @@ def test_supervised_parts_see_the_truth_on_the_training_split_only(halves, photo
 
 
 def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos) -> None:
-    env = ReasoningEnv("cosod", dataset=photos("cosod"), segmenter=halves, group_size=3)
+    env = ReasoningEnv(task="cosod", dataset=photos("cosod"), segmenter=halves, group_size=3)
     observation, _ = env.reset(options={"index": 1})
     assert observation["images"].shape == (3, 128, 128, 3)
     np.testing.assert_array_equal(observation["images"][0], observation["images"][2])

@@ -1,0 +1,112 @@
+"""What every promptable segmenter shares: encode each image once, then turn points into masks, batch by batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import UserError
+from .frozen import FrozenNetwork, check_image
+
+PADDING = -1  # the label of a point that is not there
+
+
+class PromptableSegmenter(FrozenNetwork):
+    """Masks for points: ``encode`` once an image, ``decode`` once a set of points, ``resize`` to where they are used.
+
+    A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`.
+    """
+
+    @property
+    @abstractmethod
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Return (C, h, w) of one image's embedding."""
+
+    @abstractmethod
+    def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return embeddings (B, C, h, w) of square images."""
+
+    @abstractmethod
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        """Return logits (B, h, w); points (B, k, 2) are in pixels of the input, and none is padding."""
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the embeddings of square images.
+
+        Args:
+            images: B arrays, uint8 (S, S, 3) RGB; each is stretched to `input_size`.
+
+        Returns:
+            (B, C, h, w) on `device`, in `dtype`.
+
+        Raises:
+            UserError: If an image is not uint8 (S, S, 3).
+        """
+        for number, image in enumerate(images):
+            check_image(image, number)
+            if image.shape[0] != image.shape[1]:
+                raise UserError(f"image {number} is {image.shape}: expected a square one")
+        starts = range(0, len(images), self.batch_size)
+        return torch.cat([self._encode(images[start : start + self.batch_size]) for start in starts])
+
+    @torch.inference_mode()
+    def decode(
+        self, embeddings: Tensor, points: np.ndarray | Tensor, labels: np.ndarray | Tensor, side: int | None = None
+    ) -> Tensor:
+        """Return low-resolution mask logits, one row a set of points.
+
+        Rows with the same number of points are decoded together. Padding takes no part: a row with it and the same row
+        without give the same logits.
+
+        Args:
+            embeddings: (B, C, h, w), as `encode` returned them; rows may repeat.
+            points: (B, k, 2), (x, y) in pixels of the square image.
+            labels: (B, k), 1 foreground, 0 background, -1 padding.
+            side: Of that image, pixels; None means `input_size`.
+
+        Returns:
+            float32 (B, h', w') on `device`.
+
+        Raises:
+            ValueError: If the shapes do not fit, or a row has no point.
+        """
+        points = torch.as_tensor(points, device=self.device, dtype=torch.float32)
+        labels = torch.as_tensor(labels, device=self.device)
+        if points.shape != (*labels.shape, 2) or len(labels) != len(embeddings):
+            raise ValueError(
+                f"{len(embeddings)} embeddings, points {tuple(points.shape)}, labels {tuple(labels.shape)}: "
+                "expected (B, …), (B, k, 2), (B, k)"
+            )
+        points = points * (self.input_size / (side or self.input_size))
+        # Padding to the end of its row, the others in their order.
+        order = (labels == PADDING).int().argsort(dim=1, stable=True)
+        points, labels = points.take_along_dim(order[..., None], dim=1), labels.take_along_dim(order, dim=1)
+        counts = (labels != PADDING).sum(dim=1)
+        if not counts.all():
+            raise ValueError(f"row {int((counts == 0).nonzero()[0])} has no point: expected at least one")
+        rows, logits = [], []
+        for count in counts.unique().tolist():
+            for chunk in (counts == count).nonzero()[:, 0].split(self.batch_size):
+                rows.append(chunk)
+                logits.append(self._decode(embeddings[chunk], points[chunk, :count], labels[chunk, :count]).float())
+        return torch.cat(logits)[torch.cat(rows).argsort()]
+
+    @staticmethod
+    def resize(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Bring logits (B, h, w) to the (height, width) of each image, bilinearly: float32 (H_i, W_i) each.
+
+        The way through the input's own size, which SAM's code takes, is left out: it costs a thousand-pixel square a
+        mask and differs only within a pixel of the low resolution.
+        """
+        if len(set(sizes)) == 1:
+            return list(F.interpolate(logits[None], sizes[0], mode="bilinear", align_corners=False)[0].cpu().numpy())
+        return [
+            F.interpolate(row[None, None], size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+            for row, size in zip(logits, sizes, strict=True)
+        ]
