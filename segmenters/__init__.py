@@ -1,4 +1,4 @@
-"""Segmenters: frozen networks that turn prompts into masks."""
+"""Segmenters: frozen networks that turn prompts into masks, or texts into maps of attention."""
 
 from ..registry import Registry
 
@@ -10,4 +10,10 @@ register("evf_sam_tiny", "maskgym.segmenters.evf_sam:evf_sam_tiny")  # referring
 register("clipseg", "maskgym.segmenters.clipseg:ClipSegSegmenter")  # referring: small and quick
 register("sam3", "maskgym.segmenters.sam3:Sam3Segmenter")  # referring: phrases name concepts
 
-__all__ = ["make", "names", "register"]
+# Maps of attention are another contract, so they have names of their own.
+_attentions = Registry("attention")
+register_attention, make_attention, attention_names = _attentions.register, _attentions.make, _attentions.names
+
+register_attention("clip_surgery", "maskgym.segmenters.clip_surgery:ClipSurgery")  # any CLIP ViT, needs no training
+
+__all__ = ["attention_names", "make", "make_attention", "names", "register", "register_attention"]

@@ -103,7 +103,10 @@ def _find(checkpoint: str | Path) -> Path:
 
     try:
         wanted = ["*.json", "*.txt", "*.safetensors"]
-        return Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
+        folder = Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):  # some models of the first years have only this
+            snapshot_download(str(checkpoint), allow_patterns="pytorch_model*.bin")
+        return folder
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(
             f"checkpoint '{checkpoint}': neither a folder nor a model that can be downloaded ({type(error).__name__})"
