@@ -1,4 +1,4 @@
-"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam``.
+"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip``.
 
 All are the real architectures at a small size, trained on scenes of the training split. Training resumes: every
 minute it writes ``state.pt`` beside the weights and goes on from there when started again.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -29,11 +33,13 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from maskgym.data import Sample
 from maskgym.data.scenes import COLOURS, SHAPES, STYLES, TEXTURES, SceneObject, Scenes, random_reference, vocabulary
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.segmenters.beit3 import Beit3Config
+from maskgym.segmenters.clip_surgery import project, surgered_tokens
 from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, evf_sam_tiny, save_checkpoint
 from maskgym.segmenters.sam import PIXEL_DEVIATION, PIXEL_MEAN, SamConfig, decode_points, save_sam
 from maskgym.segmenters.text import tokenize, word_tokenizer
@@ -202,8 +208,8 @@ class RegionPool:
 
     Attributes:
         images: uint8 (N, 3, S, S).
-        regions: one uint8 (n, S/2, S/2) a scene: the share of each cell that a region covers, times 255. The region of an
-            effect, where there is one, is the last.
+        regions: one uint8 (n, S/2, S/2) a scene: the share of each cell that a region covers, times 255. The region of
+            an effect, where there is one, is the last.
         objects: How many of the regions are objects: these are disjoint.
     """
 
@@ -309,6 +315,160 @@ def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rat
             saved = time.time()
             save(out, sam, optimizer, step + 1)
     save_sam(out / "sam_tiny", sam, config, dtype=torch.float16)
+
+
+# --- CLIP -------------------------------------------------------------------------------------------------------------
+
+EFFECTS = ("shadow", "glass", "blur")
+CAPTIONS = (("shape",), ("shape",), ("colour", "shape"), ("family",), ("texture", "shape"))
+CLIP_SIDE, CLIP_PATCH, CLIP_WIDTH = 128, 8, 128
+SURGERED_BLOCKS = 6  # of 8
+LONGEST_CAPTION = 16  # tokens, <s> and </s> included
+CLIP_MEAN = torch.tensor(OPENAI_CLIP_MEAN)[:, None, None] * 255
+CLIP_DEVIATION = torch.tensor(OPENAI_CLIP_STD)[:, None, None] * 255
+
+
+class Caption(NamedTuple):
+    """A text, and what it claims of a scene: an object, an effect, or, being empty, nothing."""
+
+    text: str
+    item: SceneObject | None = None
+    attributes: tuple[str, ...] = ()
+    effect: str = ""
+
+    def fits(self, objects: Sequence[SceneObject], effect: str) -> bool:
+        """Return whether the scene with these objects and this effect shows what the text claims."""
+        if self.item is None:
+            return self.effect in ("", effect)
+        return any(self.item.matches(other, self.attributes) for other in objects)
+
+
+def draw_caption(objects: Sequence[SceneObject], effect: str, rng: np.random.Generator) -> Caption:
+    """Return a random caption that fits: ``red star``, ``a red star``, ``shadow``; one in twenty is empty."""
+    if rng.random() < 0.05:
+        return Caption("")
+    if effect and rng.random() < 0.5:
+        return Caption(effect, effect=effect)
+    item, attributes = objects[int(rng.integers(len(objects)))], CAPTIONS[rng.integers(len(CAPTIONS))]
+    text = item.describe(attributes)
+    return Caption(text.removeprefix("a ") if rng.random() < 0.5 else text, item, attributes)
+
+
+@dataclass
+class CaptionPool:
+    """Scenes rendered once, from which batches of images and captions are drawn.
+
+    Attributes:
+        images: uint8 (N, 3, S, S).
+        objects: the objects of each scene.
+        effects: the effect of each scene, empty where there is none.
+    """
+
+    images: np.ndarray
+    objects: list[tuple[SceneObject, ...]]
+    effects: list[str]
+
+    @classmethod
+    def render(cls, scenes: int) -> CaptionPool:
+        """Render ``scenes`` scenes, three in seven with an effect: shadow, glass or blur."""
+        tasks = ("semantic", *EFFECTS, *("semantic",) * 3)
+        sources = [Scenes(task, "train", size=scenes, image_size=CLIP_SIDE) for task in tasks]
+        images, objects, effects = np.empty((scenes, CLIP_SIDE, CLIP_SIDE, 3), np.uint8), [], []
+        for index in trange(scenes, desc="scenes", disable=None):
+            source = sources[index % len(sources)]
+            images[index] = source[index].images[0]
+            objects.append(source.scene(index).objects)
+            effects.append(source.scene_task if source.scene_task in EFFECTS else "")
+        return cls(images.transpose(0, 3, 1, 2), objects, effects)
+
+    def batch(self, rng: np.random.Generator, images: int, captions: int) -> tuple[Tensor, list[str], Tensor]:
+        """Return pixels (B, 3, S, S), ``captions`` texts an image, and bool (B, texts): which text fits which image."""
+        chosen = rng.choice(len(self.objects), size=images, replace=False)
+        scenes = [(self.objects[i], self.effects[i]) for i in chosen]
+        drawn = [draw_caption(*scene, rng) for scene in scenes for _ in range(captions)]
+        fits = torch.tensor([[caption.fits(*scene) for caption in drawn] for scene in scenes])
+        pixels = (torch.from_numpy(self.images[chosen]).float() - CLIP_MEAN) / CLIP_DEVIATION
+        return pixels, [caption.text for caption in drawn], fits
+
+
+def tiny_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    """Return a randomly initialised CLIP of 1.5 M parameters, whose patches are 16 × 16, and its tokenizer."""
+    tokenizer = word_tokenizer([*vocabulary(), *EFFECTS], special_last=True)
+    sizes = {"hidden_size": CLIP_WIDTH, "intermediate_size": 2 * CLIP_WIDTH, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={
+            **sizes,
+            "num_hidden_layers": 3,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": LONGEST_CAPTION,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={**sizes, "num_hidden_layers": 8, "image_size": CLIP_SIDE, "patch_size": CLIP_PATCH},
+        projection_dim=CLIP_WIDTH,
+    )
+    torch.manual_seed(0)
+    return CLIPModel(config), tokenizer
+
+
+def caption_loss(logits: Tensor, fits: Tensor) -> Tensor:
+    """Return CLIP's loss over logits (B, texts) where several texts fit an image, and several images a text.
+
+    In either direction the target is even among all that fit: with few words to say, most texts of a batch fit more
+    than the image they were drawn for.
+    """
+    target = fits.float()
+    by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
+    by_text = F.cross_entropy(logits.T, (target / target.sum(0)).T)
+    return (by_image + by_text) / 2
+
+
+def train_clip(
+    out: Path, steps: int, scenes: int, images: int, captions: int, token_weight: float, rate: float
+) -> None:
+    """Train the tiny CLIP on captions that name one object or effect of their scene.
+
+    Beside CLIP's own loss on whole images stands the same loss on the soft maximum over the tokens that CLIP Surgery
+    reads (after FILIP, Yao et al., ICLR 2022): a small model has no other reason to keep what it sees in place.
+    """
+    model, tokenizer = tiny_clip()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
+    first = resume(out, model, optimizer)
+    pool = CaptionPool.render(scenes)
+    saved, bar = time.time(), trange(first, steps, initial=first, total=steps, desc="clip", mininterval=10)
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps)
+        pixels, texts, fits = pool.batch(np.random.default_rng([5, step]), images, captions)
+        ids, _ = tokenize(tokenizer, texts, LONGEST_CAPTION)
+        told = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)  # (texts, C)
+        seen = F.normalize(project(model, surgered_tokens(model.vision_model, pixels, SURGERED_BLOCKS)), dim=-1)
+        logits = model.logit_scale.exp() * seen @ told.T  # (B, 1 + N, texts)
+        whole, tokens = logits[:, 0], logits[:, 1:].logsumexp(dim=1)
+        loss = caption_loss(whole, fits) + token_weight * caption_loss(tokens, fits)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
+        if step % 20 == 0:
+            right = [fits.gather(0, part.argmax(0, keepdim=True)).float().mean() for part in (whole, tokens)]
+            bar.set_postfix(
+                loss=f"{loss:.3f}", chance=f"{fits.float().mean():.2f}", right="{:.2f} {:.2f}".format(*right)
+            )
+        if time.time() - saved > CHECKPOINT_EVERY_S or step == steps - 1:
+            saved = time.time()
+            save(out, model, optimizer, step + 1)
+    save_clip(out / "clip_tiny", model, tokenizer)
+
+
+def save_clip(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the folder of a CLIP as Hugging Face has it, weights in half precision; ``model`` becomes half."""
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sides = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    CLIPImageProcessor(size=sides, crop_size=sides).save_pretrained(folder)
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -519,7 +679,7 @@ def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, st
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and train one of the two."""
+    """Parse the command line and train one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     evf_sam = commands.add_parser("evf_sam")
@@ -535,7 +695,14 @@ def main(arguments: list[str] | None = None) -> None:
     sam.add_argument("--scenes", type=int, default=12000, help="scenes rendered, half of them with an effect")
     sam.add_argument("--images", type=int, default=16, help="images a step")
     sam.add_argument("--targets", type=int, default=3, help="regions an image")
-    for command, steps, rate in ((evf_sam, 12000, 1.2e-3), (policy, 3200, 1.5e-3), (sam, 2500, 6e-4)):
+    clip = commands.add_parser("clip")
+    clip.set_defaults(train=train_clip)
+    clip.add_argument("--scenes", type=int, default=12000, help="scenes rendered, three in seven with an effect")
+    clip.add_argument("--images", type=int, default=32, help="images a step")
+    clip.add_argument("--captions", type=int, default=8, help="captions an image")
+    clip.add_argument("--token-weight", type=float, default=1.0, help="weight of the loss on tokens; 0 is CLIP's alone")
+    defaults = ((evf_sam, 12000, 1.2e-3), (policy, 3200, 1.5e-3), (sam, 2500, 6e-4), (clip, 3000, 1e-3))
+    for command, steps, rate in defaults:
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--rate", type=float, default=rate, help="peak learning rate")

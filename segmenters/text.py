@@ -65,7 +65,7 @@ def tokenize(
     return batch["input_ids"], batch["attention_mask"] == 0
 
 
-def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Iterable[str], special_last: bool = False) -> PreTrainedTokenizerFast:
     """Build a tokenizer whose vocabulary is the given words, for models with a small language of their own.
 
     Text is lower-cased and split at whitespace and punctuation, ``[semantic]`` staying whole; ``save_pretrained``
@@ -73,6 +73,8 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Args:
         words: Words or whole phrases, in any order; what they fall into, sorted, is the vocabulary.
+        special_last: Number the special tokens last instead of 0 to 3: a CLIP of transformers whose end token is 2
+            looks for the end where the largest id is.
 
     Example:
         >>> tokenizer = word_tokenizer(["[semantic] red dog"])
@@ -84,11 +86,16 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
     splitter = pre_tokenizers.Split(Regex(r"\[semantic\]|\w+|[^\w\s]"), "removed", invert=True)
     pieces = sorted({piece for text in words for piece, _ in splitter.pre_tokenize_str(text.lower())})
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *pieces])}
+    special = list(SPECIAL_TOKENS.values())
+    vocabulary = {
+        token: index for index, token in enumerate([*pieces, *special] if special_last else [*special, *pieces])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[(token, vocabulary[token]) for token in ("<s>", "</s>")]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 

@@ -113,3 +113,9 @@ def test_special_tokens_in_another_order_are_refused(tmp_path):
 def test_a_missing_tokenizer_names_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json, sentencepiece.bpe.model, beit3.spm"):
         find_tokenizer(tmp_path)
+
+
+def test_special_tokens_may_come_last():
+    tokenizer = word_tokenizer(["red dog"], special_last=True)
+    assert tokenizer("Red cat").input_ids == [2, 1, 5, 4]
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (2, 3, 4)
