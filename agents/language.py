@@ -139,6 +139,7 @@ class CGPOAgent:
 
     Args:
         policy: A `maskgym.policies.mllm.LanguagePolicy`.
+        env: Unused: text has one space. Taken so that every agent is made alike.
         seed: Seed of the order of samples, of sampling and of ISR's examples.
         output: Folder of the checkpoints.
         batch_size: Answers an update.
@@ -157,6 +158,7 @@ class CGPOAgent:
     def __init__(
         self,
         policy: Any,
+        env: VectorEnv | None = None,
         seed: int = 0,
         output: str | Path = "checkpoints",
         batch_size: int = 128,

@@ -12,3 +12,10 @@ for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
         vector_entry_point="maskgym.envs.reasoning:ReasoningVectorEnv",
         kwargs={"task": _task},
     )
+
+# Clicks at patch centres that prompt a frozen Segment Anything Model.
+gymnasium.register(
+    id="maskgym/PointPrompt-v0",
+    entry_point="maskgym.envs.point:PointPromptEnv",
+    vector_entry_point="maskgym.envs.point:PointPromptVectorEnv",
+)

@@ -100,6 +100,8 @@ class ReasoningVectorEnv(SampleVectorEnv):
         super().__init__(num_envs, _make_dataset(dataset, task, split, group_size), reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.group_size = task, image_size, group_size
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
+        if not hasattr(self.segmenter, "segment"):
+            raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.single_observation_space = _observation_space(task, image_size, group_size)
         self.single_action_space = FreeText(MAX_TEXT)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

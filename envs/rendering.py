@@ -65,3 +65,36 @@ def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def _fit(panel: np.ndarray) -> Image.Image:
     height, width = panel.shape[:2]
     return Image.fromarray(panel).resize((max(1, round(width * PANEL / height)), PANEL), Image.Resampling.BILINEAR)
+
+
+def clicks_picture(sample: Sample, episodes: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return, side by side, each episode's numbered clicks with the outline of its mask, and the ground truth.
+
+    Args:
+        sample: What is shown, of one image.
+        episodes: Title to mask, bool (1, H, W), points in order, float (k, 2), (x, y) in pixels of the image, and
+            labels (k,), 1 foreground (green), 0 background (red).
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    panels = {title: _clicks_panel(sample.images[0], *episode) for title, episode in episodes.items()}
+    panels["ground truth"] = _fit(overlay(sample.images[0], sample.masks[0]))
+    width = sum(panel.width + GAP for panel in panels.values()) + GAP
+    canvas = Image.new("RGB", (width, PANEL + TITLE + GAP), "white")
+    left = GAP
+    for title, panel in panels.items():
+        ImageDraw.Draw(canvas).text((left, 2), title, "black", ImageFont.load_default(12))
+        canvas.paste(panel, (left, TITLE))
+        left += panel.width + GAP
+    return np.asarray(canvas)
+
+
+def _clicks_panel(image: np.ndarray, mask: np.ndarray, points: np.ndarray, labels: np.ndarray) -> Image.Image:
+    edge = mask[0] & ~binary_erosion(mask[0], iterations=max(1, min(mask.shape[1:]) // 100))
+    panel = _fit(np.where(edge[..., None], PALETTE[0].astype(np.uint8), image))
+    draw, font, scale = ImageDraw.Draw(panel), ImageFont.load_default(11), PANEL / image.shape[0]
+    for number, ((x, y), label) in enumerate(zip(points * scale, labels, strict=True), start=1):
+        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill="#009e73" if label else "#d55e00", outline="white")
+        draw.text((x, y), str(number), "white", font, anchor="mm")
+    return panel

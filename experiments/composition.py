@@ -59,7 +59,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _check_choice(override)
     try:
-        config = _compose([str(override.input_line) for override in overrides])
+        config = _compose([*_parts(overrides), *(str(override.input_line) for override in overrides)])
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
         return values
@@ -136,6 +136,21 @@ def _compose(arguments: Sequence[str]) -> DictConfig:
         return hydra_compose(ROOT, list(arguments))
 
 
+def _compose_choices(overrides: Sequence[Override]) -> DictConfig:
+    """Return the config of the chosen options, every key as the options have it."""
+    chosen = [str(override.input_line) for override in overrides if override.key_or_group in groups()]
+    return _compose([*_parts(overrides), *chosen])
+
+
+def _parts(overrides: Sequence[Override]) -> list[str]:
+    """Return the options that the chosen environment asks for, of groups that no argument names."""
+    named = {override.key_or_group: override.value() for override in overrides}
+    if "env" not in named:
+        return []
+    option = yaml.safe_load((CONF / "env" / f"{named['env']}.yaml").read_text(encoding="utf-8"))
+    return [f"{group}={name}" for group, name in option.get("parts", {}).items() if group not in named]
+
+
 def _check_choice(override: Override) -> None:
     """Raise a UserError if an argument lists values, or its group or option does not exist."""
     if override.is_sweep_override():
@@ -150,7 +165,7 @@ def _check_choice(override: Override) -> None:
 
 def _check_keys(overrides: Sequence[Override]) -> None:
     """Raise a UserError if an argument sets a key that the chosen options do not have."""
-    config = _compose([str(override.input_line) for override in overrides if override.key_or_group in groups()])
+    config = _compose_choices(overrides)
     for override in overrides:
         if override.is_add() or override.is_force_add():
             continue
@@ -166,7 +181,7 @@ def _check_keys(overrides: Sequence[Override]) -> None:
 
 def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
     """Raise a UserError if an argument's value is of another kind than the default it replaces."""
-    config = _compose([str(override.input_line) for override in overrides if override.key_or_group in groups()])
+    config = _compose_choices(overrides)
     defaults: Any = OmegaConf.to_container(config, resolve=True)
     for override in overrides:
         if override.is_add() or override.is_force_add() or override.key_or_group in groups():

@@ -1,4 +1,4 @@
-"""Evaluation: greedy answers on held-out samples, scored by every measure of the task."""
+"""Evaluation: greedy answers, or clicks, on held-out samples, scored by every measure of the task."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MEASURES = {  # registered names of rewards
 }
 SET_MEASURES = ("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive")
 AP_THRESHOLDS = {"ap50": 0.5, "ap70": 0.7}
+CLICKS_SHOWN = (1, 5, 10, 15, 20)  # IoU after so many clicks
+CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # number of clicks until such an IoU
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Evaluation:
         scores: Measures of the whole set: the means of `per_sample`, and those that are defined on a set only.
         per_sample: For each sample its ``key`` and named numbers: the reward, its terms, the task's measures,
             ``expressions`` (how many) and ``characters`` (length of the answer).
-        answers: The answer to each sample.
+        answers: The answer to each sample; clicks as text, ``27+ 30-``: patch and label, in order.
     """
 
     scores: dict[str, float]
@@ -57,14 +59,18 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
         for chunk in _chunks(indices, env.num_envs):
             observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
-            rows = [{name: value[i] for name, value in observations.items()} for i in range(len(chunk))]
-            answers += agent.act(rows, greedy=True)
+            ask = _ask_for_clicks if is_clicked(env) else _ask_for_text
+            answers += ask(agent, env, observations, len(chunk))
             bar.update(len(chunk))
     return score(env, indices, answers)
 
 
 def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
     """Return the evaluation of known answers to the samples of these indices; see `evaluate`."""
+    return (_score_clicks if is_clicked(env) else _score_texts)(env, indices, answers)
+
+
+def _score_texts(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
     base: Any = env.unwrapped
     task = base.task
     measures = [rewards.make(name) for name in MEASURES[task]]
@@ -89,10 +95,31 @@ def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Eva
     return Evaluation(scores, per_sample, list(answers))
 
 
+def _score_clicks(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
+    measure, per_sample, pixels = rewards.make("s_measure"), [], SaliencyScores()
+    for transition, numbers in play(env, indices, answers):
+        row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
+        per_sample.append(row)
+        for predictions, targets in scored_masks(transition):
+            pixels.add(predictions.any(axis=0), targets.any(axis=0))
+    scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
+    return Evaluation(scores | {name: pixels.result()[name] for name in SET_MEASURES}, per_sample, list(answers))
+
+
 def play(
     env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
-    """Yield, for each sample, what its answer led to, with the reward and its terms."""
+    """Yield, for each sample, what its answer led to, with the reward and its terms.
+
+    Clicks end with the mask after the last one; their numbers are the return, the IoU at the end and after
+    `CLICKS_SHOWN`, the clicks until `CLICKS_WANTED` (the horizon where that is never), and the share of repeated ones.
+    """
+    yield from (_play_clicks if is_clicked(env) else _play_texts)(env, indices, answers)
+
+
+def _play_texts(
+    env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
+) -> Iterator[tuple[Transition, dict[str, float]]]:
     base: Any = env.unwrapped
     for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
         env.reset(options={"index": _filled(chunk, env.num_envs)})
@@ -102,6 +129,73 @@ def play(
             answer = rewards.parse(text, base.task)
             transition = Transition(base.task, base.dataset[index], text, infos["masks"][i], answer=answer)
             yield transition, {"reward": float(totals[i]), **terms}
+
+
+def _play_clicks(
+    env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
+) -> Iterator[tuple[Transition, dict[str, float]]]:
+    base: Any = env.unwrapped
+    for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
+        env.reset(options={"index": _filled(chunk, env.num_envs)})
+        actions = [_read_clicks(text, base.label) for text in (*texts, *[texts[-1]] * (env.num_envs - len(texts)))]
+        totals, ious, repeats = np.zeros(env.num_envs), [], []
+        for step in range(base.horizon):
+            _, values, _, _, infos = env.step(np.array([clicks[step] for clicks in actions]))
+            totals += values
+            ious.append(infos["iou"])
+            repeats.append(infos["repeated"])
+        for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
+            numbers = {"reward": float(totals[i]), "repeated": float(np.mean([step[i] for step in repeats]))}
+            numbers |= _click_quality([float(step[i]) for step in ious])
+            yield Transition(base.task, base.dataset[index], text, (infos["masks"][i],)), numbers
+
+
+def _click_quality(ious: Sequence[float]) -> dict[str, float]:
+    """Return the measures of one episode's IoU after each click."""
+    found = {"iou": ious[-1]}
+    found |= {f"iou@{count}": ious[count - 1] for count in CLICKS_SHOWN if count <= len(ious)}
+    for name, wanted in CLICKS_WANTED.items():
+        found[name] = float(next((step for step, value in enumerate(ious, start=1) if value >= wanted), len(ious)))
+    return found
+
+
+def is_clicked(env: VectorEnv) -> bool:
+    """Return whether episodes are clicks, one a step, instead of one text."""
+    return hasattr(env.unwrapped, "horizon")
+
+
+def click_points(env: VectorEnv, transition: Transition) -> tuple[np.ndarray, np.ndarray]:
+    """Return the clicks of an episode as `play` yields it: float (T, 2), (x, y) in pixels of its image, and labels."""
+    base: Any = env.unwrapped
+    clicks = np.array(_read_clicks(transition.action, "policy"))
+    height, width = transition.sample.images[0].shape[:2]
+    return base.centres()[clicks[:, 0]] / base.image_size * (width, height), clicks[:, 1]
+
+
+def _ask_for_text(agent: Any, env: VectorEnv, observations: Any, count: int) -> list[str]:
+    return list(agent.act(_rows(observations, count), greedy=True))
+
+
+def _ask_for_clicks(agent: Any, env: VectorEnv, observations: Any, count: int) -> list[str]:
+    """Play one episode in each sub-environment; return the clicks of the first ``count`` as text."""
+    base: Any = env.unwrapped
+    texts: list[list[str]] = [[] for _ in range(env.num_envs)]
+    for _ in range(base.horizon):
+        actions = np.asarray(agent.act(_rows(observations, env.num_envs), greedy=True))
+        observations, _, _, _, infos = env.step(actions)
+        for text, action, label in zip(texts, actions.reshape(env.num_envs, -1), infos["label"], strict=True):
+            text.append(f"{action[0]}{'+' if label else '-'}")
+    return [" ".join(text) for text in texts[:count]]
+
+
+def _read_clicks(text: str, label: str) -> list[Any]:
+    """Return the actions that a text of clicks stands for."""
+    clicks = [(int(word[:-1]), int(word[-1] == "+")) for word in text.split()]
+    return clicks if label == "policy" else [patch for patch, _ in clicks]
+
+
+def _rows(observations: Any, count: int) -> list[dict[str, Any]]:
+    return [{name: value[i] for name, value in observations.items()} for i in range(count)]
 
 
 def held_out(size: int, samples: int) -> list[int]:

@@ -90,7 +90,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
     test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     supervised = _make_supervised(config, train_envs, parts)
-    agent = _make_agent(config, folder)
+    agent = _make_agent(config, folder, next(iter(train_envs.values())))
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
     metrics, updates = run_folder.Metrics(folder / run_folder.METRICS), config["algo"]["updates"]
     indices = {
@@ -161,10 +161,10 @@ def evaluate_again(folder: Path) -> dict[str, float]:
         raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
     _seed(config["seed"])
     parts, found = _make_parts(config), {}
-    agent = _make_agent(config, folder)
+    envs = {task: _make_held_out_env(config, task, parts) for task in config["env"]["ids"]}
+    agent = _make_agent(config, folder, next(iter(envs.values())))
     agent.load(folder / run_folder.POLICY)
-    for task in config["env"]["ids"]:
-        env = _make_held_out_env(config, task, parts)
+    for task, env in envs.items():
         indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
         found[task] = evaluation.evaluate(agent, env, indices)
     return _scores(found)
@@ -285,20 +285,23 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
     import gymnasium as gym
     from gymnasium.vector import AutoresetMode
 
-    from maskgym import data
+    from maskgym import agents, data
 
-    settings = {key: value for key, value in config["env"].items() if key not in ("ids", "answers")}
+    settings = {key: value for key, value in config["env"].items() if key not in ("ids", "answers", "parts", "task")}
     group = {"group_size": settings["group_size"]} if task == "cosod" else {}
     source = {"name": data_name} if data_name else config["data"]
-    dataset = _make(data.make, "data", source, task=task, split=split, **group)
+    dataset = _make(data.make, "data", source, task=config["env"].get("task", task), split=split, **group)
     if not len(dataset):
         raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
+    # Evaluation resets by index; some agents train in environments that restart by themselves.
+    mode = getattr(agents.get(config["algo"]["name"]), "autoreset_mode", AutoresetMode.DISABLED)
+    mode = mode if split == "train" else AutoresetMode.DISABLED
     return _make(
         lambda name, **arguments: gym.make_vec(config["env"]["ids"][task], **arguments),
         "env",
         settings,
         dataset=dataset,
-        autoreset_mode=AutoresetMode.DISABLED,
+        autoreset_mode=mode,
         **parts,
     )
 
@@ -317,16 +320,21 @@ def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str,
         return env
 
 
-def _make_agent(config: Mapping[str, Any], folder: Path) -> Any:
-    """Return the agent with its policy."""
+def _make_agent(config: Mapping[str, Any], folder: Path, env: Any) -> Any:
+    """Return the agent with its policy, for the spaces of an environment.
+
+    Raises:
+        UserError: If the policy is none for this environment.
+    """
     from maskgym import agents, policies
 
     _silence_transformers()
     settings = {key: value for key, value in config["algo"].items() if key not in ("updates", "rationales")}
     policy = _make(policies.make, "policy", config["policy"])
-    return _make(
-        agents.make, "algo", settings, policy=policy, seed=config["seed"], output=folder / run_folder.CHECKPOINTS
-    )
+    if not set(config["env"]["ids"]) <= set(policy.tasks):
+        raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")
+    output = folder / run_folder.CHECKPOINTS
+    return _make(agents.make, "algo", settings, policy=policy, env=env, seed=config["seed"], output=output)
 
 
 def _make_supervised(config: Mapping[str, Any], envs: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,7 +342,9 @@ def _make_supervised(config: Mapping[str, Any], envs: Mapping[str, Any], parts: 
 
     Photographs carry no rationales: with ``algo.rationales=auto`` those of scenes stand in.
     """
-    choice = config["algo"].get("rationales", "own")
+    choice = config["algo"].get("rationales")
+    if choice is None:  # nothing supervised
+        return {}
     if choice not in ("auto", "own", "scenes"):
         raise UserError(f"algo.rationales={choice}: expected auto, own or scenes")
     has_own = all(env.unwrapped.dataset[0].rationale is not None for env in envs.values())
@@ -382,16 +392,18 @@ def _write_samples(
     for task, env in envs.items():
         rows = evaluation.compare(task, indices[task], before[task], after[task])
         shown = [indices[task][i] for i in evaluation.held_out(len(indices[task]), config["evaluation"]["pictures"])]
-        _write_pictures(folder, env, {row["index"]: row for row in rows}, shown)
+        _write_pictures(folder / run_folder.SAMPLES, task, env, {row["index"]: row for row in rows}, shown)
         answers += rows
     run_folder.write(folder / run_folder.ANSWERS, "".join(f"{run_folder.to_json(row)}\n" for row in answers))
 
 
-def _write_pictures(folder: Path, env: Any, rows: Mapping[int, Mapping[str, Any]], indices: Sequence[int]) -> None:
+def _write_pictures(
+    folder: Path, task: str, env: Any, rows: Mapping[int, Mapping[str, Any]], indices: Sequence[int]
+) -> None:
     """Draw image, truth, and what the answers before and after led to, for each of some samples."""
     from PIL import Image
 
-    from maskgym.envs.rendering import picture
+    from maskgym.envs.rendering import clicks_picture, picture
     from maskgym.experiments import evaluation
 
     before, after = (
@@ -402,11 +414,16 @@ def _write_pictures(folder: Path, env: Any, rows: Mapping[int, Mapping[str, Any]
         for when in ("before", "after")
     )
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        panels = {"before": old.masks, "after": new.masks}
-        image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
+        if evaluation.is_clicked(env):
+            sides = {"before": old, "after": new}
+            episodes = {t: (side.masks[0], *evaluation.click_points(env, side)) for t, side in sides.items()}
+            image = clicks_picture(old.sample, episodes)
+        else:
+            panels = {"before": old.masks, "after": new.masks}
+            image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
         stream = BytesIO()
         Image.fromarray(image).save(stream, "PNG")
-        run_folder.write(folder / run_folder.SAMPLES / f"{env.unwrapped.task}-{number:02d}.png", stream.getvalue())
+        run_folder.write(folder / f"{task}-{number:02d}.png", stream.getvalue())
 
 
 def _scores(evaluations: Mapping[str, Any]) -> dict[str, float]:

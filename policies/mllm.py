@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class LanguagePolicy:
     Raises:
         UserError: If an argument is unknown, or, at first use, the folder holds no such model or its weights don't fit.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
 
     def __init__(
         self,

@@ -22,8 +22,8 @@ from typing import Any
 from ..errors import UserError
 from ..registry import Registry
 from .answers import Answer, format_answer, parse
-from .terms import IASM, Correctness, Format, IoU, MaskTerm, SMeasure, Term
-from .transition import Transition
+from .terms import IASM, Correctness, DeltaIoU, ForegroundHit, Format, IoU, MaskTerm, SMeasure, Term
+from .transition import Click, Transition
 from .weighted import Reward, WeightedSum, saliency_r1, saliency_strict
 
 _registry = Registry("reward")
@@ -64,6 +64,8 @@ register("iasm", IASM)  # strict: what is unmatched scores 0
 register("iasm_published", partial(IASM, published=True))  # what is unmatched is scored against an empty mask
 register("correctness", Correctness)  # by task: S-measure, or the strict IASM
 register("format", Format)
+register("foreground_hit", ForegroundHit)  # of point prompts: AlignSAM's
+register("delta_iou", DeltaIoU)  # of point prompts: what a click added
 register("weighted", weighted)
 register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
@@ -71,7 +73,10 @@ register("saliency_strict", saliency_strict)  # the same with the strict IASM: t
 __all__ = [
     "IASM",
     "Answer",
+    "Click",
     "Correctness",
+    "DeltaIoU",
+    "ForegroundHit",
     "Format",
     "IoU",
     "MaskTerm",

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UserError
 from ..metrics import iasm, iou, s_measure
-from .transition import Transition
+from .transition import Click, Transition
 
 
 class Term(ABC):
@@ -181,3 +181,37 @@ def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the masks (n, H, W) with void pixels made background, less the rows that this empties."""
     kept = masks & ~void
     return kept[kept.any(axis=(1, 2)) | ~masks.any(axis=(1, 2))]
+
+
+@dataclass(frozen=True)
+class ForegroundHit(Term):
+    """+1 where a click is on the truth, -1 elsewhere (AlignSAM, Section 3.2). The label of the click does not count."""
+
+    name = "foreground_hit"
+    range = (-1.0, 1.0)
+
+    def __call__(self, transition: Transition) -> float:
+        """Return 1 or -1.
+
+        Raises:
+            UserError: If the action is not a click.
+        """
+        click = transition.action
+        if not isinstance(click, Click):
+            raise UserError(f"foreground_hit: the action of sample '{transition.sample.key}' is no click")
+        return 1.0 if transition.sample.union()[int(click.y), int(click.x)] else -1.0
+
+
+@dataclass(frozen=True)
+class DeltaIoU(Term):
+    """How much a step raised the IoU of the mask. Range [-1, 1]; the sum over an episode telescopes."""
+
+    name = "delta_iou"
+    range = (-1.0, 1.0)
+
+    def __call__(self, transition: Transition) -> float:
+        """Return the IoU after the step less the one before."""
+        after = IoU()(transition)
+        if transition.previous_masks is None:
+            return after
+        return after - IoU()(replace(transition, masks=transition.previous_masks, previous_masks=None))

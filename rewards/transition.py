@@ -12,13 +12,29 @@ from .answers import Answer
 
 
 @dataclass(frozen=True)
+class Click:
+    """A point prompt.
+
+    Attributes:
+        x, y: In pixels of the sample's image.
+        label: 1 foreground, 0 background.
+        repeated: Whether the same patch was clicked before in the episode.
+    """
+
+    x: float
+    y: float
+    label: int
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Transition:
     """One step: the sample, what the agent did, and the masks it led to.
 
     Attributes:
         task: ``sod``, ``sis`` or ``cosod``.
         sample: What was shown, with its truth. In a padded group only the real images are here.
-        action: What the agent gave: a text, a point, a mask.
+        action: What the agent gave: a text, a `Click`, a mask.
         masks: The predicted masks: for each image of the sample bool (m, H_k, W_k), one row an expression.
         previous_masks: The same before the step, or None at the first.
         answer: The parsed answer, or None where the action is not a text.

@@ -9,6 +9,8 @@ register("evf_sam", "maskgym.segmenters.evf_sam:EvfSamSegmenter")  # referring: 
 register("evf_sam_tiny", "maskgym.segmenters.evf_sam:evf_sam_tiny")  # referring: embedded, the default
 register("clipseg", "maskgym.segmenters.clipseg:ClipSegSegmenter")  # referring: small and quick
 register("sam3", "maskgym.segmenters.sam3:Sam3Segmenter")  # referring: phrases name concepts
+register("sam", "maskgym.segmenters.sam:SamSegmenter")  # promptable: ViT-B, L or H from their checkpoints
+register("sam_tiny", "maskgym.segmenters.sam:sam_tiny")  # promptable: embedded, the default
 
 # Maps of attention are another contract, so they have names of their own.
 _attentions = Registry("attention")

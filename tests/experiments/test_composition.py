@@ -8,6 +8,7 @@ import yaml
 
 from maskgym import agents, data, policies, rewards, segmenters
 from maskgym.agents.cgpo import CGPOConfig
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments import composition
@@ -15,7 +16,7 @@ from maskgym.policies.mllm import LanguagePolicy
 
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
-READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers"}}
+READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers", "parts", "task"}}
 
 
 @pytest.mark.parametrize("env", GROUPS["env"])
@@ -54,7 +55,8 @@ def _reward(option):
 @pytest.mark.parametrize("option", GROUPS["env"])
 def test_every_key_of_an_environment_is_an_argument_of_it(option):
     settings = composition.compose([f"env={option}"])["env"]
-    accepted = set(inspect.signature(ReasoningVectorEnv).parameters)
+    kind = PointPromptVectorEnv if option == "point_prompt" else ReasoningVectorEnv
+    accepted = set(inspect.signature(kind).parameters)
     assert set(settings) - {"name"} - READ_BY_THE_RUN["env"] <= accepted
 
 
@@ -69,8 +71,8 @@ def test_the_options_are_the_registered_names():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, saliency, sis, sod"),
-        (["algo=ppo"], "unknown algo 'ppo': expected one of cgpo, random, sft"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, ppo, random, sft"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
@@ -131,6 +133,19 @@ def test_a_file_that_is_no_config_of_a_run_is_named(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: "):
         composition.load(file)
+
+
+def test_an_environment_brings_its_parts_unless_others_are_named():
+    config = composition.compose(["env=point_prompt", "algo=ppo"])
+    assert [config[group]["name"] for group in ("policy", "segmenter", "reward")] == [
+        "point_actor_critic",
+        "sam_tiny",
+        "foreground_hit",
+    ]
+    config = composition.compose(["env=point_prompt", "algo=ppo", "reward=delta_iou", "policy.layers=1"])
+    assert config["reward"]["name"] == "delta_iou" and config["policy"]["layers"] == 1
+    with pytest.raises(UserError, match=r"policy\.layers=x: expected a whole number, such as 2"):
+        composition.compose(["env=point_prompt", "algo=ppo", "policy.layers=x"])
 
 
 def test_the_root_file_only_lists_choices():

@@ -92,7 +92,13 @@ def test_a_fault_of_ours_in_a_row_is_shown_and_the_rest_goes_on(maskgym_run, tmp
 def test_help_lists_groups_options_and_defaults(maskgym_run):
     status, out, error = maskgym_run("--help")
     assert (status, error) == (0, [])
-    for text in ("usage:", "cosod, saliency, sis, sod", "cgpo, random, sft", "resume=DIR", "samples: 256"):
+    for text in (
+        "usage:",
+        "cosod, point_prompt, saliency, sis, sod",
+        "cgpo, ppo, random, sft",
+        "resume=DIR",
+        "samples: 256",
+    ):
         assert text in out
 
 
@@ -109,8 +115,8 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, saliency, sis, sod"),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, random, sft"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, ppo, random, sft"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),
@@ -150,6 +156,13 @@ def refused(outcome) -> str:
         (["algo=cgpo", "algo.rationales=x"], "algo.rationales=x: expected auto, own or scenes"),
         (["-m", "seed=0,1", "resume=x"], "resume=DIR continues one run"),
         (["-m", "env=sod,nope"], "unknown env 'nope'"),
+        (["env=point_prompt", "algo=cgpo"], "env=point_prompt takes ppo, random"),
+        (["env=point_prompt", "policy=qwen2_5_vl_tiny"], "env=point_prompt policy=qwen2_5_vl_tiny: not a pair"),
+        (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
+        (["env=point_prompt", "env.patch_size=30"], "patch_size=30: expected a divisor of image_size=128"),
+        (["env=point_prompt", "env.label=oracle"], "label=oracle"),
+        (["env=point_prompt", "segmenter=sam"], "needs checkpoint=PATH"),
+        (["segmenter=sam_tiny"], "takes no phrases"),
         (["resume=nowhere"], "nowhere/config.yaml: no such file"),
     ],
 )
@@ -235,6 +248,46 @@ def test_wandb_writes_an_offline_run(maskgym_run, tmp_path):
     assert maskgym_run("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", f"out={tmp_path}/run")[0] == 0
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"held_out/reward" in file.read_bytes()
+
+
+# --- Clicks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", ["random", "ppo"])
+def test_a_run_of_clicks_writes_every_file(maskgym_run, tmp_path, algo):
+    from maskgym.experiments import cli
+
+    settings = ["env.label=policy", "env.horizon=5"]
+    settings += ["algo.updates=2", "algo.epochs=1"] if algo == "ppo" else []
+    status, _, error = maskgym_run("env=point_prompt", f"algo={algo}", *SMALL, *settings, f"out={tmp_path}/run")
+    assert (status, error) == (0, [])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    wanted = {"reward", "repeated", "iou", "iou@1", "iou@5", "noc85", "noc90", "s_measure", "mae", "f_max", "e_max"}
+    assert wanted <= set(results["after"]) and "iou@10" not in results["after"]
+    assert 0 < results["after"]["iou"] < 1 and results["after"]["iou"] == results["after"]["iou@5"]
+    assert (results["before"] == results["after"]) == (algo == "random")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines()]
+    assert all(len(row["after"]["answer"].split()) == 5 for row in rows)
+    assert len(list((tmp_path / "run" / "samples").glob("point_prompt-*.png"))) == 2
+    if algo == "ppo":
+        assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, tmp_path):
+    settings = ["env.horizon=3", "algo.updates=3", "algo.epochs=2", "algo.save_every=1"]
+    given = ["env=point_prompt", "algo=ppo", *SMALL, *settings]
+    assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={killed}"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / "ppo.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert maskgym_run(f"resume={killed}")[0] == 0
+    whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    assert resumed["before"] == whole["before"] and resumed["after"] == whole["after"]
 
 
 # --- Adapters --------------------------------------------------------------------------------------------------------

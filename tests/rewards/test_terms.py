@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from maskgym.data import Sample
 from maskgym.errors import UserError
-from maskgym.rewards import IASM, Correctness, Format, IoU, SMeasure, Term, Transition, parse
+from maskgym.rewards import (
+    IASM,
+    Click,
+    Correctness,
+    DeltaIoU,
+    ForegroundHit,
+    Format,
+    IoU,
+    SMeasure,
+    Term,
+    Transition,
+    parse,
+)
 
 TERMS = [SMeasure(), IoU(), IASM(), IASM(published=True), Correctness(), Correctness(published=True)]
 MALFORMED = "<think>a</think><answer>a thing</answer>"
@@ -200,3 +213,29 @@ class TestGaming:
         assert padded == pytest.approx(honest * 2 / 22)
         for masks in (self.specks, self.none, self.none[:0]):
             assert self.earn(masks, published=False) == 0
+
+
+def click(x: float, y: float, label: int = 1, **masks) -> Transition:
+    """Return a click at a 4 × 4 image whose top row is the truth."""
+    step = transition([[masks.get("after", BLANK)]], [[TOP]])
+    before = masks.get("before")
+    return replace(step, action=Click(x, y, label), previous_masks=None if before is None else (before[None],))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "label", "expected"), [(0.5, 0.9, 1, 1), (3.9, 0, 0, 1), (0.5, 1.0, 1, -1), (2, 3.5, 0, -1)]
+)
+def test_a_click_hits_the_truth_or_not_whatever_its_label(x, y, label, expected):
+    assert ForegroundHit()(click(x, y, label)) == expected
+
+
+def test_a_text_is_no_click():
+    with pytest.raises(UserError, match="is no click"):
+        ForegroundHit()(transition([[TOP]], [[TOP]], text=WELL_FORMED))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [(None, HALF, 0.5), (HALF, TOP, 0.5), (TOP, HALF, -0.5), (TOP, BOTTOM, -1)]
+)
+def test_what_a_click_added(before, after, expected):
+    assert DeltaIoU()(click(0, 0, before=before, after=after)) == pytest.approx(expected)

@@ -1,0 +1,450 @@
+"""Point prompting: the agent clicks patch centres, and a frozen promptable segmenter turns the clicks into a mask.
+
+AlignSAM's environment (Huang et al., CVPR 2024, Section 3.2 and Algorithm 1), written once, as a vector environment
+that decodes the clicks of all sub-environments in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from PIL import Image
+from torch.nn import functional as F
+
+from .. import data, segmenters
+from ..data import Dataset, Sample
+from ..errors import UserError
+from ..metrics import iou
+from ..rewards import Click, Reward, Transition
+from ..segmenters.embeddings import EmbeddingCache
+from .base import SampleVectorEnv, ScalarEnv
+from .rendering import clicks_picture
+
+LABELS = ("policy", "positive", "oracle")
+INITIAL = ("auto", "truth", "none")
+
+
+@dataclass(frozen=True)
+class PointState:
+    """Where one episode stands: enough to go on from there, in this or any sub-environment.
+
+    Attributes:
+        index: Of the sample.
+        points: float32 (k, 2), the prompts so far, (x, y) in pixels of the observed square.
+        labels: int64 (k,), 1 foreground, 0 background.
+        patches: The actions so far.
+        logits: float32 (h, w), the last low-resolution logits; None before any prompt.
+    """
+
+    index: int
+    points: np.ndarray
+    labels: np.ndarray
+    patches: tuple[int, ...]
+    logits: torch.Tensor | None
+
+
+class PointPromptVectorEnv(SampleVectorEnv):
+    """Sub-environments in which clicks at patch centres prompt a frozen segmenter.
+
+    Description:
+        An episode shows one image, stretched to a square of ``image_size`` pixels and cut into patches of
+        ``patch_size`` pixels. Each action clicks the centre of a patch; all clicks so far are decoded into a mask.
+
+    Observation Space:
+        ``Dict(state, mask)`` on the patch grid, g = image_size / patch_size. A 256 × 64 × 64 embedding would be 4 MiB a
+        step; what a policy over g × g actions can use of it is its mean over each patch.
+        state: float32 (C, g, g), embedding × previous mask (Eq. 4), averaged over each patch.
+        mask: float32 (1, g, g) in [0, 1], the previous mask's probability, likewise. Before any prompt it is 1
+        everywhere, so that the state is the embedding.
+
+    Action Space:
+        By ``label``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
+        ``positive``: ``Discrete(g²)``, every click is foreground; ``oracle``: ``Discrete(g²)``, the truth labels the
+        click (training split only).
+
+    Reward:
+        That of ``reward``; the default is ``foreground_hit``, +1 for a click on the truth and -1 elsewhere (Section
+        3.2). It pays again for a patch that was clicked before; ``info`` and evaluation show mask quality beside it.
+
+    Starting State:
+        A sample drawn uniformly, or the one that ``options={"index": i}`` names. With ``initial="truth"`` the prompts
+        begin with one random point of the foreground and one of the background, as the paper trains (Algorithm 1,
+        line 2); with ``"none"`` they are empty. ``"auto"`` takes the truth on the training split, nothing elsewhere.
+
+    Episode End:
+        Termination: never. Truncation: after ``horizon`` clicks (T).
+
+    Info:
+        reset: ``sample_key``, ``index``, ``iou``; on the training split also ``target`` and ``rationale``.
+        step: ``sample_key``, ``index``, ``reward_terms`` (dict), ``iou``, ``point`` (float (2,), x and y in pixels of
+        the sample's image), ``label``, ``repeated`` (the patch was clicked before), ``masks`` (bool (1, H, W)).
+
+    Arguments:
+        num_envs: Number of sub-environments.
+        dataset: A name in `maskgym.data`, or a data set whose samples have one image.
+        split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
+        task: Of a data set that is given by name.
+        segmenter: A name in `maskgym.segmenters`, or a promptable segmenter.
+        reward: A name in `maskgym.rewards`, or a reward.
+        image_size: Side of the observed square in pixels (the paper: 800).
+        patch_size: Side of a patch in pixels, a divisor of image_size (the paper: 80).
+        horizon: Clicks an episode, T (the paper: 15).
+        label: Who labels a click.
+        initial: The first prompts.
+        cache_bytes: Memory for embeddings.
+        cache_folder: Where embeddings are stored too, or None.
+        render_mode: ``rgb_array``, ``human`` or None.
+        autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED.
+
+    Raises:
+        UserError: If an argument cannot be used.
+
+    Version History:
+        v0: first.
+
+    References:
+        Huang et al., AlignSAM, Eq. 1-4 and Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        dataset: str | Dataset = "scenes",
+        split: str | None = None,
+        task: str = "sod",
+        segmenter: Any = "sam_tiny",
+        reward: str | Reward = "foreground_hit",
+        image_size: int = 128,
+        patch_size: int = 16,
+        horizon: int = 15,
+        label: str = "policy",
+        initial: str = "auto",
+        cache_bytes: int = 2**30,
+        cache_folder: str | None = None,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        shown = data.make(dataset, task=task, split=split or "train") if isinstance(dataset, str) else dataset
+        if split not in (None, shown.split):
+            raise UserError(f"split={split!r}: the data set given is of split '{shown.split}'")
+        _check_arguments(image_size, patch_size, horizon, label, initial, shown.split)
+        super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
+        self.task, self.image_size, self.patch_size, self.horizon = shown.task, image_size, patch_size, horizon
+        self.label, self.grid = label, image_size // patch_size
+        self.initial = ("truth" if shown.split == "train" else "none") if initial == "auto" else initial
+        self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
+        if not hasattr(self.segmenter, "decode"):
+            raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
+        self._embeddings_of = EmbeddingCache(self.segmenter, cache_bytes, cache_folder)
+        channels = self.segmenter.embedding_shape[0]
+        self.single_observation_space = spaces.Dict(
+            {
+                "state": spaces.Box(-np.inf, np.inf, (channels, self.grid, self.grid), np.float32),
+                "mask": spaces.Box(0, 1, (1, self.grid, self.grid), np.float32),
+            }
+        )
+        patches = self.grid**2
+        self.single_action_space = spaces.MultiDiscrete([patches, 2]) if label == "policy" else spaces.Discrete(patches)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        longest = horizon + 2  # the first prompts come on top
+        self._points = np.zeros((num_envs, longest, 2), np.float32)
+        self._labels = np.full((num_envs, longest), -1)
+        self._counts = np.zeros(num_envs, int)
+        self._patches: list[tuple[int, ...]] = [()] * num_envs
+        self._masks: list[np.ndarray] = [np.zeros((1, 0, 0), bool)] * num_envs
+        self._embeddings: torch.Tensor | None = None  # (num_envs, C, h, w), made at the first reset
+        self._probabilities: torch.Tensor | None = None  # (num_envs, h, w), the last mask on the embedding's grid
+        self._logits: list[torch.Tensor | None] = [None] * num_envs
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
+
+        Raises:
+            UserError: If an index is not one of the data set's, or the sample has several images.
+        """
+        rows, wanted = self._begin_reset(seed, options)
+        infos: dict[str, Any] = {}
+        for i, info in zip(rows, self._start(rows, wanted), strict=True):
+            infos = self._add_info(infos, info, i)
+        return self._observe(), infos
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Click one patch a sub-environment; see the class for what comes back.
+
+        Raises:
+            UserError: If an action names no patch.
+        """
+        live = self._live()
+        resting = np.flatnonzero(self._done)  # NEXT_STEP: this step only starts the next episode
+        values, truncated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        infos: dict[str, Any] = {}
+        if len(live):
+            previous, clicks = [self._masks[i] for i in live], self._click(live, np.asarray(actions))
+            self._decode(live)
+            transitions = [
+                Transition(self.task, self._shown(i), click, (self._masks[i],), previous_masks=(before,))
+                for i, click, before in zip(live, clicks, previous, strict=True)
+            ]
+            values[live], terms = self.reward(transitions)
+            infos = self._step_infos(live, clicks, terms)
+            truncated[live] = [len(self._patches[i]) >= self.horizon for i in live]
+            self._done |= truncated
+        ended = np.flatnonzero(truncated) if self.autoreset_mode is AutoresetMode.SAME_STEP else resting
+        if len(ended):
+            infos = self._restart(ended, infos)
+        return self._observe(), values, np.zeros(self.num_envs, bool), truncated, infos
+
+    def get_state(self) -> list[PointState]:
+        """Return where each sub-environment stands."""
+        return [
+            PointState(
+                index=int(self._indices[i]),
+                points=self._points[i, : self._counts[i]].copy(),
+                labels=self._labels[i, : self._counts[i]].copy(),
+                patches=self._patches[i],
+                logits=self._logits[i],
+            )
+            for i in range(self.num_envs)
+        ]
+
+    def set_state(self, states: Sequence[PointState]) -> dict[str, np.ndarray]:
+        """Put each sub-environment where a state says, and return the observation: branching costs no decoding.
+
+        Raises:
+            UserError: If there is not one state a sub-environment.
+        """
+        if len(states) != self.num_envs:
+            raise UserError(f"{len(states)} states: expected {self.num_envs}, one a sub-environment")
+        rows = np.arange(self.num_envs)
+        if not self.generators:
+            self._begin_reset(None, None)
+        self._show(rows, [state.index for state in states])
+        for i, state in enumerate(states):
+            self._set_prompts(i, state.points, state.labels)
+            self._patches[i], self._logits[i] = state.patches, state.logits
+            self._done[i] = len(state.patches) >= self.horizon
+        self._use_logits(rows)
+        return self._observe()
+
+    def centres(self) -> np.ndarray:
+        """Return float32 (g², 2): the (x, y) of each action's click, in pixels of the observed square (Eq. 3)."""
+        middle = (np.arange(self.grid, dtype=np.float32) + 0.5) * self.patch_size
+        return np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+
+    def _start(self, rows: np.ndarray, wanted: Sequence[int | None]) -> list[dict[str, Any]]:
+        """Begin episodes of some sub-environments, with one encoding and one decoding for all; return their infos."""
+        self._show(rows, [wanted[i] for i in rows])
+        for i in rows:
+            self._patches[i], self._logits[i] = (), None
+            self._set_prompts(i, *self._first_prompts(i))
+        if self.initial == "truth":
+            self._decode(rows)
+        else:
+            self._use_logits(rows)
+        return [{**self._start_info(i, self._shown(i)), "iou": self._iou(i)} for i in rows]
+
+    def _show(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
+        samples = [self._draw(i, index) for i, index in zip(rows, indices, strict=True)]
+        for sample in samples:
+            if len(sample.images) != 1:
+                raise UserError(f"sample '{sample.key}': has {len(sample.images)} images: expected one to click in")
+        found = self._embeddings_of([stretch(sample.images[0], self.image_size) for sample in samples])
+        if self._embeddings is None:
+            self._embeddings = found.new_zeros(self.num_envs, *found.shape[1:])
+            self._probabilities = found.new_ones(self.num_envs, *found.shape[2:], dtype=torch.float32)
+        self._embeddings[torch.as_tensor(rows)] = found
+
+    def _shown(self, i: int) -> Sample:
+        return self._sample(int(self._indices[i]))
+
+    def _first_prompts(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the points (k, 2) and labels (k,) that an episode begins with."""
+        if self.initial != "truth":
+            return np.zeros((0, 2)), np.zeros(0, int)
+        truth, points, labels = self._shown(i).union(), [], []
+        for label, where in ((1, truth), (0, ~truth)):
+            cells = np.flatnonzero(where)
+            if len(cells):  # a truth that covers nothing, or everything, has one of them only
+                y, x = divmod(int(self.generators[i].choice(cells)), truth.shape[1])
+                points.append((np.array([x, y]) + 0.5) / truth.shape[::-1] * self.image_size)
+                labels.append(label)
+        return np.array(points), np.array(labels)
+
+    def _set_prompts(self, i: int, points: np.ndarray, labels: np.ndarray) -> None:
+        count = len(labels)
+        self._counts[i], self._labels[i] = count, -1
+        self._points[i, :count], self._labels[i, :count] = points, labels
+
+    def _click(self, live: np.ndarray, actions: np.ndarray) -> list[Click]:
+        """Add the click of each live sub-environment to its prompts."""
+        clicks, centres = [], self.centres()
+        for i in live:
+            patch, label = (int(v) for v in actions[i]) if self.label == "policy" else (int(actions[i]), 1)
+            if not 0 <= patch < self.grid**2 or label not in (0, 1):
+                raise UserError(
+                    f"action {actions[i]}: expected a patch from 0 to {self.grid**2 - 1} and a label 0 or 1"
+                )
+            truth = self._shown(i).union()
+            x, y = centres[patch] / self.image_size * truth.shape[::-1]
+            if self.label == "oracle":
+                label = int(truth[int(y), int(x)])
+            clicks.append(Click(float(x), float(y), label, patch in self._patches[i]))
+            self._points[i, self._counts[i]], self._labels[i, self._counts[i]] = centres[patch], label
+            self._counts[i] += 1
+            self._patches[i] = (*self._patches[i], patch)
+        return clicks
+
+    def _decode(self, rows: np.ndarray) -> None:
+        """Turn the prompts of some sub-environments into masks."""
+        assert self._embeddings is not None
+        most = self._counts[rows].max()
+        logits = self.segmenter.decode(
+            self._embeddings[torch.as_tensor(rows)],
+            self._points[rows, :most],
+            self._labels[rows, :most],
+            self.image_size,
+        )
+        for i, row in zip(rows, logits, strict=True):
+            self._logits[i] = row
+        self._use_logits(rows)
+
+    def _use_logits(self, rows: np.ndarray) -> None:
+        """Set the masks, and the probabilities on the embedding's grid, of some sub-environments."""
+        assert self._probabilities is not None
+        prompted = [i for i in rows if self._logits[i] is not None]
+        for i in set(rows) - set(prompted):
+            self._probabilities[i] = 1
+            self._masks[i] = np.zeros((1, *self._shown(i).images[0].shape[:2]), bool)
+        if prompted:
+            logits = torch.stack([self._logits[i] for i in prompted])
+            sizes = [self._shown(i).images[0].shape[:2] for i in prompted]
+            for i, soft in zip(prompted, self.segmenter.resize(logits, sizes), strict=True):
+                self._masks[i] = (soft > 0)[None]
+            self._probabilities[torch.as_tensor(prompted)] = F.adaptive_avg_pool2d(
+                logits.sigmoid(), self._probabilities.shape[1:]
+            )
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        assert self._embeddings is not None and self._probabilities is not None
+        states = self._embeddings.float() * self._probabilities[:, None]
+        return {
+            "state": F.adaptive_avg_pool2d(states, self.grid).cpu().numpy(),
+            "mask": F.adaptive_avg_pool2d(self._probabilities[:, None], self.grid).clamp(0, 1).cpu().numpy(),
+        }
+
+    def _iou(self, i: int) -> float:
+        sample = self._shown(i)
+        scored = True if sample.void is None else ~sample.void[0]
+        return float(iou(self._masks[i][0] & scored, sample.union() & scored))
+
+    def _step_infos(self, live: np.ndarray, clicks: Sequence[Click], terms: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return the infos of a step, a column at a time: adding them one by one costs more than a small decoding."""
+        here = np.zeros(self.num_envs, bool)
+        here[live] = True
+
+        def column(values: Iterable[Any], dtype: Any = object) -> np.ndarray:
+            filled = np.zeros(self.num_envs, dtype) if dtype is not object else np.full(self.num_envs, None)
+            for i, value in zip(live, values, strict=True):
+                filled[i] = value
+            return filled
+
+        points = np.zeros((self.num_envs, 2))
+        points[live] = [(click.x, click.y) for click in clicks]
+        columns: dict[str, Any] = {
+            "sample_key": column([self._shown(i).key for i in live]),
+            "index": column(self._indices[live], int),
+            "iou": column([self._iou(i) for i in live], float),
+            "point": points,
+            "label": column([click.label for click in clicks], int),
+            "repeated": column([click.repeated for click in clicks], bool),
+            "masks": column([self._masks[i] for i in live]),
+            "reward_terms": {name: column(values, float) for name, values in terms.items()}
+            | {f"_{name}": here for name in terms},
+        }
+        return columns | {f"_{name}": here for name in columns}
+
+    def _restart(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
+        """Start the next episode where one is over; what the last one ended with goes to ``final_…`` in SAME_STEP."""
+        finals: dict[int, dict[str, Any]] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            observations = self._observe()
+            for i in ended:
+                finals[i] = {
+                    "final_obs": {name: value[i] for name, value in observations.items()},
+                    "final_info": _row(infos, i),
+                }
+            for name in [name for name in infos if not name.startswith("_")]:
+                infos[f"_{name}"] = infos[f"_{name}"].copy()
+                infos[f"_{name}"][ended] = False
+        started = self._start(ended, [None] * self.num_envs)
+        for i, info in zip(ended, started, strict=True):
+            infos = self._add_info(infos, finals[i] | info if finals else info, i)
+        return infos
+
+    def _frame(self, i: int) -> np.ndarray:
+        sample, count = self._shown(i), self._counts[i]
+        height, width = sample.images[0].shape[:2]
+        points = self._points[i, :count] / self.image_size * (width, height)
+        return clicks_picture(sample, {"clicks": (self._masks[i], points, self._labels[i, :count])})
+
+
+class PointPromptEnv(ScalarEnv):
+    """One episode at a time: `PointPromptVectorEnv` of one, whose arguments, spaces and infos it has.
+
+    Example:
+        >>> env = gym.make("maskgym/PointPrompt-v0")  # doctest: +SKIP
+        >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
+        >>> env.step((27, 1))[1]  # doctest: +SKIP
+        1.0
+    """
+
+    vector_class = PointPromptVectorEnv
+    vector: PointPromptVectorEnv
+
+    def get_state(self) -> PointState:
+        """Return where the episode stands."""
+        return self.vector.get_state()[0]
+
+    def set_state(self, state: PointState) -> dict[str, np.ndarray]:
+        """Go on from a state; return the observation."""
+        return {name: value[0] for name, value in self.vector.set_state([state]).items()}
+
+
+def stretch(image: np.ndarray, side: int) -> np.ndarray:
+    """Return uint8 (side, side, 3): the image stretched to the square, so that every patch is image."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    """Return the info of one sub-environment."""
+    return {
+        name: _row(value, i) if isinstance(value, dict) else value[i]
+        for name, value in infos.items()
+        if not name.startswith("_") and infos[f"_{name}"][i]
+    }
+
+
+def _check_arguments(image_size: int, patch_size: int, horizon: int, label: str, initial: str, split: str) -> None:
+    if patch_size < 1 or image_size < 1 or image_size % patch_size:
+        raise UserError(f"patch_size={patch_size}: expected a divisor of image_size={image_size}")
+    if horizon < 1:
+        raise UserError(f"horizon={horizon}: expected at least 1")
+    for name, value, allowed in (("label", label, LABELS), ("initial", initial, INITIAL)):
+        if value not in allowed:
+            raise UserError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
+    if split != "train" and "oracle" == label:
+        raise UserError(f"label=oracle: the truth labels clicks on the training split only, and this is {split}")

@@ -1,0 +1,105 @@
+"""Image embeddings computed once: in memory up to a bound, and on disk if asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .frozen import pixels_key
+from .weights import read_state, write_state
+
+if TYPE_CHECKING:
+    from .promptable import PromptableSegmenter
+
+
+class EmbeddingCache:
+    """The embeddings of a promptable segmenter, keyed by the pixels of the image.
+
+    On disk they lie under the segmenter's fingerprint: another segmenter, or another image under an old name, finds
+    nothing there. A file is written whole or not at all, and one that cannot be read is computed again.
+
+    Args:
+        segmenter: Whose embeddings.
+        max_bytes: How much memory they may take; the least recently used ones go first.
+        folder: Where they are stored too, or None.
+
+    Raises:
+        UserError: If max_bytes is negative.
+    """
+
+    def __init__(
+        self, segmenter: PromptableSegmenter, max_bytes: int = 2**30, folder: str | Path | None = None
+    ) -> None:
+        if max_bytes < 0:
+            raise UserError(f"max_bytes={max_bytes}: expected at least 0")
+        self.segmenter, self.max_bytes = segmenter, max_bytes
+        self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
+        self.bytes = 0
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return (B, C, h, w) on the segmenter's device; what is new is encoded in one call.
+
+        Args:
+            images: B square arrays, uint8 (S, S, 3).
+        """
+        keys = [pixels_key(image) for image in images]
+        found = {key: embedding for key in set(keys) if (embedding := self._find(key)) is not None}
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if new:
+            computed = dict(zip(new, self.segmenter.encode(list(new.values())), strict=True))
+            found |= computed
+            for key, embedding in computed.items():
+                self._store(key, embedding)
+        for key in found:
+            self._keep(key, found[key])
+        return torch.stack([found[key] for key in keys])
+
+    def __getstate__(self) -> dict:
+        """Leave the embeddings behind: the receiving process computes its own."""
+        return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}
+
+    def _find(self, key: bytes) -> Tensor | None:
+        if key in self._kept:
+            return self._kept[key]
+        if self.folder is None or not self._file(key).exists():
+            return None
+        try:
+            embedding = read_state(self._file(key))["embedding"]
+        except (UserError, KeyError):  # cut off by a crash elsewhere than in our writing
+            return None
+        return embedding.to(self.segmenter.device)
+
+    def _keep(self, key: bytes, embedding: Tensor) -> None:
+        size = embedding.nbytes
+        if size > self.max_bytes:
+            return
+        if key not in self._kept:
+            self._kept[key] = embedding.clone()  # a row of a batch would keep the whole batch alive
+            self.bytes += size
+        self._kept.move_to_end(key)
+        while self.bytes > self.max_bytes:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def _store(self, key: bytes, embedding: Tensor) -> None:
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_state({"embedding": embedding}, self._file(key))
+        except OSError as error:  # a full disk: what is computed is used all the same
+            warnings.warn(f"{self.folder}: embeddings are no longer stored: {error}", stacklevel=3)
+            self._file(key).with_name(f"{self._file(key).name}.tmp").unlink(missing_ok=True)
+            self.folder = None
+
+    def _file(self, key: bytes) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key.hex()}.safetensors"

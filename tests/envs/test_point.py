@@ -1,0 +1,202 @@
+"""Point prompting: spaces, autoreset, scalar against vector, branching, no leak of the truth."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+
+from maskgym import data, segmenters
+from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv, stretch
+from maskgym.errors import UserError
+from maskgym.segmenters.sam import sam_tiny
+
+ID = "maskgym/PointPrompt-v0"
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return sam_tiny(device="cpu")
+
+
+def vector(sam, count=3, **settings) -> PointPromptVectorEnv:
+    return gym.make_vec(ID, num_envs=count, vectorization_mode="vector_entry_point", segmenter=sam, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space")
+@pytest.mark.parametrize("label", ["policy", "positive", "oracle"])
+def test_gymnasium_and_stable_baselines_find_no_fault(sam, label):
+    check_env(gym.make(ID, segmenter=sam, label=label, horizon=3, render_mode="rgb_array").unwrapped)
+    check_for_sb3(PointPromptEnv(segmenter=sam, label=label, horizon=3, render_mode="rgb_array"))
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_the_vector_env_equals_scalar_ones(sam, mode):
+    batch = vector(sam, horizon=2, autoreset_mode=mode)
+    scalars = [gym.make(ID, segmenter=sam, horizon=2) for _ in range(3)]
+    actions = np.random.default_rng(0).integers([64, 2], size=(5, 3, 2))
+    observations, infos = batch.reset(seed=5)
+    each = [env.reset(seed=5 + i) for i, env in enumerate(scalars)]
+    resting = False
+    for step in range(5):
+        for i in range(3):
+            for name, value in each[i][0].items():
+                np.testing.assert_allclose(observations[name][i], value, atol=1e-5)
+            assert infos["sample_key"][i] == each[i][-1]["sample_key"]
+            assert infos["iou"][i] == pytest.approx(each[i][-1]["iou"], abs=0.02)
+        observations, values, terminated, truncated, infos = batch.step(actions[step])
+        assert not terminated.any()
+        if resting:
+            each, resting = [env.reset() for env in scalars], False
+            assert not values.any() and not truncated.any()
+            continue
+        each = [env.step(actions[step, i]) for i, env in enumerate(scalars)]
+        assert values.tolist() == [one[1] for one in each] and truncated.tolist() == [one[3] for one in each]
+        if truncated.all():
+            resting = mode is AutoresetMode.NEXT_STEP
+            if not resting:
+                for i in range(3):
+                    np.testing.assert_allclose(infos["final_obs"][i]["mask"], each[i][0]["mask"], atol=1e-5)
+                    assert infos["final_info"]["point"][i].tolist() == each[i][4]["point"].tolist()
+                    assert infos["final_info"]["reward_terms"]["foreground_hit"][i] == each[i][1]
+                each = [env.reset() for env in scalars]
+
+
+class Blind:
+    """Scenes without their truth."""
+
+    def __init__(self, split: str) -> None:
+        self.scenes = data.make("scenes", task="sod", split=split)
+        self.task, self.split = "sod", split
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, index):
+        sample = self.scenes[index]
+        return replace(sample, masks=tuple(np.zeros_like(mask) for mask in sample.masks))
+
+
+@pytest.mark.parametrize("label", ["policy", "positive"])
+def test_nothing_at_test_time_comes_from_the_truth(sam, label):
+    seeing, blind = vector(sam, split="test", label=label), vector(sam, dataset=Blind("test"), label=label)
+    sizes = [64, 2] if label == "policy" else 64
+    rng = np.random.default_rng(1)
+    shown = [env.reset(options={"index": [0, 1, 2]}) for env in (seeing, blind)]
+    for _ in range(4):
+        for name in shown[0][0]:
+            np.testing.assert_array_equal(shown[0][0][name], shown[1][0][name])
+        actions = rng.integers(sizes, size=(3, 2) if label == "policy" else 3)
+        shown = [env.step(actions) for env in (seeing, blind)]
+        for one, other in zip(shown[0][4]["masks"], shown[1][4]["masks"], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert "target" not in seeing.reset(seed=0)[1] and "target" in vector(sam).reset(seed=0)[1]
+
+
+def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):
+    env = vector(sam, 1, label="oracle", horizon=3, initial="none", autoreset_mode="Disabled")
+    observation, info = env.reset(options={"index": 0})
+    assert (observation["mask"] == 1).all() and info["iou"][0] == 0
+    truth = data.make("scenes", task="sod", split="train")[0].union()
+    centres = env.unwrapped.centres()
+    inside = truth[centres[:, 1].astype(int), centres[:, 0].astype(int)]
+    hit, miss = int(np.flatnonzero(inside)[0]), int(np.flatnonzero(~inside)[0])
+    for action, reward, label, repeated in ((hit, 1, 1, False), (miss, -1, 0, False), (hit, 1, 1, True)):
+        _, values, _, truncated, info = env.step(np.array([action]))
+        assert (values[0], info["label"][0], info["repeated"][0]) == (reward, label, repeated)
+        assert info["point"][0].tolist() == centres[action].tolist()
+        assert info["reward_terms"]["foreground_hit"][0] == reward
+    assert truncated[0] and info["masks"][0].shape == (1, 128, 128)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.array([0]))
+
+
+def test_the_paper_trains_from_a_point_of_each_kind(sam):
+    env = vector(sam, 4)
+    _, info = env.reset(seed=0)
+    for i, state in enumerate(env.unwrapped.get_state()):
+        assert state.labels.tolist() == [1, 0]
+        where = [info["target"][i][0].any(axis=0)[int(y), int(x)] for x, y in state.points]
+        assert where == [True, False]
+
+
+def test_a_state_branches_into_other_sub_environments(sam):
+    straight, other = vector(sam, 1, label="positive"), vector(sam, 2, label="positive")
+    straight.reset(seed=3)
+    straight.step(np.array([10]))
+    state = straight.unwrapped.get_state()[0]
+    observations = other.unwrapped.set_state([state, state])
+    expected, _, _, _, info = straight.step(np.array([20]))
+    assert (observations["state"][0] == observations["state"][1]).all()
+    observations, _, _, _, infos = other.step(np.array([20, 40]))
+    np.testing.assert_allclose(observations["state"][0], expected["state"][0], atol=1e-5)
+    assert infos["iou"][0] == pytest.approx(info["iou"][0], abs=0.01)
+    with pytest.raises(UserError, match="3 states: expected 2"):
+        other.unwrapped.set_state([state] * 3)
+
+
+def test_real_sizes_are_stretched_and_masks_come_back_at_them(sam):
+    class Wide(Blind):
+        def __getitem__(self, index):
+            image = np.zeros((30, 70, 3), np.uint8)
+            truth = np.zeros((1, 30, 70), bool)
+            truth[:, :, :35] = True
+            return replace(self.scenes[index], images=(image,), masks=(truth,))
+
+    env = vector(sam, 1, dataset=Wide("test"), label="positive")
+    env.reset(seed=0)
+    _, values, _, _, info = env.step(np.array([7]))  # the last patch of the first row
+    assert values[0] == -1 and info["masks"][0].shape == (1, 30, 70)
+    assert info["point"][0].tolist() == [120 / 128 * 70, 8 / 128 * 30]
+    assert stretch(np.zeros((30, 70, 3), np.uint8), 16).shape == (16, 16, 3)
+
+
+def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
+    env = vector(sam, 2)
+    copy = pickle.loads(pickle.dumps(env.unwrapped))
+    first, again, copied = env.reset(seed=9)[0], env.reset(seed=9)[0], copy.reset(seed=9)[0]
+    np.testing.assert_array_equal(first["state"], again["state"])
+    np.testing.assert_allclose(first["state"], copied["state"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"patch_size": 17}, "patch_size=17: expected a divisor of image_size=128"),
+        ({"horizon": 0}, "horizon=0: expected at least 1"),
+        ({"label": "x"}, "label='x': expected one of policy, positive, oracle"),
+        ({"label": "oracle", "split": "test"}, "label=oracle: the truth labels clicks on the training split only"),
+        ({"initial": "x"}, "initial='x': expected one of"),
+        ({"render_mode": "x"}, "render_mode='x'"),
+        ({"segmenter": "evf_sam_tiny"}, "segmenter=evf_sam_tiny: takes no points"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(settings, expected):
+    with pytest.raises(UserError) as caught:
+        PointPromptVectorEnv(**settings)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_phrases_are_not_for_a_segmenter_of_points():
+    with pytest.raises(UserError, match="takes no phrases"):
+        gym.make("maskgym/SIS-v0", segmenter=segmenters.make("sam_tiny"))
+
+
+@pytest.mark.parametrize("action", [64, -1])
+def test_an_action_that_names_no_patch(sam, action):
+    env = vector(sam, 1, label="positive")
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=f"action {action}: expected a patch from 0 to 63"):
+        env.step(np.array([action]))
+
+
+def test_a_group_of_images_cannot_be_clicked_in(sam):
+    env = vector(sam, 1, dataset=data.make("scenes", task="cosod"))
+    with pytest.raises(UserError, match="has 4 images"):
+        env.reset(seed=0)
