@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
 
 from ..errors import UserError
 from ..policies.point import PointActorCritic
@@ -34,17 +35,22 @@ class SampleVecEnv(VecEnv):
 
     Args:
         env: A vector environment; to be stepped, it must restart in SAME_STEP.
+
+    Attributes:
+        targets: The true masks of each sub-environment's sample, on the training split.
     """
 
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.targets: list[Any] = [None] * env.num_envs
         self._actions: np.ndarray = np.empty(0)
 
     def reset(self) -> Any:
         """Start every episode; return the observations."""
-        observations, _ = self.env.reset(seed=self._seeds[0])
+        observations, infos = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
+        self._note_targets(infos)
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -68,7 +74,12 @@ class SampleVecEnv(VecEnv):
             if over[i]:
                 info["terminal_observation"] = infos["final_obs"][i]
                 info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+        self._note_targets(infos)
         return observations, rewards.astype(np.float32), over, each
+
+    def _note_targets(self, infos: dict[str, Any]) -> None:
+        for i in np.flatnonzero(infos.get("_target", ())):
+            self.targets[i] = infos["target"][i]
 
     def close(self) -> None:
         """Close the environment."""
@@ -132,6 +143,8 @@ class GridPolicy(ActorCriticPolicy):
 class PPOAgent:
     """PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), advantages as they are (Eq. 7).
 
+    Where a recalibration module labels the clicks, it is trained along, after every action (Eq. 13).
+
     Args:
         policy: A `maskgym.policies.point.PointActorCritic`.
         env: A vector environment with the spaces that it will act in.
@@ -176,6 +189,7 @@ class PPOAgent:
                 raise UserError(f"algo.{name}={value}: expected at least 1")
         base: Any = env.unwrapped
         self.seed, self.output, self.save_every = seed, Path(output), save_every
+        self.recalibration = base.recalibration
         self.model = PPO(
             GridPolicy,
             SampleVecEnv(env),
@@ -216,7 +230,10 @@ class PPOAgent:
     def save(self, path: str | Path) -> None:
         """Write the weights as a file ``policy.pt`` in a folder, whole or not at all."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        _write(Path(path) / "policy.pt", {"policy": self.model.policy.state_dict()})
+        state = {"policy": self.model.policy.state_dict()}
+        if self.recalibration is not None:
+            state["recalibration"] = self.recalibration.state_dict()
+        _write(Path(path) / "policy.pt", state)
 
     def load(self, path: str | Path) -> None:
         """Take the weights that `save` wrote.
@@ -224,22 +241,32 @@ class PPOAgent:
         Raises:
             UserError: If there are none.
         """
-        self.model.policy.load_state_dict(_read(Path(path) / "policy.pt")["policy"])
+        self._load(_read(Path(path) / "policy.pt"))
 
     def checkpoint(self, update: int) -> None:
         """Write all that a later update depends on: chance is seeded by the update's number."""
         policy = self.model.policy
         self.output.mkdir(parents=True, exist_ok=True)
         state = {"policy": policy.state_dict(), "optimizer": policy.optimizer.state_dict(), "update": update}
+        if self.recalibration is not None:
+            state["recalibration"] = self.recalibration.state_dict()
+            state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()
         _write(self.output / CHECKPOINT, state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.model.policy.load_state_dict(state["policy"])
+        if self.recalibration is not None:
+            self.recalibration.load_state_dict(state["recalibration"])
 
     def _restore(self) -> int:
         file = self.output / CHECKPOINT
         if not file.exists():
             return 0
         state = _read(file)
-        self.model.policy.load_state_dict(state["policy"])
+        self._load(state)
         self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        if self.recalibration is not None:
+            self.recalibration.optimizer.load_state_dict(state["recalibration_optimizer"])
         return state["update"]
 
 
@@ -252,6 +279,8 @@ class _Rollouts(BaseCallback):
         self.totals: list[float] = []
         self.ious: list[float] = []
         self.repeats: list[float] = []
+        self.losses: list[float] = []
+        self.truth = torch.empty(0)  # (num_envs, g, g), of the episodes of this rollout
 
     def _on_rollout_start(self) -> None:
         self._finish()
@@ -263,9 +292,22 @@ class _Rollouts(BaseCallback):
         environment.seed(int(numbers[2] % 2**31))
         self.model._last_obs = environment.reset()
         self.model._last_episode_starts = np.ones(environment.num_envs, bool)
-        self.totals, self.ious, self.repeats = [], [], []
+        self.totals, self.ious, self.repeats, self.losses = [], [], [], []
+        if self.agent.recalibration is not None:
+            grid = environment.env.unwrapped.grid
+            self.truth = torch.stack([_patch_shares(target[0].any(axis=0), grid) for target in environment.targets])
+            # The paper's module chooses the first prompts too, so it must know the state before them.
+            self._recalibrate(environment.env.unwrapped.unprompted())
+
+    def _recalibrate(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Train the recalibration module on what was seen, q times (Section 4.1)."""
+        tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
+        self.losses.append(self.agent.recalibration.learn(tensors, self.truth))
 
     def _on_step(self) -> bool:
+        if self.agent.recalibration is not None:  # the observation that the action answered
+            seen: Any = self.model._last_obs
+            self._recalibrate(seen)
         self.totals.append(float(np.mean(self.locals["rewards"])))
         self.ious.append(float(np.mean([info["iou"] for info in self.locals["infos"]])))
         self.repeats.append(float(np.mean([info["repeated"] for info in self.locals["infos"]])))
@@ -281,9 +323,15 @@ class _Rollouts(BaseCallback):
         self.update += 1
         losses = {name: float(v) for name, v in self.logger.name_to_value.items() if name.startswith("train/")}
         rollout = {"reward": sum(self.totals), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
+        rollout |= {"recalibration/loss": float(np.mean(self.losses))} if self.losses else {}
         self.on_log(self.update, rollout | losses)
         if self.update % self.agent.save_every == 0:
             self.agent.checkpoint(self.update)
+
+
+def _patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:
+    """Return float (g, g): the share of each patch that a mask bool (H, W) covers (y' of Eq. 13)."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), grid)[0]
 
 
 def _write(file: Path, state: dict[str, Any]) -> None:

@@ -27,8 +27,9 @@ from ..segmenters.embeddings import EmbeddingCache
 from .base import SampleVectorEnv, ScalarEnv
 from .rendering import clicks_picture
 
-LABELS = ("policy", "positive", "oracle")
-INITIAL = ("auto", "truth", "none")
+LABELS = ("policy", "positive", "srm", "oracle")
+INITIAL = ("auto", "truth", "srm", "none")
+CATEGORY = "category"  # as text: what each sample's own category is called
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,18 @@ class PointPromptVectorEnv(SampleVectorEnv):
         ``patch_size`` pixels. Each action clicks the centre of a patch; all clicks so far are decoded into a mask.
 
     Observation Space:
-        ``Dict(state, mask)`` on the patch grid, g = image_size / patch_size. A 256 × 64 × 64 embedding would be 4 MiB a
-        step; what a policy over g × g actions can use of it is its mean over each patch.
+        ``Dict(state, mask)``, with a text ``Dict(state, mask, semantic)``, on the patch grid, g = image_size /
+        patch_size. A 256 × 64 × 64 embedding would be 4 MiB a step; what a policy over g × g actions can use of it is
+        its mean over each patch.
         state: float32 (C, g, g), embedding × previous mask (Eq. 4), averaged over each patch.
         mask: float32 (1, g, g) in [0, 1], the previous mask's probability, likewise. Before any prompt it is 1
         everywhere, so that the state is the embedding.
+        semantic: float32 (C, g, g), embedding × attention to the text (Eq. 11), likewise.
 
     Action Space:
         By ``label``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
-        ``positive``: ``Discrete(g²)``, every click is foreground; ``oracle``: ``Discrete(g²)``, the truth labels the
-        click (training split only).
+        ``positive``: ``Discrete(g²)``, every click is foreground; ``srm``: ``Discrete(g²)``, ``recalibration`` labels
+        it; ``oracle``: ``Discrete(g²)``, the truth does (training split only).
 
     Reward:
         That of ``reward``; the default is ``foreground_hit``, +1 for a click on the truth and -1 elsewhere (Section
@@ -76,7 +79,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
     Starting State:
         A sample drawn uniformly, or the one that ``options={"index": i}`` names. With ``initial="truth"`` the prompts
         begin with one random point of the foreground and one of the background, as the paper trains (Algorithm 1,
-        line 2); with ``"none"`` they are empty. ``"auto"`` takes the truth on the training split, nothing elsewhere.
+        line 2); with ``"srm"`` with the patches that ``recalibration`` finds most and least probable, as the paper
+        evaluates (Section 3.3); with ``"none"`` they are empty. ``"auto"`` takes the truth on the training split, and
+        elsewhere ``"srm"`` where that labels clicks, else nothing.
 
     Episode End:
         Termination: never. Truncation: after ``horizon`` clicks (T).
@@ -98,6 +103,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         horizon: Clicks an episode, T (the paper: 15).
         label: Who labels a click.
         initial: The first prompts.
+        recalibration: Gives the probability that each patch is foreground, by ``probabilities(observations)``, as
+            `maskgym.policies.recalibration.SemanticRecalibration` does.
+        attention: A name among `maskgym.segmenters.attention_names`, or what attends; needed for a text.
+        text: What to attend to; ``"category"`` takes each sample's own.
         cache_bytes: Memory for embeddings.
         cache_folder: Where embeddings are stored too, or None.
         render_mode: ``rgb_array``, ``human`` or None.
@@ -126,6 +135,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
         horizon: int = 15,
         label: str = "policy",
         initial: str = "auto",
+        recalibration: Any = None,
+        attention: Any = None,
+        text: str | None = None,
         cache_bytes: int = 2**30,
         cache_folder: str | None = None,
         render_mode: str | None = None,
@@ -138,18 +150,24 @@ class PointPromptVectorEnv(SampleVectorEnv):
         super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.patch_size, self.horizon = shown.task, image_size, patch_size, horizon
         self.label, self.grid = label, image_size // patch_size
-        self.initial = ("truth" if shown.split == "train" else "none") if initial == "auto" else initial
+        self.recalibration, self.text = recalibration, text
+        at_test = "srm" if label == "srm" else "none"
+        self.initial = ("truth" if shown.split == "train" else at_test) if initial == "auto" else initial
+        if recalibration is None and "srm" in (label, self.initial):
+            raise UserError(f"label={label}, initial={self.initial}: expected a recalibration module to ask")
+        if (text is None) != (attention is None):
+            raise UserError(
+                f"text={text!r}, attention={attention}: expected both, as a segmenter of points reads no text"
+            )
+        self.attention = segmenters.make_attention(attention) if isinstance(attention, str) else attention
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
         if not hasattr(self.segmenter, "decode"):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
         self._embeddings_of = EmbeddingCache(self.segmenter, cache_bytes, cache_folder)
-        channels = self.segmenter.embedding_shape[0]
-        self.single_observation_space = spaces.Dict(
-            {
-                "state": spaces.Box(-np.inf, np.inf, (channels, self.grid, self.grid), np.float32),
-                "mask": spaces.Box(0, 1, (1, self.grid, self.grid), np.float32),
-            }
-        )
+        shape = (self.segmenter.embedding_shape[0], self.grid, self.grid)
+        maps = {"state": spaces.Box(-np.inf, np.inf, shape, np.float32)}
+        maps |= {} if text is None else {"semantic": maps["state"]}
+        self.single_observation_space = spaces.Dict({**maps, "mask": spaces.Box(0, 1, (1, *shape[1:]), np.float32)})
         patches = self.grid**2
         self.single_action_space = spaces.MultiDiscrete([patches, 2]) if label == "policy" else spaces.Discrete(patches)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -163,6 +181,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self._embeddings: torch.Tensor | None = None  # (num_envs, C, h, w), made at the first reset
         self._probabilities: torch.Tensor | None = None  # (num_envs, h, w), the last mask on the embedding's grid
         self._logits: list[torch.Tensor | None] = [None] * num_envs
+        self._attended: torch.Tensor | None = None  # (num_envs, h, w), attention to the text
+        self._maps: dict[int, torch.Tensor] = {}  # attention by index of the sample
+        self._observation: dict[str, np.ndarray] = {}  # what the agent saw last
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -206,6 +227,12 @@ class PointPromptVectorEnv(SampleVectorEnv):
             infos = self._restart(ended, infos)
         return self._observe(), values, np.zeros(self.num_envs, bool), truncated, infos
 
+    def unprompted(self) -> dict[str, np.ndarray]:
+        """Return the observation before any prompt: what `recalibration` sees when it chooses the first ones."""
+        assert self._embeddings is not None and self._probabilities is not None
+        everywhere = np.ones((self.num_envs, 1, self.grid, self.grid), np.float32)
+        return {**self._observation, "state": self._pool(self._embeddings.float()), "mask": everywhere}
+
     def get_state(self) -> list[PointState]:
         """Return where each sub-environment stands."""
         return [
@@ -248,11 +275,17 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self._show(rows, [wanted[i] for i in rows])
         for i in rows:
             self._patches[i], self._logits[i] = (), None
-            self._set_prompts(i, *self._first_prompts(i))
+            self._set_prompts(i, np.zeros((0, 2)), np.zeros(0, int))
+        self._use_logits(rows)
         if self.initial == "truth":
+            for i in rows:
+                self._set_prompts(i, *self._truthful_prompts(i))
+        elif self.initial == "srm":
+            probable = self._recalibrate(self._observe())[rows].reshape(len(rows), -1)
+            for i, ends in zip(rows, np.stack([probable.argmax(axis=1), probable.argmin(axis=1)], axis=1), strict=True):
+                self._set_prompts(i, self.centres()[ends], np.array([1, 0]))
+        if self.initial != "none":
             self._decode(rows)
-        else:
-            self._use_logits(rows)
         return [{**self._start_info(i, self._shown(i)), "iou": self._iou(i)} for i in rows]
 
     def _show(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
@@ -265,14 +298,38 @@ class PointPromptVectorEnv(SampleVectorEnv):
             self._embeddings = found.new_zeros(self.num_envs, *found.shape[1:])
             self._probabilities = found.new_ones(self.num_envs, *found.shape[2:], dtype=torch.float32)
         self._embeddings[torch.as_tensor(rows)] = found
+        if self.text is not None:
+            self._attend(rows, samples)
+
+    def _attend(self, rows: np.ndarray, samples: Sequence[Sample]) -> None:
+        """Find where the samples show the text; each is looked at once."""
+        assert self._embeddings is not None
+        new = {int(self._indices[i]): sample for i, sample in zip(rows, samples, strict=True)}
+        new = {index: sample for index, sample in new.items() if index not in self._maps}
+        if new:
+            images = [stretch(sample.images[0], self.image_size) for sample in new.values()]
+            texts = [sample.category if self.text == CATEGORY else self.text for sample in new.values()]
+            for sample, text in zip(new.values(), texts, strict=True):
+                if text is None:
+                    raise UserError(f"text={CATEGORY}: sample '{sample.key}' has no category")
+            size = tuple(self._embeddings.shape[2:])
+            maps = torch.from_numpy(self.attention.attend(images, texts, size)).to(self._embeddings.device)
+            self._maps |= dict(zip(new, maps, strict=True))
+        if self._attended is None:
+            self._attended = torch.ones_like(self._probabilities)
+        for i in rows:
+            self._attended[i] = self._maps[int(self._indices[i])]
 
     def _shown(self, i: int) -> Sample:
         return self._sample(int(self._indices[i]))
 
-    def _first_prompts(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the points (k, 2) and labels (k,) that an episode begins with."""
-        if self.initial != "truth":
-            return np.zeros((0, 2)), np.zeros(0, int)
+    def _recalibrate(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the probability (num_envs, g, g) that each patch is foreground."""
+        tensors = {name: torch.from_numpy(value) for name, value in observation.items()}
+        return self.recalibration.probabilities(tensors).numpy()
+
+    def _truthful_prompts(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a random point of the foreground and one of the background, (k, 2), and their labels (k,)."""
         truth, points, labels = self._shown(i).union(), [], []
         for label, where in ((1, truth), (0, ~truth)):
             cells = np.flatnonzero(where)
@@ -290,6 +347,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def _click(self, live: np.ndarray, actions: np.ndarray) -> list[Click]:
         """Add the click of each live sub-environment to its prompts."""
         clicks, centres = [], self.centres()
+        probable = self._recalibrate(self._observation) if self.label == "srm" else None
         for i in live:
             patch, label = (int(v) for v in actions[i]) if self.label == "policy" else (int(actions[i]), 1)
             if not 0 <= patch < self.grid**2 or label not in (0, 1):
@@ -300,6 +358,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
             x, y = centres[patch] / self.image_size * truth.shape[::-1]
             if self.label == "oracle":
                 label = int(truth[int(y), int(x)])
+            elif probable is not None:
+                label = int(probable[i].flat[patch] > 0.5)
             clicks.append(Click(float(x), float(y), label, patch in self._patches[i]))
             self._points[i, self._counts[i]], self._labels[i, self._counts[i]] = centres[patch], label
             self._counts[i] += 1
@@ -338,11 +398,14 @@ class PointPromptVectorEnv(SampleVectorEnv):
 
     def _observe(self) -> dict[str, np.ndarray]:
         assert self._embeddings is not None and self._probabilities is not None
-        states = self._embeddings.float() * self._probabilities[:, None]
-        return {
-            "state": F.adaptive_avg_pool2d(states, self.grid).cpu().numpy(),
-            "mask": F.adaptive_avg_pool2d(self._probabilities[:, None], self.grid).clamp(0, 1).cpu().numpy(),
-        }
+        maps = {"state": self._probabilities} | ({} if self._attended is None else {"semantic": self._attended})
+        observation = {name: self._pool(self._embeddings.float() * value[:, None]) for name, value in maps.items()}
+        self._observation = observation | {"mask": self._pool(self._probabilities[:, None]).clip(0, 1)}
+        return dict(self._observation)
+
+    def _pool(self, maps: torch.Tensor) -> np.ndarray:
+        """Return the mean over each patch, (B, C, g, g), of maps (B, C, h, w)."""
+        return F.adaptive_avg_pool2d(maps, self.grid).cpu().numpy()
 
     def _iou(self, i: int) -> float:
         sample = self._shown(i)

@@ -36,6 +36,7 @@ groups (options in {conf}):
 
 defaults:
 {defaults}"""
+READ_HERE = ("ids", "answers", "parts", "task", "recalibration")  # keys of env that are no arguments of it
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
 
@@ -263,13 +264,17 @@ def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Pat
 
 
 def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the environments share: the frozen segmenter and the reward."""
+    """Return what the environments share: segmenter, reward, and the module that labels clicks where one does."""
     from maskgym import rewards, segmenters
 
-    return {
-        "segmenter": _make(segmenters.make, "segmenter", config["segmenter"]),
-        "reward": _make(rewards.make, "reward", config["reward"]),
-    }
+    segmenter = _make(segmenters.make, "segmenter", config["segmenter"])
+    parts = {"segmenter": segmenter, "reward": _make(rewards.make, "reward", config["reward"])}
+    if config["env"].get("label") == "srm":
+        from maskgym.policies.recalibration import SemanticRecalibration
+
+        shape = getattr(segmenter, "embedding_shape", (0,))
+        parts["recalibration"] = SemanticRecalibration(config["env"]["recalibration"], shape[0], seed=config["seed"])
+    return parts
 
 
 def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[str, Any], data_name: str = "") -> Any:
@@ -287,7 +292,7 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
 
     from maskgym import agents, data
 
-    settings = {key: value for key, value in config["env"].items() if key not in ("ids", "answers", "parts", "task")}
+    settings = {key: value for key, value in config["env"].items() if key not in READ_HERE}
     group = {"group_size": settings["group_size"]} if task == "cosod" else {}
     source = {"name": data_name} if data_name else config["data"]
     dataset = _make(data.make, "data", source, task=config["env"].get("task", task), split=split, **group)

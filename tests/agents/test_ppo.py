@@ -12,6 +12,7 @@ from maskgym import data
 from maskgym.agents.ppo import PPOAgent, SampleVecEnv
 from maskgym.errors import UserError
 from maskgym.policies.point import PointActorCritic
+from maskgym.policies.recalibration import SemanticRecalibration
 from maskgym.segmenters.sam import sam_tiny
 
 
@@ -72,6 +73,25 @@ def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path):
     assert again[3]["reward"] == rows[3]["reward"]
     for name, value in whole.model.policy.state_dict().items():
         torch.testing.assert_close(value, second.model.policy.state_dict()[name], atol=1e-6, rtol=0)
+
+
+def test_the_recalibration_module_learns_along_and_resumes(sam, tmp_path):
+    def start(output):
+        module = SemanticRecalibration("implicit", 128, channels=16, learning_rate=1e-3)
+        return make_agent(make_env(sam, label="srm", recalibration=module), output)
+
+    whole = start(tmp_path / "whole")
+    rows = train(whole, whole.model.env.env, 6)
+    assert rows[6]["recalibration/loss"] < 0.9 * rows[1]["recalibration/loss"]
+    first = start(tmp_path / "parts")
+    train(first, first.model.env.env, 4)
+    second = start(tmp_path / "parts")
+    again = train(second, second.model.env.env, 6, resume=True)
+    assert again[6]["recalibration/loss"] == pytest.approx(rows[6]["recalibration/loss"], abs=1e-5)
+    whole.save(tmp_path / "policy")
+    second.load(tmp_path / "policy")
+    for name, value in whole.recalibration.state_dict().items():
+        torch.testing.assert_close(value, second.recalibration.state_dict()[name])
 
 
 def test_saved_weights_act_alike(sam, tmp_path):

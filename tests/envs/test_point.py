@@ -8,6 +8,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
@@ -15,6 +16,7 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from maskgym import data, segmenters
 from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv, stretch
 from maskgym.errors import UserError
+from maskgym.policies.recalibration import SemanticRecalibration
 from maskgym.segmenters.sam import sam_tiny
 
 ID = "maskgym/PointPrompt-v0"
@@ -29,11 +31,30 @@ def vector(sam, count=3, **settings) -> PointPromptVectorEnv:
     return gym.make_vec(ID, num_envs=count, vectorization_mode="vector_entry_point", segmenter=sam, **settings)
 
 
+def recalibration(branch="implicit") -> SemanticRecalibration:
+    return SemanticRecalibration(branch, 128, channels=16)
+
+
+class Corner:
+    """Attends to the top left quarter, whatever the text; notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def attend(self, images, texts, size):
+        self.asked += texts
+        maps = np.zeros((len(images), *size), np.float32)
+        maps[:, : size[0] // 2, : size[1] // 2] = 1
+        return maps
+
+
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")
-@pytest.mark.parametrize("label", ["policy", "positive", "oracle"])
+@pytest.mark.parametrize("label", ["policy", "positive", "srm", "oracle"])
 def test_gymnasium_and_stable_baselines_find_no_fault(sam, label):
-    check_env(gym.make(ID, segmenter=sam, label=label, horizon=3, render_mode="rgb_array").unwrapped)
-    check_for_sb3(PointPromptEnv(segmenter=sam, label=label, horizon=3, render_mode="rgb_array"))
+    settings = {"segmenter": sam, "label": label, "horizon": 3, "render_mode": "rgb_array"}
+    settings |= {"recalibration": recalibration()} if label == "srm" else {}
+    check_env(gym.make(ID, **settings).unwrapped)
+    check_for_sb3(PointPromptEnv(**settings))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
@@ -83,9 +104,10 @@ class Blind:
         return replace(sample, masks=tuple(np.zeros_like(mask) for mask in sample.masks))
 
 
-@pytest.mark.parametrize("label", ["policy", "positive"])
+@pytest.mark.parametrize("label", ["policy", "positive", "srm"])
 def test_nothing_at_test_time_comes_from_the_truth(sam, label):
-    seeing, blind = vector(sam, split="test", label=label), vector(sam, dataset=Blind("test"), label=label)
+    settings = {"label": label} | ({"recalibration": recalibration()} if label == "srm" else {})
+    seeing, blind = vector(sam, split="test", **settings), vector(sam, dataset=Blind("test"), **settings)
     sizes = [64, 2] if label == "policy" else 64
     rng = np.random.default_rng(1)
     shown = [env.reset(options={"index": [0, 1, 2]}) for env in (seeing, blind)]
@@ -124,6 +146,40 @@ def test_the_paper_trains_from_a_point_of_each_kind(sam):
         assert state.labels.tolist() == [1, 0]
         where = [info["target"][i][0].any(axis=0)[int(y), int(x)] for x, y in state.points]
         assert where == [True, False]
+
+
+def test_the_module_labels_clicks_and_chooses_the_first_prompts(sam):
+    module = recalibration()
+    env = vector(sam, 2, split="test", label="srm", recalibration=module)
+    observations, _ = env.reset(seed=0)
+    before = module.probabilities({name: torch.tensor(v) for name, v in env.unwrapped.unprompted().items()})
+    for state, probable in zip(env.unwrapped.get_state(), before.flatten(1), strict=True):
+        ends = env.unwrapped.centres()[[int(probable.argmax()), int(probable.argmin())]]
+        assert state.labels.tolist() == [1, 0] and state.points.tolist() == ends.tolist()
+    now = module.probabilities({name: torch.tensor(value) for name, value in observations.items()}).flatten(1)
+    for action in (3, 60):
+        _, _, _, _, infos = env.step(np.array([action, action]))
+        assert infos["label"].tolist() == (now[:, action] > 0.5).int().tolist()
+        now = module.probabilities(
+            {name: torch.tensor(value) for name, value in env.unwrapped._observation.items()}
+        ).flatten(1)
+
+
+def test_a_text_shows_where_to_look(sam):
+    corner = Corner()
+    dataset = data.make("scenes", task="semantic", split="test", size=2)
+    env = vector(sam, 2, dataset=dataset, label="positive", attention=corner, text="category")
+    for _ in range(2):  # each sample is looked at once
+        observations, _ = env.reset(options={"index": [0, 1]})
+    assert corner.asked == [dataset[0].category, dataset[1].category]
+    seen = np.abs(observations["semantic"]).sum(axis=1) > 0
+    assert seen[:, :4, :4].all() and not seen[:, 5:].any() and not seen[:, :, 5:].any()
+    assert env.observation_space.contains(observations)
+    fixed = vector(sam, 1, attention=corner, text="shadow")
+    fixed.reset(seed=0)
+    assert corner.asked[-1] == "shadow"
+    with pytest.raises(UserError, match="has no category"):
+        vector(sam, 1, attention=corner, text="category").reset(seed=0)
 
 
 def test_a_state_branches_into_other_sub_environments(sam):
@@ -170,7 +226,9 @@ def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
     [
         ({"patch_size": 17}, "patch_size=17: expected a divisor of image_size=128"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"label": "x"}, "label='x': expected one of policy, positive, oracle"),
+        ({"label": "x"}, "label='x': expected one of policy, positive, srm, oracle"),
+        ({"label": "srm"}, "expected a recalibration module to ask"),
+        ({"text": "shadow"}, "text='shadow', attention=None: expected both"),
         ({"label": "oracle", "split": "test"}, "label=oracle: the truth labels clicks on the training split only"),
         ({"initial": "x"}, "initial='x': expected one of"),
         ({"render_mode": "x"}, "render_mode='x'"),

@@ -16,7 +16,7 @@ from maskgym.policies.mllm import LanguagePolicy
 
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
-READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers", "parts", "task"}}
+READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers", "parts", "task", "recalibration"}}
 
 
 @pytest.mark.parametrize("env", GROUPS["env"])
