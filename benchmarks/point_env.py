@@ -1,0 +1,161 @@
+"""Speed and memory of the point environment: its native vector form beside Gymnasium's, and beside the decoder alone.
+
+Run ``python benchmarks/point_env.py`` (about two minutes on two cores). Every row plays whole episodes on the same
+samples, which were encoded before; steps a second are medians of alternating rounds. *floor* decodes the same
+numbers of points for the same number of images and does nothing else.
+
+    native       PointPromptVectorEnv
+    sync, async  Gymnasium's vector environments of the scalar one (async: a process each)
+    sb3          Stable-Baselines3's DummyVecEnv of the scalar one
+    adaptor      the native one behind our adaptor to Stable-Baselines3
+
+With ``--segmenter vit_b|vit_l|vit_h`` the published sizes with random weights are measured, native and floor alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+import maskgym  # noqa: F401  (registers the environments)
+from maskgym import data
+from maskgym.agents.ppo import SampleVecEnv
+from maskgym.envs.point import PointPromptEnv
+from maskgym.segmenters.sam import PUBLISHED, SamSegmenter, sam_tiny
+
+SAMPLES, HORIZON = 32, 15
+BARS = {"sync": 3.0, "floor": 1.15}  # at 16 sub-environments: native over sync at least, over the floor's time at most
+
+
+class RandomSam(SamSegmenter):
+    """A SAM of published size with random weights."""
+
+    def __init__(self, size: str, batch_size: int) -> None:
+        super(SamSegmenter, self).__init__(batch_size=batch_size)
+        self.own_config = PUBLISHED[size]
+
+    def _load(self) -> Any:
+        torch.manual_seed(0)
+        return self.own_config.build()
+
+    def _identity(self) -> tuple[str, list]:
+        return "random", []
+
+
+def settings(segmenter: Any) -> dict[str, Any]:
+    """Return the arguments of every environment."""
+    scenes = data.make("scenes", task="sod", size=SAMPLES)
+    return {"segmenter": segmenter, "dataset": scenes, "label": "positive", "horizon": HORIZON}
+
+
+def warm(env: Any, count: int) -> None:
+    """Encode every sample before anything is measured."""
+    for start in range(0, SAMPLES, count):
+        env.reset(options={"index": np.arange(start, start + count) % SAMPLES})
+
+
+def play(env: Any, actions: np.ndarray) -> None:
+    """Step a Gymnasium vector environment; it restarts by itself."""
+    for row in actions:
+        env.step(row)
+
+
+def play_sb3(env: Any, actions: np.ndarray) -> None:
+    """Step a vector environment of Stable-Baselines3."""
+    for row in actions:
+        env.step(row)
+
+
+def floor(segmenter: Any, embeddings: torch.Tensor, actions: np.ndarray) -> None:
+    """Decode what the environment decodes: two points at the start of an episode, one more a step."""
+    count = actions.shape[1]
+    points, labels = np.full((count, HORIZON + 2, 2), 8.0, np.float32), np.ones((count, HORIZON + 2), int)
+    for step in range(len(actions)):
+        used = step % HORIZON + 3
+        segmenter.decode(embeddings, points[:, :used], labels[:, :used])
+        if step % HORIZON == HORIZON - 1:
+            segmenter.decode(embeddings, points[:, :2], labels[:, :2])
+
+
+def scalar(segmenter: Any) -> Any:
+    """Return a scalar environment that has seen every sample."""
+    env = PointPromptEnv(**settings(segmenter))
+    for index in range(SAMPLES):
+        env.reset(options={"index": index})
+    return env
+
+
+def contenders(segmenter: Any, count: int, published: bool) -> dict[str, Callable[[np.ndarray], None]]:
+    """Return what is measured, by name, ready to step."""
+    native = gym.make_vec(
+        "maskgym/PointPrompt-v0", num_envs=count, vectorization_mode="vector_entry_point", **settings(segmenter)
+    )
+    warm(native, count)
+    native.reset(seed=0)
+    embeddings = segmenter.encode([data.make("scenes", task="sod")[i % SAMPLES].images[0] for i in range(count)])
+    found = {"native": partial(play, native), "floor": partial(floor, segmenter, embeddings)}
+    if published:
+        return found
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    each = [partial(scalar, segmenter)] * count
+    sync = SyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
+    asynchronous = AsyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
+    dummy, adaptor = DummyVecEnv(each), SampleVecEnv(native)
+    for env in (sync, asynchronous):
+        env.reset(seed=0)
+    dummy.reset()
+    return found | {
+        "sync": partial(play, sync),
+        "async": partial(play, asynchronous),
+        "sb3": partial(play_sb3, dummy),
+        "adaptor": partial(play_sb3, adaptor),
+    }
+
+
+def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: int) -> dict[str, float]:
+    """Return the seconds that one episode of all sub-environments takes, the median over alternating rounds."""
+    actions = np.random.default_rng(0).integers(64, size=(HORIZON, count))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run(actions)
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--segmenter", choices=("tiny", *PUBLISHED), default="tiny")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
+    given = parser.parse_args()
+    published = given.segmenter != "tiny"
+    print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")
+    for count in given.envs:
+        segmenter = RandomSam(given.segmenter, count) if published else sam_tiny()
+        found = measure(contenders(segmenter, count, published), count, given.rounds)
+        cells = [f"{name} {count * HORIZON / s:.0f} ({s / found['floor']:.2f})" for name, s in found.items()]
+        print(f"{count:4d} envs: {', '.join(cells)}")
+        if count == 16 and not published:
+            ratios = {"sync": found["sync"] / found["native"], "floor": found["native"] / found["floor"]}
+            print(f"      native is {ratios['sync']:.1f}x as fast as sync (at least {BARS['sync']})")
+            print(f"      native takes {ratios['floor']:.2f}x the floor's time (at most {BARS['floor']})")
+    observation = gym.make("maskgym/PointPrompt-v0").observation_space
+    size = sum(space.dtype.itemsize * int(np.prod(space.shape)) for space in observation.values())
+    print(f"an observation is {size / 1024:.0f} KiB; a whole embedding of the published SAM is 4096 KiB")
+
+
+if __name__ == "__main__":
+    main()
