@@ -689,7 +689,7 @@ def main(arguments: list[str] | None = None) -> None:
     evf_sam.add_argument("--phrases", type=int, default=5, help="phrases an image")
     policy = commands.add_parser("policy")
     policy.set_defaults(train=train_policy)
-    policy.add_argument("--vision-steps", type=int, default=1200, help="of the first stage, vision alone")
+    policy.add_argument("--vision-steps", type=int, default=600, help="of the first stage, vision alone")
     sam = commands.add_parser("sam")
     sam.set_defaults(train=train_sam)
     sam.add_argument("--scenes", type=int, default=8000, help="scenes rendered, half of them with an effect")
@@ -701,7 +701,7 @@ def main(arguments: list[str] | None = None) -> None:
     clip.add_argument("--images", type=int, default=32, help="images a step")
     clip.add_argument("--captions", type=int, default=8, help="captions an image")
     clip.add_argument("--token-weight", type=float, default=1.0, help="weight of the loss on tokens; 0 is CLIP's alone")
-    defaults = ((evf_sam, 12000, 1.2e-3), (policy, 3200, 1.5e-3), (sam, 2000, 6e-4), (clip, 3000, 1e-3))
+    defaults = ((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 3000, 1e-3))
     for command, steps, rate in defaults:
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")
         command.add_argument("--steps", type=int, default=steps)

@@ -272,8 +272,15 @@ def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["env"].get("label") == "srm":
         from maskgym.policies.recalibration import SemanticRecalibration
 
-        shape = getattr(segmenter, "embedding_shape", (0,))
-        parts["recalibration"] = SemanticRecalibration(config["env"]["recalibration"], shape[0], seed=config["seed"])
+        module = {"name": "recalibration", **config["env"]["recalibration"]}
+        channels = getattr(segmenter, "embedding_shape", (0,))[0]
+        parts["recalibration"] = _make(
+            lambda name, **settings: SemanticRecalibration(**settings),
+            "env.recalibration",
+            module,
+            in_channels=channels,
+            seed=config["seed"],
+        )
     return parts
 
 
