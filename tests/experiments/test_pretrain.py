@@ -9,6 +9,7 @@ import torch
 from maskgym.data.scenes import Scenes
 from maskgym.experiments import pretrain
 from maskgym.segmenters.clip_surgery import ClipSurgery
+from maskgym.segmenters.sam import SamSegmenter, sam_tiny
 
 
 def test_a_caption_fits_the_scene_it_was_drawn_for():
@@ -65,3 +66,33 @@ def test_a_step_of_clip_leaves_a_model_that_clip_surgery_loads(tmp_path):
     trained = segmenter.fingerprint
     pretrain.main(command)  # nothing is left to train, and the same weights are written
     assert ClipSurgery(tmp_path / "clip_tiny", templates=["{}"], device="cpu").fingerprint == trained
+
+
+def test_simulated_clicks_say_what_is_under_them():
+    generator = torch.Generator().manual_seed(0)
+    sam = sam_tiny(device="cpu").network
+    truth = torch.zeros(3, 48, 48, dtype=torch.bool)
+    truth[:, 10:30, 5:20] = True
+    embeddings = sam.image_encoder(torch.randn(3, 3, 96, 96, generator=generator))
+    points, labels = pretrain.simulate_clicks(sam, embeddings, truth, 3, generator)
+    assert points.shape[:2] == labels.shape and labels[:, :2].tolist() == [[1, 0]] * 3
+    cells = (points / 2).long()
+    for row in range(3):
+        assert truth[row, cells[row, :, 1], cells[row, :, 0]].tolist() == labels[row].bool().tolist()
+
+
+def test_regions_are_objects_alone_or_together_and_effects():
+    pool = pretrain.RegionPool.render(6, 96)
+    assert pool.images.shape == (6, 3, 96, 96)
+    assert [len(regions) - objects for regions, objects in zip(pool.regions, pool.objects, strict=True)] == [0, 1] * 3
+    pixels, masks = pool.batch(np.random.default_rng(0), 4, 2)
+    assert pixels.shape == (4, 3, 96, 96) and masks.shape == (8, 48, 48) and 0 <= masks.min() < masks.max() <= 1
+
+
+def test_a_step_of_sam_leaves_a_model_that_segments(tmp_path):
+    pretrain.main(["sam", str(tmp_path), "--steps", "1", "--scenes", "6", "--images", "2", "--targets", "2"])
+    segmenter = SamSegmenter(tmp_path / "sam_tiny", device="cpu")
+    image = Scenes("sod", "test")[0].images[0]
+    logits = segmenter.decode(segmenter.encode([image]), np.array([[[64.0, 64]]]), np.array([[1]]), side=128)
+    assert logits.shape == (1, 48, 48)
+    assert segmenter.fingerprint != sam_tiny(device="cpu").fingerprint
