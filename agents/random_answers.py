@@ -51,6 +51,9 @@ class RandomAgent:
         generator = np.random.default_rng([self.seed, crc32(np.ascontiguousarray(shown).data)])
         if "state" in observation:
             space: Any = self.action_space
+            if "clicked" in observation:
+                patch = generator.choice(np.flatnonzero(observation["clicked"] == 0))
+                return np.array([patch, generator.integers(2)]) if isinstance(space, MultiDiscrete) else patch
             return generator.integers(space.nvec if isinstance(space, MultiDiscrete) else space.n)
 
         def pick(words: Sequence[str]) -> str:

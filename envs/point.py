@@ -66,6 +66,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         mask: float32 (1, g, g) in [0, 1], the previous mask's probability, likewise. Before any prompt it is 1
         everywhere, so that the state is the embedding.
         semantic: float32 (C, g, g), embedding × attention to the text (Eq. 11), likewise.
+        clicked: float32 (1, g, g), 1 where a patch was clicked before; with ``repeats=False`` alone.
 
     Action Space:
         By ``label``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
@@ -101,6 +102,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
         image_size: Side of the observed square in pixels (the paper: 800).
         patch_size: Side of a patch in pixels, a divisor of image_size (the paper: 80).
         horizon: Clicks an episode, T (the paper: 15).
+        repeats: Whether a patch may be clicked again, as in the paper. False shows what was clicked, which policies and
+            random agents of ours then leave alone; a repeated click that comes all the same is taken.
         label: Who labels a click.
         initial: The first prompts.
         recalibration: Gives the probability that each patch is foreground, by ``probabilities(observations)``, as
@@ -133,6 +136,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         image_size: int = 128,
         patch_size: int = 16,
         horizon: int = 15,
+        repeats: bool = True,
         label: str = "policy",
         initial: str = "auto",
         recalibration: Any = None,
@@ -147,9 +151,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         if split not in (None, shown.split):
             raise UserError(f"split={split!r}: the data set given is of split '{shown.split}'")
         _check_arguments(image_size, patch_size, horizon, label, initial, shown.split)
+        if not repeats and horizon > (image_size // patch_size) ** 2:
+            raise UserError(f"horizon={horizon}, repeats=False: expected at most one click a patch")
         super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.patch_size, self.horizon = shown.task, image_size, patch_size, horizon
-        self.label, self.grid = label, image_size // patch_size
+        self.label, self.grid, self.repeats = label, image_size // patch_size, repeats
         self.recalibration, self.text = recalibration, text
         at_test = "srm" if label == "srm" else "none"
         self.initial = ("truth" if shown.split == "train" else at_test) if initial == "auto" else initial
@@ -165,9 +171,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
         self._embeddings_of = EmbeddingCache(self.segmenter, cache_bytes, cache_folder)
         shape = (self.segmenter.embedding_shape[0], self.grid, self.grid)
-        maps = {"state": spaces.Box(-np.inf, np.inf, shape, np.float32)}
+        maps: dict[str, spaces.Space] = {"state": spaces.Box(-np.inf, np.inf, shape, np.float32)}
         maps |= {} if text is None else {"semantic": maps["state"]}
-        self.single_observation_space = spaces.Dict({**maps, "mask": spaces.Box(0, 1, (1, *shape[1:]), np.float32)})
+        share = spaces.Box(0, 1, (1, *shape[1:]), np.float32)
+        maps |= {"mask": share} if repeats else {"mask": share, "clicked": share}
+        self.single_observation_space = spaces.Dict(maps)
         patches = self.grid**2
         self.single_action_space = spaces.MultiDiscrete([patches, 2]) if label == "policy" else spaces.Discrete(patches)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -400,8 +408,14 @@ class PointPromptVectorEnv(SampleVectorEnv):
         assert self._embeddings is not None and self._probabilities is not None
         maps = {"state": self._probabilities} | ({} if self._attended is None else {"semantic": self._attended})
         observation = {name: self._pool(self._embeddings.float() * value[:, None]) for name, value in maps.items()}
-        self._observation = observation | {"mask": self._pool(self._probabilities[:, None]).clip(0, 1)}
-        return dict(self._observation)
+        observation |= {"mask": self._pool(self._probabilities[:, None]).clip(0, 1)}
+        if not self.repeats:
+            clicked = np.zeros((self.num_envs, self.grid**2), np.float32)
+            for row, patches in zip(clicked, self._patches, strict=True):
+                row[list(patches)] = 1
+            observation["clicked"] = clicked.reshape(-1, 1, self.grid, self.grid)
+        self._observation = observation
+        return dict(observation)
 
     def _pool(self, maps: torch.Tensor) -> np.ndarray:
         """Return the mean over each patch, (B, C, g, g), of maps (B, C, h, w)."""

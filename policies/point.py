@@ -73,16 +73,19 @@ class GridTrunk(nn.Module):
         for _ in range(layers):
             blocks += [nn.GroupNorm(8, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
         self.blocks = nn.Sequential(*blocks, nn.GroupNorm(8, channels), nn.ReLU())
-        self.features = channels * side**2
+        self.features = channels * side**2 + (side**2 if "clicked" in observation_space.spaces else 0)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, channels · g²), patch features of maps (B, C_k, g, g)."""
+        """Return (B, channels · g²), patch features of maps (B, C_k, g, g); then ``clicked`` (B, g²) as it is."""
         maps = torch.cat([observations[name] for name in sorted(observations)], dim=1)
-        return self.blocks(self.stem(maps) + self.position).flatten(1)
+        features = self.blocks(self.stem(maps) + self.position).flatten(1)
+        return (
+            torch.cat([features, observations["clicked"].flatten(1)], dim=1) if "clicked" in observations else features
+        )
 
 
 class GridActor(nn.Module):
-    """One logit a patch; with labels, two more for the label."""
+    """One logit a patch, out of reach where it was clicked; with labels, two more for the label."""
 
     def __init__(self, channels: int, side: int, labelled: bool) -> None:
         super().__init__()
@@ -96,8 +99,8 @@ class GridActor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, g²) or (B, g² + 2)."""
-        maps = features.unflatten(1, (self.channels, self.side, self.side))
-        logits = self.patch(maps).flatten(1)
+        maps, clicked = split_features(features, self.channels, self.side)
+        logits = self.patch(maps).flatten(1) - 1e9 * clicked
         return logits if self.label is None else torch.cat([logits, self.label(maps.mean((2, 3)))], dim=1)
 
 
@@ -111,4 +114,11 @@ class GridCritic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return values (B, 1)."""
-        return self.value(features.unflatten(1, (self.channels, self.side, self.side)).mean((2, 3)))
+        return self.value(split_features(features, self.channels, self.side)[0].mean((2, 3)))
+
+
+def split_features(features: Tensor, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Return what `GridTrunk` gave as maps (B, channels, g, g) and what was clicked, (B, g²) or nothing to subtract."""
+    maps, clicked = features.split([channels * side**2, features.shape[1] - channels * side**2], dim=1)
+    clicked = clicked if clicked.shape[1] else features.new_zeros(len(features), side**2)
+    return maps.unflatten(1, (channels, side, side)), clicked

@@ -10,6 +10,7 @@ from stable_baselines3 import DQN
 
 from maskgym import data
 from maskgym.agents.ppo import PPOAgent, SampleVecEnv
+from maskgym.agents.random_answers import RandomAgent
 from maskgym.errors import UserError
 from maskgym.policies.point import PointActorCritic
 from maskgym.policies.recalibration import SemanticRecalibration
@@ -60,6 +61,20 @@ def test_clicks_on_the_foreground_are_learned(sam, tmp_path):
     rows = train(agent, env, 25)
     first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(23, 26)))
     assert last > first + 2  # of 8: four clicks of -1 or 1
+
+
+@pytest.mark.parametrize("label", ["positive", "policy"])
+def test_no_patch_twice_where_repeats_are_not_wanted(sam, tmp_path, label):
+    env = make_env(sam, label=label, repeats=False, horizon=20)
+    agents = [make_agent(env, tmp_path), RandomAgent(env=env)]
+    for agent in agents:
+        observations, _ = env.reset(seed=0)
+        for step in range(20):
+            rows = [{name: value[i] for name, value in observations.items()} for i in range(4)]
+            observations, _, _, over, infos = env.step(np.array(agent.act(rows, greedy=step % 2 == 0)))
+            assert not (infos["final_info"] if over.any() else infos)["repeated"].any()
+    rows = train(agents[0], env, 1)
+    assert rows[1]["repeated"] == 0 and np.isfinite(rows[1]["train/loss"])
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path):

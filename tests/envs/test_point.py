@@ -54,7 +54,7 @@ def test_gymnasium_and_stable_baselines_find_no_fault(sam, label):
     settings = {"segmenter": sam, "label": label, "horizon": 3, "render_mode": "rgb_array"}
     settings |= {"recalibration": recalibration()} if label == "srm" else {}
     check_env(gym.make(ID, **settings).unwrapped)
-    check_for_sb3(PointPromptEnv(**settings))
+    check_for_sb3(PointPromptEnv(**settings, repeats=False))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
@@ -137,6 +137,15 @@ def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):
     assert truncated[0] and info["masks"][0].shape == (1, 128, 128)
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.array([0]))
+
+
+def test_what_was_clicked_is_shown_where_repeats_are_not_wanted(sam):
+    env = vector(sam, 2, label="positive", repeats=False, horizon=3)
+    assert env.reset(seed=0)[0]["clicked"].sum() == 0
+    observations, _, _, _, _ = env.step(np.array([0, 9]))
+    shown = observations["clicked"].reshape(2, 64)
+    assert np.flatnonzero(shown[0]).tolist() == [0] and np.flatnonzero(shown[1]).tolist() == [9]
+    assert env.observation_space.contains(observations)
 
 
 def test_the_paper_trains_from_a_point_of_each_kind(sam):
@@ -227,6 +236,7 @@ def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
         ({"patch_size": 17}, "patch_size=17: expected a divisor of image_size=128"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
         ({"label": "x"}, "label='x': expected one of policy, positive, srm, oracle"),
+        ({"horizon": 65, "repeats": False}, "horizon=65, repeats=False: expected at most one click a patch"),
         ({"label": "srm"}, "expected a recalibration module to ask"),
         ({"text": "shadow"}, "text='shadow', attention=None: expected both"),
         ({"label": "oracle", "split": "test"}, "label=oracle: the truth labels clicks on the training split only"),
