@@ -90,7 +90,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
     Info:
         reset: ``sample_key``, ``index``, ``iou``; on the training split also ``target`` and ``rationale``.
         step: ``sample_key``, ``index``, ``reward_terms`` (dict), ``iou``, ``point`` (float (2,), x and y in pixels of
-        the sample's image), ``label``, ``repeated`` (the patch was clicked before), ``masks`` (bool (1, H, W)).
+        the sample's image), ``label``, ``repeated`` (the patch was clicked before), ``masks`` (a tuple of
+        one bool (1, H, W))
 
     Arguments:
         num_envs: Number of sub-environments.
@@ -446,7 +447,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
             "point": points,
             "label": column([click.label for click in clicks], int),
             "repeated": column([click.repeated for click in clicks], bool),
-            "masks": column([self._masks[i] for i in live]),
+            "masks": column([(self._masks[i],) for i in live]),
             "reward_terms": {name: column(values, float) for name, values in terms.items()}
             | {f"_{name}": here for name in terms},
         }

@@ -147,7 +147,7 @@ def _play_clicks(
         for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
             numbers = {"reward": float(totals[i]), "repeated": float(np.mean([step[i] for step in repeats]))}
             numbers |= _click_quality([float(step[i]) for step in ious])
-            yield Transition(base.task, base.dataset[index], text, (infos["masks"][i],)), numbers
+            yield Transition(base.task, base.dataset[index], text, infos["masks"][i]), numbers
 
 
 def _click_quality(ious: Sequence[float]) -> dict[str, float]:
