@@ -91,7 +91,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         reset: ``sample_key``, ``index``, ``iou``; on the training split also ``target`` and ``rationale``.
         step: ``sample_key``, ``index``, ``reward_terms`` (dict), ``iou``, ``point`` (float (2,), x and y in pixels of
         the sample's image), ``label``, ``repeated`` (the patch was clicked before), ``masks`` (a tuple of
-        one bool (1, H, W))
+        one bool (1, H, W)).
 
     Arguments:
         num_envs: Number of sub-environments.
