@@ -526,3 +526,5 @@ def _check_arguments(image_size: int, patch_size: int, horizon: int, label: str,
             raise UserError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
     if split != "train" and "oracle" == label:
         raise UserError(f"label=oracle: the truth labels clicks on the training split only, and this is {split}")
+    if split != "train" and initial == "truth":
+        raise UserError(f"initial=truth: the truth prompts on the training split only, and this is {split}")

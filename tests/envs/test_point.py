@@ -256,6 +256,7 @@ def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
         ({"label": "srm"}, "expected a recalibration module to ask"),
         ({"text": "shadow"}, "text='shadow', attention=None: expected both"),
         ({"label": "oracle", "split": "test"}, "label=oracle: the truth labels clicks on the training split only"),
+        ({"initial": "truth", "split": "test"}, "initial=truth: the truth prompts on the training split only"),
         ({"initial": "x"}, "initial='x': expected one of"),
         ({"render_mode": "x"}, "render_mode='x'"),
         ({"segmenter": "evf_sam_tiny"}, "segmenter=evf_sam_tiny: takes no points"),
