@@ -16,7 +16,7 @@ from typing import Any
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import bootstrap_interval
 
-QUALITY = {"sis": "iasm", "sod": "s_measure", "cosod": "s_measure"}  # beside the reward
+QUALITY = {"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"}  # beside the reward
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
