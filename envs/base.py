@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from ..rewards import Reward
 CACHED_SAMPLES = 256  # decoded samples kept: what one update shows is scored again a moment later
 
 
-class SampleVectorEnv(VectorEnv):
+class SampleVectorEnv(VectorEnv, ABC):
     """Sub-environments that show samples of one data set.
 
     A subclass sets its spaces, draws frames with `_frame`, and starts episodes with `_draw`.
@@ -88,9 +89,9 @@ class SampleVectorEnv(VectorEnv):
         """Leave the cached samples behind."""
         return {**self.__dict__, "_cache": OrderedDict()}
 
+    @abstractmethod
     def _frame(self, i: int) -> np.ndarray:
         """Return the picture of sub-environment ``i``."""
-        raise NotImplementedError
 
     def _begin_reset(
         self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None

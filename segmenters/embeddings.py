@@ -46,7 +46,7 @@ class EmbeddingCache:
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return (B, C, h, w) on the segmenter's device; what is new is encoded in one call.
+        """Return (B, C, h, w) on the segmenter's device; what is new is encoded.
 
         Args:
             images: B square arrays, uint8 (S, S, 3).
@@ -55,7 +55,8 @@ class EmbeddingCache:
         found = {key: embedding for key in set(keys) if (embedding := self._find(key)) is not None}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if new:
-            computed = dict(zip(new, self.segmenter.encode(list(new.values())), strict=True))
+            # One at a time: rounding depends on the batch, and a resumed run, whose cache is empty, must find the same.
+            computed = {key: self.segmenter.encode([image])[0] for key, image in new.items()}
             found |= computed
             for key, embedding in computed.items():
                 self._store(key, embedding)
@@ -83,7 +84,7 @@ class EmbeddingCache:
         if size > self.max_bytes:
             return
         if key not in self._kept:
-            self._kept[key] = embedding.clone()  # a row of a batch would keep the whole batch alive
+            self._kept[key] = embedding
             self.bytes += size
         self._kept.move_to_end(key)
         while self.bytes > self.max_bytes:
