@@ -109,7 +109,8 @@ def contenders(segmenter: Any, count: int, published: bool) -> dict[str, Callabl
 
     each = [partial(scalar, segmenter)] * count
     sync = SyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
-    asynchronous = AsyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
+    # A forked process would wait for ever for the threads that PyTorch had before.
+    asynchronous = AsyncVectorEnv(each, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     dummy, adaptor = DummyVecEnv(each), SampleVecEnv(native)
     for env in (sync, asynchronous):
         env.reset(seed=0)
