@@ -5,7 +5,8 @@ samples, which were encoded before; steps a second are medians of alternating ro
 numbers of points for the same number of images and does nothing else.
 
     native       PointPromptVectorEnv
-    sync, async  Gymnasium's vector environments of the scalar one (async: a process each)
+    sync, async  Gymnasium's vector environments of the scalar one (async, a process each, with --processes alone:
+                 they take minutes to start)
     sb3          Stable-Baselines3's DummyVecEnv of the scalar one
     adaptor      the native one behind our adaptor to Stable-Baselines3
 
@@ -64,13 +65,7 @@ def warm(env: Any, count: int) -> None:
 
 
 def play(env: Any, actions: np.ndarray) -> None:
-    """Step a Gymnasium vector environment; it restarts by itself."""
-    for row in actions:
-        env.step(row)
-
-
-def play_sb3(env: Any, actions: np.ndarray) -> None:
-    """Step a vector environment of Stable-Baselines3."""
+    """Step a vector environment that restarts by itself, Gymnasium's or Stable-Baselines3's."""
     for row in actions:
         env.step(row)
 
@@ -94,7 +89,7 @@ def scalar(segmenter: Any) -> Any:
     return env
 
 
-def contenders(segmenter: Any, count: int, published: bool) -> dict[str, Callable[[np.ndarray], None]]:
+def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> dict[str, Callable[[np.ndarray], None]]:
     """Return what is measured, by name, ready to step."""
     native = gym.make_vec(
         "maskgym/PointPrompt-v0", num_envs=count, vectorization_mode="vector_entry_point", **settings(segmenter)
@@ -109,18 +104,15 @@ def contenders(segmenter: Any, count: int, published: bool) -> dict[str, Callabl
 
     each = [partial(scalar, segmenter)] * count
     sync = SyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
-    # A forked process would wait for ever for the threads that PyTorch had before.
-    asynchronous = AsyncVectorEnv(each, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     dummy, adaptor = DummyVecEnv(each), SampleVecEnv(native)
-    for env in (sync, asynchronous):
-        env.reset(seed=0)
+    sync.reset(seed=0)
     dummy.reset()
-    return found | {
-        "sync": partial(play, sync),
-        "async": partial(play, asynchronous),
-        "sb3": partial(play_sb3, dummy),
-        "adaptor": partial(play_sb3, adaptor),
-    }
+    found |= {"sync": partial(play, sync), "sb3": partial(play, dummy), "adaptor": partial(play, adaptor)}
+    if processes:  # forked ones would wait for ever for the threads that PyTorch had before
+        asynchronous = AsyncVectorEnv(each, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+        asynchronous.reset(seed=0)
+        found["async"] = partial(play, asynchronous)
+    return found
 
 
 def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: int) -> dict[str, float]:
@@ -141,12 +133,13 @@ def main() -> None:
     parser.add_argument("--segmenter", choices=("tiny", *PUBLISHED), default="tiny")
     parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
+    parser.add_argument("--processes", action="store_true", help="AsyncVectorEnv too")
     given = parser.parse_args()
     published = given.segmenter != "tiny"
     print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")
     for count in given.envs:
         segmenter = RandomSam(given.segmenter, count) if published else sam_tiny()
-        found = measure(contenders(segmenter, count, published), count, given.rounds)
+        found = measure(contenders(segmenter, count, published, given.processes), count, given.rounds)
         cells = [f"{name} {count * HORIZON / s:.0f} ({s / found['floor']:.2f})" for name, s in found.items()]
         print(f"{count:4d} envs: {', '.join(cells)}")
         if count == 16 and not published:
