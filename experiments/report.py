@@ -27,6 +27,7 @@ PANELS = {
     "Learning rate": r"learning_rate$",
     "Gradient norm": r"grad_norm$",
 }
+LESS = ("noc85", "noc90", "repeated")  # measures of which less is better
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 210, 52, 24, 8, 10  # of a panel, units of its view box
 
 STYLE = """
@@ -122,23 +123,29 @@ def _table(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> 
         cells = [
             _number(results["before"].get(name), old if known else None),
             _number(results["after"][name], new if known else None),
-            _number(_difference(results["before"].get(name), results["after"][name]), gain, signed=True),
+            _number(
+                _difference(results["before"].get(name), results["after"][name]), gain, -1 if measure in LESS else 1
+            ),
         ]
         lines.append(f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>")
     head = "<tr><th>measure</th><th>before</th><th>after</th><th>gain</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _number(value: float | None, values: Sequence[float] | None, signed: bool = False) -> str:
-    """Return a cell: the value, and the interval of the mean of ``values``; a gain that excludes 0 is coloured."""
+def _number(value: float | None, values: Sequence[float] | None, better: int = 0) -> str:
+    """Return a cell: the value, and the interval of the mean of ``values``.
+
+    A gain says which way is ``better``, 1 or -1; it is coloured where its interval excludes 0.
+    """
     if value is None:
         return "<td>–</td>"
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    text = f"{value:+.3f}" if better else f"{value:.3f}"
     if not values:
         return f"<td>{text}</td>"
     low, high = bootstrap_interval(values)
-    kind = "good" if low > 0 else "bad" if high < 0 else ""
-    return f'<td class="{kind if signed else ""}">{text} <span class="soft">[{low:.3f}, {high:.3f}]</span></td>'
+    away = better * ((low > 0) - (high < 0))
+    kind = {1: "good", -1: "bad", 0: ""}[away]
+    return f'<td class="{kind}">{text} <span class="soft">[{low:.3f}, {high:.3f}]</span></td>'
 
 
 def _difference(before: float | None, after: float | None) -> float | None:
