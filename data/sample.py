@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from ..errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
@@ -58,6 +61,37 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+class Subset:
+    """Some samples of a data set, in their order.
+
+    Args:
+        dataset: Where they are from.
+        indices: Theirs there.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, tuple(int(index) for index in indices)
+        self.task, self.split = dataset.task, dataset.split
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.indices[index]]
+
+
+def few_shot(dataset: Dataset, count: int, seed: int = 0) -> Subset:
+    """Return ``count`` different samples of a data set, drawn at random; the same seed draws the same ones.
+
+    Raises:
+        UserError: If the data set has fewer.
+    """
+    if not 1 <= count <= len(dataset):
+        raise UserError(f"{count} samples to train on: expected 1 to {len(dataset)}, all of the {dataset.split} split")
+    drawn = np.random.default_rng([seed, count]).permutation(len(dataset))[:count]
+    return Subset(dataset, sorted(drawn))
 
 
 def split_of(key: str) -> str:

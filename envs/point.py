@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from .. import data, segmenters
 from ..data import Dataset, Sample
 from ..errors import UserError
-from ..metrics import iou
 from ..rewards import Click, Reward, Transition
 from ..segmenters.embeddings import EmbeddingCache
 from .base import SampleVectorEnv, ScalarEnv
@@ -190,6 +189,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self._embeddings: torch.Tensor | None = None  # (num_envs, C, h, w), made at the first reset
         self._probabilities: torch.Tensor | None = None  # (num_envs, h, w), the last mask on the embedding's grid
         self._logits: list[torch.Tensor | None] = [None] * num_envs
+        self._pooling: torch.Tensor | None = None  # (h·w, g²), weights of the mean over each patch
+        self._truths: list[np.ndarray] = [np.zeros((0, 0), bool)] * num_envs  # bool (H, W), without void
         self._attended: torch.Tensor | None = None  # (num_envs, h, w), attention to the text
         self._maps: dict[int, torch.Tensor] = {}  # attention by index of the sample
         self._observation: dict[str, np.ndarray] = {}  # what the agent saw last
@@ -306,7 +307,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         if self._embeddings is None:
             self._embeddings = found.new_zeros(self.num_envs, *found.shape[1:])
             self._probabilities = found.new_ones(self.num_envs, *found.shape[2:], dtype=torch.float32)
+            self._pooling = pooling_weights(found.shape[2:], self.grid).to(found.device)
         self._embeddings[torch.as_tensor(rows)] = found
+        for i, sample in zip(rows, samples, strict=True):
+            self._truths[i] = sample.union() if sample.void is None else sample.union() & ~sample.void[0]
         if self.text is not None:
             self._attend(rows, samples)
 
@@ -420,12 +424,15 @@ class PointPromptVectorEnv(SampleVectorEnv):
 
     def _pool(self, maps: torch.Tensor) -> np.ndarray:
         """Return the mean over each patch, (B, C, g, g), of maps (B, C, h, w)."""
-        return F.adaptive_avg_pool2d(maps, self.grid).cpu().numpy()
+        pooled = maps.flatten(2) @ self._pooling  # PyTorch's own pooling takes three times as long
+        return pooled.unflatten(2, (self.grid, self.grid)).cpu().numpy()
 
     def _iou(self, i: int) -> float:
-        sample = self._shown(i)
-        scored = True if sample.void is None else ~sample.void[0]
-        return float(iou(self._masks[i][0] & scored, sample.union() & scored))
+        void = self._shown(i).void
+        mask = self._masks[i][0] if void is None else self._masks[i][0] & ~void[0]
+        both, truth = np.count_nonzero(mask & self._truths[i]), self._truths[i]
+        either = np.count_nonzero(mask) + np.count_nonzero(truth) - both
+        return both / either if either else 0.0
 
     def _step_infos(self, live: np.ndarray, clicks: Sequence[Click], terms: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return the infos of a step, a column at a time: adding them one by one costs more than a small decoding."""
@@ -498,6 +505,18 @@ class PointPromptEnv(ScalarEnv):
     def set_state(self, state: PointState) -> dict[str, np.ndarray]:
         """Go on from a state; return the observation."""
         return {name: value[0] for name, value in self.vector.set_state([state]).items()}
+
+
+def pooling_weights(size: Sequence[int], grid: int) -> torch.Tensor:
+    """Return float32 (h·w, grid²): how much each cell of a map (h, w) counts in the mean over each patch.
+
+    Example:
+        >>> pooling_weights((4, 4), 2).sum(dim=0)
+        tensor([1., 1., 1., 1.])
+    """
+    cells = size[0] * size[1]
+    each = torch.eye(cells).reshape(1, cells, *size)
+    return F.adaptive_avg_pool2d(each, grid)[0].flatten(1)
 
 
 def stretch(image: np.ndarray, side: int) -> np.ndarray:

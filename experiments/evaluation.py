@@ -20,7 +20,10 @@ MEASURES = {  # registered names of rewards
     "sis": ("iasm", "iasm_published", "s_measure", "iou", "format"),
     "cosod": ("s_measure", "iou", "format"),
 }
-SET_MEASURES = ("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive")
+SET_MEASURES = (
+    *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive"),
+    *("ber_mean", "ber_pooled"),
+)
 AP_THRESHOLDS = {"ap50": 0.5, "ap70": 0.7}
 CLICKS_SHOWN = (1, 5, 10, 15, 20)  # IoU after so many clicks
 CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # number of clicks until such an IoU

@@ -6,7 +6,7 @@ never changes them. A target may be given as `prepare` returns it, which pays wh
 
 from .instances import Matches, average_precision, iasm, match_instances
 from .masks import PreparedMask, prepare
-from .pixels import EMeasure, FMeasure, SaliencyScores, e_curve, e_measure, f_curve, f_measure, iou, mae
+from .pixels import EMeasure, FMeasure, SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae
 from .structure import s_measure
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PreparedMask",
     "SaliencyScores",
     "average_precision",
+    "ber",
     "e_curve",
     "e_measure",
     "f_curve",

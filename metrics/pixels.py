@@ -1,4 +1,4 @@
-"""Pixel measures: MAE, IoU, F-measure and E-measure, of one image and of a data set."""
+"""Pixel measures: MAE, IoU, balanced error, F-measure and E-measure, of one image and of a data set."""
 
 from __future__ import annotations
 
@@ -83,6 +83,30 @@ def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
         mean is mIoU (gIoU), not the ratio of summed areas (oIoU, cIoU).
     """
     return per_image(lambda image, mask: _iou(image, mask, empty), prediction, target)
+
+
+def ber(prediction: Any, target: Any) -> float | np.ndarray:
+    """Return the balanced error rate: the mean of the shares of foreground and of background that are wrong.
+
+    Args:
+        prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+
+    Returns:
+        Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), smaller is better; papers print it times 100.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
+
+    Convention:
+        Both maps are read as masks, above 0.5. A target without foreground, or without background, has one share only,
+        and that is the value: a perfect prediction is 0 everywhere. (PySODMetrics counts the missing share as wrong.)
+        The authors of the shadow benchmark pool the counts of all images first: `SaliencyScores` has both forms.
+
+    References:
+        Vicente et al., Leave-one-out kernel optimization for shadow detection, ICCV 2015.
+    """
+    return per_image(lambda image, mask: _balanced_error(_confusion(image, mask)), prediction, target)
 
 
 def f_measure(prediction: Any, target: Any) -> FMeasure:
@@ -192,6 +216,8 @@ class SaliencyScores:
             "s_measure": s_measure(maps, masks),
             "mae": mae(maps, masks),
             "iou": iou(maps, masks),
+            "ber_mean": ber(maps, masks),
+            "confusion": per_image(_confusion, maps, masks),
             "f": per_image(_f_values, maps, masks),
             "e": per_image(_e_values, maps, masks),
         }
@@ -204,15 +230,16 @@ class SaliencyScores:
         """Return the values over all images so far.
 
         Returns:
-            ``s_measure``, ``mae``, ``iou`` and ``f_mean``, ``f_max``, ``f_adaptive``, ``e_mean``, ``e_max``,
-            ``e_adaptive``.
+            ``s_measure``, ``mae``, ``iou``, ``ber_mean`` and ``f_mean``, ``f_max``, ``f_adaptive``, ``e_mean``,
+            ``e_max``, ``e_adaptive``; and ``ber_pooled``, the balanced error over the pixels of all images together.
 
         Raises:
             ValueError: If no image was added.
         """
         if not self.images:
             raise ValueError("no image was added: the scores of nothing are not defined")
-        scores = {name: float(self._sums[name] / self.images) for name in ("s_measure", "mae", "iou")}
+        scores = {name: float(self._sums[name] / self.images) for name in ("s_measure", "mae", "iou", "ber_mean")}
+        scores["ber_pooled"] = _balanced_error(self._sums["confusion"])
         for name in ("f", "e"):
             mean, maximum, adaptive = _summarise(self._sums[name] / self.images)
             scores |= {f"{name}_mean": mean, f"{name}_max": maximum, f"{name}_adaptive": adaptive}
@@ -233,6 +260,20 @@ def _iou(prediction: np.ndarray, target: PreparedMask, empty: float) -> float:
     both = common.area if common else 0
     union = guess.area + target.area - both
     return both / union if union else empty
+
+
+def _confusion(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
+    """Return float64 (4,): foreground missed, foreground, background marked, background, in pixels."""
+    marked = as_mask(prediction)
+    hits = int(np.count_nonzero(target.select(marked)))
+    false = int(np.count_nonzero(marked)) - hits
+    return np.array([target.area - hits, target.area, false, target.size - target.area], dtype=np.float64)
+
+
+def _balanced_error(counts: np.ndarray) -> float:
+    missed, foreground, false, background = counts
+    shares = [wrong / of for wrong, of in ((missed, foreground), (false, background)) if of]
+    return float(np.mean(shares))
 
 
 def _f_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
