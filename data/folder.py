@@ -1,4 +1,4 @@
-"""Photos with one mask each: DUTS, ECSSD, DUT-OMRON, PASCAL-S, HKU-IS, … and folders of one's own."""
+"""Photos with one mask each: sets of salient objects, blur, shadow, glass, or one class a folder; and one's own."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .images import FOREGROUND, DataFault, read_pair
-from .layout import assign_splits, check_excluded, check_listing, check_root, find_pairs, select
-from .sample import Sample
+from .layout import Pair, assign_splits, check_excluded, check_listing, check_root, find_pairs, select
+from .sample import CATEGORIES, Sample
 
 
 class Folder:
-    """Pairs of photo and mask, for salient object detection; one pair a sample.
+    """Pairs of photo and mask; one pair a sample.
 
     Folders are found by the names that public sets use (see :mod:`maskgym.data.layout`) and files are paired by
     stem. Listing happens here and decodes nothing; a sample is decoded, and checked, each time it is asked for.
 
     Args:
         root: The data set's folder.
-        task: ``sod``.
+        task: What the masks show: ``sod``, ``blur``, ``shadow``, ``glass``; or ``semantic``: the class that the folder
+            of the photo is named after.
         split: ``train``, ``validation``, ``test``, or ``all``.
         images: Folder of the photos under the root, where its name is not a usual one.
         masks: Folder of the masks likewise; may be the same.
@@ -30,6 +31,7 @@ class Folder:
     Attributes:
         keys: The key of each sample: the photo's path under the root, without suffix and images folder.
         splits: The split of each sample (None: on none of the lists).
+        shown: What the masks show, the ``task`` given; ``task`` itself is ``sod``, as there is one region an image.
         faults: What listing found wrong, one line each.
         notes: Nothing: what listing leaves out without a fault.
 
@@ -49,8 +51,8 @@ class Folder:
         exclude: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
-        self.root = check_root("folder", root, task, ("sod",), split)
-        self.task, self.split = task, split
+        self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
+        self.shown, self.task, self.split = task, "sod", split  # one region an image is read as ``sod``
         pairs, faults = find_pairs(self.root, images, masks)
         assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
         self.faults, self.notes = (*faults, *list_faults), ()
@@ -68,11 +70,20 @@ class Folder:
         """Return one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
 
         Raises:
-            DataFault: If a file cannot be decoded, the sizes differ, or no pixel of the mask is above 128.
+            DataFault: If a file cannot be decoded, the sizes differ, no pixel of the mask is above 128, or the task is
+                ``semantic`` and the photo is in no folder of its own.
         """
         pair = self._pairs[index]
         image, levels = read_pair(pair.image, pair.mask)
         mask = levels > FOREGROUND
         if not mask.any():
             raise DataFault(f"{pair.mask}: an empty mask: no level above {FOREGROUND}, the highest is {levels.max()}")
-        return Sample(key=pair.key, images=(image,), masks=(mask[None],))
+        return Sample(key=pair.key, images=(image,), masks=(mask[None],), category=self._category(pair))
+
+    def _category(self, pair: Pair) -> str:
+        if self.shown in CATEGORIES:
+            return CATEGORIES[self.shown]
+        *_, folder, _ = ("", *Path(pair.key).parts)
+        if not folder:
+            raise DataFault(f"{pair.image}: task=semantic: expected a folder named after its class, as in car/1.jpg")
+        return folder.replace("_", " ")

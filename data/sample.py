@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import UserError
 
 SPLITS = ("train", "validation", "test")
+# What is asked for, in words, by tasks whose samples all ask for the same.
+CATEGORIES = {"sod": "salient object", "blur": "blur", "shadow": "shadow", "glass": "glass"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import UserError
-from .sample import SPLITS, Sample
+from .sample import CATEGORIES, SPLITS, Sample
 
 COLOURS = {
     "red": (215, 45, 45),
@@ -205,6 +205,7 @@ class Scenes:
             images=(scene.image,),
             masks=(scene.masks[chosen],),
             phrases=(phrases,),
+            category=CATEGORIES.get(self.scene_task),
             ranks=(_ranks(scene, chosen),),
             rationale=_instances_answer(scene, self._rng(index, 1), self.annotator, self.scene_task),
         )
@@ -260,7 +261,7 @@ class Scenes:
     def _effect(self, index: int, effect: Callable[[Scene, np.random.Generator], Scene]) -> Sample:
         scene = effect(self.scene(index), self._rng(index, 5))
         assert scene.effect is not None
-        return self._region(index, scene, scene.effect, category=self.scene_task)
+        return self._region(index, scene, scene.effect, category=CATEGORIES[self.scene_task])
 
     def _region(
         self, index: int, scene: Scene, mask: np.ndarray, category: str | None = None, need: str | None = None

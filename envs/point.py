@@ -7,6 +7,7 @@ that decodes the clicks of all sub-environments in one call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,21 +179,27 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self.single_observation_space = spaces.Dict(maps)
         patches = self.grid**2
         self.single_action_space = spaces.MultiDiscrete([patches, 2]) if label == "policy" else spaces.Discrete(patches)
+        self._maps: dict[int, torch.Tensor] = {}  # attention by index of the sample
+        self._allocate(num_envs)
+
+    def _allocate(self, num_envs: int) -> None:
+        """Make room for the episodes of so many sub-environments."""
+        self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        longest = horizon + 2  # the first prompts come on top
+        self._indices, self._done = np.full(num_envs, -1), np.ones(num_envs, dtype=bool)
+        longest = self.horizon + 2  # the first prompts come on top
         self._points = np.zeros((num_envs, longest, 2), np.float32)
         self._labels = np.full((num_envs, longest), -1)
         self._counts = np.zeros(num_envs, int)
         self._patches: list[tuple[int, ...]] = [()] * num_envs
         self._masks: list[np.ndarray] = [np.zeros((1, 0, 0), bool)] * num_envs
+        self._truths: list[np.ndarray] = [np.zeros((0, 0), bool)] * num_envs  # bool (H, W), without void
+        self._logits: list[torch.Tensor | None] = [None] * num_envs
         self._embeddings: torch.Tensor | None = None  # (num_envs, C, h, w), made at the first reset
         self._probabilities: torch.Tensor | None = None  # (num_envs, h, w), the last mask on the embedding's grid
-        self._logits: list[torch.Tensor | None] = [None] * num_envs
         self._pooling: torch.Tensor | None = None  # (h·w, g²), weights of the mean over each patch
-        self._truths: list[np.ndarray] = [np.zeros((0, 0), bool)] * num_envs  # bool (H, W), without void
         self._attended: torch.Tensor | None = None  # (num_envs, h, w), attention to the text
-        self._maps: dict[int, torch.Tensor] = {}  # attention by index of the sample
         self._observation: dict[str, np.ndarray] = {}  # what the agent saw last
 
     def reset(
@@ -241,7 +248,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Return the observation before any prompt: what `recalibration` sees when it chooses the first ones."""
         assert self._embeddings is not None and self._probabilities is not None
         everywhere = np.ones((self.num_envs, 1, self.grid, self.grid), np.float32)
-        return {**self._observation, "state": self._pool(self._embeddings.float()), "mask": everywhere}
+        return {
+            **self._observation,
+            "state": self._pool(self.segmenter.spatial(self._embeddings).float()),
+            "mask": everywhere,
+        }
 
     def get_state(self) -> list[PointState]:
         """Return where each sub-environment stands."""
@@ -274,6 +285,34 @@ class PointPromptVectorEnv(SampleVectorEnv):
             self._done[i] = len(state.patches) >= self.horizon
         self._use_logits(rows)
         return self._observe()
+
+    def branch(self, num_envs: int) -> PointPromptVectorEnv:
+        """Return so many sub-environments of the same parts, to put into states and try clicks in.
+
+        They share the segmenter and what it has encoded; they do not restart by themselves.
+        """
+        other = copy(self)
+        other.autoreset_mode = AutoresetMode.DISABLED
+        other.metadata = {**self.metadata, "autoreset_mode": other.autoreset_mode}
+        other.generators = []
+        other._allocate(num_envs)
+        return other
+
+    def peek(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the mask and the truth of each sub-environment, bool (H, W): for an oracle, which may know them."""
+        return [(mask[0], truth) for mask, truth in zip(self._masks, self._truths, strict=True)]
+
+    def action_masks(self) -> np.ndarray:
+        """Return bool (num_envs, g²), or (num_envs, g² + 2) with labels: the actions that may be taken.
+
+        With ``repeats=False`` those are the patches that were not clicked; else all.
+        """
+        labels = 2 if self.label == "policy" else 0
+        allowed = np.ones((self.num_envs, self.grid**2 + labels), bool)
+        if not self.repeats:
+            for row, patches in zip(allowed, self._patches, strict=True):
+                row[list(patches)] = False
+        return allowed
 
     def centres(self) -> np.ndarray:
         """Return float32 (g², 2): the (x, y) of each action's click, in pixels of the observed square (Eq. 3)."""
@@ -412,7 +451,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def _observe(self) -> dict[str, np.ndarray]:
         assert self._embeddings is not None and self._probabilities is not None
         maps = {"state": self._probabilities} | ({} if self._attended is None else {"semantic": self._attended})
-        observation = {name: self._pool(self._embeddings.float() * value[:, None]) for name, value in maps.items()}
+        seen = self.segmenter.spatial(self._embeddings).float()
+        observation = {name: self._pool(seen * value[:, None]) for name, value in maps.items()}
         observation |= {"mask": self._pool(self._probabilities[:, None]).clip(0, 1)}
         if not self.repeats:
             clicked = np.zeros((self.num_envs, self.grid**2), np.float32)

@@ -46,8 +46,12 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Evaluate the trained agent of a run folder again."""
     from maskgym.experiments import run as runner
 
-    given = _parse("evaluate", evaluate, arguments, [("folder", {"type": Path, "metavar": "RUN_DIR"})])
-    print(json.dumps(runner.evaluate_again(given.folder), indent=2))
+    options: list[tuple[str, dict]] = [
+        ("folder", {"type": Path, "metavar": "RUN_DIR"}),
+        ("changes", {"nargs": "*", "metavar": "key=value", "help": "what is to be different from the run"}),
+    ]
+    given = _parse("evaluate", evaluate, arguments, options)
+    print(json.dumps(runner.scores(runner.evaluate_again(given.folder, given.changes)), indent=2))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     list: ((list,), "a list"),
     dict: ((dict,), "names and values"),
 }
-NULLS = {"size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}  # keys whose null stands for no text
+NULLS = {
+    "train_samples": int,
+    "size": int,
+    "micro_batch_size": int,
+    "lora_rank": int,
+    "terms": dict,
+}  # keys whose null stands for no text
 
 
 def groups() -> dict[str, tuple[str, ...]]:
@@ -55,7 +62,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
         UserError: If an argument cannot be read, or names an unknown group, option or key (the message lists what
             there is), or its value is of another kind than the option's own.
     """
-    overrides = [parse(argument) for argument in arguments]
+    overrides = [parse(argument) for argument in _with_forms(arguments)]
     for override in overrides:
         _check_choice(override)
     try:
@@ -109,6 +116,22 @@ def parse(argument: str) -> Override:
     return override
 
 
+def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a run with some of its values replaced.
+
+    Raises:
+        UserError: As `compose`; or if the environment itself is to be another.
+    """
+    name = config["env"]["name"]
+    if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
+        raise UserError(f"env={name}: the environment of a run cannot be another one")
+    asked, changed = compose([f"env={name}", *arguments]), deepcopy(config)
+    for override in map(parse, arguments):
+        *path, last = override.key_or_group.split(".")
+        _look_up(changed, path)[last] = _look_up(asked, [*path, last])
+    return changed
+
+
 def dump(config: dict[str, Any]) -> str:
     """Return a config as the text of ``config.yaml``."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
@@ -140,6 +163,15 @@ def _compose_choices(overrides: Sequence[Override]) -> DictConfig:
     """Return the config of the chosen options, every key as the options have it."""
     chosen = [str(override.input_line) for override in overrides if override.key_or_group in groups()]
     return _compose([*_parts(overrides), *chosen])
+
+
+def _with_forms(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``algo=X`` as the form that X has for the chosen environment, where it has one."""
+    named = dict(argument.partition("=")[::2] for argument in arguments)
+    file = CONF / "env" / f"{named.get('env')}.yaml"
+    forms = yaml.safe_load(file.read_text(encoding="utf-8")).get("forms", {}) if file.is_file() else {}
+    chosen = forms.get(named.get("algo"))
+    return [f"algo={chosen}" if chosen and argument.startswith("algo=") else argument for argument in arguments]
 
 
 def _parts(overrides: Sequence[Override]) -> list[str]:

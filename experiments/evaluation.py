@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
     """Return how well an agent answers on the samples of these indices, greedily.
 
     Args:
-        agent: Has ``act(observations, greedy=True) -> answers``.
+        agent: Has ``act(observations, greedy=True) -> answers``; or, to search with the truth at hand, ``search(env)``,
+            which returns the states that episodes end in.
         env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; it gets
             ``num_envs`` answers at a time.
         indices: Of samples, at least one.
@@ -58,19 +60,15 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
     Raises:
         UserError: If a sample cannot be read or scored.
     """
-    answers: list[str] = []
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
+        if is_clicked(env):
+            return _score_clicks(_play_clicks(env, indices, partial(_decide, agent, env)), bar)
+        answers: list[str] = []
         for chunk in _chunks(indices, env.num_envs):
             observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
-            ask = _ask_for_clicks if is_clicked(env) else _ask_for_text
-            answers += ask(agent, env, observations, len(chunk))
+            answers += list(agent.act(_rows(observations, len(chunk)), greedy=True))
             bar.update(len(chunk))
-    return score(env, indices, answers)
-
-
-def score(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
-    """Return the evaluation of known answers to the samples of these indices; see `evaluate`."""
-    return (_score_clicks if is_clicked(env) else _score_texts)(env, indices, answers)
+        return _score_texts(env, indices, answers)
 
 
 def _score_texts(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
@@ -98,15 +96,18 @@ def _score_texts(env: VectorEnv, indices: Sequence[int], answers: Sequence[str])
     return Evaluation(scores, per_sample, list(answers))
 
 
-def _score_clicks(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
-    measure, per_sample, pixels = rewards.make("s_measure"), [], SaliencyScores()
-    for transition, numbers in play(env, indices, answers):
+def _score_clicks(episodes: Iterable[tuple[Transition, dict[str, float]]], bar: tqdm) -> Evaluation:
+    measure, per_sample, answers, pixels = rewards.make("s_measure"), [], [], SaliencyScores()
+    for transition, numbers in episodes:
         row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
         per_sample.append(row)
+        answers.append(transition.action)
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
+        bar.update()
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
-    return Evaluation(scores | {name: pixels.result()[name] for name in SET_MEASURES}, per_sample, list(answers))
+    over_set = pixels.result()
+    return Evaluation(scores | {name: over_set[name] for name in SET_MEASURES}, per_sample, answers)
 
 
 def play(
@@ -117,7 +118,11 @@ def play(
     Clicks end with the mask after the last one; their numbers are the return, the IoU at the end and after
     `CLICKS_SHOWN`, the clicks until `CLICKS_WANTED` (the horizon where that is never), and the share of repeated ones.
     """
-    yield from (_play_clicks if is_clicked(env) else _play_texts)(env, indices, answers)
+    yield from (
+        _play_clicks(env, indices, partial(_repeat, env, answers))
+        if is_clicked(env)
+        else _play_texts(env, indices, answers)
+    )
 
 
 def _play_texts(
@@ -134,23 +139,49 @@ def _play_texts(
             yield transition, {"reward": float(totals[i]), **terms}
 
 
+# What to click in one chunk of episodes: called with the step and the observations, it returns the actions.
+Chooser = Callable[[int, dict[str, np.ndarray]], np.ndarray]
+
+
 def _play_clicks(
-    env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
+    env: VectorEnv, indices: Sequence[int], decide: Callable[[int, int], Chooser]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
+    """Play each sample; ``decide``, given the place and length of a chunk that was reset, says what to click."""
     base: Any = env.unwrapped
-    for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
-        env.reset(options={"index": _filled(chunk, env.num_envs)})
-        actions = [_read_clicks(text, base.label) for text in (*texts, *[texts[-1]] * (env.num_envs - len(texts)))]
-        totals, ious, repeats = np.zeros(env.num_envs), [], []
+    for number, chunk in enumerate(_chunks(indices, env.num_envs)):
+        observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
+        choose = decide(number * env.num_envs, len(chunk))
+        totals, ious, repeats, words = np.zeros(env.num_envs), [], [], []
         for step in range(base.horizon):
-            _, values, _, _, infos = env.step(np.array([clicks[step] for clicks in actions]))
+            actions = np.asarray(choose(step, observations))
+            observations, values, _, _, infos = env.step(actions)
             totals += values
             ious.append(infos["iou"])
             repeats.append(infos["repeated"])
-        for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
+            patches = actions.reshape(env.num_envs, -1)[:, 0]
+            words.append([f"{p}{'+' if label else '-'}" for p, label in zip(patches, infos["label"], strict=True)])
+        for i, index in enumerate(chunk):
             numbers = {"reward": float(totals[i]), "repeated": float(np.mean([step[i] for step in repeats]))}
             numbers |= _click_quality([float(step[i]) for step in ious])
+            text = " ".join(step[i] for step in words)
             yield Transition(base.task, base.dataset[index], text, infos["masks"][i]), numbers
+
+
+def _decide(agent: Any, env: VectorEnv, start: int, count: int) -> Chooser:
+    """Let an agent choose, greedily, or search from where the episodes stand."""
+    if not hasattr(agent, "search"):
+        return lambda step, observations: agent.act(_rows(observations, env.num_envs), greedy=True)
+    base: Any = env.unwrapped
+    found = [_actions(state.patches, state.labels[-base.horizon :], base.label) for state in agent.search(env)]
+    return lambda step, observations: np.array([actions[step] for actions in found])
+
+
+def _repeat(env: VectorEnv, answers: Sequence[str], start: int, count: int) -> Chooser:
+    """Choose what texts of clicks say."""
+    base: Any = env.unwrapped
+    texts = [answers[place] for place in _filled(range(start, start + count), env.num_envs)]
+    found = [_actions(*_read_clicks(text), base.label) for text in texts]
+    return lambda step, observations: np.array([actions[step] for actions in found])
 
 
 def _click_quality(ious: Sequence[float]) -> dict[str, float]:
@@ -170,31 +201,20 @@ def is_clicked(env: VectorEnv) -> bool:
 def click_points(env: VectorEnv, transition: Transition) -> tuple[np.ndarray, np.ndarray]:
     """Return the clicks of an episode as `play` yields it: float (T, 2), (x, y) in pixels of its image, and labels."""
     base: Any = env.unwrapped
-    clicks = np.array(_read_clicks(transition.action, "policy"))
+    patches, labels = _read_clicks(transition.action)
     height, width = transition.sample.images[0].shape[:2]
-    return base.centres()[clicks[:, 0]] / base.image_size * (width, height), clicks[:, 1]
+    return base.centres()[patches] / base.image_size * (width, height), np.array(labels)
 
 
-def _ask_for_text(agent: Any, env: VectorEnv, observations: Any, count: int) -> list[str]:
-    return list(agent.act(_rows(observations, count), greedy=True))
+def _actions(patches: Iterable[int], labels: Iterable[int], label: str) -> list[Any]:
+    """Return the actions that clicks stand for in an environment with this ``label``."""
+    return list(zip(patches, labels, strict=True)) if label == "policy" else list(patches)
 
 
-def _ask_for_clicks(agent: Any, env: VectorEnv, observations: Any, count: int) -> list[str]:
-    """Play one episode in each sub-environment; return the clicks of the first ``count`` as text."""
-    base: Any = env.unwrapped
-    texts: list[list[str]] = [[] for _ in range(env.num_envs)]
-    for _ in range(base.horizon):
-        actions = np.asarray(agent.act(_rows(observations, env.num_envs), greedy=True))
-        observations, _, _, _, infos = env.step(actions)
-        for text, action, label in zip(texts, actions.reshape(env.num_envs, -1), infos["label"], strict=True):
-            text.append(f"{action[0]}{'+' if label else '-'}")
-    return [" ".join(text) for text in texts[:count]]
-
-
-def _read_clicks(text: str, label: str) -> list[Any]:
-    """Return the actions that a text of clicks stands for."""
-    clicks = [(int(word[:-1]), int(word[-1] == "+")) for word in text.split()]
-    return clicks if label == "policy" else [patch for patch, _ in clicks]
+def _read_clicks(text: str) -> tuple[list[int], list[int]]:
+    """Return the patches and the labels of a text of clicks."""
+    words = text.split()
+    return [int(word[:-1]) for word in words], [int(word[-1] == "+") for word in words]
 
 
 def _rows(observations: Any, count: int) -> list[dict[str, Any]]:

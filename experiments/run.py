@@ -36,7 +36,15 @@ groups (options in {conf}):
 
 defaults:
 {defaults}"""
-READ_HERE = ("ids", "answers", "parts", "task", "recalibration")  # keys of env that are no arguments of it
+READ_HERE = (
+    "ids",
+    "answers",
+    "parts",
+    "forms",
+    "task",
+    "recalibration",
+    "attention",
+)  # keys of env that are no arguments of it
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
 
@@ -110,7 +118,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
                 task: evaluation.evaluate(agent, env, indices[task], f"{label}, {task}")
                 for task, env in test_envs.items()
             }
-            log(step, {f"held_out/{name}": value for name, value in _scores(found).items()})
+            log(step, {f"held_out/{name}": value for name, value in scores(found).items()})
             return found
 
         before_file = folder / run_folder.BEFORE
@@ -140,8 +148,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         "wall_s": round(metrics.wall_s, 1),
         "steps": updates,
         "split": ", ".join(sorted({env.unwrapped.dataset.split for env in test_envs.values()})),
-        "before": _scores(before),
-        "after": _scores(after),
+        "before": scores(before),
+        "after": scores(after),
         "versions": _versions(),
     }
     run_folder.write_json(folder / run_folder.RESULTS, results)
@@ -149,26 +157,35 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     return results
 
 
-def evaluate_again(folder: Path) -> dict[str, float]:
-    """Return the scores of the trained agent of a finished run, on the same held-out samples.
+def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the evaluation of the trained agent of a finished run on held-out samples, by task.
+
+    Args:
+        folder: Of the run.
+        changes: ``key=value``: what is to be different from the run, such as ``env.horizon=20``. ``algo=random`` lets
+            another agent act beside the modules that the run trained.
 
     Raises:
-        UserError: If the folder holds no run that is finished.
+        UserError: If the folder holds no run that is finished, or a change cannot be made.
     """
     from maskgym.experiments import evaluation
 
-    config = composition.load(folder / run_folder.CONFIG)
+    trained = composition.load(folder / run_folder.CONFIG)
     if not (folder / run_folder.RESULTS).exists():
         raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
+    config = composition.change(trained, changes)
     _seed(config["seed"])
     parts, found = _make_parts(config), {}
     envs = {task: _make_held_out_env(config, task, parts) for task in config["env"]["ids"]}
-    agent = _make_agent(config, folder, next(iter(envs.values())))
+    agent = _make_agent(config | {"algo": trained["algo"]}, folder, next(iter(envs.values())))
     agent.load(folder / run_folder.POLICY)
+    if config["algo"] != trained["algo"]:
+        _check(config)
+        agent = _make_agent(config, folder, next(iter(envs.values())))
     for task, env in envs.items():
         indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
         found[task] = evaluation.evaluate(agent, env, indices)
-    return _scores(found)
+    return found
 
 
 def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
@@ -230,25 +247,30 @@ def _check(config: Mapping[str, Any]) -> None:
     from maskgym import agents
 
     numbers = {"seed": 0, "evaluation.samples": 1, "evaluation.pictures": 0}
-    numbers |= {"algo.updates": 0, "env.num_envs": 1}
+    numbers |= {"algo.updates": 0, "env.num_envs": 1, "train_samples": 1}
     for key, least in numbers.items():
         value: Any = config
         for name in key.split("."):
             value = value[name]
+        if value is None and key == "train_samples":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
     env, algo = config["env"], config["algo"]
-    kinds: dict[str, Any] = {name: agents.get(name) for name in agents.names()}
-    supported = [name for name, agent in kinds.items() if set(env["ids"]) <= set(agent.tasks)]
-    if algo["name"] not in supported:
-        raise UserError(
-            f"env={env['name']} algo={algo['name']}: not a pair: env={env['name']} takes {', '.join(supported)}"
-        )
+
+    def takes(name: str) -> bool:
+        agent: Any = agents.get(name)
+        return set(env["ids"]) <= set(agent.tasks)
+
+    if not takes(algo["name"]):  # the others are imported for the message alone: that takes seconds
+        supported = ", ".join(name for name in agents.names() if takes(name))
+        raise UserError(f"env={env['name']} algo={algo['name']}: not a pair: env={env['name']} takes {supported}")
 
 
 def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> None:
     """Raise a UserError if arguments beside ``resume`` ask for another run than the one that is there."""
-    asked = composition.compose(arguments)
+    named = [] if any(argument.startswith("env=") for argument in arguments) else [f"env={config['env']['name']}"]
+    asked = composition.compose([*named, *arguments])
     for argument in arguments:
         path = composition.parse(argument).key_or_group.split(".")
         if path == ["out"]:
@@ -269,7 +291,11 @@ def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
 
     segmenter = _make(segmenters.make, "segmenter", config["segmenter"])
     parts = {"segmenter": segmenter, "reward": _make(rewards.make, "reward", config["reward"])}
+    if config["env"].get("text") is not None:
+        parts["attention"] = _make(segmenters.make_attention, "env.attention", config["env"]["attention"])
     if config["env"].get("label") == "srm":
+        if config["env"]["recalibration"]["branch"] == "explicit" and config["env"]["text"] is None:
+            raise UserError("env.recalibration.branch=explicit: attends to a text: expected env.text=… too")
         from maskgym.policies.recalibration import SemanticRecalibration
 
         module = {"name": "recalibration", **config["env"]["recalibration"]}
@@ -305,6 +331,8 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
     dataset = _make(data.make, "data", source, task=config["env"].get("task", task), split=split, **group)
     if not len(dataset):
         raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
+    if split == "train" and config["train_samples"] is not None and not data_name:
+        dataset = data.few_shot(dataset, config["train_samples"], config["seed"])
     # Evaluation resets by index; some agents train in environments that restart by themselves.
     mode = getattr(agents.get(config["algo"]["name"]), "autoreset_mode", AutoresetMode.DISABLED)
     mode = mode if split == "train" else AutoresetMode.DISABLED
@@ -438,7 +466,7 @@ def _write_pictures(
         run_folder.write(folder / f"{task}-{number:02d}.png", stream.getvalue())
 
 
-def _scores(evaluations: Mapping[str, Any]) -> dict[str, float]:
+def scores(evaluations: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of every task in one dictionary, with the task's name in front where there are several."""
     if len(evaluations) == 1:
         return next(iter(evaluations.values())).scores

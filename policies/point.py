@@ -25,7 +25,7 @@ class PointActorCritic:
         UserError: If a size is out of range.
     """
 
-    channels: int = 64
+    channels: int = 32
     layers: int = 2
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt",)
 

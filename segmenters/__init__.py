@@ -10,6 +10,8 @@ register("evf_sam_tiny", "maskgym.segmenters.evf_sam:evf_sam_tiny")  # referring
 register("clipseg", "maskgym.segmenters.clipseg:ClipSegSegmenter")  # referring: small and quick
 register("sam3", "maskgym.segmenters.sam3:Sam3Segmenter")  # referring: phrases name concepts
 register("sam", "maskgym.segmenters.sam:SamSegmenter")  # promptable: ViT-B, L or H from their checkpoints
+register("sam_hf", "maskgym.segmenters.sam_hf:SamHfSegmenter")  # promptable: the same through transformers
+register("sam2", "maskgym.segmenters.sam_hf:Sam2Segmenter")  # promptable: SAM 2 on single images
 register("sam_tiny", "maskgym.segmenters.sam:sam_tiny")  # promptable: embedded, the default
 
 # Maps of attention are another contract, so they have names of their own.
@@ -17,5 +19,6 @@ _attentions = Registry("attention")
 register_attention, make_attention, attention_names = _attentions.register, _attentions.make, _attentions.names
 
 register_attention("clip_surgery", "maskgym.segmenters.clip_surgery:ClipSurgery")  # any CLIP ViT, needs no training
+register_attention("clip_tiny", "maskgym.segmenters.clip_surgery:clip_tiny")  # the same on the embedded CLIP
 
 __all__ = ["attention_names", "make", "make_attention", "names", "register", "register_attention"]

@@ -32,6 +32,7 @@ from .text import split_semantic, tokenize
 if TYPE_CHECKING:
     from transformers import CLIPConfig
 
+EMBEDDED = Path(__file__).parent / "clip_tiny"
 # The 80 templates that OpenAI CLIP uses for ImageNet (openai/CLIP, MIT), by what they share; their order is free.
 _VIEWS = (
     *("a photo", "a bad photo", "a good photo", "a bright photo", "a dark photo", "a blurry photo", "a cropped photo"),
@@ -205,6 +206,17 @@ class ClipSurgery(HubNetwork):
     def _identity(self) -> tuple[str, list[Path]]:
         config, files = super()._identity()
         return f"{self.input_size} {self.surgered_blocks} {self.templates} {config}", files
+
+
+def clip_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> ClipSurgery:
+    """Return CLIP Surgery on the embedded CLIP, trained on captions of the procedural scenes; it needs no download.
+
+    Raises:
+        UserError: If the package was installed without its weights.
+    """
+    if not EMBEDDED.is_dir():
+        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretrain.py")
+    return ClipSurgery(EMBEDDED, templates=("{}",), device=device, dtype=dtype, batch_size=batch_size)
 
 
 def embed(vision: nn.Module, pixels: Tensor) -> Tensor:

@@ -19,21 +19,29 @@ PADDING = -1  # the label of a point that is not there
 class PromptableSegmenter(FrozenNetwork):
     """Masks for points: ``encode`` once an image, ``decode`` once a set of points, ``resize`` to where they are used.
 
-    A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`.
+    A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`, and `spatial` where
+    its decoder needs more than the maps that a policy sees.
     """
 
     @property
     @abstractmethod
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return (C, h, w) of one image's embedding."""
+        """Return (C, h, w) of what `spatial` gives of one image."""
 
     @abstractmethod
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return embeddings (B, C, h, w) of square images."""
+        """Return embeddings (B, C', h, w) of square images."""
 
     @abstractmethod
     def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         """Return logits (B, h, w); points (B, k, 2) are in pixels of the input, and none is padding."""
+
+    def spatial(self, embeddings: Tensor) -> Tensor:
+        """Return what a policy sees of embeddings (B, C', h, w): maps (B, C, h, w), here the embeddings themselves.
+
+        A segmenter whose decoder reads finer maps too packs them into further channels, which this leaves out.
+        """
+        return embeddings
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -43,7 +51,7 @@ class PromptableSegmenter(FrozenNetwork):
             images: B arrays, uint8 (S, S, 3) RGB; each is stretched to `input_size`.
 
         Returns:
-            (B, C, h, w) on `device`, in `dtype`.
+            (B, C', h, w) on `device`, in `dtype`: all that `decode` needs; `spatial` gives what a policy sees of it.
 
         Raises:
             UserError: If an image is not uint8 (S, S, 3).
@@ -65,7 +73,7 @@ class PromptableSegmenter(FrozenNetwork):
         without give the same logits.
 
         Args:
-            embeddings: (B, C, h, w), as `encode` returned them; rows may repeat.
+            embeddings: (B, C', h, w), as `encode` returned them; rows may repeat.
             points: (B, k, 2), (x, y) in pixels of the square image.
             labels: (B, k), 1 foreground, 0 background, -1 padding.
             side: Of that image, pixels; None means `input_size`.

@@ -9,8 +9,9 @@ import torch
 from stable_baselines3 import DQN
 
 from maskgym import data
-from maskgym.agents.ppo import PPOAgent, SampleVecEnv
-from maskgym.agents.random_answers import RandomAgent
+from maskgym.agents.ppo import PPOAgent
+from maskgym.agents.random_agent import RandomAgent
+from maskgym.agents.sb3 import SampleVecEnv
 from maskgym.errors import UserError
 from maskgym.policies.point import PointActorCritic
 from maskgym.policies.recalibration import SemanticRecalibration

@@ -16,14 +16,18 @@ from maskgym.policies.mllm import LanguagePolicy
 
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
-READ_BY_THE_RUN = {"algo": {"updates", "rationales"}, "env": {"ids", "answers", "parts", "task", "recalibration"}}
+READ_BY_THE_RUN = {
+    "algo": {"updates", "rationales"},
+    "env": {"ids", "answers", "parts", "forms", "task", "recalibration", "attention"},
+}
 
 
 @pytest.mark.parametrize("env", GROUPS["env"])
 def test_every_environment_composes_with_every_algorithm(env):
     for algo, source in zip(GROUPS["algo"], itertools.cycle(GROUPS["data"]), strict=False):
         config = composition.compose([f"env={env}", f"algo={algo}", f"data={source}"])
-        assert (config["env"]["name"], config["algo"]["name"], config["data"]["name"]) == (env, algo, source)
+        form = config["env"].get("forms", {}).get(algo, algo)
+        assert (config["env"]["name"], config["algo"]["name"], config["data"]["name"]) == (env, form, source)
         assert set(config) == set(composition.root_keys())
 
 
@@ -72,7 +76,7 @@ def test_the_options_are_the_registered_names():
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
-        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, ppo, random, sft"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, grpo_clicks, oracle, ppo, random, sft"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),

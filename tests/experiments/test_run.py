@@ -156,7 +156,7 @@ def refused(outcome) -> str:
         (["algo=cgpo", "algo.rationales=x"], "algo.rationales=x: expected auto, own or scenes"),
         (["-m", "seed=0,1", "resume=x"], "resume=DIR continues one run"),
         (["-m", "env=sod,nope"], "unknown env 'nope'"),
-        (["env=point_prompt", "algo=cgpo"], "env=point_prompt takes ppo, random"),
+        (["env=point_prompt", "algo=sft"], "env=point_prompt takes cgpo_clicks, grpo_clicks, oracle, ppo, random"),
         (["env=point_prompt", "policy=qwen2_5_vl_tiny"], "env=point_prompt policy=qwen2_5_vl_tiny: not a pair"),
         (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
         (["env=point_prompt", "env.patch_size=30"], "patch_size=30: expected a divisor of image_size=128"),
@@ -280,7 +280,7 @@ def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, tmp_path)
     killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={killed}"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / "ppo.pt").exists():
+    while not (killed / "checkpoints" / "clicks.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -1,0 +1,137 @@
+"""What agents that click share: a policy over the patch grid, the module trained along with it, and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch.nn import functional as F
+
+from ..errors import UserError
+from .sb3 import GridPolicy
+
+OnLog = Callable[[int, Mapping[str, float]], None]
+CHECKPOINT = "clicks.pt"
+
+
+class ClickAgent:
+    """A `GridPolicy` that acts, is saved and resumes; a subclass trains it.
+
+    Where a recalibration module labels the clicks, it is trained along, after every action (Eq. 13).
+
+    Args:
+        policy: What acts, with its optimiser.
+        env: The vector environment that it is trained in.
+        seed: Seed of all chance in training.
+        output: Folder of the checkpoints.
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If save_every is below 1.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt",)
+
+    def __init__(self, policy: GridPolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
+        check_at_least(1, save_every=save_every)
+        base: Any = env.unwrapped
+        self.policy, self.seed, self.output, self.save_every = policy, seed, Path(output), save_every
+        self.recalibration, self.grid = base.recalibration, base.grid
+        self.truth = torch.empty(0)  # (num_envs, g, g), of the episodes that are played
+
+    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
+        """Return one action an observation, the most probable or sampled."""
+        batch = {name: np.stack([row[name] for row in observations]) for name in observations[0]}
+        return self.policy.predict(batch, deterministic=greedy)[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as a file ``policy.pt`` in a folder, whole or not at all."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        _write(Path(path) / "policy.pt", self._weights())
+
+    def load(self, path: str | Path) -> None:
+        """Take the weights that `save` wrote.
+
+        Raises:
+            UserError: If there are none.
+        """
+        self._load(_read(Path(path) / "policy.pt"))
+
+    def checkpoint(self, update: int) -> None:
+        """Write all that a later update depends on: chance is seeded by the update's number."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        state = self._weights() | {"optimizer": self.policy.optimizer.state_dict(), "update": update}
+        if self.recalibration is not None:
+            state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()
+        _write(self.output / CHECKPOINT, state)
+
+    def restore(self) -> int:
+        """Take up the checkpoint in ``output``, if there; return the updates it has behind it."""
+        file = self.output / CHECKPOINT
+        if not file.exists():
+            return 0
+        state = _read(file)
+        self._load(state)
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        if self.recalibration is not None:
+            self.recalibration.optimizer.load_state_dict(state["recalibration_optimizer"])
+        return state["update"]
+
+    def begin_episodes(self, env: Any, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
+        """Keep the truth of episodes that begin, and train the recalibration module on them; return its loss, if any.
+
+        Args:
+            env: The unwrapped environment.
+            targets: The true masks of each sub-environment's sample.
+        """
+        if self.recalibration is None:
+            return []
+        self.truth = torch.stack([patch_shares(target[0].any(axis=0), self.grid) for target in targets])
+        # The paper's module chooses the first prompts too, so it must know the state before them.
+        return self.recalibrate(env.unprompted())
+
+    def recalibrate(self, observation: Mapping[str, np.ndarray]) -> list[float]:
+        """Train the recalibration module on what was seen, q times (Section 4.1); return its loss, if there is one."""
+        if self.recalibration is None:
+            return []
+        tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
+        return [self.recalibration.learn(tensors, self.truth)]
+
+    def _weights(self) -> dict[str, Any]:
+        state = {"policy": self.policy.state_dict()}
+        return state if self.recalibration is None else state | {"recalibration": self.recalibration.state_dict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        if self.recalibration is not None:
+            self.recalibration.load_state_dict(state["recalibration"])
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+    """Raise a UserError, naming the setting, if a number is too small."""
+    for name, value in numbers.items():
+        if value < least:
+            raise UserError(f"algo.{name}={value}: expected at least {least}")
+
+
+def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:
+    """Return float (g, g): the share of each patch that a mask bool (H, W) covers (y' of Eq. 13)."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), grid)[0]
+
+
+def _write(file: Path, state: dict[str, Any]) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file of weights") from error

@@ -1,0 +1,217 @@
+"""Studies: ``python experiments/study.py alignsam_components`` trains what a table needs and prints the table.
+
+A study is a file in ``studies/`` (or any path): arguments of `run.py` that all of it shares, columns, rows and seeds.
+
+    title: what the table is about
+    base: [env=point_prompt, algo=ppo]            # arguments of every run
+    columns:                                      # name: more arguments, and the measure to show
+      shadow: {with: [env.task=shadow], measure: iou}
+    rows:                                         # name: more arguments; what is different when evaluated
+      ours: {}
+      random clicks: {evaluate: [algo=random]}
+      one click: {evaluate: [env.horizon=20], measure: iou@1}
+    seeds: [0, 1, 2]
+
+A run lies in a folder named by the hash of its config, so that rows, columns and studies share what is the same, and a
+study that was stopped goes on where it was. Intervals are percentile bootstraps over the seeds, 95 %, as rliable's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskgym.errors import UserError
+from maskgym.experiments import composition, run_folder
+from maskgym.experiments.evaluation import bootstrap_interval
+
+STUDIES = Path(__file__).parent / "studies"
+KEYS = {"title", "base", "columns", "rows", "seeds"}
+RUN = (sys.executable, str(Path(__file__).parent / "run.py"))
+EVALUATE = (sys.executable, "-m", "maskgym.experiments.cli", "evaluate")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table, of one seed.
+
+    Attributes:
+        arguments: Of the training run, the seed included.
+        changes: What is different when it is evaluated.
+        measure: The score to show.
+    """
+
+    arguments: tuple[str, ...]
+    changes: tuple[str, ...]
+    measure: str
+
+    def folder(self, root: Path) -> Path:
+        """Return where its run lies."""
+        config = composition.compose(self.arguments) | {"out": None}
+        return root / _digest(composition.dump(config))
+
+    def file(self, root: Path) -> Path:
+        """Return where its scores lie."""
+        folder = self.folder(root)
+        return folder / (f"evaluation-{_digest(' '.join(self.changes))}.json" if self.changes else run_folder.RESULTS)
+
+    def value(self, root: Path) -> float:
+        """Return the number.
+
+        Raises:
+            UserError: If the scores lack the measure.
+        """
+        found = run_folder.read_json(self.file(root))
+        scores = found if self.changes else found["after"]
+        if self.measure not in scores:
+            raise UserError(f"measure '{self.measure}': expected one of {', '.join(scores)}")
+        return scores[self.measure]
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a study by the name of its file in ``studies/``, or by path.
+
+    Raises:
+        UserError: If there is none, or it is not a study.
+    """
+    file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    try:
+        study = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+        raise UserError(f"study '{name}': no such file: expected a path, or one of {known}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(study, dict) or set(study) != KEYS:
+        raise UserError(f"{file}: is not a study: expected the keys {', '.join(sorted(KEYS))}")
+    return study
+
+
+def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], list[Cell]]:
+    """Return, for each row and column, one cell a seed."""
+    return {
+        (row, column): [
+            Cell(
+                (*study["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}"),
+                tuple(left.get("evaluate", ())),
+                left.get("measure", up["measure"]),
+            )
+            for seed in seeds
+        ]
+        for row, left in study["rows"].items()
+        for column, up in study["columns"].items()
+    }
+
+
+def compute(wanted: Sequence[Cell], root: Path, jobs: int) -> None:
+    """Train and evaluate what is missing, ``jobs`` runs at a time.
+
+    Raises:
+        UserError: If a run fails; those that did not are kept.
+    """
+    from tqdm import tqdm
+
+    missing: dict[Path, set[Cell]] = {}
+    for cell in wanted:
+        if not cell.file(root).exists():
+            missing.setdefault(cell.folder(root), set()).add(cell)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    faults = []
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
+        waiting = [pool.submit(_compute_run, folder, list(group), threads) for folder, group in missing.items()]
+        try:
+            for done in as_completed(waiting):
+                faults += done.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if faults:
+        raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
+
+
+def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
+    """Return the study as Markdown: the means with intervals, and what the first row gains on each other one."""
+    values = {place: [cell.value(root) for cell in group] for place, group in cells(study, seeds).items()}
+    rows, columns = list(study["rows"]), list(study["columns"])
+    head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+    lines = [f"{study['title']}\n", head]
+    lines += [f"| {row} | {' | '.join(_shown(values[row, column]) for column in columns)} |" for row in rows]
+    lines += [f"\nWhat '{rows[0]}' has more, seed by seed:\n", head]
+    for row in rows[1:]:
+        gains = {c: [a - b for a, b in zip(values[rows[0], c], values[row, c], strict=True)] for c in columns}
+        lines.append(f"| than {row} | {' | '.join(_shown(gains[column], '+') for column in columns)} |")
+    return "\n".join([*lines, f"\n{len(seeds)} seeds, mean and 95 % interval over the seeds.", ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a study; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help=f"a path, or one of {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))}")
+    parser.add_argument("--out", type=Path, default=Path("studies"), help="folder of runs and tables (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
+    given = parser.parse_args(argv)
+    try:
+        study, root = load(given.study), given.out.absolute() / "runs"
+        if given.jobs < 1:
+            raise UserError(f"--jobs {given.jobs}: expected at least 1")
+        seeds = given.seeds or study["seeds"]
+        compute([cell for group in cells(study, seeds).values() for cell in group], root, given.jobs)
+        text = table(study, seeds, root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
+    print(text)
+    return 0
+
+
+def _compute_run(folder: Path, group: Sequence[Cell], threads: str) -> list[str]:
+    """Train one run, or go on with it, and make its evaluations; return what went wrong, one line a fault."""
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+
+    def call(command: Sequence[str]) -> tuple[str, str]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        fault = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return done.stdout, f"{' '.join(command[2:])}: {fault}" if done.returncode else ""
+
+    if not (folder / run_folder.RESULTS).exists():
+        started = (folder / run_folder.CONFIG).exists()
+        arguments = [f"resume={folder}"] if started else [*group[0].arguments, f"out={folder}"]
+        if fault := call((*RUN, *arguments))[1]:
+            return [fault]
+    for changes in {cell.changes for cell in group if cell.changes}:
+        text, fault = call((*EVALUATE, str(folder), *changes))
+        if fault:
+            return [fault]
+        file = next(cell for cell in group if cell.changes == changes).file(folder.parent)
+        run_folder.write_json(file, json.loads(text))
+    return []
+
+
+def _shown(values: Sequence[float], sign: str = "") -> str:
+    low, high = bootstrap_interval(values)
+    return f"{sum(values) / len(values):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
