@@ -16,6 +16,7 @@ With ``--segmenter vit_b|vit_l|vit_h`` the published sizes with random weights a
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -29,8 +30,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import maskgym  # noqa: F401  (registers the environments)
 from maskgym import data
-from maskgym.agents.ppo import SampleVecEnv
+from maskgym.agents.sb3 import SampleVecEnv
 from maskgym.envs.point import PointPromptEnv
+from maskgym.segmenters.embeddings import EmbeddingCache
 from maskgym.segmenters.sam import PUBLISHED, SamSegmenter, sam_tiny
 
 SAMPLES, HORIZON = 32, 15
@@ -127,6 +129,21 @@ def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: i
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def memory(segmenter: Any, images: int = 512, bound: int = 16 * 2**20) -> str:
+    """Return what embeddings of scenes take, without a bound and with one."""
+    scenes, taken = data.make("scenes", task="sod", size=images), []
+    for most in (2**40, bound):
+        cache = EmbeddingCache(segmenter, most)
+        for index in range(images):
+            cache([scenes[index].images[0]])
+        taken.append(cache.bytes / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return (
+        f"{images} embeddings take {taken[0]:.0f} MiB, and {taken[1]:.1f} MiB where at most {bound / 2**20:.0f} are allowed; "
+        f"the process's peak was {peak:.0f} MiB"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,11 +158,14 @@ def main() -> None:
         segmenter = RandomSam(given.segmenter, count) if published else sam_tiny()
         found = measure(contenders(segmenter, count, published, given.processes), count, given.rounds)
         cells = [f"{name} {count * HORIZON / s:.0f} ({s / found['floor']:.2f})" for name, s in found.items()]
-        print(f"{count:4d} envs: {', '.join(cells)}")
+        outside = max(0.0, 1 - found["floor"] / found["native"])
+        print(f"{count:4d} envs: {', '.join(cells)}; {outside:.0%} of native's time is outside the decoder")
         if count == 16 and not published:
             ratios = {"sync": found["sync"] / found["native"], "floor": found["native"] / found["floor"]}
             print(f"      native is {ratios['sync']:.1f}x as fast as sync (at least {BARS['sync']})")
             print(f"      native takes {ratios['floor']:.2f}x the floor's time (at most {BARS['floor']})")
+    if not published:
+        print(memory(sam_tiny()))
     observation = gym.make("maskgym/PointPrompt-v0").observation_space
     size = sum(space.dtype.itemsize * int(np.prod(space.shape)) for space in observation.values())
     print(f"an observation is {size / 1024:.0f} KiB; a whole embedding of the published SAM is 4096 KiB")

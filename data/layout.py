@@ -51,7 +51,7 @@ def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, 
         UserError: If the root is not a folder, or the task or the split is not one that this reader knows.
     """
     if task not in tasks:
-        raise UserError(f"task={task}: data={data} reads {' and '.join(tasks)}")
+        raise UserError(f"task={task}: data={data} reads {', '.join(tasks)}")
     if split not in (*SPLITS, "all"):
         raise UserError(f"data.split={split}: expected {', '.join(SPLITS)} or all")
     if not root:

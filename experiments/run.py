@@ -138,7 +138,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
 
                 agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
         agent.save(folder / run_folder.POLICY)
-        after = evaluate("after", updates)
+        after = evaluate("after", updates) if updates else before
     _write_samples(config, folder, test_envs, indices, before, after)
     results = {
         "env": config["env"]["name"],

@@ -141,7 +141,7 @@ def test_task_sod_gives_the_same_masks(coco):
     root = coco([instance(1), instance(2, segmentation=[RIGHT])])
     data = Coco(root, task="sod", split="all")
     assert data.task == "sod" and len(data[0].masks[0]) == 2
-    with pytest.raises(UserError, match=r"task=cosod: data=coco reads sis and sod"):
+    with pytest.raises(UserError, match=r"task=cosod: data=coco reads sis, sod"):
         Coco(root, task="cosod")
 
 

@@ -46,6 +46,19 @@ def test_layout_is_found(tmp_path, photo, mask, image, truth, key):
     assert folder[0].masks[0].sum() == 6 * 8
 
 
+@pytest.mark.parametrize(("task", "category"), [("sod", "salient object"), ("shadow", "shadow"), ("semantic", "old car")])
+def test_what_the_masks_show(pairs, task, category):
+    folder = Folder(pairs("old_car/a"), task=task, split="all")
+    assert (folder.task, folder.shown, folder[0].category) == ("sod", task, category)
+
+
+def test_a_class_needs_a_folder(pairs):
+    with pytest.raises(DataFault, match=r"a.jpg: task=semantic: expected a folder named after its class"):
+        Folder(pairs("a"), task="semantic", split="all")[0]
+    with pytest.raises(UserError, match="task=sis: data=folder reads sod, blur, shadow, glass, semantic"):
+        Folder(pairs("a"), task="sis")
+
+
 def test_sample_holds_the_pixels(pairs):
     folder = make("folder", root=str(pairs("a")), split="all")
     sample = folder[0]

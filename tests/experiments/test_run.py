@@ -69,7 +69,7 @@ def test_a_multirun_runs_every_row_and_a_row_that_fails_stops_no_other(maskgym_r
         "-m", "env=sis,sod", *RANDOM, "data=folder", f"data.root={photo_folder}", f"out={tmp_path}/all"
     )
     assert status == 2
-    assert error == ["error: task=sis: data=folder reads sod"]
+    assert error == ["error: task=sis: data=folder reads sod, blur, shadow, glass, semantic"]
     assert "[1/2] env=sis" in out and "[2/2] env=sod" in out
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["env=sod"]
     assert (tmp_path / "all" / "env=sod" / "results.json").exists()
@@ -161,6 +161,10 @@ def refused(outcome) -> str:
         (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
         (["env=point_prompt", "env.patch_size=30"], "patch_size=30: expected a divisor of image_size=128"),
         (["env=point_prompt", "env.label=oracle"], "label=oracle"),
+        (["env=point_prompt", "algo=ppo", "env.recalibration.branch=explicit"], "attends to a text: expected env.text"),
+        (["env=point_prompt", "algo=random", "env.text=star", "env.attention.name=clip"], "clip"),
+        (["env=sod", "train_samples=0"], "train_samples=0: expected a whole number, at least 1"),
+        (["env=sod", "train_samples=9999"], "9999 samples to train on: expected 1 to 2000"),
         (["env=point_prompt", "segmenter=sam"], "needs checkpoint=PATH"),
         (["segmenter=sam_tiny"], "takes no phrases"),
         (["resume=nowhere"], "nowhere/config.yaml: no such file"),
@@ -271,6 +275,29 @@ def test_a_run_of_clicks_writes_every_file(maskgym_run, tmp_path, algo):
     assert len(list((tmp_path / "run" / "samples").glob("point_prompt-*.png"))) == 2
     if algo == "ppo":
         assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+def test_a_finished_run_is_evaluated_with_something_changed(maskgym_run, tmp_path, capfd):
+    from maskgym.experiments import cli
+
+    def scores(*changes):
+        assert cli.main(["evaluate", str(tmp_path / "run"), *changes]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    settings = ["env.horizon=2", "algo.updates=1", "algo.epochs=1", "train_samples=3", "env.task=glass"]
+    settings += ["env.text=category", "env.recalibration.branch=explicit"]
+    assert maskgym_run("env=point_prompt", "algo=ppo", *SMALL, *settings, f"out={tmp_path}/run")[0] == 0
+    after = json.loads((tmp_path / "run" / "results.json").read_text())["after"]
+    assert scores() == after
+    assert "iou@5" in scores("env.horizon=5") and scores("env.horizon=5")["iou@1"] == after["iou@1"]
+    assert scores("algo=random") != after
+    for change, message in [
+        ("env=sod", "env=point_prompt: the environment of a run cannot be another one"),
+        ("algo=sft", "not a pair"),
+        ("env.horizn=2", "unknown key 'env.horizn'"),
+    ]:
+        assert cli.main(["evaluate", str(tmp_path / "run"), change]) == 2
+        assert message in capfd.readouterr().err
 
 
 def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, tmp_path):

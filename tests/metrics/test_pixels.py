@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskgym.metrics import SaliencyScores, e_curve, e_measure, f_curve, f_measure, iou, mae, s_measure
+from maskgym.metrics import SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae, s_measure
 
 DATA = Path(os.environ.get("MASKGYM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
@@ -69,6 +69,25 @@ def test_iou_by_hand():
     nothing = np.zeros((1, 4), bool)
     assert iou(nothing, nothing) == 0 and iou(nothing, nothing, empty=1.0) == 1
     assert iou(nothing, target, empty=1.0) == 0
+
+
+def test_ber_by_hand():
+    truth = np.array([[1, 1, 0, 0]], bool)
+    assert ber(truth, truth) == 0 and ber(~truth, truth) == 1
+    assert ber(np.array([[1, 0, 0, 0]], bool), truth) == pytest.approx((1 / 2 + 0) / 2)
+    assert ber(np.array([[1, 1, 1, 0]], bool), truth) == pytest.approx((0 + 1 / 2) / 2)
+    nothing = np.zeros((1, 4), bool)
+    assert ber(nothing, nothing) == 0 == ber(~nothing, ~nothing)  # one share only
+    assert ber(np.array([[1, 0, 0, 0]], bool), nothing) == 0.25
+
+
+def test_ber_of_a_set_is_pooled_or_a_mean_over_images():
+    scores = SaliencyScores()
+    scores.add(np.array([[1, 0, 0, 0]], bool), np.array([[1, 1, 0, 0]], bool))  # half of the foreground missed
+    scores.add(np.array([[1, 1, 1, 0]], bool), np.array([[1, 1, 1, 0]], bool))
+    found = scores.result()
+    assert found["ber_mean"] == pytest.approx(0.125)
+    assert found["ber_pooled"] == pytest.approx((1 / 5 + 0) / 2)
 
 
 def test_f_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.ndimage import distance_transform_edt
 
 from maskgym import segmenters
@@ -57,3 +58,13 @@ def test_ten_oracle_clicks_give_the_true_mask() -> None:
         logits = segmenter.decode(embeddings, *prompts, side=128)
         masks = [soft > 0 for soft in segmenter.resize(logits, [(128, 128)] * SAMPLES)]
     assert np.mean([iou(mask, true) for mask, true in zip(masks, truth, strict=True)]) >= 0.85
+
+
+@pytest.mark.parametrize(("task", "least"), [("semantic", 0.2), ("shadow", 0.2), ("glass", 0.2), ("blur", 0.2)])
+def test_attention_is_where_the_category_is(task: str, least: float) -> None:
+    data = Scenes(task, "test")
+    samples = [data[index] for index in range(SAMPLES)]
+    attend = segmenters.make_attention("clip_tiny", device="cpu").attend
+    maps = attend([sample.images[0] for sample in samples], [sample.category or "" for sample in samples], (128, 128))
+    inside = [found[s.union()].mean() - found[~s.union()].mean() for found, s in zip(maps, samples, strict=True)]
+    assert np.mean(inside) >= least

@@ -1,0 +1,85 @@
+"""Studies: what is trained, what is shared, what is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from maskgym.errors import UserError
+from maskgym.experiments import composition, study
+
+SMALL = ["env=point_prompt", "algo=random", "env.horizon=2", "env.num_envs=2", "evaluation.samples=2"]
+
+
+def write(tmp_path, **changes):
+    file = tmp_path / "small.yaml"
+    content = {
+        "title": "Small",
+        "base": SMALL,
+        "columns": {"glass": {"with": ["env.task=glass"], "measure": "iou"}},
+        "rows": {"two": {}, "one": {"evaluate": ["env.horizon=1"], "measure": "iou@1"}},
+        "seeds": [0],
+    }
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return file
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in study.STUDIES.glob("*.yaml")))
+def test_every_study_composes_and_shares_its_runs(name, tmp_path):
+    content = study.load(name)
+    assert (study.STUDIES / f"{name}.yaml").read_text().startswith(f"# python experiments/study.py {name}")
+    groups = study.cells(content, content["seeds"])
+    for group in groups.values():
+        assert len(group) == len(content["seeds"]) >= 3
+        composition.change(composition.compose(group[0].arguments), group[0].changes)
+    trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
+    assert len(trained) <= 10 * len(content["seeds"])
+
+
+def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
+    content = study.load("alignsam_components")
+    groups = study.cells(content, [0])
+    folder = {place: group[0].folder(tmp_path) for place, group in groups.items()}
+    assert folder["ours", "blur IoU"] == folder["ours", "blur F"] == folder["without RL", "blur IoU"]
+    assert folder["ours", "blur IoU"] != folder["without SRM", "blur IoU"] != folder["without SRM", "glass IoU"]
+    branches = study.cells(study.load("alignsam_branches"), [0])
+    assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
+
+
+def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
+    file, out = write(tmp_path), tmp_path / "out"
+    assert study.main([str(file), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (out / "runs").iterdir()
+    two = json.loads((folder / "results.json").read_text())["after"]["iou"]
+    (one,) = [json.loads(path.read_text())["iou@1"] for path in folder.glob("evaluation-*.json")]
+    assert f"| two | {two:.3f} [" in shown and f"| one | {one:.3f} [" in shown
+    assert f"| than one | {two - one:+.3f} [" in shown
+    assert (out / "small.md").read_text() + "\n" == shown
+    written = (folder / "results.json").stat().st_mtime_ns
+    assert study.main([str(file), "--out", str(out)]) == 0
+    assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"two": {"with": ["env.horizon=0"]}}}, "horizon=0: expected at least 1"),
+        ({"columns": {"glass": {"measure": "iouu"}}}, "measure 'iouu': expected one of reward"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
+    assert study.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_is_no_study(tmp_path, capsys):
+    with pytest.raises(UserError, match="study 'nope': no such file: expected a path, or one of alignsam_branches"):
+        study.load("nope")
+    (tmp_path / "a.yaml").write_text("title: x")
+    with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
+        study.load(str(tmp_path / "a.yaml"))
+    assert study.main([str(write(tmp_path)), "--jobs", "0"]) == 2
