@@ -35,6 +35,7 @@ class PPOAgent(ClickAgent):
         clip_range: ε of Eq. 9.
         epochs: K, passes over a rollout.
         minibatch_size: Steps a gradient.
+        value_weight: Of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper gives none.
         entropy_weight: Of the entropy bonus; the paper has none.
         normalize_advantage: Bring a minibatch's advantages to mean 0 and deviation 1; the paper does not.
         save_every: Updates between checkpoints.
@@ -57,6 +58,7 @@ class PPOAgent(ClickAgent):
         clip_range: float = 0.2,
         epochs: int = 20,
         minibatch_size: int = 240,
+        value_weight: float = 0.5,
         entropy_weight: float = 0.0,
         normalize_advantage: bool = False,
         save_every: int = 10,
@@ -73,6 +75,7 @@ class PPOAgent(ClickAgent):
             gae_lambda=gae_lambda,
             clip_range=clip_range,
             n_epochs=epochs,
+            vf_coef=value_weight,
             ent_coef=entropy_weight,
             normalize_advantage=normalize_advantage,
             policy_kwargs={"networks": policy},

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         """Return where its run lies."""
-        config = composition.compose(self.arguments) | {"out": None}
-        return root / _digest(composition.dump(config))
+        return root / _run_digest(self.arguments)
 
     def file(self, root: Path) -> Path:
         """Return where its scores lie."""
@@ -207,6 +207,11 @@ def _compute_run(folder: Path, group: Sequence[Cell], threads: str) -> list[str]
 def _shown(values: Sequence[float], sign: str = "") -> str:
     low, high = bootstrap_interval(values)
     return f"{sum(values) / len(values):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+@cache
+def _run_digest(arguments: tuple[str, ...]) -> str:
+    return _digest(composition.dump(composition.compose(arguments) | {"out": None}))
 
 
 def _digest(text: str) -> str:
