@@ -171,7 +171,9 @@ class EpisodeAgent(ClickAgent):
                 self.policy.optimizer.step()
                 losses.append(loss.item())
                 clipped.append(share)
-                entropies.append(distribution.entropy().mean().item())
+                entropy = distribution.entropy()
+                assert entropy is not None  # both distributions of patches have one
+                entropies.append(entropy.mean().item())
         found = {"train/loss": losses, "train/clip_fraction": clipped, "train/entropy": entropies}
         spread = {"train/advantage_deviation": float(advantages.std(unbiased=False))}
         return {name: float(np.mean(values)) for name, values in found.items()} | spread

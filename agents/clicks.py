@@ -91,7 +91,8 @@ class ClickAgent:
         """
         if self.recalibration is None:
             return []
-        self.truth = torch.stack([patch_shares(target[0].any(axis=0), self.grid) for target in targets])
+        unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
+        self.truth = torch.stack([patch_shares(union, self.grid) for union in unions])
         # The paper's module chooses the first prompts too, so it must know the state before them.
         return self.recalibrate(env.unprompted())
 

@@ -87,7 +87,8 @@ class SampleVecEnv(VecEnv):
         """Return ``action_masks()``, bool (actions,) a sub-environment, as MaskablePPO asks for; refuse the rest."""
         if method_name != "action_masks":
             raise NotImplementedError("the sub-environments of a native vector environment share their methods")
-        masks = self.env.unwrapped.action_masks()
+        base: Any = self.env.unwrapped
+        masks = base.action_masks()
         return [masks[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:

@@ -415,7 +415,8 @@ class CaptionPool:
         chosen = rng.choice(len(self.objects), size=images, replace=False)
         scenes = [(self.objects[i], self.effects[i]) for i in chosen]
         drawn = [draw_caption(*scene, rng) for scene in scenes for _ in range(captions)]
-        shares, owners, parts = [], [], []  # of each region: its patches, its image, what is in it
+        shares, owners = [], []  # of each region: its patches, its image
+        parts: list[tuple[Sequence[SceneObject], str]] = []  # and what is in it
         for place, (index, (objects, effect)) in enumerate(zip(chosen, scenes, strict=True)):
             whole = self.shares[index]
             patches = rng.permutation(whole.shape[1])[:PATCHES]

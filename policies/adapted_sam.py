@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -456,33 +457,34 @@ class SAMed(TrainedSam):
 
     def _adapt(self, **sizes: Any) -> None:
         for block in self.sam.image_encoder.blocks:
-            block.attn.qkv = LowRankQueryValue(block.attn.qkv, sizes["rank"]).to(self.device)
+            block.attn.qkv = SeparateProjections(block.attn.qkv)
+        rank = sizes["rank"]
+        # With alpha = rank the update is not scaled, as in the authors' code.
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=["query", "value"]), self.sam.image_encoder
+        )
         self.sam.prompt_encoder.no_mask_embed.requires_grad_(True)
 
 
-class LowRankQueryValue(nn.Module):
-    """SAM's fused projection to queries, keys and values, with low-rank updates of queries and values.
-
-    They are 0 at first. Two small pairs of matrices, instead of one low-rank update of the fused layer, keep the keys
-    as they are and give queries and values a rank each.
+class SeparateProjections(nn.Module):
+    """SAM's fused projection to queries, keys and values as three layers, so that each can be adapted by itself.
 
     Args:
         projection: From C channels to 3 C: queries, keys, values.
-        rank: Of each update.
     """
 
-    def __init__(self, projection: nn.Linear, rank: int) -> None:
+    def __init__(self, projection: nn.Linear) -> None:
         super().__init__()
-        self.projection, channels = projection, projection.in_features
-        self.query_down, self.value_down = (nn.Linear(channels, rank, bias=False) for _ in range(2))
-        self.query_up, self.value_up = (nn.Linear(rank, channels, bias=False) for _ in range(2))
-        for up in (self.query_up, self.value_up):
-            nn.init.zeros_(up.weight)
+        for name, rows, offsets in zip(
+            ("query", "key", "value"), projection.weight.chunk(3), projection.bias.chunk(3), strict=True
+        ):
+            layer = nn.Linear(projection.in_features, len(rows), device=rows.device)
+            layer.load_state_dict({"weight": rows, "bias": offsets})
+            self.add_module(name, layer)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (…, 3 C) for tokens (…, C)."""
-        query, value = self.query_up(self.query_down(tokens)), self.value_up(self.value_down(tokens))
-        return self.projection(tokens) + torch.cat([query, torch.zeros_like(query), value], dim=-1)
+        return torch.cat([layer(tokens) for layer in self.children()], dim=-1)
 
 
 class MSA(TrainedSam):

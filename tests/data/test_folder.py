@@ -46,7 +46,9 @@ def test_layout_is_found(tmp_path, photo, mask, image, truth, key):
     assert folder[0].masks[0].sum() == 6 * 8
 
 
-@pytest.mark.parametrize(("task", "category"), [("sod", "salient object"), ("shadow", "shadow"), ("semantic", "old car")])
+@pytest.mark.parametrize(
+    ("task", "category"), [("sod", "salient object"), ("shadow", "shadow"), ("semantic", "old car")]
+)
 def test_what_the_masks_show(pairs, task, category):
     folder = Folder(pairs("old_car/a"), task=task, split="all")
     assert (folder.task, folder.shown, folder[0].category) == ("sod", task, category)

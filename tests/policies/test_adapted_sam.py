@@ -23,7 +23,6 @@ from maskgym.policies.adapted_sam import (
     AdapterAfter,
     AdapterBeside,
     GuidedAttention,
-    LowRankQueryValue,
     PerSAM,
     SAMed,
     schedule,
@@ -69,7 +68,7 @@ def test_at_first_it_is_the_sam_that_was_given(segmenter, samples, baseline):
 @pytest.mark.parametrize(
     ("baseline", "added", "also"),
     [
-        (SAMed, ("query_down", "query_up", "value_down", "value_up"), ("prompt_encoder.no_mask_embed.weight",)),
+        (SAMed, ("query.lora_", "value.lora_"), ("prompt_encoder.no_mask_embed.weight",)),
         (MSA, ("adapter",), ()),
     ],
 )
@@ -222,18 +221,18 @@ def test_the_schedule():
 # --- low rank and adapters --------------------------------------------------------------------------------------------
 
 
-def test_low_rank_updates_leave_the_keys_alone():
-    torch.manual_seed(0)
-    projection, tokens = nn.Linear(6, 18), torch.randn(2, 3, 3, 6)
-    layer = LowRankQueryValue(projection, rank=2)
-    nn.init.normal_(layer.query_up.weight)
-    nn.init.normal_(layer.value_up.weight)
-    change = layer(tokens) - projection(tokens)
-    for part, up, down in ((0, layer.query_up, layer.query_down), (2, layer.value_up, layer.value_down)):
-        expected = tokens @ (up.weight @ down.weight).T
-        torch.testing.assert_close(change[..., 6 * part : 6 * part + 6], expected, atol=1e-5, rtol=1e-5)
-        assert torch.linalg.matrix_rank(up.weight @ down.weight) == 2
-    assert change[..., 6:12].abs().max() < 1e-6
+def test_low_rank_updates_leave_the_keys_alone(segmenter):
+    model, tokens = SAMed(segmenter, rank=2), torch.randn(2, 3, 3, 96)
+    before = segmenter.network.image_encoder.blocks[0].attn.qkv
+    after = model.sam.image_encoder.blocks[0].attn.qkv
+    torch.testing.assert_close(after(tokens), before(tokens))
+    for name, part in (("query", 0), ("value", 2)):
+        down, up = (getattr(getattr(after, name), f"lora_{end}")["default"].weight for end in "AB")
+        nn.init.normal_(up)
+        change = (after(tokens) - before(tokens))[..., 96 * part : 96 * part + 96]
+        torch.testing.assert_close(change, tokens @ (up @ down).T, atol=1e-4, rtol=1e-4)
+        assert torch.linalg.matrix_rank(up @ down) == 2
+    assert (after(tokens) - before(tokens))[..., 96:192].abs().max() < 1e-5
 
 
 def test_adapters_by_hand():
