@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help=f"a path, or one of {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))}")
-    parser.add_argument("--out", type=Path, default=Path("studies"), help="folder of runs and tables (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     given = parser.parse_args(argv)

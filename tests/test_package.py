@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = {"build", "dist", "runs", "studies"}  # ignored by git
+OUTPUTS = {"build", "dist", "runs"}  # ignored by git
 # Needed at run time by packages that do not ask for them: see setup.cfg.
 INDIRECT = {"protobuf", "sentencepiece", "torchvision"}
 

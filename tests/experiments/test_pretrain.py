@@ -8,6 +8,8 @@ import torch
 
 from maskgym.data.scenes import Scenes
 from maskgym.experiments import pretrain
+from maskgym.experiments.pretraining import clip
+from maskgym.experiments.pretraining import sam as sam_recipe
 from maskgym.segmenters.clip_surgery import ClipSurgery
 from maskgym.segmenters.sam import SamSegmenter, sam_tiny
 
@@ -17,7 +19,7 @@ def test_a_caption_fits_the_scene_it_was_drawn_for():
     for index in range(50):
         objects = Scenes("shadow", "train").scene(index).objects
         for effect in ("", "shadow"):
-            caption = pretrain.draw_caption(objects, effect, rng)
+            caption = clip.draw_caption(objects, effect, rng)
             assert caption.fits(objects, effect)
             texts.add(caption.text)
     assert {"", "shadow"} < texts
@@ -29,9 +31,9 @@ def test_a_caption_fits_the_scene_it_was_drawn_for():
 def test_what_fits_is_what_is_there(effect, fits):
     objects = Scenes("sis", "train").scene(0).objects
     captions = [
-        pretrain.Caption(""),
-        pretrain.Caption("glass", effect="glass"),
-        pretrain.Caption("", objects[0], ("shape", "colour")),
+        clip.Caption(""),
+        clip.Caption("glass", effect="glass"),
+        clip.Caption("", objects[0], ("shape", "colour")),
     ]
     assert [caption.fits(objects, effect) for caption in captions] == fits
     assert not captions[2].fits([item for item in objects if item.shape != objects[0].shape], effect)
@@ -41,13 +43,24 @@ def test_the_loss_is_that_of_clip_where_each_fits_one():
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     index = torch.arange(4)
     expected = torch.nn.functional.cross_entropy(logits, index) + torch.nn.functional.cross_entropy(logits.T, index)
-    torch.testing.assert_close(pretrain.caption_loss(logits, torch.eye(4, dtype=torch.bool)), expected / 2)
+    torch.testing.assert_close(clip.caption_loss(logits, torch.eye(4, dtype=torch.bool)), expected / 2)
 
 
 def test_what_fits_equally_is_told_apart_by_nothing():
     fits = torch.tensor([[True, True, False], [False, False, True]])
     even = torch.where(fits, 50.0, -50.0)
-    torch.testing.assert_close(pretrain.caption_loss(even, fits), torch.tensor(np.log(2) / 4, dtype=torch.float32))
+    torch.testing.assert_close(clip.caption_loss(even, fits), torch.tensor(np.log(2) / 4, dtype=torch.float32))
+
+
+def test_a_region_fits_what_is_in_it():
+    pool = clip.CaptionPool.render(7)
+    batch = pool.batch(np.random.default_rng(0), 4, 6)
+    assert batch.pixels.shape == (4, 3, 128, 128) and batch.fits.shape == (4, 24)
+    assert batch.region_fits.shape == (len(batch.images), 24) and batch.shares.shape == (len(batch.images), 64)
+    assert 0 <= batch.shares.min() and batch.shares.max() == 1
+    # What fits a region fits its image; every text fits some image, and some texts miss each region.
+    assert (batch.region_fits <= batch.fits[batch.images]).all()
+    assert batch.fits.any(dim=0).all() and not batch.region_fits.all(dim=1).any()
 
 
 def test_a_step_of_clip_leaves_a_model_that_clip_surgery_loads(tmp_path):
@@ -74,7 +87,7 @@ def test_simulated_clicks_say_what_is_under_them():
     truth = torch.zeros(3, 48, 48, dtype=torch.bool)
     truth[:, 10:30, 5:20] = True
     embeddings = sam.image_encoder(torch.randn(3, 3, 96, 96, generator=generator))
-    points, labels = pretrain.simulate_clicks(sam, embeddings, truth, 3, generator)
+    points, labels = sam_recipe.simulate_clicks(sam, embeddings, truth, 3, generator)
     assert points.shape[:2] == labels.shape and labels[:, :2].tolist() == [[1, 0]] * 3
     cells = (points / 2).long()
     for row in range(3):
@@ -82,7 +95,7 @@ def test_simulated_clicks_say_what_is_under_them():
 
 
 def test_regions_are_objects_alone_or_together_and_effects():
-    pool = pretrain.RegionPool.render(6, 96)
+    pool = sam_recipe.RegionPool.render(6, 96)
     assert pool.images.shape == (6, 3, 96, 96)
     assert [len(regions) - objects for regions, objects in zip(pool.regions, pool.objects, strict=True)] == [0, 1] * 3
     pixels, masks = pool.batch(np.random.default_rng(0), 4, 2)

@@ -1,0 +1,125 @@
+"""The tiny SAM: simulated clicks at objects and effects of scenes, from the SAM inside the embedded EVF-SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import trange
+
+from maskgym.data.scenes import Scenes
+from maskgym.experiments.pretraining.evf_sam import DEVIATION, MEAN, TINY_EVF_SAM
+from maskgym.experiments.pretraining.loop import descend, mask_loss, training
+from maskgym.segmenters.evf_sam import evf_sam_tiny
+from maskgym.segmenters.sam import decode_points, save_sam
+
+
+@dataclass
+class RegionPool:
+    """Scenes rendered once, from which images and regions to click at are drawn.
+
+    Attributes:
+        images: uint8 (N, 3, S, S).
+        regions: one uint8 (n, S/2, S/2) a scene: the share of each cell that a region covers, times 255. The region of
+            an effect, where there is one, is the last.
+        objects: How many of the regions are objects: these are disjoint.
+    """
+
+    images: np.ndarray
+    regions: list[np.ndarray]
+    objects: list[int]
+
+    @classmethod
+    def render(cls, scenes: int, side: int) -> RegionPool:
+        """Render ``scenes`` scenes, half of them with an effect: shadow, glass or blur."""
+        images, regions, objects = np.empty((scenes, side, side, 3), np.uint8), [], []
+        sources = [Scenes(task, "train", size=scenes) for task in ("sis", "shadow", "sis", "glass", "sis", "blur")]
+        for index in trange(scenes, desc="scenes", disable=None):
+            source = sources[index % len(sources)]
+            masks, image = source.scene(index).masks, source[index].images[0]
+            if source.scene_task != "sis":
+                masks = np.concatenate([masks, source[index].masks[0]])
+            images[index] = np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+            coarse = F.interpolate(torch.from_numpy(masks[None]).float(), (side // 2, side // 2), mode="area")[0]
+            regions.append((coarse * 255).round().byte().numpy())
+            objects.append(len(masks) - (source.scene_task != "sis"))
+        return cls(images.transpose(0, 3, 1, 2), regions, objects)
+
+    def batch(self, rng: np.random.Generator, images: int, targets: int) -> tuple[Tensor, Tensor]:
+        """Return pixels (B, 3, S, S) and ``targets`` regions an image, (B·targets, S/2, S/2) in [0, 1]."""
+        chosen = rng.integers(len(self.regions), size=images)
+        masks = np.stack([self._region(int(i), rng) for i in chosen for _ in range(targets)])
+        return (torch.from_numpy(self.images[chosen]).float() - MEAN) / DEVIATION, torch.from_numpy(masks).float() / 255
+
+    def _region(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the effect, one object, or several objects together."""
+        regions, objects = self.regions[index], self.objects[index]
+        if len(regions) > objects and rng.random() < 0.5:
+            return regions[-1]
+        count = 1 if rng.random() < 0.5 else int(rng.integers(1, objects + 1))
+        return regions[rng.permutation(objects)[:count]].sum(axis=0, dtype=np.uint16)
+
+
+def draw_clicks(where: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` cells of each map (P, h, w), drawn by weight, as float (P, count, 2): x and y in pixels."""
+    cells = torch.multinomial(where.flatten(1).float() + 1e-9, count, replacement=True, generator=generator)
+    return torch.stack([cells % where.shape[2], cells // where.shape[2]], dim=-1) * 2.0 + 1
+
+
+def simulate_clicks(
+    sam: torch.nn.Module, embeddings: Tensor, truth: Tensor, rounds: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return points (P, k, 2) and labels (P, k): one of each label, then rounds of clicks at random or into the error.
+
+    Args:
+        sam: The model as it is.
+        embeddings: (P, C, h, w), without gradient.
+        truth: bool (P, H, W) on the grid of half the input's side.
+        rounds: How many times clicks are added: one into the error, or three anywhere.
+        generator: Source of chance.
+    """
+    points = torch.cat([draw_clicks(truth, 1, generator), draw_clicks(~truth, 1, generator)], dim=1)
+    labels = torch.tensor([[1, 0]]).repeat(len(truth), 1)
+    for _ in range(rounds):
+        if torch.rand((), generator=generator) < 0.4:
+            added = draw_clicks(torch.ones_like(truth), 3, generator)
+        else:
+            with torch.no_grad():
+                logits = decode_points(sam, embeddings, points, labels)
+            error = (F.interpolate(logits[:, None], truth.shape[1:])[:, 0] > 0) != truth
+            added = draw_clicks(error, 1, generator)
+        cells = (added / 2).long()
+        points = torch.cat([points, added], dim=1)
+        hit = truth.flatten(1).gather(1, cells[..., 1] * truth.shape[2] + cells[..., 0])
+        labels = torch.cat([labels, hit.long()], dim=1)
+    return points, labels
+
+
+def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rate: float) -> None:
+    """Train the tiny SAM on simulated clicks, from the SAM that is inside the embedded EVF-SAM."""
+    torch.manual_seed(0)
+    config = TINY_EVF_SAM.sam
+    sam = config.build()
+    sam.load_state_dict(evf_sam_tiny(device="cpu").network.visual_model.state_dict())
+    sam.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask is ever given
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
+    pool = RegionPool.render(scenes, config.image_size)
+    for step, bar in training(out, sam, optimizer, steps, rate):
+        generator = torch.Generator().manual_seed(step)
+        pixels, masks = pool.batch(np.random.default_rng([4, step]), images, targets)
+        embeddings = sam.image_encoder(pixels).repeat_interleave(targets, dim=0)
+        rounds = int(torch.randint(0, 6, (), generator=generator))
+        points, labels = simulate_clicks(sam, embeddings.detach(), masks > 0.5, rounds, generator)
+        logits = decode_points(sam, embeddings, points, labels)
+        loss = mask_loss(logits, masks)
+        descend(sam, optimizer, loss)
+        if step % 20 == 0:
+            hit, truth = logits > 0, masks > 0.5
+            overlap = (hit & truth).sum((1, 2)) / (hit | truth).sum((1, 2)).clamp(min=1)
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap.mean():.3f}", clicks=points.shape[1])
+    save_sam(out / "sam_tiny", sam, config, dtype=torch.float16)
