@@ -10,6 +10,7 @@ A study is a file in ``studies/`` (or any path): arguments of `run.py` that all 
       ours: {}
       random clicks: {evaluate: [algo=random]}
       one click: {evaluate: [env.horizon=20], measure: iou@1}
+      SAMed: {baseline: samed}                    # of baselines.py: on the task and samples of the runs
     seeds: [0, 1, 2]
 
 A run lies in a folder named by the hash of its config, so that rows, columns and studies share what is the same, and a
@@ -40,6 +41,7 @@ from maskgym.experiments.evaluation import bootstrap_interval
 STUDIES = Path(__file__).parent / "studies"
 KEYS = {"title", "base", "columns", "rows", "seeds"}
 RUN = (sys.executable, str(Path(__file__).parent / "run.py"))
+BASELINE = (sys.executable, str(Path(__file__).parent / "baselines.py"))
 EVALUATE = (sys.executable, "-m", "maskgym.experiments.cli", "evaluate")
 
 
@@ -51,15 +53,26 @@ class Cell:
         arguments: Of the training run, the seed included.
         changes: What is different when it is evaluated.
         measure: The score to show.
+        baseline: In place of a run, this one of `baselines.py`.
     """
 
     arguments: tuple[str, ...]
     changes: tuple[str, ...]
     measure: str
+    baseline: str = ""
 
     def folder(self, root: Path) -> Path:
         """Return where its run lies."""
-        return root / _run_digest(self.arguments)
+        return root / (_digest(" ".join(self.command()[2:])) if self.baseline else _run_digest(self.arguments))
+
+    def command(self) -> tuple[str, ...]:
+        """Return what runs it, but for the place of its results."""
+        if not self.baseline:
+            return (*RUN, *self.arguments)
+        config = composition.compose(self.arguments)
+        shown = {"task": config["env"]["task"], "shots": config["train_samples"], "seed": config["seed"]}
+        shown |= {"samples": config["evaluation"]["samples"]}
+        return (*BASELINE, self.baseline, *(f"--{name}={value}" for name, value in shown.items() if value is not None))
 
     def file(self, root: Path) -> Path:
         """Return where its scores lie."""
@@ -73,7 +86,7 @@ class Cell:
             UserError: If the scores lack the measure.
         """
         found = run_folder.read_json(self.file(root))
-        scores = found if self.changes else found["after"]
+        scores = found["scores"] if self.baseline else found if self.changes else found["after"]
         if self.measure not in scores:
             raise UserError(f"measure '{self.measure}': expected one of {', '.join(scores)}")
         return scores[self.measure]
@@ -106,6 +119,7 @@ def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], 
                 (*study["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}"),
                 tuple(left.get("evaluate", ())),
                 left.get("measure", up["measure"]),
+                left.get("baseline", ""),
             )
             for seed in seeds
         ]
@@ -159,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help=f"a path, or one of {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))}")
-    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     given = parser.parse_args(argv)
@@ -192,8 +208,8 @@ def _compute_run(folder: Path, group: Sequence[Cell], threads: str) -> list[str]
 
     if not (folder / run_folder.RESULTS).exists():
         started = (folder / run_folder.CONFIG).exists()
-        arguments = [f"resume={folder}"] if started else [*group[0].arguments, f"out={folder}"]
-        if fault := call((*RUN, *arguments))[1]:
+        new = (*group[0].command(), f"--out={folder / run_folder.RESULTS}" if group[0].baseline else f"out={folder}")
+        if fault := call((*RUN, f"resume={folder}") if started else new)[1]:
             return [fault]
     for changes in {cell.changes for cell in group if cell.changes}:
         text, fault = call((*EVALUATE, str(folder), *changes))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments import composition, study
+from maskgym.experiments import baselines, composition, study
 
 SMALL = ["env=point_prompt", "algo=random", "env.horizon=2", "env.num_envs=2", "evaluation.samples=2"]
 
@@ -34,8 +34,10 @@ def test_every_study_composes_and_shares_its_runs(name, tmp_path):
     for group in groups.values():
         assert len(group) == len(content["seeds"]) >= 3
         composition.change(composition.compose(group[0].arguments), group[0].changes)
+        if group[0].baseline:
+            baselines.parse([*group[0].command()[2:], "--out=results.json"])
     trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
-    assert len(trained) <= 10 * len(content["seeds"])
+    assert len(trained) <= 16 * len(content["seeds"])
 
 
 def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
@@ -45,6 +47,9 @@ def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
     assert folder["ours", "blur IoU"] == folder["ours", "blur F"] == folder["without RL", "blur IoU"]
     assert folder["ours", "blur IoU"] != folder["without SRM", "blur IoU"] != folder["without SRM", "glass IoU"]
     branches = study.cells(study.load("alignsam_branches"), [0])
+    baseline = study.cells(study.load("alignsam_baselines"), [3])
+    command = baseline["SAMed", "glass F"][0].command()[2:]
+    assert command == ("samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
     assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
 
 
@@ -77,7 +82,7 @@ def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
 
 
 def test_what_is_no_study(tmp_path, capsys):
-    with pytest.raises(UserError, match="study 'nope': no such file: expected a path, or one of alignsam_branches"):
+    with pytest.raises(UserError, match="study 'nope': no such file: expected a path, or one of alignsam_algorithms"):
         study.load("nope")
     (tmp_path / "a.yaml").write_text("title: x")
     with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
