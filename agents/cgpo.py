@@ -27,8 +27,7 @@ References:
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,18 +35,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import RepeatSampler, pad
+from trl.trainer.utils import pad
 
 from ..errors import UserError
-from ..policies.mllm import vision_token_ids
+from ..policies.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
+from .trainer import ResumableTrainer, allow_one_generation, check_range, check_settings, read_rows, with_images
 
 EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
 IGNORED_LABEL = -100
-STATE_NAME = "cgpo_state_{rank}.pt"
 # What the loss below does not do, by option name, with the one value that it does.
 SUPPORTED = {
     "num_generations": 1,
@@ -99,36 +95,15 @@ class CGPOConfig(GRPOConfig):
     isr_shared_optimizer: bool = field(default=False, metadata={"help": "One optimizer state for both kinds."})
 
     def __post_init__(self) -> None:
-        for name, expected in SUPPORTED.items():
-            if getattr(self, name) != expected:
-                raise UserError(f"{name}={getattr(self, name)!r}: CGPO supports only {expected!r}")
+        check_settings(self, SUPPORTED)
         if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
             raise UserError(
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
-        for name in ("isr_batch_size", "num_iterations", "max_completion_length", "per_device_train_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "isr_learning_rate"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
-        for name in ("epsilon", "temperature"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected more than 0")
-        # The parent refuses one generation a prompt. Twice the batch at two a prompt passes exactly its checks.
-        sizes = (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "generation_batch_size",
-        )
-        self.num_generations = 2
-        for name in sizes:
-            setattr(self, name, getattr(self, name) and 2 * getattr(self, name))
-        super().__post_init__()
-        self.num_generations = 1
-        for name in sizes:
-            setattr(self, name, getattr(self, name) // 2)
+        check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
+        check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
+        allow_one_generation(self, super().__post_init__)
 
     def is_sft_step(self, global_step: int) -> bool:
         """Return whether the optimizer step after ``global_step`` finished ones is supervised."""
@@ -286,23 +261,13 @@ class InterleavedOptimizer(torch.optim.Optimizer):
             self.isr.load_state_dict(state_dict["isr"])
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, whose order follows the epoch: a run resumed in its third epoch then reads the same prompts."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seed the order of ``epoch`` (0-based; the first is TRL's)."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
-
-
-class CGPOTrainer(GRPOTrainer):
+class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     """Train a language model, or one that sees, by CGPO. Takes what ``GRPOTrainer`` takes, and ``isr_dataset``.
 
     One optimizer step is one step of ``state.global_step``, whichever its kind. A supervised step generates nothing and
-    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. Rows of
-    ``train_dataset`` are read when answers to them are generated, and only then. The ISR examples of a step are drawn
-    by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers; a checkpoint holds what TRL's does
-    not: the step counter and the answers that are still to be used.
+    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. The ISR
+    examples of a step are drawn by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers.
+    Rows and checkpoints are those of `maskgym.agents.trainer.ResumableTrainer`.
 
     Logged beside TRL's own: ``cgpo/confidence``, ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers),
     ``cgpo/share_hrhc``, ``_hrlc``, ``_lrhc``, ``_lrlc`` (see :func:`response_types`), ``clip_ratio/region_mean``,
@@ -324,6 +289,7 @@ class CGPOTrainer(GRPOTrainer):
 
     _tag_names: ClassVar = ["trl", "cgpo"]
     _name = "CGPO"
+    config_class: ClassVar = CGPOConfig
     _paper: ClassVar = {
         "title": "Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided "
         "Reinforcement Learning"
@@ -338,41 +304,12 @@ class CGPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = CGPOConfig("CGPO") if args is None else args
-        if not isinstance(args, CGPOConfig):
-            raise UserError(f"args: got {type(args).__name__}, expected a CGPOConfig")
-        if args.isr_sft_steps:
+        if isinstance(args, CGPOConfig) and args.isr_sft_steps:
             _check_isr(args, isr_dataset)
         self.isr_dataset = isr_dataset
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
-        suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
-        if suppressed:
-            self.generation_kwargs["suppress_tokens"] = sorted(suppressed)
-            self.generation_config.suppress_tokens = sorted(suppressed)
 
-    # Data: row numbers until a row is needed, and ISR's own batches.
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return a loader of row numbers; what streams has none and is loaded as TRL does."""
-        if not isinstance(self.train_dataset, Dataset):
-            return super().get_train_dataloader()
-        return self._get_dataloader(
-            dataset=range(len(self.train_dataset)),
-            description="Training",
-            batch_size=self._train_batch_size * self.args.steps_per_generation,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=1,
-            batch_size=self.args.generation_batch_size,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-        )
+    # Data: ISR's own batches.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return the batches of one optimizer step: of prompts, or of ISR rows in a supervised one."""
@@ -389,7 +326,8 @@ class CGPOTrainer(GRPOTrainer):
         drawn = generator.choice(len(self.isr_dataset), total, replace=total > len(self.isr_dataset))
         first = count * size * self.accelerator.process_index
         return [
-            _rows(self.isr_dataset, drawn[start : start + size]) for start in range(first, first + count * size, size)
+            read_rows(self.isr_dataset, drawn[start : start + size])
+            for start in range(first, first + count * size, size)
         ]
 
     def _is_sft_step(self) -> bool:
@@ -412,24 +350,13 @@ class CGPOTrainer(GRPOTrainer):
         return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
-        if isinstance(inputs[0], int):
-            inputs = _rows(self.train_dataset, inputs)
-        # Rows may be ISR's too; the parent would take a completion's format for the prompt's.
-        inputs = [{name: value for name, value in row.items() if name != "completion"} for row in inputs]
         outputs = super()._generate_and_score_completions(inputs)
-        rewards_of_terms = self._rewards_of_terms  # (all devices' B, terms)
-        rewards = (rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)).nansum(1)
-        rewards[rewards_of_terms.isnan().all(1)] = torch.nan
+        rewards = self._total_rewards()
         # The parent's advantages compare an answer with itself.
         del outputs["advantages"]
         self._logs["advantages"].extend([float("nan")] * len(rewards))
-        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std")
-        start = self.accelerator.process_index * len(inputs)
-        return {**outputs, "rewards": rewards[start : start + len(inputs)]}
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        self._rewards_of_terms = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_of_terms
+        self._current_metrics.pop("frac_reward_zero_std")
+        return {**outputs, "rewards": self._local(rewards, len(inputs))}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if "labels" in inputs:
@@ -469,12 +396,7 @@ class CGPOTrainer(GRPOTrainer):
 
     def _sft_inputs(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return model inputs with left-padded prompts and right-padded completions, and the latter as labels."""
-        prompts = [row["prompt"] for row in rows]
-        if self._is_vlm:
-            prompts = [
-                prepare_multimodal_messages(prompt, images=_images(row))
-                for prompt, row in zip(prompts, rows, strict=True)
-            ]
+        prompts = with_images(rows) if self._is_vlm else [row["prompt"] for row in rows]
         prompt_ids, _, fields = self._tokenize_prompts(prompts)
         completion_ids = [self._completion_ids(row["completion"]) for row in rows]
         ids, mask = self._padded(prompt_ids, completion_ids, self._tokenizer.pad_token_id)
@@ -520,7 +442,7 @@ class CGPOTrainer(GRPOTrainer):
         self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss / self.current_gradient_accumulation_steps
 
-    # Optimizer and checkpoints.
+    # Optimizer.
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the policy's optimizer and, with ISR, the one of the supervised steps beside it."""
@@ -533,42 +455,12 @@ class CGPOTrainer(GRPOTrainer):
             self.optimizer = self._interleaved
         return self.optimizer
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        state = {
-            "step": self._step,
-            "answers": None if used_up else self._buffered_inputs,
-        }
-        torch.save(
-            state,
-            os.path.join(output_dir, STATE_NAME.format(rank=self.accelerator.process_index)),
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The Trainer compares names with the file's literally. Models that see are saved under their hub names, which
-        # differ, so it would go on with the weights it has and say so in a warning only.
-        if model is not None or not isinstance(self.model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            path = os.path.join(checkpoint, STATE_NAME.format(rank=self.accelerator.process_index))
-            if not os.path.isfile(path):
-                raise UserError(f"{path}: missing, so CGPO cannot resume from this checkpoint")
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs = state["step"], state["answers"]
-
     # Logs.
 
     def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> None:
         gathered = self.accelerator.gather(torch.stack([rewards, confidences, advantages], dim=1))
         rewards, confidences, advantages = gathered.unbind(1)
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._current_metrics
         metrics["cgpo/confidence"].append(confidences.mean().item())
         metrics["cgpo/advantage"].append(advantages.mean().item())
         metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
@@ -579,7 +471,7 @@ class CGPOTrainer(GRPOTrainer):
         sums = torch.stack([mask.sum(), *((value * mask).sum() for value in values.values())])
         tokens, *totals = self.accelerator.reduce(sums.float().detach(), reduction="sum").tolist()
         for name, total in zip(values, totals, strict=True):
-            self._metrics["train" if self.model.training else "eval"][name].append(total / max(tokens, 1))
+            self._current_metrics[name].append(total / max(tokens, 1))
 
 
 def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
@@ -590,16 +482,3 @@ def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
         raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
     if args.deepspeed or args.fsdp:
         raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
-
-
-def _rows(dataset: Any, indices: Iterable[int]) -> list[dict[str, Any]]:
-    indices = [int(index) for index in indices]
-    if hasattr(dataset, "__getitems__"):  # one call to a transform that may be batched
-        return dataset.__getitems__(indices)
-    return [dataset[index] for index in indices]
-
-
-def _images(row: dict[str, Any]) -> list[Any] | None:
-    if row.get("image") is not None:
-        return [row["image"]]
-    return row.get("images")
