@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import RepeatSampler
 
@@ -39,7 +39,7 @@ SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "generatio
 
 
 def check_settings(config: Any, fixed: dict[str, Any]) -> None:
-    """Refuse a setting of a TRL config that is out of range, or not the one value that an algorithm has a place for.
+    """Refuse a setting of a TRL config that is out of range or not the one value that an algorithm supports.
 
     Args:
         config: ``GRPOConfig`` or ``RLOOConfig``, before its own checks.
@@ -94,7 +94,10 @@ class EpochSampler(RepeatSampler):
 
 
 # The mixin's parent is one of TRL's trainers, by the class that mixes it in.
-_Parent = GRPOTrainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Parent
+else:
+    _Parent = object
 
 
 class ResumableTrainer(_Parent):
@@ -152,8 +155,15 @@ class ResumableTrainer(_Parent):
         return super()._generate_and_score_completions(self._read(inputs))
 
     def _read(self, inputs: list[Any]) -> list[dict[str, Any]]:
-        """Return the rows of a batch of row numbers, or the batch itself where it holds rows."""
-        rows = read_rows(self.train_dataset, inputs) if isinstance(inputs[0], int) else inputs
+        """Return the rows of a batch of row numbers, each read once, or the batch itself where it holds rows."""
+        if isinstance(inputs[0], int):
+            numbers = list(dict.fromkeys(inputs))
+            rows = dict(zip(numbers, read_rows(self.train_dataset, numbers), strict=True))
+            inputs = [rows[number] for number in inputs]
+        return self._without_completions(inputs)
+
+    @staticmethod
+    def _without_completions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Rows may be supervised steps' too; the parent would take a completion's format for the prompt's.
         return [{name: value for name, value in row.items() if name != "completion"} for row in rows]
 
@@ -163,10 +173,7 @@ class ResumableTrainer(_Parent):
 
     def _total_rewards(self) -> torch.Tensor:
         """Return the weighted sums of the last rewards, all devices' (B,); NaN for what no term could score."""
-        rewards_of_terms = self._rewards_of_terms  # (all devices' B, terms)
-        rewards = (rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)).nansum(1)
-        rewards[rewards_of_terms.isnan().all(1)] = torch.nan
-        return rewards
+        return weighted_sums(self._rewards_of_terms, self.reward_weights)
 
     def _local(self, values: torch.Tensor, count: int) -> torch.Tensor:
         """Return this device's ``count`` of all devices' values."""
@@ -213,6 +220,13 @@ class ResumableTrainer(_Parent):
             state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._step, self._buffered_inputs = state.pop("step"), state.pop("answers")
             self.load_extra_state(state)
+
+
+def weighted_sums(rewards_of_terms: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum (B,) of rewards (B, terms), NaN left out; NaN where there is nothing else."""
+    rewards = (rewards_of_terms * weights.to(rewards_of_terms.device)).nansum(1)
+    rewards[rewards_of_terms.isnan().all(1)] = torch.nan
+    return rewards
 
 
 def read_rows(dataset: Any, indices: Iterable[int]) -> list[dict[str, Any]]:
