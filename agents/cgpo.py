@@ -16,6 +16,10 @@ Where the paper leaves a choice, and where we depart from it:
 - *Supervised loss.* Eq. 4 sums over tokens; we take the mean over the tokens of a batch, as is usual.
 - *Centring.* ``center_advantage`` subtracts the batch's mean advantage. This variant is OURS, not the paper's.
 
+Four options show what the paper argues for by leaving it out: ``confidence`` as the exponential of the mean
+log-probability, ``full_gradient`` (Eq. 11 itself in place of Eq. 13 and 14), ``beta`` (a divergence from the policy
+before training, Eq. 8, in place of ISR), and ``num_generations`` (several answers a prompt).
+
 The confidence comes from the log-probabilities of the sampling policy. When every answer is used for one update only,
 those are the loss's own, so a step costs one forward pass; otherwise TRL computes the old ones and they are used.
 
@@ -40,15 +44,16 @@ from trl.trainer.utils import pad
 
 from ..errors import UserError
 from ..policies.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
-from .trainer import ResumableTrainer, allow_one_generation, check_range, check_settings, read_rows, with_images
+from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings, read_rows, with_images
 
+CONFIDENCES = ("mean_probability", "exp_mean_log")
+EDGE = 1e-6  # Eq. 11 has no value where the confidence is 0 or 1
 EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
 IGNORED_LABEL = -100
 # What the loss below does not do, by option name, with the one value that it does.
 SUPPORTED = {
-    "num_generations": 1,
     "loss_type": "grpo",
-    "beta": 0.0,
+    "use_bias_correction_kl": False,
     "delta": None,
     "importance_sampling_level": "token",
     "multi_objective_aggregation": "sum_then_normalize",
@@ -67,6 +72,11 @@ class CGPOConfig(GRPOConfig):
     Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused.
 
     Args:
+        num_generations: Answers a prompt; the paper takes one.
+        beta: Weight of the divergence from the policy before training (Eq. 8). It takes the place of ISR.
+        confidence: ``mean_probability`` (Eq. 10) or ``exp_mean_log``, the exponential of the mean log-probability.
+        full_gradient: Minimise Eq. 11, the confidence differentiated, whose gradient has Eq. 12 as a factor: unstable
+            where the confidence is near 0 or 1. There is no ratio in it, so an answer serves for one update.
         center_advantage: Subtract the mean advantage of each forward pass's batch, all devices together. OURS.
         isr_period: Length ``P`` of the cycle of optimizer steps.
         isr_sft_steps: How many steps are supervised, at the end of each cycle: 0 (no ISR) to ``isr_period`` (no RL).
@@ -79,7 +89,7 @@ class CGPOConfig(GRPOConfig):
         UserError: If a value is out of its range, or an option of ``GRPOConfig`` is not supported.
     """
 
-    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt. CGPO takes one."})
+    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt."})
     loss_type: str = field(
         default="grpo",
         metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
@@ -87,6 +97,9 @@ class CGPOConfig(GRPOConfig):
     scale_rewards: str = field(default="none", metadata={"help": "Without effect: CGPO has no groups."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Only False: the divergence is Eq. 8's."})
+    confidence: str = field(default="mean_probability", metadata={"help": "Or exp_mean_log."})
+    full_gradient: bool = field(default=False, metadata={"help": "Minimise Eq. 11 itself."})
     center_advantage: bool = field(default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."})
     isr_period: int = field(default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."})
     isr_sft_steps: int = field(default=2, metadata={"help": "Supervised steps at the end of each cycle."})
@@ -101,26 +114,54 @@ class CGPOConfig(GRPOConfig):
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
+        if self.beta and self.isr_sft_steps:
+            raise UserError(f"beta={self.beta}: takes the place of ISR: expected isr_sft_steps=0 beside it")
+        if self.confidence not in CONFIDENCES:
+            raise UserError(f"confidence={self.confidence!r}: expected one of {', '.join(CONFIDENCES)}")
+        if self.full_gradient and (self.center_advantage or self.num_iterations > 1):
+            raise UserError("full_gradient=True: expected center_advantage=False and num_iterations=1 beside it")
         check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
         check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
-        allow_one_generation(self, super().__post_init__)
+        check_as_trl_does(self, super().__post_init__)
 
     def is_sft_step(self, global_step: int) -> bool:
         """Return whether the optimizer step after ``global_step`` finished ones is supervised."""
         return global_step % self.isr_period >= self.isr_period - self.isr_sft_steps
 
 
-def confidence(log_probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def confidence(
+    log_probabilities: torch.Tensor, mask: torch.Tensor, form: str = "mean_probability", differentiate: bool = False
+) -> torch.Tensor:
     """Return the mean probability of an answer's tokens (Eq. 10): not the exponential of the mean logarithm.
 
     Args:
         log_probabilities: (B, T) of the sampled tokens, at the sampling temperature.
         mask: (B, T), 1 on the answer's tokens, its end token included.
+        form: ``exp_mean_log`` is the exponential of the mean logarithm after all.
+        differentiate: Keep the gradient.
 
     Returns:
-        (B,) in [0, 1], without gradient; 0 where the mask is empty.
+        (B,) in [0, 1], without gradient unless asked for; 0 where the mask is empty.
     """
-    return masked_mean(log_probabilities.detach().exp(), mask)
+    log_probabilities = log_probabilities if differentiate else log_probabilities.detach()
+    if form == "exp_mean_log":
+        return masked_mean(log_probabilities, mask).exp() * mask.any(1)
+    return masked_mean(log_probabilities.exp(), mask)
+
+
+def calibration_objective(rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
+    """Return ``r log c + (1 - r) log(1 - c)``, Eq. 11 with its sign turned; 0 for an answer without a reward.
+
+    Its derivative by the confidence is Eq. 12, ``(r - c) / (c (1 - c))``; none within 1e-6 of 0 and 1.
+
+    Args:
+        rewards: (B,) in [0, 1].
+        confidences: (B,) in [0, 1].
+    """
+    confidences = confidences.clamp(EDGE, 1 - EDGE)
+    known = rewards.nan_to_num(nan=0.0)
+    objective = known * confidences.log() + (1 - known) * (1 - confidences).log()
+    return torch.where(rewards.isnan(), torch.zeros_like(objective), objective)
 
 
 def clipped_objective(
@@ -375,10 +416,19 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         old = inputs.get("old_per_token_logps")
         # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
         old = log_probabilities.detach() if old is None else old
-        confidences = confidence(old, mask)  # (B,)
+        confidences = confidence(old, mask, self.args.confidence)  # (B,)
         advantages = self._advantages(inputs["rewards"], confidences)  # (B,)
         objective, clipped = clipped_objective(log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high)
-        loss = -masked_mean(objective, mask).mean()
+        answers = masked_mean(objective, mask)  # (B,)
+        if self.args.full_gradient:
+            believed = confidence(log_probabilities, mask, self.args.confidence, differentiate=True)
+            answers = calibration_objective(inputs["rewards"], believed)
+        if self.beta:
+            log_reference_ratio = inputs["ref_per_token_logps"] - log_probabilities
+            divergence = log_reference_ratio.exp() - log_reference_ratio - 1  # (B, T), at least 0
+            answers = answers - self.beta * masked_mean(divergence, mask)
+            self._log_tokens(mask, {"kl": divergence})
+        loss = -answers.mean()
         if router_loss is not None:
             loss = loss + self.router_aux_loss_coef * router_loss
         self._log_answers(inputs["rewards"], confidences, advantages)

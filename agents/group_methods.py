@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import nanstd
 
 from ..errors import UserError
-from .trainer import ResumableTrainer, check_range, check_settings, weighted_sums
+from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings, weighted_sums
 
 
 @dataclass
@@ -49,7 +49,7 @@ class GroupConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         check_group(self)
-        super().__post_init__()
+        check_as_trl_does(self, super().__post_init__)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class LeaveOneOutConfig(RLOOConfig):
 
     def __post_init__(self) -> None:
         check_group(self)
-        super().__post_init__()
+        check_as_trl_does(self, super().__post_init__)
 
 
 def check_group(config: Any) -> None:

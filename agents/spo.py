@@ -26,7 +26,8 @@ from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from .trainer import ResumableTrainer, allow_one_generation, check_range, check_settings
+from ..errors import UserError
+from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings
 
 SUPPORTED = {
     "num_generations": 1,
@@ -43,7 +44,8 @@ class SPOConfig(GRPOConfig):
         forgetting: What an answer's weight is multiplied by with each later answer to the same prompt, 0 to 1; 1
             forgets nothing.
         prior_weight: How many answers the value of a prompt that has none yet is worth.
-        key_columns: Columns that tell one prompt from another, together.
+        key_columns: Columns that tell one prompt from another, together: where prompts differ by their images only,
+            another one than ``prompt``.
 
     Raises:
         UserError: If a value is out of its range or not supported.
@@ -62,7 +64,7 @@ class SPOConfig(GRPOConfig):
         check_settings(self, SUPPORTED)
         check_range(self, ["forgetting"], lambda value: 0 <= value <= 1, "0 to 1")
         check_range(self, ["prior_weight"], lambda value: value > 0, "more than 0")
-        allow_one_generation(self, super().__post_init__)
+        check_as_trl_does(self, super().__post_init__)
 
 
 class ValueTracker:
@@ -130,6 +132,9 @@ class SPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         rows = self._read(inputs)
+        missing = set(self.args.key_columns) - set(rows[0])
+        if missing:
+            raise UserError(f"key_columns: rows lack {', '.join(sorted(missing))}; they have {', '.join(rows[0])}")
         outputs = super()._generate_and_score_completions(rows)
         self._current_metrics.pop("frac_reward_zero_std")  # of groups of one
         if not self.model.training:

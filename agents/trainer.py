@@ -13,7 +13,7 @@ only:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -68,20 +68,29 @@ def check_range(config: Any, options: Iterable[str], holds: Any, words: str) -> 
             raise UserError(f"{option}={value}: expected {words}")
 
 
-def allow_one_generation(config: GRPOConfig, parent_checks: Any) -> None:
-    """Run the parent's checks, which refuse one answer a prompt: twice the batch at two a prompt passes exactly them.
+def check_as_trl_does(config: Any, parent_checks: Callable[[], None]) -> None:
+    """Run the parent's checks, without the one that refuses a single answer a prompt.
 
     Args:
-        config: Before its checks, with ``num_generations`` 1.
+        config: Before its checks.
         parent_checks: ``super().__post_init__``.
+
+    Raises:
+        UserError: If the parent refuses something.
     """
-    config.num_generations = 2
-    for name in SIZES:
-        setattr(config, name, getattr(config, name) and 2 * getattr(config, name))
-    parent_checks()
-    config.num_generations = 1
-    for name in SIZES:
-        setattr(config, name, getattr(config, name) // 2)
+    alone = config.num_generations == 1
+    if alone:  # twice the batch at two answers a prompt passes exactly the other checks
+        config.num_generations = 2
+        for name in SIZES:
+            setattr(config, name, getattr(config, name) and 2 * getattr(config, name))
+    try:
+        parent_checks()
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if alone:
+        config.num_generations = 1
+        for name in SIZES:
+            setattr(config, name, getattr(config, name) // 2)
 
 
 class EpochSampler(RepeatSampler):
