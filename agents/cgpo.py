@@ -312,8 +312,9 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
     Logged beside TRL's own: ``cgpo/confidence``, ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers),
     ``cgpo/share_hrhc``, ``_hrlc``, ``_lrhc``, ``_lrlc`` (see :func:`response_types`), ``clip_ratio/region_mean``,
-    ``entropy`` (means over tokens) and, on supervised steps, ``isr/loss``. The completions table has no advantages:
-    they are known only when the loss is computed.
+    ``entropy`` and, with ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With
+    ``full_gradient`` the advantages are logged, but not used. The completions table has none: they are known only when
+    the loss is computed.
 
     Args:
         model: As in ``GRPOTrainer``.

@@ -61,10 +61,12 @@ def check_settings(config: Any, fixed: dict[str, Any]) -> None:
 
 
 def check_range(config: Any, options: Iterable[str], holds: Any, words: str) -> None:
-    """Raise a UserError that says "expected ``words``" for the first of the options that is set and does not hold."""
+    """Raise a UserError for the first of the options that is no number or does not hold; None where it may be."""
     for option in options:
         value = getattr(config, option)
-        if value is not None and not holds(value):
+        if value is None and "None" in str(config.__dataclass_fields__[option].type):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
             raise UserError(f"{option}={value}: expected {words}")
 
 

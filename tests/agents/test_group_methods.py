@@ -193,6 +193,10 @@ def test_the_share_of_groups_without_signal_is_logged(make_algorithm, name, tole
         ({"epsilon": 0.0}, "epsilon=0"),
         ({"epsilon_high": -1.0}, "epsilon_high"),
         ({"num_iterations": 0}, "num_iterations"),
+        ({"signal_tolerance": None}, "signal_tolerance=None: expected at least 0"),
+        ({"learning_rate": "x"}, "learning_rate=x: expected at least 0"),
+        ({"temperature": True}, "temperature=True: expected more than 0"),
+        ({"per_device_train_batch_size": 4}, "must be divisible by num_generations"),
     ],
 )
 def test_values_out_of_range_are_refused(tmp_path, kind, changes, words):
