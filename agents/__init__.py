@@ -8,6 +8,12 @@ register, make, names, get = _registry.register, _registry.make, _registry.names
 register("random", "maskgym.agents.random_agent:RandomAgent")  # well-formed answers of random words; random clicks
 register("sft", "maskgym.agents.language:SFTAgent")  # imitates the data set's rationales
 register("cgpo", "maskgym.agents.language:CGPOAgent")  # Saliency-R1's single-sample policy optimisation
+register("grpo", "maskgym.agents.language:GRPOAgent")  # answers to one prompt, compared, with a KL term
+register("dr_grpo", "maskgym.agents.language:DrGRPOAgent")  # GRPO without its two divisions
+register("dapo", "maskgym.agents.language:DAPOAgent")  # GRPO with dynamic sampling and a wider clip range above
+register("gspo", "maskgym.agents.language:GSPOAgent")  # GRPO with one ratio an answer
+register("rloo", "maskgym.agents.language:RLOOAgent")  # an answer less the mean of the others to its prompt
+register("spo", "maskgym.agents.language:SPOAgent")  # one answer a prompt, less a running value of that prompt
 register("ppo", "maskgym.agents.ppo:PPOAgent")  # on clicks: AlignSAM's
 register("grpo_clicks", "maskgym.agents.click_groups:GRPOAgent")  # on clicks: episodes of one sample, compared
 register("cgpo_clicks", "maskgym.agents.click_groups:CGPOAgent")  # on clicks: one episode a sample, less its confidence

@@ -16,6 +16,10 @@ Where the paper leaves a choice, and where we depart from it:
 - *Supervised loss.* Eq. 4 sums over tokens; we take the mean over the tokens of a batch, as is usual.
 - *Centring.* ``center_advantage`` subtracts the batch's mean advantage. This variant is OURS, not the paper's.
 
+Four options show what the paper argues for by leaving it out: ``confidence`` as the exponential of the mean
+log-probability, ``full_gradient`` (Eq. 11 itself in place of Eq. 13 and 14), ``beta`` (a divergence from the policy
+before training, Eq. 8, in place of ISR), and ``num_generations`` (several answers a prompt).
+
 The confidence comes from the log-probabilities of the sampling policy. When every answer is used for one update only,
 those are the loss's own, so a step costs one forward pass; otherwise TRL computes the old ones and they are used.
 
@@ -27,8 +31,7 @@ References:
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,23 +39,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import RepeatSampler, pad
+from trl.trainer.utils import pad
 
 from ..errors import UserError
-from ..policies.mllm import vision_token_ids
+from ..policies.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
+from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings, read_rows, with_images
 
+CONFIDENCES = ("mean_probability", "exp_mean_log")
+EDGE = 1e-6  # Eq. 11 has no value where the confidence is 0 or 1
 EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
 IGNORED_LABEL = -100
-STATE_NAME = "cgpo_state_{rank}.pt"
 # What the loss below does not do, by option name, with the one value that it does.
 SUPPORTED = {
-    "num_generations": 1,
     "loss_type": "grpo",
-    "beta": 0.0,
+    "use_bias_correction_kl": False,
     "delta": None,
     "importance_sampling_level": "token",
     "multi_objective_aggregation": "sum_then_normalize",
@@ -71,6 +72,11 @@ class CGPOConfig(GRPOConfig):
     Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused.
 
     Args:
+        num_generations: Answers a prompt; the paper takes one.
+        beta: Weight of the divergence from the policy before training (Eq. 8). It takes the place of ISR.
+        confidence: ``mean_probability`` (Eq. 10) or ``exp_mean_log``, the exponential of the mean log-probability.
+        full_gradient: Minimise Eq. 11, the confidence differentiated, whose gradient has Eq. 12 as a factor: unstable
+            where the confidence is near 0 or 1. There is no ratio in it, so an answer serves for one update.
         center_advantage: Subtract the mean advantage of each forward pass's batch, all devices together. OURS.
         isr_period: Length ``P`` of the cycle of optimizer steps.
         isr_sft_steps: How many steps are supervised, at the end of each cycle: 0 (no ISR) to ``isr_period`` (no RL).
@@ -83,7 +89,7 @@ class CGPOConfig(GRPOConfig):
         UserError: If a value is out of its range, or an option of ``GRPOConfig`` is not supported.
     """
 
-    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt. CGPO takes one."})
+    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt."})
     loss_type: str = field(
         default="grpo",
         metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
@@ -91,6 +97,9 @@ class CGPOConfig(GRPOConfig):
     scale_rewards: str = field(default="none", metadata={"help": "Without effect: CGPO has no groups."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
+    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Only False: the divergence is Eq. 8's."})
+    confidence: str = field(default="mean_probability", metadata={"help": "Or exp_mean_log."})
+    full_gradient: bool = field(default=False, metadata={"help": "Minimise Eq. 11 itself."})
     center_advantage: bool = field(default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."})
     isr_period: int = field(default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."})
     isr_sft_steps: int = field(default=2, metadata={"help": "Supervised steps at the end of each cycle."})
@@ -99,53 +108,60 @@ class CGPOConfig(GRPOConfig):
     isr_shared_optimizer: bool = field(default=False, metadata={"help": "One optimizer state for both kinds."})
 
     def __post_init__(self) -> None:
-        for name, expected in SUPPORTED.items():
-            if getattr(self, name) != expected:
-                raise UserError(f"{name}={getattr(self, name)!r}: CGPO supports only {expected!r}")
+        check_settings(self, SUPPORTED)
         if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
             raise UserError(
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
-        for name in ("isr_batch_size", "num_iterations", "max_completion_length", "per_device_train_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "isr_learning_rate"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
-        for name in ("epsilon", "temperature"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected more than 0")
-        # The parent refuses one generation a prompt. Twice the batch at two a prompt passes exactly its checks.
-        sizes = (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "generation_batch_size",
-        )
-        self.num_generations = 2
-        for name in sizes:
-            setattr(self, name, getattr(self, name) and 2 * getattr(self, name))
-        super().__post_init__()
-        self.num_generations = 1
-        for name in sizes:
-            setattr(self, name, getattr(self, name) // 2)
+        if self.beta and self.isr_sft_steps:
+            raise UserError(f"beta={self.beta}: takes the place of ISR: expected isr_sft_steps=0 beside it")
+        if self.confidence not in CONFIDENCES:
+            raise UserError(f"confidence={self.confidence!r}: expected one of {', '.join(CONFIDENCES)}")
+        if self.full_gradient and (self.center_advantage or self.num_iterations > 1):
+            raise UserError("full_gradient=True: expected center_advantage=False and num_iterations=1 beside it")
+        check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
+        check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
+        check_as_trl_does(self, super().__post_init__)
 
     def is_sft_step(self, global_step: int) -> bool:
         """Return whether the optimizer step after ``global_step`` finished ones is supervised."""
         return global_step % self.isr_period >= self.isr_period - self.isr_sft_steps
 
 
-def confidence(log_probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def confidence(
+    log_probabilities: torch.Tensor, mask: torch.Tensor, form: str = "mean_probability", differentiate: bool = False
+) -> torch.Tensor:
     """Return the mean probability of an answer's tokens (Eq. 10): not the exponential of the mean logarithm.
 
     Args:
         log_probabilities: (B, T) of the sampled tokens, at the sampling temperature.
         mask: (B, T), 1 on the answer's tokens, its end token included.
+        form: ``exp_mean_log`` is the exponential of the mean logarithm after all.
+        differentiate: Keep the gradient.
 
     Returns:
-        (B,) in [0, 1], without gradient; 0 where the mask is empty.
+        (B,) in [0, 1], without gradient unless asked for; 0 where the mask is empty.
     """
-    return masked_mean(log_probabilities.detach().exp(), mask)
+    log_probabilities = log_probabilities if differentiate else log_probabilities.detach()
+    if form == "exp_mean_log":
+        return masked_mean(log_probabilities, mask).exp() * mask.any(1)
+    return masked_mean(log_probabilities.exp(), mask)
+
+
+def calibration_objective(rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
+    """Return ``r log c + (1 - r) log(1 - c)``, Eq. 11 with its sign turned; 0 for an answer without a reward.
+
+    Its derivative by the confidence is Eq. 12, ``(r - c) / (c (1 - c))``; none within 1e-6 of 0 and 1.
+
+    Args:
+        rewards: (B,) in [0, 1].
+        confidences: (B,) in [0, 1].
+    """
+    confidences = confidences.clamp(EDGE, 1 - EDGE)
+    known = rewards.nan_to_num(nan=0.0)
+    objective = known * confidences.log() + (1 - known) * (1 - confidences).log()
+    return torch.where(rewards.isnan(), torch.zeros_like(objective), objective)
 
 
 def clipped_objective(
@@ -286,28 +302,19 @@ class InterleavedOptimizer(torch.optim.Optimizer):
             self.isr.load_state_dict(state_dict["isr"])
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, whose order follows the epoch: a run resumed in its third epoch then reads the same prompts."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seed the order of ``epoch`` (0-based; the first is TRL's)."""
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
-
-
-class CGPOTrainer(GRPOTrainer):
+class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     """Train a language model, or one that sees, by CGPO. Takes what ``GRPOTrainer`` takes, and ``isr_dataset``.
 
     One optimizer step is one step of ``state.global_step``, whichever its kind. A supervised step generates nothing and
-    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. Rows of
-    ``train_dataset`` are read when answers to them are generated, and only then. The ISR examples of a step are drawn
-    by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers; a checkpoint holds what TRL's does
-    not: the step counter and the answers that are still to be used.
+    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. The ISR
+    examples of a step are drawn by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers.
+    Rows and checkpoints are those of `maskgym.agents.trainer.ResumableTrainer`.
 
     Logged beside TRL's own: ``cgpo/confidence``, ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers),
     ``cgpo/share_hrhc``, ``_hrlc``, ``_lrhc``, ``_lrlc`` (see :func:`response_types`), ``clip_ratio/region_mean``,
-    ``entropy`` (means over tokens) and, on supervised steps, ``isr/loss``. The completions table has no advantages:
-    they are known only when the loss is computed.
+    ``entropy`` and, with ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With
+    ``full_gradient`` the advantages are logged, but not used. The completions table has none: they are known only when
+    the loss is computed.
 
     Args:
         model: As in ``GRPOTrainer``.
@@ -324,6 +331,7 @@ class CGPOTrainer(GRPOTrainer):
 
     _tag_names: ClassVar = ["trl", "cgpo"]
     _name = "CGPO"
+    config_class: ClassVar = CGPOConfig
     _paper: ClassVar = {
         "title": "Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided "
         "Reinforcement Learning"
@@ -338,41 +346,12 @@ class CGPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = CGPOConfig("CGPO") if args is None else args
-        if not isinstance(args, CGPOConfig):
-            raise UserError(f"args: got {type(args).__name__}, expected a CGPOConfig")
-        if args.isr_sft_steps:
+        if isinstance(args, CGPOConfig) and args.isr_sft_steps:
             _check_isr(args, isr_dataset)
         self.isr_dataset = isr_dataset
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
-        suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
-        if suppressed:
-            self.generation_kwargs["suppress_tokens"] = sorted(suppressed)
-            self.generation_config.suppress_tokens = sorted(suppressed)
 
-    # Data: row numbers until a row is needed, and ISR's own batches.
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return a loader of row numbers; what streams has none and is loaded as TRL does."""
-        if not isinstance(self.train_dataset, Dataset):
-            return super().get_train_dataloader()
-        return self._get_dataloader(
-            dataset=range(len(self.train_dataset)),
-            description="Training",
-            batch_size=self._train_batch_size * self.args.steps_per_generation,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        return EpochSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=1,
-            batch_size=self.args.generation_batch_size,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-        )
+    # Data: ISR's own batches.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return the batches of one optimizer step: of prompts, or of ISR rows in a supervised one."""
@@ -389,7 +368,8 @@ class CGPOTrainer(GRPOTrainer):
         drawn = generator.choice(len(self.isr_dataset), total, replace=total > len(self.isr_dataset))
         first = count * size * self.accelerator.process_index
         return [
-            _rows(self.isr_dataset, drawn[start : start + size]) for start in range(first, first + count * size, size)
+            read_rows(self.isr_dataset, drawn[start : start + size])
+            for start in range(first, first + count * size, size)
         ]
 
     def _is_sft_step(self) -> bool:
@@ -412,24 +392,13 @@ class CGPOTrainer(GRPOTrainer):
         return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
-        if isinstance(inputs[0], int):
-            inputs = _rows(self.train_dataset, inputs)
-        # Rows may be ISR's too; the parent would take a completion's format for the prompt's.
-        inputs = [{name: value for name, value in row.items() if name != "completion"} for row in inputs]
         outputs = super()._generate_and_score_completions(inputs)
-        rewards_of_terms = self._rewards_of_terms  # (all devices' B, terms)
-        rewards = (rewards_of_terms * self.reward_weights.to(rewards_of_terms.device)).nansum(1)
-        rewards[rewards_of_terms.isnan().all(1)] = torch.nan
+        rewards = self._total_rewards()
         # The parent's advantages compare an answer with itself.
         del outputs["advantages"]
         self._logs["advantages"].extend([float("nan")] * len(rewards))
-        self._metrics["train" if self.model.training else "eval"].pop("frac_reward_zero_std")
-        start = self.accelerator.process_index * len(inputs)
-        return {**outputs, "rewards": rewards[start : start + len(inputs)]}
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        self._rewards_of_terms = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_of_terms
+        self._current_metrics.pop("frac_reward_zero_std")
+        return {**outputs, "rewards": self._local(rewards, len(inputs))}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if "labels" in inputs:
@@ -448,10 +417,19 @@ class CGPOTrainer(GRPOTrainer):
         old = inputs.get("old_per_token_logps")
         # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
         old = log_probabilities.detach() if old is None else old
-        confidences = confidence(old, mask)  # (B,)
+        confidences = confidence(old, mask, self.args.confidence)  # (B,)
         advantages = self._advantages(inputs["rewards"], confidences)  # (B,)
         objective, clipped = clipped_objective(log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high)
-        loss = -masked_mean(objective, mask).mean()
+        answers = masked_mean(objective, mask)  # (B,)
+        if self.args.full_gradient:
+            believed = confidence(log_probabilities, mask, self.args.confidence, differentiate=True)
+            answers = calibration_objective(inputs["rewards"], believed)
+        if self.beta:
+            log_reference_ratio = inputs["ref_per_token_logps"] - log_probabilities
+            divergence = log_reference_ratio.exp() - log_reference_ratio - 1  # (B, T), at least 0
+            answers = answers - self.beta * masked_mean(divergence, mask)
+            self._log_tokens(mask, {"kl": divergence})
+        loss = -answers.mean()
         if router_loss is not None:
             loss = loss + self.router_aux_loss_coef * router_loss
         self._log_answers(inputs["rewards"], confidences, advantages)
@@ -469,12 +447,7 @@ class CGPOTrainer(GRPOTrainer):
 
     def _sft_inputs(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return model inputs with left-padded prompts and right-padded completions, and the latter as labels."""
-        prompts = [row["prompt"] for row in rows]
-        if self._is_vlm:
-            prompts = [
-                prepare_multimodal_messages(prompt, images=_images(row))
-                for prompt, row in zip(prompts, rows, strict=True)
-            ]
+        prompts = with_images(rows) if self._is_vlm else [row["prompt"] for row in rows]
         prompt_ids, _, fields = self._tokenize_prompts(prompts)
         completion_ids = [self._completion_ids(row["completion"]) for row in rows]
         ids, mask = self._padded(prompt_ids, completion_ids, self._tokenizer.pad_token_id)
@@ -520,7 +493,7 @@ class CGPOTrainer(GRPOTrainer):
         self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss / self.current_gradient_accumulation_steps
 
-    # Optimizer and checkpoints.
+    # Optimizer.
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the policy's optimizer and, with ISR, the one of the supervised steps beside it."""
@@ -533,42 +506,12 @@ class CGPOTrainer(GRPOTrainer):
             self.optimizer = self._interleaved
         return self.optimizer
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        state = {
-            "step": self._step,
-            "answers": None if used_up else self._buffered_inputs,
-        }
-        torch.save(
-            state,
-            os.path.join(output_dir, STATE_NAME.format(rank=self.accelerator.process_index)),
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The Trainer compares names with the file's literally. Models that see are saved under their hub names, which
-        # differ, so it would go on with the weights it has and say so in a warning only.
-        if model is not None or not isinstance(self.model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            path = os.path.join(checkpoint, STATE_NAME.format(rank=self.accelerator.process_index))
-            if not os.path.isfile(path):
-                raise UserError(f"{path}: missing, so CGPO cannot resume from this checkpoint")
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs = state["step"], state["answers"]
-
     # Logs.
 
     def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> None:
         gathered = self.accelerator.gather(torch.stack([rewards, confidences, advantages], dim=1))
         rewards, confidences, advantages = gathered.unbind(1)
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._current_metrics
         metrics["cgpo/confidence"].append(confidences.mean().item())
         metrics["cgpo/advantage"].append(advantages.mean().item())
         metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
@@ -579,7 +522,7 @@ class CGPOTrainer(GRPOTrainer):
         sums = torch.stack([mask.sum(), *((value * mask).sum() for value in values.values())])
         tokens, *totals = self.accelerator.reduce(sums.float().detach(), reduction="sum").tolist()
         for name, total in zip(values, totals, strict=True):
-            self._metrics["train" if self.model.training else "eval"][name].append(total / max(tokens, 1))
+            self._current_metrics[name].append(total / max(tokens, 1))
 
 
 def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
@@ -590,16 +533,3 @@ def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
         raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
     if args.deepspeed or args.fsdp:
         raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
-
-
-def _rows(dataset: Any, indices: Iterable[int]) -> list[dict[str, Any]]:
-    indices = [int(index) for index in indices]
-    if hasattr(dataset, "__getitems__"):  # one call to a transform that may be batched
-        return dataset.__getitems__(indices)
-    return [dataset[index] for index in indices]
-
-
-def _images(row: dict[str, Any]) -> list[Any] | None:
-    if row.get("image") is not None:
-        return [row["image"]]
-    return row.get("images")

@@ -22,6 +22,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..errors import UserError
 from .cgpo import CGPOConfig, CGPOTrainer
+from .dapo import DAPOConfig, DAPOTrainer
+from .group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
+from .spo import SPOConfig, SPOTrainer
 
 OnLog = Callable[[int, dict[str, float]], None]
 
@@ -68,7 +71,7 @@ class Episodes:
         return [(np.resize(part, width), len(part)) for part in parts]
 
     def rows(self, steps: int, batch: int, seed: int) -> Dataset:
-        """Return ``steps`` batches of rows, tasks in turn, each task's samples reshuffled when used up."""
+        """Return ``steps`` batches of ``batch`` rows, tasks in turn, each task's samples reshuffled when used up."""
         orders = []
         for task, env in enumerate(self.envs):
             base: Any = env.unwrapped
@@ -79,6 +82,13 @@ class Episodes:
         places = [step // len(self.envs) * batch for step in range(steps)]
         indices = [orders[task][place : place + batch] for task, place in zip(tasks, places, strict=True)]
         columns = {"task": np.repeat(tasks, batch), "index": np.concatenate(indices)}
+        return Dataset.from_dict(columns).with_transform(Rows(self))
+
+    def every_row(self) -> Dataset:
+        """Return one row a sample, task after task."""
+        bases: list[Any] = [env.unwrapped for env in self.envs]
+        sizes = [base.num_samples for base in bases]
+        columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(self))
 
 
@@ -134,25 +144,28 @@ class EnvReward:
         return values.tolist()
 
 
-class CGPOAgent:
-    """Confidence-Guided Policy Optimization, with interleaved supervised steps (see `maskgym.agents.cgpo`).
+class LanguageAgent:
+    """What agents of text share; each names its trainer, its config and what it sets there.
 
     Args:
         policy: A `maskgym.policies.mllm.LanguagePolicy`.
         env: Unused: text has one space. Taken so that every agent is made alike.
-        seed: Seed of the order of samples, of sampling and of ISR's examples.
+        seed: Seed of the order of samples, of sampling and of what else a trainer draws.
         output: Folder of the checkpoints.
         batch_size: Answers an update.
+        group_size: Answers a prompt, a divisor of ``batch_size``; None takes the algorithm's own number.
         micro_batch_size: Answers a forward pass; None takes the whole batch at once.
         max_new_tokens: Longest answer in tokens.
         save_every: Updates between checkpoints.
-        **settings: Of `CGPOConfig`: ``learning_rate``, ``isr_period``, ``isr_learning_rate``, ``temperature``, ….
+        **settings: Of the trainer's config: ``learning_rate``, ``temperature``, ``num_iterations``, ….
 
     Raises:
         UserError: If a setting is unknown or out of range.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    config: ClassVar[Any]
+    trainer: ClassVar[Any]
     defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -162,6 +175,7 @@ class CGPOAgent:
         seed: int = 0,
         output: str | Path = "checkpoints",
         batch_size: int = 128,
+        group_size: int | None = None,
         micro_batch_size: int | None = None,
         max_new_tokens: int = 128,
         save_every: int = 10,
@@ -175,10 +189,15 @@ class CGPOAgent:
         self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
         if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of batch_size={batch_size}")
+        fields = self.config.__dataclass_fields__
+        self.group_size = fields["num_generations"].default if group_size is None else group_size
+        if self.group_size < 1 or batch_size % self.group_size:
+            raise UserError(f"algo.group_size={self.group_size}: expected a divisor of batch_size={batch_size}")
         self.settings = {**self.defaults, **settings}
-        unknown = sorted(set(self.settings) - set(CGPOConfig.__dataclass_fields__))
+        unknown = sorted((set(self.settings) - set(fields)) | (set(self.settings) & {"num_generations"}))
         if unknown:
-            raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of CGPOConfig's")
+            kind = self.config.__name__
+            raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
         self._config(updates=1)  # refuses what is out of range now, not after an evaluation
 
     def train(
@@ -196,25 +215,30 @@ class CGPOAgent:
             updates: Optimizer steps in all, those before a resumed checkpoint included.
             on_log: Called after each with its number, from 1, and named scalars.
             resume: Go on from the last whole checkpoint in ``output``, where there is one.
-            supervised: Environments whose rationales ISR imitates; None takes ``envs``.
+            supervised: Environments whose rationales supervised steps imitate, where there are any; None takes
+                ``envs``.
 
         Raises:
             UserError: If supervised steps are asked for and the samples have no rationale.
         """
         config = self._config(updates)
         episodes = Episodes(envs)
-        trainer = CGPOTrainer(
+        trainer = self.trainer(
             model=self.policy.model,
             reward_funcs=EnvReward(episodes),
             args=config,
-            train_dataset=episodes.rows(updates, self.batch_size, self.seed),
-            isr_dataset=self._examples(Episodes(supervised or envs)) if config.isr_sft_steps else None,
+            train_dataset=episodes.rows(updates, self.batch_size // self.group_size, self.seed),
             processing_class=self.policy.processor,
             callbacks=[_Logs(on_log)],
+            **self._more(config, episodes, Episodes(supervised or envs)),
         )
         trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
         checkpoint = last_checkpoint(self.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _more(self, config: Any, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
+        """Return arguments that this agent's trainer takes beside the common ones."""
+        return {}
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[str]:
         """Return one answer an observation, greedy or sampled at the training temperature."""
@@ -229,15 +253,16 @@ class CGPOAgent:
         """Take the weights of a folder that `save` wrote."""
         self.policy.load(path)
 
-    def _config(self, updates: int) -> CGPOConfig:
+    def _config(self, updates: int) -> Any:
         on_gpu = self.policy.device.type == "cuda"
         half = on_gpu and self.policy.dtype is torch.bfloat16
-        return CGPOConfig(
+        return self.config(
             **{
                 "output_dir": str(self.output),
                 "max_steps": updates,
                 "per_device_train_batch_size": self.micro_batch_size,
                 "gradient_accumulation_steps": self.batch_size // self.micro_batch_size,
+                "num_generations": self.group_size,
                 "max_completion_length": self.max_new_tokens,
                 "shuffle_dataset": False,  # the rows are in order already, a task a batch
                 "seed": self.seed,
@@ -255,24 +280,71 @@ class CGPOAgent:
             }
         )
 
-    def _examples(self, episodes: Episodes) -> Dataset:
-        """Return every sample of every task, tasks mixed, as rows with completions."""
-        bases: list[Any] = [env.unwrapped for env in episodes.envs]
-        for task, base in enumerate(bases):
-            if episodes.reset(task, [0])[1][0] is None:
-                raise UserError(
-                    f"{base.task}: its samples have no rationale to imitate; expected a data set that has "
-                    "them, or no supervised steps"
-                )
-        sizes = [base.num_samples for base in bases]
-        columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
-        return Dataset.from_dict(columns).with_transform(Rows(episodes))
+
+class CGPOAgent(LanguageAgent):
+    """Confidence-Guided Policy Optimization, with interleaved supervised steps (see `maskgym.agents.cgpo`)."""
+
+    config, trainer = CGPOConfig, CGPOTrainer
+
+    def _more(self, config: CGPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
+        return {"isr_dataset": _examples(supervised) if config.isr_sft_steps else None}
 
 
 class SFTAgent(CGPOAgent):
     """Supervised fine-tuning on rationales: every step of the cycle is supervised (Saliency-R1 Eq. 4)."""
 
     defaults: ClassVar[dict[str, Any]] = {"isr_period": 1, "isr_sft_steps": 1}
+
+
+class GRPOAgent(LanguageAgent):
+    """Group Relative Policy Optimization with a divergence from the policy before training (DeepSeekMath Eq. 3, 4)."""
+
+    config, trainer = GroupConfig, GroupTrainer
+    defaults: ClassVar[dict[str, Any]] = {"loss_type": "grpo", "scale_rewards": "group", "beta": 0.04}
+
+
+class DrGRPOAgent(LanguageAgent):
+    """Dr. GRPO: neither an answer's length nor a group's deviation divides anything (arXiv 2503.20783, section 3)."""
+
+    config, trainer = GroupConfig, GroupTrainer
+    defaults: ClassVar[dict[str, Any]] = {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
+
+
+class DAPOAgent(LanguageAgent):
+    """DAPO: decoupled clip range, dynamic sampling, overlong punishment (see `maskgym.agents.dapo`)."""
+
+    config, trainer = DAPOConfig, DAPOTrainer
+    defaults: ClassVar[dict[str, Any]] = {"scale_rewards": "group", "beta": 0.0}
+
+    def _more(self, config: DAPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
+        return {"refill_dataset": episodes.every_row()}
+
+
+class GSPOAgent(LanguageAgent):
+    """Group Sequence Policy Optimization: one ratio an answer, clipped as a whole (arXiv 2507.18071, Eq. 5 to 7)."""
+
+    config, trainer = GroupConfig, GroupTrainer
+    defaults: ClassVar[dict[str, Any]] = {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "scale_rewards": "group",
+        "beta": 0.0,
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+    }
+
+
+class RLOOAgent(LanguageAgent):
+    """REINFORCE Leave-One-Out: an answer less the mean of the group's others (arXiv 2402.14740)."""
+
+    config, trainer = LeaveOneOutConfig, LeaveOneOutTrainer
+
+
+class SPOAgent(LanguageAgent):
+    """Single-stream Policy Optimization: an answer less what its prompt has earned (see `maskgym.agents.spo`)."""
+
+    config, trainer = SPOConfig, SPOTrainer
+    defaults: ClassVar[dict[str, Any]] = {"key_columns": ["task", "index"]}
 
 
 class _Logs(TrainerCallback):
@@ -300,6 +372,18 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def _examples(episodes: Episodes) -> Dataset:
+    """Return every sample of every task, tasks mixed, as rows with completions."""
+    for task, env in enumerate(episodes.envs):
+        if episodes.reset(task, [0])[1][0] is None:
+            base: Any = env.unwrapped
+            raise UserError(
+                f"{base.task}: its samples have no rationale to imitate; expected a data set that has "
+                "them, or no supervised steps"
+            )
+    return episodes.every_row()
 
 
 def _text(content: Any) -> str:

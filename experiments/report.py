@@ -20,6 +20,8 @@ PANELS = {
     "Reward and its terms": r"reward$|reward/",
     "Confidence and advantage": r"cgpo/(confidence|advantage)",
     "Response types (share of the extremes)": r"cgpo/share_",
+    "Groups without signal (share)": r"group/share_without_signal$",
+    "Divergence from the policy before training": r"kl$",
     "Entropy": r"entropy$",
     "Response length (tokens)": r"completions/(mean|min|max)_length$",
     "Clip fraction": r"clip_ratio/region_mean$",

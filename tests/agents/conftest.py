@@ -203,3 +203,84 @@ def image_rows(text_rows):
         Image.fromarray(generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)) for _ in text_rows
     ]
     return Dataset.from_list([{**row, "images": [image]} for row, image in zip(text_rows, images, strict=True)])
+
+
+def share_of_red(completions, **_):
+    """Reward an answer by the share of its words that are "red"."""
+    texts = [completion[0]["content"].split() for completion in completions]
+    return [sum(word == "red" for word in words) / max(len(words), 1) for words in texts]
+
+
+@pytest.fixture
+def make_algorithm(tmp_path, make_model, tokenizer, processor, text_rows, image_rows):
+    """Return a function that makes the trainer of a registered agent, with the settings of that agent.
+
+    The model comes from a folder, where a reference model finds it again.
+    """
+    from maskgym import agents
+
+    def make(name, folder=None, sees=False, rows=None, reward_funcs=share_of_red, callbacks=None, **changes):
+        agent = agents.get(name)
+        source = make_model(sees)
+        source.save_pretrained(tmp_path / f"model-{sees}")
+        settings = {
+            "per_device_train_batch_size": 8,
+            "num_generations": 1 if name == "spo" else 4,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+        }
+        own = {**agent.defaults, **({"key_columns": ["prompt"]} if name == "spo" else {})}
+        return agent.trainer(
+            model=type(source).from_pretrained(tmp_path / f"model-{sees}"),
+            reward_funcs=reward_funcs,
+            args=agent.config(output_dir=str(folder or tmp_path / "run"), **{**settings, **own, **changes}),
+            train_dataset=rows if rows is not None else image_rows if sees else text_rows,
+            processing_class=processor if sees else tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+@pytest.fixture
+def four_answers(text_model):
+    """What a trainer's loss reads: one group of four answers of unequal length, their advantages and a reference."""
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = text_model.config.vocab_size
+    noise = torch.randn(2, 4, 5, generator=generator)
+    mask = (torch.arange(5) < torch.tensor([[5], [1], [3], [2]])).long()
+    return {
+        "prompt_ids": torch.randint(9, vocabulary, (4, 3), generator=generator),
+        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 1, 1]]),
+        "completion_ids": torch.randint(9, vocabulary, (4, 5), generator=generator),
+        "completion_mask": mask,
+        "advantages": torch.tensor([1.3, -0.7, 0.4, -1.0]),
+        "old_per_token_logps": 0.4 * noise[0] - float(np.log(vocabulary)),
+        "ref_per_token_logps": 0.4 * noise[1] - float(np.log(vocabulary)),
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+@pytest.fixture
+def token_log_probabilities():
+    """Return a function: the log-probabilities of each answer's tokens, answer by answer, without any padding."""
+
+    def compute(model, inputs):
+        answers = []
+        for row in range(len(inputs["prompt_ids"])):
+            prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
+            answer = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()]
+            logits = model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+            answers.append(logits.log_softmax(-1).gather(1, answer[:, None])[:, 0])
+        return answers
+
+    return compute

@@ -19,6 +19,7 @@ from maskgym.agents.cgpo import (
     CGPOConfig,
     CGPOTrainer,
     InterleavedOptimizer,
+    calibration_objective,
     clipped_objective,
     confidence,
     response_types,
@@ -116,6 +117,23 @@ def test_clipping_stops_only_what_would_go_too_far():
     assert clipped.flatten().tolist() == [False, True, True, False]
 
 
+def test_the_other_confidence_is_the_exponential_of_the_mean_logarithm():
+    log_probabilities = torch.tensor([[0.5, 0.1, 0.9], [0.25, 0.75, 0.5], [0.5, 0.5, 0.5]]).log()
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
+    expected = [0.05**0.5, (0.25 * 0.75 * 0.5) ** (1 / 3), 0]
+    assert confidence(log_probabilities, mask, "exp_mean_log").tolist() == pytest.approx(expected)
+
+
+def test_the_calibration_objective_has_equation_12_as_its_derivative():
+    rewards, confidences = torch.tensor([0.9, 0.2, 0.5, math.nan]), torch.tensor([0.6, 0.95, 0.5, 0.5])
+    confidences.requires_grad_()
+    objective = calibration_objective(rewards, confidences)
+    assert objective[0].item() == pytest.approx(0.9 * math.log(0.6) + 0.1 * math.log(0.4))
+    (found,) = torch.autograd.grad(objective.sum(), confidences)
+    assert found.tolist() == pytest.approx([0.3 / 0.24, -0.75 / (0.95 * 0.05), 0, 0], abs=1e-5)
+    assert calibration_objective(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).isfinite().all()
+
+
 def test_response_types_are_shares_of_the_answers_extreme_in_both():
     # Ten answers: the quantiles at 20 % and 80 % of 0..9 are 1.8 and 7.2, so 0, 1 are low and 8, 9 are high.
     rewards = torch.arange(10.0)
@@ -197,6 +215,11 @@ def test_defaults_are_the_papers(tmp_path):
         {"isr_sft_steps": -1},
         {"isr_period": 0, "isr_sft_steps": 0},
         {"isr_batch_size": 0},
+        {"num_generations": 0},
+        {"confidence": "median"},
+        {"full_gradient": True, "num_iterations": 2},
+        {"full_gradient": True, "center_advantage": True},
+        {"use_bias_correction_kl": True},
     ],
 )
 def test_what_is_not_supported_is_refused(tmp_path, changes):
@@ -287,6 +310,76 @@ def test_loss_and_gradient_equal_the_reference(
     for ours, reference in zip(torch.autograd.grad(loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)
     assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] > 0) == bool(noise)
+
+
+@pytest.mark.parametrize("form", ["mean_probability", "exp_mean_log"])
+def test_the_full_gradient_is_equation_12_times_that_of_the_confidence(make_trainer, fixed_inputs, form):
+    trainer = make_trainer(full_gradient=True, confidence=form, isr_sft_steps=0)
+    model = trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    expected = 0
+    for row, reward in enumerate(fixed_inputs["rewards"].tolist()):
+        count = int(fixed_inputs["completion_mask"][row].sum())
+        prompt = fixed_inputs["prompt_ids"][row][fixed_inputs["prompt_mask"][row].bool()]
+        answer = fixed_inputs["completion_ids"][row, :count]
+        logits = model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+        chances = logits.softmax(-1).gather(1, answer[:, None])
+        c = chances.mean() if form == "mean_probability" else chances.prod() ** (1 / count)
+        weight = ((reward - c) / (c * (1 - c))).detach()  # Eq. 12
+        expected = expected - weight * c / 3
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    loss = trainer._compute_loss(model, fixed_inputs)
+    for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_the_confidence_of_choice_is_in_the_advantage(make_trainer, fixed_inputs):
+    def logged(form):
+        trainer = make_trainer(confidence=form)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer._compute_loss(trainer.model.train(), dict(fixed_inputs))
+        return trainer._metrics["train"]["cgpo/confidence"][0]
+
+    fixed_inputs["old_per_token_logps"] = torch.tensor([[0.5, 0.1, 0.9, 0.3]]).log().repeat(3, 1)
+    assert logged("mean_probability") == pytest.approx((1.8 / 4 + 0.5 + 1.5 / 3) / 3)
+    assert logged("exp_mean_log") == pytest.approx(((0.5 * 0.1 * 0.9 * 0.3) ** 0.25 + 0.5 + 0.045 ** (1 / 3)) / 3)
+
+
+def test_a_divergence_may_take_the_place_of_isr(make_trainer, fixed_inputs, text_model, tmp_path):
+    text_model.save_pretrained(tmp_path / "model")
+    model = type(text_model).from_pretrained(tmp_path / "model")
+    trainer = make_trainer(model=model, beta=0.1, isr_sft_steps=0)
+    trainer.current_gradient_accumulation_steps = 1
+    plain = make_trainer(model=text_model, isr_sft_steps=0)
+    plain.current_gradient_accumulation_steps = 1
+    shift = torch.tensor([[0.3, -0.2, 0.1, 0.4]]).repeat(3, 1)
+    ids = torch.cat([fixed_inputs["prompt_ids"], fixed_inputs["completion_ids"]], dim=1)
+    mask = torch.cat([fixed_inputs["prompt_mask"], fixed_inputs["completion_mask"]], dim=1)
+    with torch.no_grad():
+        new = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 4)[0]
+    without = plain._compute_loss(plain.model.train(), dict(fixed_inputs))
+    loss = trainer._compute_loss(trainer.model.train(), {**fixed_inputs, "ref_per_token_logps": new + shift})
+    tokens = [math.exp(s) - s - 1 for s in shift[0].tolist()]
+    means = [sum(tokens) / 4, tokens[0], sum(tokens[:3]) / 3]
+    assert (loss - without).item() == pytest.approx(0.1 * sum(means) / 3, abs=1e-6)
+    assert trainer._metrics["train"]["kl"][0] == pytest.approx((sum(tokens) + tokens[0] + sum(tokens[:3])) / 8)
+    trainer.train()
+    assert trainer.state.log_history[-2]["kl"] > 0
+
+
+def test_several_answers_to_a_prompt_have_the_same_advantage_as_one(make_trainer):
+    seen = []
+
+    def look(prompts, completions, **_):
+        seen.append([str(prompt) for prompt in prompts])
+        return [0.4] * len(completions)
+
+    trainer = make_trainer(num_generations=2, reward_funcs=look, isr_sft_steps=0, max_steps=1)
+    trainer.train()
+    (batch,) = seen
+    assert batch[0] == batch[1] != batch[2] == batch[3]
+    logged = trainer.state.log_history[0]
+    assert logged["cgpo/advantage"] == pytest.approx(0.4 - logged["cgpo/confidence"])  # not 0, as in a group
 
 
 def test_an_answer_without_a_reward_moves_nothing(make_trainer, fixed_inputs):
@@ -693,12 +786,12 @@ def test_the_parents_loss_reads_what_we_know_of():
         "completion_mask",
         "tool_mask",
         "old_per_token_logps",
+        "ref_per_token_logps",
     }
     replaced = {"advantages"}
-    refused = {  # by SUPPORTED: vLLM, KL, other losses
+    refused = {  # by SUPPORTED: vLLM, other losses
         "sampling_per_token_logps",
         "importance_sampling_ratio",
-        "ref_per_token_logps",
         "num_items_in_batch",
     }
     assert read - model_inputs == ours | replaced | refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ def make_env(task: str, num_envs: int = 4, **arguments: object) -> ReasoningVect
 
 def make_agent(name: str, output: Path, **settings: object):
     policy = policies.make("qwen2_5_vl_tiny", device="cpu")
-    defaults = {"batch_size": 4, "max_new_tokens": 24, "isr_learning_rate": 1e-4, "seed": 3, "save_every": 2}
+    defaults = {"batch_size": 4, "max_new_tokens": 24, "seed": 3, "save_every": 2}
+    defaults |= {"isr_learning_rate": 1e-4} if name in ("cgpo", "sft") else {}
+    defaults |= {} if name in ("cgpo", "sft", "spo") else {"group_size": 4}
     return agents.make(name, policy=policy, output=output, **{**defaults, **settings})
 
 
@@ -83,6 +86,56 @@ def test_training_moves_the_language_part_and_logs(name: str, tmp_path: Path) ->
         assert {"reward", "reward/correctness", "reward/format", "cgpo/confidence", "entropy"} <= set(seen[0][1])
 
 
+GROUPS = {"group/share_without_signal", "frac_reward_zero_std"}
+LOGGED = {
+    "grpo": GROUPS | {"kl"},
+    "dr_grpo": GROUPS,
+    "dapo": GROUPS | {"dapo/rounds", "dapo/share_unfilled"},
+    "gspo": GROUPS,
+    "rloo": GROUPS | {"kl"},
+    "spo": {"spo/value", "spo/advantage_abs", "spo/share_known"},
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+@pytest.mark.parametrize("task", ["sis", "cosod"])
+def test_every_algorithm_trains_through_the_same_environment(name: str, task: str, tmp_path: Path) -> None:
+    agent, seen = make_agent(name, tmp_path, **({} if name == "spo" else {"group_size": 2})), []
+    before, vision = weights(agent), agent.policy.model.model.visual.patch_embed.proj.weight.clone()
+    agent.train([make_env(task)], 2, lambda step, values: seen.append(values))
+    assert len(seen) == 2 and LOGGED[name] | {"reward", "reward/correctness", "entropy"} <= set(seen[0])
+    moved = any(values["reward_std"] > 0 for values in seen)  # cut short, every answer on a group is as bad
+    assert moved or task == "cosod"
+    assert torch.equal(before, weights(agent)) != moved
+    assert torch.equal(vision, agent.policy.model.model.visual.patch_embed.proj.weight)
+
+
+def test_a_group_is_of_one_sample(tmp_path: Path) -> None:
+    env = make_env("sis")
+    shown: list[int] = []
+    reset = env.reset
+
+    def look(*arguments, **keywords):
+        shown.extend(np.asarray(keywords["options"]["index"]).tolist())
+        return reset(*arguments, **keywords)
+
+    env.reset = look
+    make_agent("dr_grpo", tmp_path, batch_size=8, group_size=4).train([env], 1, lambda *_: None)
+    scored = shown[-8:]  # after the rows were read
+    assert len(set(scored[:4])) == len(set(scored[4:])) == 1 and scored[0] != scored[4]
+
+
+@pytest.mark.parametrize("name", ["grpo", "spo"])
+def test_a_stopped_run_of_another_algorithm_goes_on_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    group = {} if name == "spo" else {"group_size": 2}
+    whole = make_agent(name, tmp_path / "whole", **group)
+    whole.train([make_env("sod")], 4, lambda *_: None)
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    again = make_agent(name, tmp_path / "whole", **group)
+    again.train([make_env("sod")], 4, lambda *_: None, resume=True)
+    assert torch.equal(weights(whole), weights(again))
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole = make_agent("cgpo", tmp_path / "whole")
     whole.train([make_env("sod")], 6, lambda *_: None)
@@ -128,11 +181,17 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"lerning_rate": 1}, "lerning_rate"), ({"micro_batch_size": 3}, "micro_batch_size")],
+    [
+        ({"lerning_rate": 1}, "unknown setting algo.lerning_rate: expected one of this agent's or of .*Config's"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3: expected a divisor of batch_size"),
+        ({"group_size": 3}, "group_size=3: expected a divisor of batch_size"),
+        ({"num_generations": 2}, "unknown setting algo.num_generations"),
+    ],
 )
-def test_bad_settings_are_named(settings: dict, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cgpo", "sft", *LOGGED])
+def test_bad_settings_are_named(name: str, settings: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        make_agent("cgpo", tmp_path, **settings)
+        make_agent(name, tmp_path, **settings)
 
 
 @pytest.mark.parametrize("task", ["sod", "sis", "cosod"])

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from maskgym import agents, data, policies, rewards, segmenters
-from maskgym.agents.cgpo import CGPOConfig
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
@@ -47,8 +46,9 @@ def test_every_key_of_an_option_is_an_argument_of_what_it_makes(group, option):
     accepted = set(inspect.signature(target).parameters)
     if "arguments" in accepted:  # policies hand on to one class
         accepted |= set(inspect.signature(LanguagePolicy).parameters)
-    if "settings" in accepted:  # agents hand on to TRL's config
-        accepted |= set(CGPOConfig.__dataclass_fields__)
+    if "settings" in accepted:  # agents hand on to their parent, and those of text to TRL's config
+        accepted |= set().union(*(inspect.signature(kind).parameters for kind in target.__mro__[:-1]))
+        accepted |= set(getattr(getattr(target, "config", None), "__dataclass_fields__", ()))
     assert set(settings) - {"name"} - READ_BY_THE_RUN.get(group, set()) <= accepted
 
 
@@ -76,7 +76,7 @@ def test_the_options_are_the_registered_names():
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
-        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, grpo_clicks, oracle"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
@@ -113,6 +113,11 @@ def test_the_batch_follows_the_environment_unless_it_is_given():
 @pytest.mark.parametrize("path", ["~/photos", "a=b", "my photos (old)", "it's {this", "/plain/path.d", "a,b}"])
 def test_a_path_is_taken_as_it_is(path):
     assert composition.compose(["data=coco", f"data.root={path}"])["data"]["root"] == path
+
+
+def test_the_same_name_means_another_agent_where_the_environment_says_so():
+    for env, expected in (("sis", "grpo"), ("point_prompt", "grpo_clicks")):
+        assert composition.compose([f"env={env}", "algo=grpo"])["algo"]["name"] == expected
 
 
 def test_expand_lists_every_combination_in_order():

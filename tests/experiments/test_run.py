@@ -20,6 +20,7 @@ from maskgym.experiments import run
 from maskgym.segmenters.evf_sam import EMBEDDED
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
+TEXT = "cgpo, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -95,7 +96,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, saliency, sis, sod",
-        "cgpo, ppo, random, sft",
+        "cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks, gspo, oracle, ppo, random, rloo, sft, spo",
         "resume=DIR",
         "samples: 256",
     ):
@@ -116,7 +117,7 @@ def refused(outcome) -> str:
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, ppo, random, sft"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, dapo, dr_grpo, grpo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),
@@ -141,7 +142,14 @@ def refused(outcome) -> str:
         (["algo=cgpo", "algo.temperature=0"], "temperature=0: expected more than 0"),
         (["algo=cgpo", "algo.learning_rate=-1"], "learning_rate=-1: expected at least 0"),
         (["algo=cgpo", "algo.isr_period=0"], "isr_period=0: expected"),
-        (["algo=cgpo", "+algo.beta=0.1"], "beta=0.1: CGPO supports only 0.0"),
+        (["algo=cgpo", "algo.beta=0.1"], "beta=0.1: takes the place of ISR: expected isr_sft_steps=0"),
+        (["algo=grpo", "algo.batch_size=20"], "algo.group_size=8: expected a divisor of batch_size=20"),
+        (["algo=grpo", "algo.group_size=1"], "group_size=1: expected at least 2 answers to compare"),
+        (["algo=rloo", "algo.group_size=0"], "algo.group_size=0: expected a divisor of batch_size=128"),
+        (["algo=grpo", "algo.beta=-1"], "beta=-1: expected at least 0"),
+        (["algo=dapo", "algo.sampling_rounds=0"], "sampling_rounds=0: expected at least 1"),
+        (["algo=spo", "algo.forgetting=2"], "forgetting=2: expected 0 to 1"),
+        (["algo=spo", "+algo.group_size=8"], "num_generations=8: SPO supports only 1"),
         (["algo=cgpo", "policy.lora_rank=x"], "policy.lora_rank=x: expected a whole number"),
         (["algo=cgpo", "policy.dtype=x"], "dtype"),
         (["data=coco", "data.root=3"], "data.root=3: expected text"),
@@ -181,7 +189,7 @@ def test_bad_values_end_with_status_2_and_one_line(maskgym_run, tmp_path, monkey
 def test_an_unsupported_pair_lists_what_is_supported(maskgym_run, monkeypatch):
     monkeypatch.setattr(agents.get("random"), "tasks", ("sod",))
     line = refused(maskgym_run("env=saliency", "algo=random"))
-    assert line == "error: env=saliency algo=random: not a pair: env=saliency takes cgpo, sft"
+    assert line == f"error: env=saliency algo=random: not a pair: env=saliency takes {TEXT}"
 
 
 def test_an_output_folder_that_cannot_be_written(maskgym_run, tmp_path):
