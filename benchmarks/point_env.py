@@ -32,6 +32,7 @@ import maskgym  # noqa: F401  (registers the environments)
 from maskgym import data
 from maskgym.agents.sb3 import SampleVecEnv
 from maskgym.envs.point import PointPromptEnv
+from maskgym.experiments.memory import keep_freed_memory
 from maskgym.segmenters.embeddings import EmbeddingCache
 from maskgym.segmenters.sam import PUBLISHED, SamSegmenter, sam_tiny
 
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
     parser.add_argument("--processes", action="store_true", help="AsyncVectorEnv too")
     given = parser.parse_args()
+    keep_freed_memory()  # as a run does; all rows gain
     published = given.segmenter != "tiny"
     print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")
     for count in given.envs:

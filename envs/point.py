@@ -406,10 +406,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
                 raise UserError(
                     f"action {actions[i]}: expected a patch from 0 to {self.grid**2 - 1} and a label 0 or 1"
                 )
-            truth = self._shown(i).union()
-            x, y = centres[patch] / self.image_size * truth.shape[::-1]
+            x, y = centres[patch] / self.image_size * self._truths[i].shape[::-1]
             if self.label == "oracle":
-                label = int(truth[int(y), int(x)])
+                label = int(self._truths[i][int(y), int(x)])
             elif probable is not None:
                 label = int(probable[i].flat[patch] > 0.5)
             clicks.append(Click(float(x), float(y), label, patch in self._patches[i]))
@@ -422,31 +421,37 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Turn the prompts of some sub-environments into masks."""
         assert self._embeddings is not None
         most = self._counts[rows].max()
+        # All of them need no copy: it would be the largest cost of a step beside the decoding.
+        embeddings = self._embeddings if len(rows) == self.num_envs else self._embeddings[torch.as_tensor(rows)]
         logits = self.segmenter.decode(
-            self._embeddings[torch.as_tensor(rows)],
-            self._points[rows, :most],
-            self._labels[rows, :most],
-            self.image_size,
+            embeddings, self._points[rows, :most], self._labels[rows, :most], self.image_size
         )
         for i, row in zip(rows, logits, strict=True):
             self._logits[i] = row
-        self._use_logits(rows)
+        self._use_masks(rows, logits)
 
     def _use_logits(self, rows: np.ndarray) -> None:
-        """Set the masks, and the probabilities on the embedding's grid, of some sub-environments."""
+        """Set what follows from the last logits of some sub-environments; before any prompt there are none."""
         assert self._probabilities is not None
         prompted = [i for i in rows if self._logits[i] is not None]
         for i in set(rows) - set(prompted):
             self._probabilities[i] = 1
-            self._masks[i] = np.zeros((1, *self._shown(i).images[0].shape[:2]), bool)
+            self._masks[i] = np.zeros((1, *self._size(i)), bool)
         if prompted:
-            logits = torch.stack([self._logits[i] for i in prompted])
-            sizes = [self._shown(i).images[0].shape[:2] for i in prompted]
-            for i, soft in zip(prompted, self.segmenter.resize(logits, sizes), strict=True):
-                self._masks[i] = (soft > 0)[None]
-            self._probabilities[torch.as_tensor(prompted)] = F.adaptive_avg_pool2d(
-                logits.sigmoid(), self._probabilities.shape[1:]
-            )
+            self._use_masks(np.array(prompted), torch.stack([self._logits[i] for i in prompted]))
+
+    def _use_masks(self, rows: np.ndarray, logits: torch.Tensor) -> None:
+        """Set the masks, and the probabilities on the embedding's grid, of some sub-environments."""
+        assert self._probabilities is not None
+        for i, soft in zip(rows, self.segmenter.resize(logits, [self._size(i) for i in rows]), strict=True):
+            self._masks[i] = (soft > 0)[None]
+        shape = self._probabilities.shape[1:]
+        self._probabilities[torch.as_tensor(rows)] = F.adaptive_avg_pool2d(logits.sigmoid(), shape)
+
+    def _size(self, i: int) -> tuple[int, int]:
+        """Return (height, width) of the image that a sub-environment shows."""
+        height, width = self._truths[i].shape
+        return height, width
 
     def _observe(self) -> dict[str, np.ndarray]:
         assert self._embeddings is not None and self._probabilities is not None

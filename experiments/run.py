@@ -22,6 +22,7 @@ from typing import Any
 
 from maskgym.errors import UserError
 from maskgym.experiments import composition, run_folder
+from maskgym.experiments.memory import keep_freed_memory
 
 USAGE = """usage: python experiments/run.py [-m] [group=option ...] [key=value ...]
        python experiments/run.py resume=DIR
@@ -94,6 +95,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     """
     from maskgym.experiments import evaluation, report
 
+    keep_freed_memory()
     _seed(config["seed"])
     parts, tasks = _make_parts(config), list(config["env"]["ids"])
     train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}

@@ -199,7 +199,7 @@ class ForegroundHit(Term):
         click = transition.action
         if not isinstance(click, Click):
             raise UserError(f"foreground_hit: the action of sample '{transition.sample.key}' is no click")
-        return 1.0 if transition.sample.union()[int(click.y), int(click.x)] else -1.0
+        return 1.0 if transition.sample.masks[0][:, int(click.y), int(click.x)].any() else -1.0
 
 
 @dataclass(frozen=True)

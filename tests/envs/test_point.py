@@ -188,7 +188,7 @@ def test_a_text_shows_where_to_look(sam):
     fixed.reset(seed=0)
     assert corner.asked[-1] == "shadow"
     with pytest.raises(UserError, match="has no category"):
-        vector(sam, 1, attention=corner, text="category").reset(seed=0)
+        vector(sam, 1, dataset="scenes", task="need", attention=corner, text="category").reset(seed=0)
 
 
 def test_a_state_branches_into_other_sub_environments(sam):
