@@ -299,8 +299,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
         return other
 
     def peek(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the mask and the truth of each sub-environment, bool (H, W): for an oracle, which may know them."""
-        return [(mask[0], truth) for mask, truth in zip(self._masks, self._truths, strict=True)]
+        """Return the mask and the truth of each sub-environment, bool (H, W), without void: for an oracle."""
+        return [(self._scored_mask(i), self._truths[i]) for i in range(self.num_envs)]
 
     def action_masks(self) -> np.ndarray:
         """Return bool (num_envs, g²), or (num_envs, g² + 2) with labels: the actions that may be taken.
@@ -421,7 +421,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Turn the prompts of some sub-environments into masks."""
         assert self._embeddings is not None
         most = self._counts[rows].max()
-        # All of them need no copy: it would be the largest cost of a step beside the decoding.
+        # All of them are taken as they are: no copy of megabytes a step.
         embeddings = self._embeddings if len(rows) == self.num_envs else self._embeddings[torch.as_tensor(rows)]
         logits = self.segmenter.decode(
             embeddings, self._points[rows, :most], self._labels[rows, :most], self.image_size
@@ -473,11 +473,15 @@ class PointPromptVectorEnv(SampleVectorEnv):
         return pooled.unflatten(2, (self.grid, self.grid)).cpu().numpy()
 
     def _iou(self, i: int) -> float:
-        void = self._shown(i).void
-        mask = self._masks[i][0] if void is None else self._masks[i][0] & ~void[0]
-        both, truth = np.count_nonzero(mask & self._truths[i]), self._truths[i]
+        # As `metrics.iou`, whose checks of every input cost more here than the counting.
+        mask, truth = self._scored_mask(i), self._truths[i]
+        both = np.count_nonzero(mask & truth)
         either = np.count_nonzero(mask) + np.count_nonzero(truth) - both
         return both / either if either else 0.0
+
+    def _scored_mask(self, i: int) -> np.ndarray:
+        void = self._shown(i).void
+        return self._masks[i][0] if void is None else self._masks[i][0] & ~void[0]
 
     def _step_infos(self, live: np.ndarray, clicks: Sequence[Click], terms: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return the infos of a step, a column at a time: adding them one by one costs more than a small decoding."""

@@ -30,13 +30,8 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     list: ((list,), "a list"),
     dict: ((dict,), "names and values"),
 }
-NULLS = {
-    "train_samples": int,
-    "size": int,
-    "micro_batch_size": int,
-    "lora_rank": int,
-    "terms": dict,
-}  # keys whose null stands for no text
+# Keys whose null stands for no text.
+NULLS = {"train_samples": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
 
 
 def groups() -> dict[str, tuple[str, ...]]:

@@ -37,15 +37,8 @@ groups (options in {conf}):
 
 defaults:
 {defaults}"""
-READ_HERE = (
-    "ids",
-    "answers",
-    "parts",
-    "forms",
-    "task",
-    "recalibration",
-    "attention",
-)  # keys of env that are no arguments of it
+# Keys of env that are no arguments of it.
+READ_HERE = ("ids", "answers", "parts", "forms", "task", "recalibration", "attention")
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
 

@@ -140,7 +140,8 @@ def compute(wanted: Sequence[Cell], root: Path, jobs: int) -> None:
     for cell in wanted:
         if not cell.file(root).exists():
             missing.setdefault(cell.folder(root), set()).add(cell)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // jobs))
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         waiting = [pool.submit(_compute_run, folder, list(group), threads) for folder, group in missing.items()]
