@@ -123,10 +123,12 @@ class EnvReward:
 
     def __init__(self, episodes: Episodes) -> None:
         self.episodes = episodes
+        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0}
 
     def __call__(
         self,
         completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
         task: Sequence[int],
         index: Sequence[int],
         log_metric: Callable[[str, float], None] | None = None,
@@ -134,6 +136,8 @@ class EnvReward:
     ) -> list[float]:
         """Return one reward an answer; the means of its terms go to the trainer's log."""
         texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
+        self._cost["generated_tokens"] += sum(map(len, completion_ids))
+        self._cost["reward_calls"] += len(texts)
         values = np.zeros(len(texts))
         for number in sorted(set(task)):
             rows = [row for row, its_task in enumerate(task) if its_task == number]
@@ -142,6 +146,11 @@ class EnvReward:
                 for name, term in terms.items():
                     log_metric(f"reward/{name}", float(term.mean()))
         return values.tolist()
+
+    def cost(self) -> dict[str, float]:
+        """Return how many tokens were generated and answers scored since this was last asked for."""
+        cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
+        return cost
 
 
 class LanguageAgent:
@@ -223,13 +232,14 @@ class LanguageAgent:
         """
         config = self._config(updates)
         episodes = Episodes(envs)
+        reward = EnvReward(episodes)
         trainer = self.trainer(
             model=self.policy.model,
-            reward_funcs=EnvReward(episodes),
+            reward_funcs=reward,
             args=config,
             train_dataset=episodes.rows(updates, self.batch_size // self.group_size, self.seed),
             processing_class=self.policy.processor,
-            callbacks=[_Logs(on_log)],
+            callbacks=[_Logs(on_log, reward.cost)],
             **self._more(config, episodes, Episodes(supervised or envs)),
         )
         trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
@@ -348,15 +358,16 @@ class SPOAgent(LanguageAgent):
 
 
 class _Logs(TrainerCallback):
-    """Hand the trainer's log of each step on, numbers only."""
+    """Hand the trainer's log of each step on, numbers only, with what its answers cost."""
 
-    def __init__(self, receive: OnLog) -> None:
-        self.receive = receive
+    def __init__(self, receive: OnLog, cost: Callable[[], dict[str, float]]) -> None:
+        self.receive, self.cost = receive, cost
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Pass on what one optimizer step logged; the summary at the end of training is not one."""
         if logs and "train_runtime" not in logs:
-            self.receive(state.global_step, {n: float(v) for n, v in logs.items() if isinstance(v, int | float)})
+            numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+            self.receive(state.global_step, numbers | self.cost())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -31,7 +31,7 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     dict: ((dict,), "names and values"),
 }
 # Keys whose null stands for no text.
-NULLS = {"train_samples": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
+NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
 
 
 def groups() -> dict[str, tuple[str, ...]]:

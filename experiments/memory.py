@@ -1,4 +1,4 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and how much it took."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def keep_freed_memory() -> None:
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
         library.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def peak_mib() -> float:
+    """Return the most that this process has held until now, in MiB: of the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -22,7 +22,7 @@ from typing import Any
 
 from maskgym.errors import UserError
 from maskgym.experiments import composition, run_folder
-from maskgym.experiments.memory import keep_freed_memory
+from maskgym.experiments.memory import keep_freed_memory, peak_mib
 
 USAGE = """usage: python experiments/run.py [-m] [group=option ...] [key=value ...]
        python experiments/run.py resume=DIR
@@ -39,6 +39,7 @@ defaults:
 {defaults}"""
 # Keys of env that are no arguments of it.
 READ_HERE = ("ids", "answers", "parts", "forms", "task", "recalibration", "attention")
+HELD_OUT = ("test", "validation")
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
 
@@ -97,6 +98,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     agent = _make_agent(config, folder, next(iter(train_envs.values())))
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
     metrics, updates = run_folder.Metrics(folder / run_folder.METRICS), config["algo"]["updates"]
+    every = config["evaluation"]["every"] or updates
     indices = {
         task: evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
         for task, env in test_envs.items()
@@ -127,9 +129,11 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
             with _progress(updates, f"{config['env']['name']} {config['algo']['name']}") as bar:
 
                 def on_log(step: int, values: Mapping[str, float]) -> None:
-                    log(step, values)
+                    log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
                     bar.update(step - bar.n)
                     bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+                    if step % every == 0 and step < updates:
+                        evaluate(f"after {step}", step)
 
                 agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
         agent.save(folder / run_folder.POLICY)
@@ -242,15 +246,17 @@ def _check(config: Mapping[str, Any]) -> None:
     from maskgym import agents
 
     numbers = {"seed": 0, "evaluation.samples": 1, "evaluation.pictures": 0}
-    numbers |= {"algo.updates": 0, "env.num_envs": 1, "train_samples": 1}
+    numbers |= {"algo.updates": 0, "env.num_envs": 1, "train_samples": 1, "evaluation.every": 1}
     for key, least in numbers.items():
         value: Any = config
         for name in key.split("."):
             value = value[name]
-        if value is None and key == "train_samples":
+        if value is None and key in ("train_samples", "evaluation.every"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
+    if config["evaluation"]["split"] not in HELD_OUT:
+        raise UserError(f"evaluation.split={config['evaluation']['split']}: expected one of {', '.join(HELD_OUT)}")
     env, algo = config["env"], config["algo"]
 
     def takes(name: str) -> bool:
@@ -342,14 +348,16 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
 
 
 def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str, Any]) -> Any:
-    """Return the environment of the test split, or of validation where a small data set has no test sample.
+    """Return the environment of held-out samples: of validation, too, where a small data set has no test sample.
 
     A hash deals out the samples of folders without lists, so that a dozen of them may leave a split empty. The train
     split was read before with the same arguments: what fails here and not there is the split.
     """
     try:
-        return _make_env(config, task, "test", parts)
+        return _make_env(config, task, config["evaluation"]["split"], parts)
     except UserError:
+        if config["evaluation"]["split"] == "validation":
+            raise
         env = _make_env(config, task, "validation", parts)
         print(f"{task}: the data has no test split: held-out samples are those of validation")
         return env

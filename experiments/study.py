@@ -25,7 +25,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -63,7 +63,7 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         """Return where its run lies."""
-        return root / (_digest(" ".join(self.command()[2:])) if self.baseline else _run_digest(self.arguments))
+        return root / (digest(" ".join(self.command()[2:])) if self.baseline else _run_digest(self.arguments))
 
     def command(self) -> tuple[str, ...]:
         """Return what runs it, but for the place of its results."""
@@ -77,7 +77,7 @@ class Cell:
     def file(self, root: Path) -> Path:
         """Return where its scores lie."""
         folder = self.folder(root)
-        return folder / (f"evaluation-{_digest(' '.join(self.changes))}.json" if self.changes else run_folder.RESULTS)
+        return folder / (f"evaluation-{digest(' '.join(self.changes))}.json" if self.changes else run_folder.RESULTS)
 
     def value(self, root: Path) -> float:
         """Return the number.
@@ -128,8 +128,16 @@ def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], 
     }
 
 
-def compute(wanted: Sequence[Cell], root: Path, jobs: int) -> None:
+def compute(
+    wanted: Sequence[Cell], root: Path, jobs: int, on_done: Callable[[Cell], object] = lambda cell: None
+) -> None:
     """Train and evaluate what is missing, ``jobs`` runs at a time.
+
+    Args:
+        wanted: Numbers of tables; those of one run are made together.
+        root: Folder of the runs.
+        jobs: Runs at a time; each gets its share of the cores.
+        on_done: Called with a number of each run when it has all that is wanted of it.
 
     Raises:
         UserError: If a run fails; those that did not are kept.
@@ -144,10 +152,15 @@ def compute(wanted: Sequence[Cell], root: Path, jobs: int) -> None:
     threads = str(max(1, cores // jobs))
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
-        waiting = [pool.submit(_compute_run, folder, list(group), threads) for folder, group in missing.items()]
+        waiting = {
+            pool.submit(_compute_run, folder, list(group), threads): next(iter(group))
+            for folder, group in missing.items()
+        }
         try:
             for done in as_completed(waiting):
                 faults += done.result()
+                if not done.result():
+                    on_done(waiting[done])
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -228,10 +241,11 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
 
 @cache
 def _run_digest(arguments: tuple[str, ...]) -> str:
-    return _digest(composition.dump(composition.compose(arguments) | {"out": None}))
+    return digest(composition.dump(composition.compose(arguments) | {"out": None}))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return the twelve characters that name what this text says."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

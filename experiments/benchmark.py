@@ -1,0 +1,419 @@
+"""Benchmarks: ``python experiments/benchmark.py algorithms --jobs 2`` trains every row of a matrix and writes a report.
+
+A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms) and columns (environments).
+
+    title: the report's
+    about: text below it
+    sections:
+      - title: one update a batch
+        about: text below it
+        base: [evaluation.every=8]                     # arguments of `run.py`, of every run
+        columns:                                       # name: more arguments, and what is shown, the quality first
+          sis: {with: [env=sis], measures: [iasm, ap70]}
+        rows:                                          # name: more arguments
+          cgpo: {with: [algo=cgpo]}
+        against: cgpo                                  # the row that the others are compared with
+        seeds: [0, 1, 2]
+    costs:                                             # measured alone, one after the other, in turn
+      - title: an update of 128 answers
+        about: text below it
+        base: [env=sis, algo.updates=10]
+        rows: {cgpo: {with: [algo=cgpo]}}
+        rounds: 2
+
+Each run leaves one file of results, named by the hash of its config: rows that sections share are made once, and a
+benchmark that was stopped goes on where it was. ``--report`` makes the report of what is there and runs nothing.
+Seconds are updates times the seconds of an update measured alone, so that rows may train side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from maskgym.errors import UserError
+from maskgym.experiments import comparison, run_folder, study
+
+MATRICES = Path(__file__).parent / "matrices"
+KEYS = {"title", "about", "sections", "costs"}
+SECTION_KEYS = {"title", "about", "base", "columns", "rows", "against", "seeds"}
+COST_KEYS = {"title", "about", "base", "rows", "rounds"}
+SPENT = ("generated_tokens", "reward_calls")
+# What is kept of a run's log, by how its name begins.
+KEPT = (
+    *SPENT,
+    *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
+    *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
+)
+SHOWN = {  # of the log, in the report: mean of the first and of the last ten updates
+    "training reward": "reward",
+    "entropy": "entropy",
+    "tokens an answer": "completions/mean_length",
+    "confidence": "cgpo/confidence",
+    "advantage": "cgpo/advantage",
+    "groups without signal": "group/share_without_signal",
+}
+WARM_UP = 3  # updates that are not timed
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a matrix by the name of its file in ``matrices/``, or by path.
+
+    Raises:
+        UserError: If there is none, or it is not a matrix.
+    """
+    file = Path(name) if name.endswith(".yaml") else MATRICES / f"{name}.yaml"
+    try:
+        matrix = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in MATRICES.glob("*.yaml")))
+        raise UserError(f"matrix '{name}': no such file: expected a path, or one of {known}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    parts = [(matrix, KEYS, "matrix")]
+    if isinstance(matrix, dict) and set(matrix) == KEYS:
+        parts += [(section, SECTION_KEYS, "section") for section in matrix["sections"]]
+        parts += [(cost, COST_KEYS, "cost") for cost in matrix["costs"]]
+    for part, keys, kind in parts:
+        if not isinstance(part, dict) or set(part) != keys:
+            raise UserError(f"{file}: is not a {kind}: expected the keys {', '.join(sorted(keys))}")
+    for section in matrix["sections"]:
+        if section["against"] not in section["rows"]:
+            raise UserError(f"{file}: against: {section['against']}: expected one of {', '.join(section['rows'])}")
+    return matrix
+
+
+class Results:
+    """The files of results of a matrix, in a folder beside its report.
+
+    Args:
+        matrix: As `load` returns it.
+        folder: Of the files.
+    """
+
+    def __init__(self, matrix: Mapping[str, Any], folder: Path) -> None:
+        self.matrix, self.folder = matrix, folder
+        self.costs: dict[str, list[dict[str, Any]]] = {}
+        if self.cost_file.exists():
+            self.costs = run_folder.read_json(self.cost_file)["rows"]
+
+    @property
+    def cost_file(self) -> Path:
+        """Return where the costs lie."""
+        return self.folder / "cost.json"
+
+    def file(self, cell: study.Cell) -> Path:
+        """Return where the results of a run lie."""
+        return self.folder / f"{cell.folder(Path()).name}.json"
+
+    def cells(self) -> list[study.Cell]:
+        """Return every run, in the order of the sections, each once."""
+        found = {
+            self.file(cell): cell
+            for section in self.matrix["sections"]
+            for seed in section["seeds"]  # a first seed of everything before a second
+            for row in section["rows"]
+            for column in section["columns"]
+            for cell in [run_of(section, row, column, seed)]
+        }
+        return list(found.values())
+
+    def read(self, section: Mapping[str, Any], row: str, column: str) -> list[dict[str, Any]]:
+        """Return the results of a row in a column, in the order of the seeds; without those that are missing."""
+        files = [self.file(run_of(section, row, column, seed)) for seed in section["seeds"]]
+        return [run_folder.read_json(file) for file in files if file.exists()]
+
+    def keep(self, cell: study.Cell, run: Path) -> None:
+        """Write what a finished run is worth keeping for."""
+        rows = run_folder.read_metrics(run / run_folder.METRICS)
+        updates = [row for row in rows if any(name in row for name in SPENT)]
+        held_out = [row for row in rows if any(name.startswith("held_out/") for name in row)]
+        names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
+        measures = [name for name in held_out[0] if name.startswith("held_out/")]
+        found = run_folder.read_json(run / run_folder.RESULTS)
+        run_folder.write_json(
+            self.file(cell),
+            {
+                "arguments": list(cell.arguments),
+                **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
+                "before": found["before"],
+                "after": found["after"],
+                "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
+                "held_out": {
+                    name.removeprefix("held_out/"): [_rounded(row.get(name)) for row in held_out]
+                    for name in ("step", *measures)
+                },
+            },
+        )
+
+    def seconds(self, cell: study.Cell) -> float | None:
+        """Return the seconds of an update of a run's algorithm, measured alone; None where they were not."""
+        rounds = self.costs.get(cost_key(cell.arguments))
+        return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
+
+
+def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> study.Cell:
+    """Return one run of a section; what the row says goes before what the column says."""
+    up, left = section["columns"][column], section["rows"][row]
+    given = (*section["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}")
+    last = {argument.partition("=")[0]: argument for argument in given}
+    return study.Cell(tuple(last.values()), (), up["measures"][0])
+
+
+def score(scores: Mapping[str, Any], column: str, measure: str) -> Any:
+    """Return a measure of a run; where it is of several tasks, that of the task that the column is named after.
+
+    Raises:
+        UserError: If it has none.
+    """
+    for name in (measure, f"{column}/{measure}"):
+        if name in scores:
+            return scores[name]
+    raise UserError(f"measure '{measure}' of {column}: expected one of {', '.join(scores)}")
+
+
+def cost_key(arguments: Sequence[str]) -> str:
+    """Return what decides the cost of an update: the arguments without the seed, the budget and the evaluation."""
+    skipped = ("seed=", "evaluation.", "algo.updates=", "algo.learning_rate=")
+    return " ".join(argument for argument in arguments if not argument.startswith(skipped))
+
+
+def cost_arguments(cost: Mapping[str, Any], row: str) -> tuple[str, ...]:
+    """Return the arguments of a run that is timed."""
+    return (*cost["base"], *cost["rows"][row].get("with", ()))
+
+
+def measure_costs(results: Results, runs: Path) -> None:
+    """Time what the matrix asks for, alone and in turn, as many rounds as it says; what is there is kept.
+
+    Raises:
+        UserError: If a run fails.
+    """
+    plan = [
+        arguments
+        for cost in results.matrix["costs"]
+        for number in range(cost["rounds"])
+        for arguments in (cost_arguments(cost, row) for row in cost["rows"])
+        if len(results.costs.get(cost_key(arguments), [])) <= number
+    ]
+    for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
+        rounds = results.costs.setdefault(cost_key(arguments), [])
+        folder = runs / f"cost-{study.digest(cost_key(arguments))}-{len(rounds)}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped: its time would be of two starts
+        command = (*study.RUN, *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}")
+        threads = {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        rounds.append(_cost_of(folder))
+        run_folder.write_json(results.cost_file, {"threads": 1, "rows": results.costs})
+
+
+def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
+    """Return the report as Markdown, and its pictures by file name."""
+    lines = [f"# {results.matrix['title']}\n", f"{results.matrix['about'].strip()}\n"]
+    pictures: dict[str, bytes] = {}
+    for number, section in enumerate(results.matrix["sections"]):
+        lines += [f"## {section['title']}\n", f"{section['about'].strip()}\n"]
+        there = [row for row in section["rows"] if all(results.read(section, row, c) for c in section["columns"])]
+        if not there:
+            lines.append("Not run yet.\n")
+            continue
+        lines += _quality_table(results, section, there)
+        if section["against"] in there and len(there) > 1:
+            lines += _comparison_table(results, section, there)
+        column = next(iter(section["columns"]))
+        if len(there) > 1 and len(section["columns"]) == 1:
+            lines += _budget_table(results, section, there, column)
+            file = f"{name}-{number + 1}.png"
+            label = f"{section['columns'][column]['measures'][0]}, {column}, held out"
+            pictures[file] = comparison.draw_curves(_panels(results, section, there, column), label)
+            lines.append(f"![Quality against what was spent]({results.folder.name}/{file})\n")
+        lines += _log_table(results, section, there, column)
+    for cost in results.matrix["costs"]:
+        lines += [f"## {cost['title']}\n", f"{cost['about'].strip()}\n", *_cost_table(results, cost)]
+    return "\n".join(lines), pictures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ", ".join(sorted(path.stem for path in MATRICES.glob("*.yaml")))
+    parser.add_argument("matrix", help=f"a path, or one of {known}")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), help="of report and results (default: %(default)s)"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
+    given = parser.parse_args(argv)
+    name, runs = Path(given.matrix).stem, given.runs.absolute()
+    try:
+        if given.jobs < 1:
+            raise UserError(f"--jobs {given.jobs}: expected at least 1")
+        results = Results(load(given.matrix), given.out / name)
+        if not given.report:
+            missing = [cell for cell in results.cells() if not results.file(cell).exists()]
+            study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)))
+            measure_costs(results, runs)
+        text, pictures = report(results, name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    for file, content in pictures.items():
+        run_folder.write(results.folder / file, content)
+    run_folder.write(given.out / f"{name}.md", text)
+    print(given.out / f"{name}.md")
+    return 0
+
+
+def _quality_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return the measures after training, and before it."""
+    shown = [(column, measure) for column, up in section["columns"].items() for measure in up["measures"]]
+    lines = [f"| | {' | '.join(map(' '.join, shown))} | seeds |", f"|{'---|' * (len(shown) + 2)}"]
+    for label, row, side in [("before", rows[0], "before"), *((row, row, "after") for row in rows)]:
+        found = {column: results.read(section, row, column) for column in section["columns"]}
+        cells = [_interval([[score(run[side], column, name)] for run in found[column]]) for column, name in shown]
+        seeds = sorted({len(runs) for runs in found.values()})
+        lines.append(f"| {label} | {' | '.join(cells)} | {' to '.join(map(str, seeds))} |")
+    return [*lines, "\nInterquartile means over the seeds, with 95 % stratified bootstrap intervals.\n"]
+
+
+def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return how probable it is that the row of interest beats each other one, over all columns."""
+    against = section["against"]
+    scores = {row: _quality(results, section, row) for row in rows}
+    lines = [
+        f"| {against} against | {against} | the other | probability that {against} is better |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if row != against and scores[row].shape[1] == scores[against].shape[1]:
+            chance, low, high = comparison.probability_of_improvement(scores[against], scores[row])
+            sides = " | ".join(_interval(scores[side]) for side in (against, row))
+            lines.append(f"| {row} | {sides} | {chance:.2f} [{low:.2f}, {high:.2f}] |")
+    measured = ", ".join(f"{up['measures'][0]} on {column}" for column, up in section["columns"].items())
+    return [*lines, f"\nOf {measured}.\n"]
+
+
+def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
+    """Return the quality at equal updates, equal tokens and equal seconds, each the least that a row spends."""
+    panels = _panels(results, section, rows, column)
+    budgets = {
+        unit: min(spent[-1] for curves in methods.values() for spent, _ in curves) for unit, methods in panels.items()
+    }
+    heads = [f"{budget:,.0f} {unit}" for unit, budget in budgets.items()]
+    lines = [f"| after | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for row in rows:
+        cells = [
+            _interval(comparison.at_budget(panels[unit][row], budget)) if row in panels[unit] else ""
+            for unit, budget in budgets.items()
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    quality = section["columns"][column]["measures"][0]
+    return [*lines, f"\n{quality} on {column} at equal budgets, between evaluations by straight lines.\n"]
+
+
+def _panels(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> dict[str, dict]:
+    """Return curves of quality by unit of what was spent and by row; a row that spends nothing of a unit has none."""
+    measure = section["columns"][column]["measures"][0]
+    panels: dict[str, dict[str, list]] = {"updates": {}, "generated tokens": {}, "seconds": {}}
+    for row in rows:
+        seconds = results.seconds(run_of(section, row, column, 0))
+        for run in results.read(section, row, column):
+            steps, scores = run["held_out"]["step"], score(run["held_out"], column, measure)
+            tokens = np.concatenate([[0], np.cumsum(run["updates"]["generated_tokens"])])
+            at = np.searchsorted([0, *run["updates"]["step"]], steps)
+            panels["updates"].setdefault(row, []).append((steps, scores))
+            if tokens[-1]:
+                panels["generated tokens"].setdefault(row, []).append((tokens[at].tolist(), scores))
+            if seconds is not None:
+                panels["seconds"].setdefault(row, []).append(([step * seconds for step in steps], scores))
+    return {unit: methods for unit, methods in panels.items() if methods}
+
+
+def _log_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
+    """Return what the runs of a column logged: mean of the first and of the last ten updates that have it."""
+    lines = [f"| log, {column} | {' | '.join(SHOWN)} |", f"|{'---|' * (len(SHOWN) + 1)}"]
+    for row in rows:
+        runs = results.read(section, row, column)
+        cells = [_ends([run["updates"].get(name, ()) for run in runs]) for name in SHOWN.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _cost_table(results: Results, cost: Mapping[str, Any]) -> list[str]:
+    """Return what an update costs."""
+    lines = ["| | answers an update | tokens an update | s an update | memory, MiB |", "|---|---|---|---|---|"]
+    for row in cost["rows"]:
+        rounds = results.costs.get(cost_key(cost_arguments(cost, row)))
+        if rounds:
+            mean = {name: np.mean([part[name] for part in rounds]) for name in rounds[0]}
+            each = ", ".join(f"{part['step_s']:.2f}" for part in rounds)
+            lines.append(
+                f"| {row} | {mean['reward_calls']:.0f} | {mean['generated_tokens']:,.0f} "
+                f"| {mean['step_s']:.2f} ({each}) | {mean['peak_memory_mib']:,.0f} |"
+            )
+    return [
+        *lines,
+        f"\nEach alone on one thread, in turn; without the first {WARM_UP} updates; each round's seconds.\n",
+    ]
+
+
+def _cost_of(folder: Path) -> dict[str, float]:
+    """Return what an update of a run took, the first ones left out."""
+    rows = run_folder.read_metrics(folder / run_folder.METRICS)
+    updates = [row for row in rows if "generated_tokens" in row]
+    timed = updates[WARM_UP:]
+    if not timed:
+        raise UserError(f"{folder}: expected more than {WARM_UP} updates")
+    return {
+        "step_s": (updates[-1]["wall_s"] - updates[WARM_UP - 1]["wall_s"]) / len(timed),
+        "peak_memory_mib": updates[-1]["peak_memory_mib"],
+        **{name: float(np.mean([row[name] for row in timed])) for name in SPENT},
+    }
+
+
+def _quality(results: Results, section: Mapping[str, Any], row: str) -> np.ndarray:
+    """Return the quality after training (seeds, columns), of as many seeds as every column has."""
+    columns = [
+        [score(run["after"], column, up["measures"][0]) for run in results.read(section, row, column)]
+        for column, up in section["columns"].items()
+    ]
+    least = min(map(len, columns))
+    return np.array([values[:least] for values in columns]).T
+
+
+def _interval(scores: Any) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*comparison.iqm(np.asarray(scores)))
+
+
+def _ends(logs: Sequence[Sequence[float | None]]) -> str:
+    """Return the means of the first and of the last ten numbers of some runs' logs; nothing where they have none."""
+    numbers = [[value for value in log if value is not None] for log in logs]
+    if not all(numbers):
+        return ""
+    ends = [np.mean([np.mean(values[part]) for values in numbers]) for part in (slice(10), slice(-10, None))]
+    return " → ".join(f"{end:.1f}" if abs(end) >= 10 else f"{end:.3f}" for end in ends)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return six digits, which is more than the seeds agree in."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

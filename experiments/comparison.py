@@ -1,0 +1,113 @@
+"""Statistics over runs, by rliable: interquartile means, stratified bootstraps, probability of improvement, curves.
+
+Scores of one method are a float64 array (seeds, tasks), or (seeds, tasks, points) along a curve. Bootstraps draw seeds
+within a task (Agarwal et al., Deep RL at the Edge of the Statistical Precipice, section 4), 2,000 times, from a seed of
+their own, and give percentile intervals of 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskgym.errors import UserError
+
+REPETITIONS = 2000
+Interval = tuple[float, float, float]  # the estimate, and the low and the high end
+
+
+def iqm(scores: np.ndarray) -> Interval:
+    """Return the interquartile mean of scores (seeds, tasks); of fewer than four, it is their mean."""
+    estimate, interval = _estimate([scores], lambda drawn: np.array([_metrics().aggregate_iqm(drawn)]))
+    return float(estimate[0]), float(interval[0, 0]), float(interval[1, 0])
+
+
+def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interquartile means (points,) along curves (seeds, tasks, points), and their intervals (2, points)."""
+
+    def along(drawn: np.ndarray) -> np.ndarray:
+        return np.array([_metrics().aggregate_iqm(drawn[..., point]) for point in range(drawn.shape[-1])])
+
+    return _estimate([scores], along)
+
+
+def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> Interval:
+    """Return how probable it is that a run of the first method beats one of the second on the same task."""
+    estimate, interval = _estimate(
+        [first, second], lambda *drawn: np.array([_metrics().probability_of_improvement(*drawn)])
+    )
+    return float(estimate[0]), float(interval[0, 0]), float(interval[1, 0])
+
+
+def at_budget(curves: Sequence[tuple[Sequence[float], Sequence[float]]], budget: float) -> np.ndarray:
+    """Return what each curve is worth at a budget, between its points by straight lines: (seeds, 1).
+
+    Args:
+        curves: For each seed what was spent at its points, rising from 0, and the scores there.
+        budget: Of the same unit; no more than the least that a curve spends.
+    """
+    return np.array([[np.interp(budget, spent, scores)] for spent, scores in curves])
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[Any, Any]]]], label: str) -> bytes:
+    """Return a picture of sample efficiency: one panel a unit of the budget, one curve a method, a band of 95 %.
+
+    Args:
+        panels: Unit, then method, to the curves of its seeds as in `at_budget`.
+        label: Of the scores.
+
+    Returns:
+        A PNG.
+    """
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, (unit, methods) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for method, curves in methods.items():
+            grid = np.linspace(0, min(spent[-1] for spent, _ in curves), 33)
+            scores = np.array([[np.interp(grid, spent, values)] for spent, values in curves])
+            middle, (low, high) = iqm_curve(scores)
+            (line,) = axes.plot(grid, middle, label=method, linewidth=1.6)
+            axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set_xlabel(unit)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(label)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _estimate(scores: Sequence[np.ndarray], measure: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a measure of scores and its interval (2, …); without width where every method has one seed."""
+    if max(len(part) for part in scores) == 1:
+        value = measure(*scores)
+        return value, np.stack([value, value])
+    library = _library()
+    state = np.random.get_state()
+    np.random.seed(0)  # rliable draws from NumPy's own
+    try:
+        given = scores[0] if len(scores) == 1 else list(scores)
+        values, intervals = library.get_interval_estimates({"": given}, measure, reps=REPETITIONS)
+    finally:
+        np.random.set_state(state)
+    return values[""], intervals[""]
+
+
+def _library() -> Any:
+    try:
+        from rliable import library
+    except ImportError as error:
+        raise UserError("benchmarks: pip install 'maskgym[benchmark]'") from error
+    return library
+
+
+def _metrics() -> Any:
+    _library()
+    from rliable import metrics
+
+    return metrics
