@@ -1,6 +1,8 @@
 """What each task asks of the agent, in our own words (Saliency-R1, supplement §6, has the paper's)."""
 
 _STEPS = "Reason step by step inside <think> </think>, then answer inside <answer> </answer>."
+# Every word of it is in the other: a tokenizer made of the instructions knows both.
+_DIRECT = "Answer inside <answer> </answer>."
 
 INSTRUCTIONS = {
     "sod": (
@@ -16,3 +18,8 @@ INSTRUCTIONS = {
         f"{_STEPS} Name only that category inside <rg> </rg>, starting with [semantic]."
     ),
 }
+
+
+def instruction(task: str, reasoning: bool = True) -> str:
+    """Return the instruction of a task; without ``reasoning``, it asks for the answer alone (Table 1, w/o CoT)."""
+    return INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)

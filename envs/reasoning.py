@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..metrics import iou
 from ..rewards import Reward, Transition
 from .base import SampleVectorEnv, ScalarEnv
-from .instructions import INSTRUCTIONS
+from .instructions import INSTRUCTIONS, instruction
 from .rendering import picture
 from .spaces import FreeText, ImageSpace
 
@@ -44,7 +44,8 @@ class ReasoningVectorEnv(SampleVectorEnv):
 
     Action Space:
         `FreeText`: the answer, ``<think>…</think><answer>…</answer>`` (see `maskgym.rewards.answers.parse`). Any
-        text is legal; a malformed one gets what the rules of the reward give it.
+        text is legal; a malformed one gets what the rules of the reward give it. With ``reasoning=False`` the answer
+        is ``<answer>…</answer>``.
 
     Reward:
         That of ``reward`` (see `maskgym.rewards`); the default is half segmentation quality, half format, in [0, 1].
@@ -57,7 +58,7 @@ class ReasoningVectorEnv(SampleVectorEnv):
 
     Info:
         reset: ``sample_key``, ``index``; on the training split also ``target`` (the true masks, a tuple of bool
-        (n, H, W)) and ``rationale`` (str or None), for supervised parts.
+        (n, H, W)) and ``rationale`` (str or None; without ``reasoning`` its answer alone), for supervised parts.
         step: ``reward_terms`` (dict), ``iou`` (of the unions, mean over images), ``expressions`` (tuple of str),
         ``masks`` (tuple of bool (m, H, W), one an image), ``sample_key``, ``index``.
 
@@ -70,6 +71,8 @@ class ReasoningVectorEnv(SampleVectorEnv):
         reward: A name in `maskgym.rewards`, or a reward.
         image_size: Side of the observed square in pixels, or None for native sizes (``sod``, ``sis``).
         group_size: K, images in a group (``cosod``).
+        reasoning: Whether answers think first; if not, the instruction, the rationale and the format reward are of the
+            answer alone (Saliency-R1, Table 1, w/o CoT).
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
 
@@ -93,12 +96,13 @@ class ReasoningVectorEnv(SampleVectorEnv):
         reward: str | Reward = "saliency_strict",
         image_size: int | None = 128,
         group_size: int = 4,
+        reasoning: bool = True,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
         _check_arguments(task, image_size, group_size)
         super().__init__(num_envs, _make_dataset(dataset, task, split, group_size), reward, render_mode, autoreset_mode)
-        self.task, self.image_size, self.group_size = task, image_size, group_size
+        self.task, self.image_size, self.group_size, self.reasoning = task, image_size, group_size, reasoning
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
         if not hasattr(self.segmenter, "segment"):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
@@ -150,25 +154,28 @@ class ReasoningVectorEnv(SampleVectorEnv):
         """Begin an episode of sub-environment ``i``; return its info."""
         sample = self._draw(i, index)
         self._last[i], self._observations[i] = None, self._observe(sample)
-        return self._start_info(i, sample)
+        info = self._start_info(i, sample)
+        if not self.reasoning and info.get("rationale"):
+            info["rationale"] = rewards.without_reasoning(info["rationale"])
+        return info
 
     def _observe(self, sample: Sample) -> dict[str, Any]:
-        instruction = INSTRUCTIONS[self.task]
+        text = instruction(self.task, self.reasoning)
         if self.task == "cosod":
             assert self.image_size is not None
             shown = [letterbox(image, self.image_size) for image in sample.images[: self.group_size]]
             filled = [shown[k % len(shown)] for k in range(self.group_size)]
-            return {"images": np.stack(filled), "instruction": instruction}
+            return {"images": np.stack(filled), "instruction": text}
         image = sample.images[0]
         return {
             "image": image if self.image_size is None else letterbox(image, self.image_size),
-            "instruction": instruction,
+            "instruction": text,
         }
 
     def _segment(self, texts: Sequence[str], live: np.ndarray) -> list[Transition]:
         """Turn answers into masks, with one call of the segmenter for all."""
         samples = [self._sample(int(self._indices[i])) for i in live]
-        answers = [rewards.parse(text, self.task) for text in texts]
+        answers = [rewards.parse(text, self.task, self.reasoning) for text in texts]
         images = [image for sample in samples for image in sample.images]
         phrases = [answer.expressions for sample, answer in zip(samples, answers, strict=True) for _ in sample.images]
         found = iter(self.segmenter.segment(images, phrases))
@@ -248,10 +255,10 @@ def _make_dataset(dataset: str | Dataset, task: str, split: str | None, group_si
 
 
 def _observation_space(task: str, image_size: int | None, group_size: int) -> spaces.Dict:
-    instruction = FreeText(max(map(len, INSTRUCTIONS.values())))
+    text = FreeText(max(map(len, INSTRUCTIONS.values())))
     if image_size is None:
-        return spaces.Dict({"image": ImageSpace(), "instruction": instruction})
+        return spaces.Dict({"image": ImageSpace(), "instruction": text})
     shape = (image_size, image_size, 3)
     if task == "cosod":
-        return spaces.Dict({"images": spaces.Box(0, 255, (group_size, *shape), np.uint8), "instruction": instruction})
-    return spaces.Dict({"image": spaces.Box(0, 255, shape, np.uint8), "instruction": instruction})
+        return spaces.Dict({"images": spaces.Box(0, 255, (group_size, *shape), np.uint8), "instruction": text})
+    return spaces.Dict({"image": spaces.Box(0, 255, shape, np.uint8), "instruction": text})

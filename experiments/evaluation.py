@@ -134,7 +134,7 @@ def _play_texts(
         _, totals, _, _, infos = env.step((*texts, *[texts[-1]] * (env.num_envs - len(texts))))
         for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
             terms = {name: float(infos["reward_terms"][name][i]) for name in infos["reward_terms"] if name[0] != "_"}
-            answer = rewards.parse(text, base.task)
+            answer = rewards.parse(text, base.task, base.reasoning)
             transition = Transition(base.task, base.dataset[index], text, infos["masks"][i], answer=answer)
             yield transition, {"reward": float(totals[i]), **terms}
 

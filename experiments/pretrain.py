@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     policy = commands.add_parser("policy")
     policy.set_defaults(train=train_policy)
     policy.add_argument("--vision-steps", type=int, default=600, help="of the first stage, vision alone")
+    policy.add_argument(
+        "--no-reasoning", dest="reasoning", action="store_false", help="answer at once: no <think> in the last quarter"
+    )
     sam = commands.add_parser("sam")
     sam.set_defaults(train=train_sam)
     sam.add_argument("--scenes", type=int, default=8000, help="scenes rendered, half of them with an effect")

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..registry import Registry
-from .answers import Answer, format_answer, parse
+from .answers import Answer, format_answer, parse, without_reasoning
 from .terms import IASM, Correctness, DeltaIoU, ForegroundHit, Format, IoU, MaskTerm, SMeasure, Term
 from .transition import Click, Transition
 from .weighted import Reward, WeightedSum, saliency_r1, saliency_strict
@@ -93,4 +93,5 @@ __all__ = [
     "saliency_r1",
     "saliency_strict",
     "weighted",
+    "without_reasoning",
 ]

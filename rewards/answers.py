@@ -31,7 +31,8 @@ class Answer:
         think: What the one ``<think>`` block holds, verbatim; None if there is no single well-formed block.
         expressions: The referring expressions in order; empty unless ``tagged``. Whitespace is collapsed, and
             ``[semantic]`` is followed by one space.
-        structured: One well-formed ``<think>`` block, then one well-formed ``<answer>`` block.
+        structured: One well-formed ``<think>`` block, then one well-formed ``<answer>`` block; where no reasoning is
+            asked for, the latter alone.
         tagged: One well-formed ``<answer>`` block whose content is the task's form of Eq. 2.
     """
 
@@ -42,7 +43,7 @@ class Answer:
     tagged: bool
 
 
-def parse(text: str, task: str) -> Answer:
+def parse(text: str, task: str, reasoning: bool = True) -> Answer:
     """Parse the answer of a model; any string is legal, and takes time linear in its length.
 
     Rules, with what the paper leaves open marked (ours):
@@ -51,7 +52,7 @@ def parse(text: str, task: str) -> Answer:
     - A block is well-formed when its opening and its closing tag occur once each in the whole text, in this
       order. Nesting, truncation and duplication, a stray tag included, break it.
     - ``structured`` also wants ``<think>`` closed before ``<answer>`` opens. Text outside the two blocks, and what
-      the reasoning says (even nothing), costs nothing.
+      the reasoning says (even nothing), costs nothing. Without ``reasoning``, a ``<think>`` block is such text too.
     - ``tagged`` looks at the answer block alone: a broken ``<think>`` block leaves it as it is (ours). Inside,
       there is nothing but ``<rg>…</rg>``, once or more (``sod``); ``<ins>…</ins>``, once or more (``sis``);
       ``<rg>[semantic] …</rg>``, exactly once (``cosod``), with free whitespace between the tags (``[semantic]``
@@ -66,6 +67,7 @@ def parse(text: str, task: str) -> Answer:
     Args:
         text: What the model wrote.
         task: ``sod``, ``sis`` or ``cosod``.
+        reasoning: Whether the answer is to be reasoned for; if not, ``structured`` asks for no ``<think>`` block.
 
     Raises:
         UserError: If the task is unknown.
@@ -84,7 +86,7 @@ def parse(text: str, task: str) -> Answer:
         text=text,
         think=text[think] if think else None,
         expressions=expressions,
-        structured=think is not None and answer is not None and think.stop < answer.start,
+        structured=answer is not None and (not reasoning or (think is not None and think.stop < answer.start)),
         tagged=bool(expressions),
     )
 
@@ -111,6 +113,17 @@ def format_answer(think: str, expressions: Sequence[str], task: str) -> str:
     if not (answer.structured and answer.tagged and len(answer.expressions) == len(expressions)):
         raise UserError(f"no well-formed {task} answer holds expressions {list(expressions)} after reasoning {think!r}")
     return text
+
+
+def without_reasoning(text: str) -> str:
+    """Return the ``<answer>`` block of a text, tags included; a text without a well-formed one stays as it is.
+
+    Example:
+        >>> without_reasoning("<think>One cat.</think><answer><ins>a cat</ins></answer>")
+        '<answer><ins>a cat</ins></answer>'
+    """
+    answer = _find_block(text, "answer")
+    return f"<answer>{text[answer]}</answer>" if answer else text
 
 
 def _find_block(text: str, tag: str) -> slice | None:

@@ -68,11 +68,11 @@ def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     return state["step"]
 
 
-def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write ``out/state.pt``, whole or not at all."""
+def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, name: str = STATE) -> None:
+    """Write the state before a step to a file in ``out``, whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
-    os.replace(out / "state.tmp", out / STATE)
+    os.replace(out / "state.tmp", out / name)
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:

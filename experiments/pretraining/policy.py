@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from transformers import (
 
 from maskgym.data import Sample
 from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, SceneObject, Scenes, vocabulary
-from maskgym.envs.instructions import INSTRUCTIONS
-from maskgym.experiments.pretraining.loop import STATE, descend, learning_rate_factor, training
+from maskgym.envs.instructions import INSTRUCTIONS, instruction
+from maskgym.experiments.pretraining.loop import STATE, descend, learning_rate_factor, save, training
+from maskgym.rewards import without_reasoning
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -120,18 +122,25 @@ def tiny_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcess
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def answers_batch(processor: Qwen2_5_VLProcessor, samples: list[Sample], task: str) -> dict[str, Tensor]:
-    """Return the model's inputs for prompts with their rationales; labels are the rationale and the end token."""
+def answers_batch(
+    processor: Qwen2_5_VLProcessor, samples: list[Sample], task: str, reasoning: bool = True
+) -> dict[str, Tensor]:
+    """Return the model's inputs for prompts with their rationales; labels are the rationale and the end token.
+
+    Without ``reasoning``, the instruction and the rationale are those of the answer alone.
+    """
     pictures = [{"type": "image"}] * len(samples[0].images)
-    question = [{"role": "user", "content": [*pictures, {"type": "text", "text": INSTRUCTIONS[task]}]}]
+    question = [{"role": "user", "content": [*pictures, {"type": "text", "text": instruction(task, reasoning)}]}]
     prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    texts = [f"{prompt}{sample.rationale}{processor.tokenizer.eos_token}" for sample in samples]
+    answers = [sample.rationale if reasoning else without_reasoning(sample.rationale or "") for sample in samples]
+    texts = [f"{prompt}{answer}{processor.tokenizer.eos_token}" for answer in answers]
     images = [list(sample.images) for sample in samples]
     batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     ids = batch["input_ids"]
-    start = processor.tokenizer.convert_tokens_to_ids("<think>")  # its last occurrence opens the answer
-    answer = ((ids == start).flip(1).cumsum(1).flip(1) == 0) | ((ids == start).cumsum(1) == 2) & (ids == start)
-    batch["labels"] = ids.masked_fill(~answer | (batch["attention_mask"] == 0), -100)
+    # The instruction names this tag too; its last occurrence opens the answer.
+    start = processor.tokenizer.convert_tokens_to_ids("<think>" if reasoning else "<answer>")
+    labelled = ((ids == start).flip(1).cumsum(1).flip(1) == 0) | ((ids == start).cumsum(1) == 2) & (ids == start)
+    batch["labels"] = ids.masked_fill(~labelled | (batch["attention_mask"] == 0), -100)
     return batch
 
 
@@ -177,8 +186,22 @@ def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_V
         )
 
 
-def train_policy(out: Path, steps: int, rate: float, vision_steps: int) -> None:
-    """Teach the tiny Qwen2.5-VL to see, to describe clearly and, in the last quarter, to answer as annotators do."""
+def train_policy(out: Path, steps: int, rate: float, vision_steps: int, reasoning: bool = True) -> None:
+    """Teach the tiny Qwen2.5-VL to see, to describe clearly and, in the last quarter, to answer as annotators do.
+
+    The last quarter is the fine-tuning that Saliency-R1 (Table 1) does with reasoning and without. What comes before is
+    shared and stands for the model that both start from: one that sees and describes clearly, in ``<think>`` blocks. In
+    the last quarter samples, their order and the learning rate are the same too; only the text imitated differs.
+
+    The shared state is kept as ``out/base.pt``; copied to ``state.pt`` of another folder, it saves these stages.
+
+    Args:
+        out: Folder for the weights and ``state.pt``.
+        steps: Of the language loss, in all.
+        rate: Peak learning rate.
+        vision_steps: Of the stage that teaches sight, before the others.
+        reasoning: Whether answers think first; if not, the last quarter imitates the answer alone.
+    """
     model, processor = tiny_policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     if not (out / STATE).exists():
@@ -189,11 +212,16 @@ def train_policy(out: Path, steps: int, rate: float, vision_steps: int) -> None:
         for task in ("sis", "sod", "cosod")
         for annotator in ("full", "varied")
     }
+    tuned_from = math.ceil(0.75 * steps)
     for step, bar in training(out, model, optimizer, steps, rate, warmup=60):
+        if step == tuned_from:
+            save(out, model, optimizer, step, "base.pt")
+        tuned = step >= tuned_from
         task = ("sis", "sod", "sis", "cosod")[step % 4]
-        scenes = data[task, "full" if step < 0.75 * steps else "varied"]
+        scenes = data[task, "varied" if tuned else "full"]
         chosen = np.random.default_rng([2, step]).integers(len(scenes), size=12 if task == "cosod" else 32)
-        loss = model(**answers_batch(processor, [scenes[int(index)] for index in chosen], task)).loss
+        samples = [scenes[int(index)] for index in chosen]
+        loss = model(**answers_batch(processor, samples, task, reasoning or not tuned)).loss
         descend(model, optimizer, loss)
         bar.set_postfix({f"{task}_loss": f"{loss.item():.3f}"})
     model.half().save_pretrained(out / "qwen2_5_vl_tiny")

@@ -124,6 +124,39 @@ def test_supervised_parts_see_the_truth_on_the_training_split_only(halves, photo
     assert info["rationale"] == "why" and info["target"][0].dtype == bool
 
 
+@pytest.mark.parametrize("task", IDS)
+def test_without_reasoning_the_answer_alone_is_asked_for_shown_and_paid(task: str, halves, photos) -> None:
+    data, direct = photos(task), LEFT[task].removeprefix("<think>x</think>")
+    data.samples = [replace(sample, rationale=LEFT[task]) for sample in data.samples]
+    thinking = gym.make(IDS[task], dataset=data, segmenter=halves)
+    env = gym.make(IDS[task], dataset=data, segmenter=halves, reasoning=False)
+    observation, info = env.reset(options={"index": 1})
+    asked, _ = thinking.reset(options={"index": 1})
+    assert "<think>" in asked["instruction"] and "<think>" not in observation["instruction"]
+    assert asked["instruction"].split(". ")[0] == observation["instruction"].split(". ")[0]  # the task is the same
+    assert asked["instruction"].split(". ")[2] == observation["instruction"].split(". ")[2]  # and the form of phrases
+    assert info["rationale"] == direct
+    _, reward, _, _, info = env.step(direct)
+    _, full_reward, _, _, full_info = thinking.step(LEFT[task])
+    assert reward == full_reward and info["reward_terms"] == full_info["reward_terms"]
+    assert reward == pytest.approx(1)
+    env.reset(options={"index": 1})
+    assert env.step("left")[1] == 0
+    thinking.reset(options={"index": 1})
+    assert thinking.step(direct)[1] == pytest.approx(0.75)  # the blocks' half of the format is lost
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_gymnasium_finds_no_fault_without_reasoning(task: str, halves) -> None:
+    check_env(gym.make(IDS[task], segmenter=halves, render_mode="rgb_array", reasoning=False).unwrapped)
+
+
+def test_without_reasoning_a_missing_or_free_rationale_stays_as_it_is(halves, photos) -> None:
+    assert ReasoningEnv(dataset=photos(), segmenter=halves, reasoning=False).reset(seed=0)[1]["rationale"] == "why"
+    groups = ReasoningEnv(task="cosod", dataset=photos("cosod"), segmenter=halves, reasoning=False)
+    assert groups.reset(seed=0)[1]["rationale"] is None
+
+
 def test_a_short_group_is_filled_with_repeats_that_are_not_scored(halves, photos) -> None:
     env = ReasoningEnv(task="cosod", dataset=photos("cosod"), segmenter=halves, group_size=3)
     observation, _ = env.reset(options={"index": 1})

@@ -59,9 +59,9 @@ def say(*phrases: str) -> str:
     return f"<think></think><answer>{''.join(f'<ins>{phrase}</ins>' for phrase in phrases)}</answer>"
 
 
-def environment(num_envs: int = 2) -> ReasoningVectorEnv:
+def environment(num_envs: int = 2, **arguments: object) -> ReasoningVectorEnv:
     return ReasoningVectorEnv(
-        num_envs, "sis", Pictures(), segmenter=Halves(), image_size=SIDE, autoreset_mode="Disabled"
+        num_envs, "sis", Pictures(), segmenter=Halves(), image_size=SIDE, autoreset_mode="Disabled", **arguments
     )
 
 
@@ -73,6 +73,13 @@ def test_perfect_answers_have_perfect_scores():
     assert found.scores["expressions"] == pytest.approx(4 / 3)
     assert [row["key"] for row in found.per_sample] == ["picture 0", "picture 1", "picture 2"]
     assert found.answers[2] == say("left", "right")
+
+
+def test_without_reasoning_a_direct_answer_is_in_full_form():
+    agent = Fixed(*(text.removeprefix("<think></think>") for text in (say("left"), say("left"), say("left", "right"))))
+    for reasoning, form in ((False, 1.0), (True, 0.5)):
+        scores = evaluation.evaluate(agent, environment(reasoning=reasoning), [0, 1, 2]).scores
+        assert (scores["format"], scores["iasm"]) == pytest.approx((form, 1))
 
 
 def test_scores_worked_out_by_hand():

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from maskgym import policies
 from maskgym.data.scenes import Scenes
+from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.experiments import pretrain
 from maskgym.experiments.pretraining import clip
+from maskgym.experiments.pretraining import policy as policy_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
+from maskgym.rewards import without_reasoning
 from maskgym.segmenters.clip_surgery import ClipSurgery
 from maskgym.segmenters.sam import SamSegmenter, sam_tiny
 
@@ -109,3 +113,43 @@ def test_a_step_of_sam_leaves_a_model_that_segments(tmp_path):
     logits = segmenter.decode(segmenter.encode([image]), np.array([[[64.0, 64]]]), np.array([[1]]), side=128)
     assert logits.shape == (1, 48, 48)
     assert segmenter.fingerprint != sam_tiny(device="cpu").fingerprint
+
+
+@pytest.mark.parametrize("task", INSTRUCTIONS)
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_the_embedded_tokenizer_knows_every_instruction(task, reasoning):
+    made = policy_recipe.policy_tokenizer()
+    shipped = policies.make("qwen2_5_vl_tiny", device="cpu").processor.tokenizer
+    assert made.get_vocab() == shipped.get_vocab()
+    ids = shipped(instruction(task, reasoning)).input_ids
+    assert ids and shipped.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("task", INSTRUCTIONS)
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_the_labels_of_the_policy_are_the_text_to_imitate(task, reasoning):
+    _, processor = policy_recipe.tiny_policy()
+    samples = [Scenes(task, "train")[index] for index in range(3)]
+    batch = policy_recipe.answers_batch(processor, samples, task, reasoning)
+    for sample, labels in zip(samples, batch["labels"], strict=True):
+        wanted = sample.rationale if reasoning else without_reasoning(sample.rationale)
+        assert labels[labels >= 0].tolist() == processor.tokenizer(f"{wanted}<|im_end|>").input_ids
+
+
+def weights(folder):
+    return policies.make("qwen2_5_vl", path=folder / "qwen2_5_vl_tiny", device="cpu").model.state_dict()
+
+
+def test_policies_with_and_without_reasoning_share_all_but_the_last_quarter(tmp_path):
+    command = ["policy", "--steps", "4", "--vision-steps", "1"]
+    pretrain.main([*command, str(tmp_path / "with")])
+    pretrain.main([*command, "--no-reasoning", str(tmp_path / "without")])
+    (tmp_path / "branch").mkdir()
+    base, again = (torch.load(tmp_path / name / "base.pt", weights_only=True) for name in ("with", "without"))
+    assert base["step"] == again["step"] == 3
+    torch.testing.assert_close(base["model"], again["model"], rtol=0, atol=0)
+    (tmp_path / "with" / "base.pt").rename(tmp_path / "branch" / "state.pt")
+    pretrain.main([*command, "--no-reasoning", str(tmp_path / "branch")])
+    torch.testing.assert_close(weights(tmp_path / "branch"), weights(tmp_path / "without"), rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(weights(tmp_path / "with"), weights(tmp_path / "without"))

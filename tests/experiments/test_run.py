@@ -346,6 +346,15 @@ def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, 
     assert json.loads(capfd.readouterr().out) == pytest.approx(results["after"])
 
 
+def test_a_run_without_reasoning_imitates_the_answer_alone(maskgym_run, tmp_path):
+    settings = ["algo.updates=10", "env.answers=8", "algo.isr_period=10", "algo.isr_sft_steps=9"]
+    settings += ["algo.isr_learning_rate=0.003", "env.reasoning=false"]
+    assert maskgym_run("env=sis", "algo=cgpo", *SMALL, *settings, f"out={tmp_path}/run")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines()]
+    for when, opening in (("before", "<think>"), ("after", "<answer>")):
+        assert all(row[when]["answer"].startswith(opening) for row in rows)
+
+
 # --- Stopping and going on -------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskgym.errors import UserError
-from maskgym.rewards.answers import TAGS, Answer, format_answer, parse
+from maskgym.rewards.answers import TAGS, Answer, format_answer, parse, without_reasoning
 
 
 def in_blocks(content: str) -> str:
@@ -154,6 +154,22 @@ BAD_BLOCKS = [  # text, whether the answer block can still be read, the reasonin
 @pytest.mark.parametrize(("text", "tagged", "think"), BAD_BLOCKS)
 def test_malformed_blocks_lose_the_structure_half(text: str, tagged: bool, think: str | None) -> None:
     assert parse(text, "sis") == Answer(text, think, ("a",) if tagged else (), structured=False, tagged=tagged)
+
+
+@pytest.mark.parametrize(("text", "tagged", "think"), BAD_BLOCKS)
+def test_without_reasoning_one_answer_block_is_structure_enough(text: str, tagged: bool, think: str | None) -> None:
+    answer = parse(text, "sis", reasoning=False)
+    alone = text.count("<answer>") == text.count("</answer>") == 1 and text.index("<answer>") < text.index("</answer>")
+    assert answer == Answer(text, think, ("a",) if tagged else (), structured=alone, tagged=tagged)
+
+
+@pytest.mark.parametrize(("task", "text", "expressions"), GOOD)
+def test_the_answer_alone_says_the_same(task: str, text: str, expressions: list[str]) -> None:
+    direct = without_reasoning(text)
+    assert direct.startswith("<answer>") and direct.endswith("</answer>") and direct in text
+    for written in (direct, text):
+        answer = parse(written, task, reasoning=False)
+        assert (answer.structured, answer.tagged, answer.expressions) == (True, True, tuple(expressions))
 
 
 def test_an_unknown_task_is_named() -> None:
