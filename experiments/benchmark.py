@@ -183,9 +183,9 @@ def score(scores: Mapping[str, Any], column: str, measure: str) -> Any:
 
 
 def cost_key(arguments: Sequence[str]) -> str:
-    """Return what decides the cost of an update: the arguments without the seed, the budget and the evaluation."""
-    skipped = ("seed=", "evaluation.", "algo.updates=", "algo.learning_rate=")
-    return " ".join(argument for argument in arguments if not argument.startswith(skipped))
+    """Return what decides the cost of an update: the arguments but for the seed, the budget and the like."""
+    skipped = ("seed=", "evaluation.", "reward=", "algo.updates=", "algo.learning_rate=")
+    return " ".join(sorted(argument for argument in arguments if not argument.startswith(skipped)))
 
 
 def cost_arguments(cost: Mapping[str, Any], row: str) -> tuple[str, ...]:
@@ -342,6 +342,8 @@ def _panels(results: Results, section: Mapping[str, Any], rows: Sequence[str], c
                 panels["generated tokens"].setdefault(row, []).append((tokens[at].tolist(), scores))
             if seconds is not None:
                 panels["seconds"].setdefault(row, []).append(([step * seconds for step in steps], scores))
+    if len(panels["seconds"]) < len(rows):
+        del panels["seconds"]
     return {unit: methods for unit, methods in panels.items() if methods}
 
 

@@ -63,13 +63,16 @@ def test_the_reward_function_is_the_envs_reward() -> None:
     indices = [5, 9, 2, 7, 1]  # more than the env is wide
     rows = Rows(Episodes([env]))({"task": [0] * 5, "index": indices})
     completions = [[{"role": "assistant", "content": text}] for text in rows["completion"][:4]] + ["nonsense"]
-    values = reward(completions, [0] * 5, indices, log_metric=lambda name, value: logged.append(name))
+    ids = [[1] * length for length in (3, 1, 4, 1, 5)]
+    values = reward(completions, ids, [0] * 5, indices, log_metric=lambda name, value: logged.append(name))
     scalar = make_env("sis", num_envs=1)
     for index, completion, value in zip(indices, completions, values, strict=True):
         scalar.reset(options={"index": index})
         text = completion if isinstance(completion, str) else completion[0]["content"]
         assert scalar.step((text,))[1][0] == pytest.approx(value, abs=1e-5)
     assert values[4] == 0 and set(logged) == {"reward/correctness", "reward/format"}
+    assert reward.cost() == {"generated_tokens": 14, "reward_calls": 5}
+    assert reward.cost() == {"generated_tokens": 0, "reward_calls": 0}
 
 
 @pytest.mark.parametrize("name", ["cgpo", "sft"])
@@ -82,6 +85,7 @@ def test_training_moves_the_language_part_and_logs(name: str, tmp_path: Path) ->
     assert torch.equal(vision, agent.policy.model.model.visual.patch_embed.proj.weight)
     supervised = ["isr/loss" in values for _, values in seen]
     assert supervised == ([False, False, False, True, True] if name == "cgpo" else [True] * 5)
+    assert [values["reward_calls"] > 0 for _, values in seen] == [not step for step in supervised]
     if name == "cgpo":
         assert {"reward", "reward/correctness", "reward/format", "cgpo/confidence", "entropy"} <= set(seen[0][1])
 

@@ -1,0 +1,168 @@
+"""Benchmarks: which runs a matrix asks for, what is kept of them, and what the report says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from maskgym.experiments import benchmark, composition, study
+
+SMALL = ["evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2", "algo.batch_size=8"]
+MATRIX = {
+    "title": "Small",
+    "about": "What it is.",
+    "sections": [
+        {
+            "title": "First",
+            "about": "Two algorithms.",
+            "base": [*SMALL, "algo.updates=2", "evaluation.every=1"],
+            "columns": {"sis": {"with": ["env=sis"], "measures": ["iasm", "reward"]}},
+            "rows": {"cgpo": {"with": ["algo=cgpo"]}, "grpo": {"with": ["algo=grpo"]}},
+            "against": "cgpo",
+            "seeds": [0],
+        }
+    ],
+    "costs": [
+        {
+            "title": "Cost",
+            "about": "Of an update.",
+            "base": ["env=sis", "algo.updates=5", *SMALL[2:]],
+            "rows": {"grpo": {"with": ["algo=grpo"]}},
+            "rounds": 1,
+        }
+    ],
+}
+
+
+def write(tmp_path, **changes):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(MATRIX | changes, sort_keys=False))
+    return file
+
+
+def fill(results, cell, scores, tokens, seed=0):
+    """Write a file of results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
+    content = {
+        "before": {"iasm": scores[0], "reward": scores[0]},
+        "after": {"iasm": scores[-1], "reward": scores[-1]},
+        "updates": {"step": [1, 2, 3, 4], "generated_tokens": tokens, "reward": [0.1, 0.2, None, 0.4]},
+        "held_out": {"step": [0, 2, 4], "iasm": scores, "reward": scores},
+    }
+    results.folder.mkdir(parents=True, exist_ok=True)
+    results.file(cell).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in benchmark.MATRICES.glob("*.yaml")))
+def test_every_matrix_composes(name, tmp_path):
+    matrix = benchmark.load(name)
+    text = (benchmark.MATRICES / f"{name}.yaml").read_text()
+    assert text.startswith(f"# python experiments/benchmark.py {name}")
+    cells = benchmark.Results(matrix, tmp_path).cells()
+    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
+    assert all(len(section["seeds"]) >= 3 for section in matrix["sections"])
+    for cost in matrix["costs"]:
+        for row in cost["rows"]:
+            config = composition.compose(benchmark.cost_arguments(cost, row))
+            assert config["algo"]["updates"] > benchmark.WARM_UP
+
+
+def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(tmp_path):
+    results = benchmark.Results(benchmark.load("algorithms"), tmp_path)
+    first, tasks, *_, together = results.matrix["sections"]
+    files = [results.file(benchmark.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
+    assert files[0] == files[1]
+    runs = [benchmark.run_of(together, "together", column, 0) for column in together["columns"]]
+    assert {run.arguments for run in runs} == {runs[0].arguments}
+    assert composition.compose(runs[0].arguments)["env"]["name"] == "saliency"
+
+
+def test_a_benchmark_runs_reports_and_repeats_nothing(tmp_path, capsys):
+    file, out, runs = write(tmp_path), tmp_path / "out", tmp_path / "runs"
+    command = [str(file), "--out", str(out), "--runs", str(runs)]
+    assert benchmark.main(command) == 0
+    text = (out / "small.md").read_text()
+    kept = sorted(path for path in (out / "small").glob("*.json") if path.name != "cost.json")
+    assert len(kept) == 2 and len(list((out / "small").glob("*.png"))) == 1
+    found = {run["algo"]: run for run in map(json.loads, (path.read_text() for path in kept))}
+    assert found["cgpo"]["held_out"]["step"] == [0, 1, 2]
+    assert found["cgpo"]["held_out"]["iasm"][-1] == pytest.approx(found["cgpo"]["after"]["iasm"], rel=1e-5)
+    assert found["grpo"]["updates"]["reward_calls"] == [8, 8]
+    assert all(8 * 10 < tokens <= 8 * 128 for tokens in found["grpo"]["updates"]["generated_tokens"])
+    assert f"| grpo | {found['grpo']['after']['iasm']:.3f} [" in text
+    cost = json.loads((out / "small" / "cost.json").read_text())["rows"]
+    (round_,) = next(iter(cost.values()))
+    assert round_["reward_calls"] == 8 and round_["step_s"] > 0 and round_["peak_memory_mib"] > 100
+    assert f"| grpo | 8 | {round_['generated_tokens']:,.0f} | {round_['step_s']:.2f} (" in text
+    stamps = {path: path.stat().st_mtime_ns for path in [*kept, out / "small" / "cost.json"]}
+    assert benchmark.main(command) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert (out / "small.md").read_text() == text  # intervals too
+
+
+def test_the_same_seed_gives_the_same_row(tmp_path):
+    section = {**MATRIX["sections"][0], "rows": {"grpo": {"with": ["algo=grpo"]}}, "against": "grpo"}
+    file = write(tmp_path, sections=[section], costs=[])
+    texts = []
+    for number in range(2):
+        out, runs = tmp_path / f"out{number}", tmp_path / f"runs{number}"
+        assert benchmark.main([str(file), "--out", str(out), "--runs", str(runs)]) == 0
+        texts += [path.read_text() for path in (out / "small").glob("*.json")]
+    assert len(texts) == 2 and texts[0] == texts[1]
+
+
+def test_equal_budgets_are_read_between_evaluations(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1]}
+    results = benchmark.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    for seed in (0, 1):
+        fill(results, benchmark.run_of(section, "cgpo", "sis", seed), [0.5, 0.7, 0.9], [10, 10, 0, 0])
+        fill(results, benchmark.run_of(section, "grpo", "sis", seed), [0.5, 0.6, 0.8], [10, 10, 10, 10])
+    text, pictures = benchmark.report(results, "small")
+    # 20 tokens are all that cgpo generates, and what grpo has after two updates
+    assert "| after | 4 updates | 20 generated tokens |" in text
+    grpo = "0.800 [0.800, 0.800] | 0.600 [0.600, 0.600]"
+    assert f"| grpo | {grpo} |" in text
+    assert "| grpo | 0.900 [0.900, 0.900] | 0.800 [0.800, 0.800] | 1.00 [1.00, 1.00] |" in text
+    assert "0.233 → 0.233" in text  # of the log, without what it lacks
+    assert pictures["small-1.png"].startswith(b"\x89PNG")
+    results.costs = {"algo=cgpo env=sis": [{"step_s": 2.0}], "algo=grpo env=sis": [{"step_s": 4.0}]}
+    with pytest.raises(KeyError):  # batch_size is part of what decides the cost
+        benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    keys = [benchmark.cost_key(benchmark.run_of(section, row, "sis", 0).arguments) for row in ("cgpo", "grpo")]
+    results.costs = {keys[0]: [{"step_s": 2.0}], keys[1]: [{"step_s": 4.0}]}
+    seconds = benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    assert seconds["cgpo"][0][0] == [0, 4, 8] and seconds["grpo"][0][0] == [0, 8, 16]
+
+
+def test_a_report_of_what_is_there(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert benchmark.main([str(write(tmp_path)), "--out", str(out), "--report"]) == 0
+    assert "Not run yet." in (out / "small.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "is not a matrix: expected the keys"),
+        ({"costs": [{"title": "no rows"}]}, "is not a cost: expected the keys"),
+        ({"sections": [{**MATRIX["sections"][0], "against": "ppo"}]}, "against: ppo: expected one of cgpo, grpo"),
+        (
+            {"sections": [{**MATRIX["sections"][0], "rows": {"cgpo": {"with": ["algo=ppo"]}}}]},
+            "not a pair: env=sis takes",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
+    assert benchmark.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_unknown_matrix_and_measure(tmp_path, capsys):
+    assert benchmark.main(["nonesuch"]) == 2
+    assert "expected a path, or one of algorithms" in capsys.readouterr().err
+    with pytest.raises(study.UserError, match="measure 'iasmm' of sis: expected one of iasm"):
+        benchmark.score({"iasm": 1.0}, "sis", "iasmm")
+    assert benchmark.score({"sis/iasm": np.float64(0.5)}, "sis", "iasm") == 0.5
