@@ -117,34 +117,40 @@ def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) 
     import numpy as np
     from tqdm import tqdm
 
-    from maskgym.agents.response_types import confidence
-
     agent, envs = run.untrained(config, folder)
-    policy: Any = getattr(agent, "policy", None)
-    if not hasattr(policy, "sample"):
+    if not hasattr(getattr(agent, "policy", None), "sample"):
         names = f"env={config['env']['name']} algo={config['algo']['name']}"
         raise UserError(f"{names}: expected an agent whose policy is a language model")
-    columns: dict[str, list[Any]] = {"reward": [], "confidence": [], "group": [], "key": []}
+    columns: dict[str, list[Any]] = {"reward": [], "confidence": [], "key": []}
     with tqdm(total=prompts * group_size, desc="sample", unit="answer", disable=None) as bar:
         for task, env in enumerate(envs.values()):
-            count = len(range(task, prompts, len(envs)))
             order = np.random.default_rng([config["seed"], task]).permutation(env.unwrapped.num_samples)
-            indices = np.resize(order, count).repeat(group_size)
-            groups = np.arange(count).repeat(group_size) + (columns["group"][-1] + 1 if columns["group"] else 0)
-            for place in range(0, len(indices), env.num_envs):
-                size = min(env.num_envs, len(indices) - place)
-                shown, _ = env.reset(options={"index": np.resize(indices[place : place + size], env.num_envs)})
-                observations = [{name: value[i] for name, value in shown.items()} for i in range(size)]
-                answers, *scored = policy.sample(
-                    observations, agent.max_new_tokens, agent.settings.get("temperature", 1.0)
-                )
-                _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - size)))
-                columns["reward"] += rewards[:size].tolist()
-                columns["confidence"] += confidence(*scored).tolist()
-                columns["group"] += groups[place : place + size].tolist()
-                columns["key"] += list(infos["sample_key"][:size])
-                bar.update(size)
-    return columns
+            indices = np.resize(order, len(range(task, prompts, len(envs)))).repeat(group_size)
+            for start in range(0, len(indices), env.num_envs):
+                chunk = indices[start : start + env.num_envs]
+                for name, values in _answer(agent, env, chunk).items():
+                    columns[name] += values
+                bar.update(len(chunk))
+    return {**columns, "group": np.arange(prompts).repeat(group_size).tolist()}
+
+
+def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
+    """Return ``reward``, ``confidence`` and ``key`` of one answer to each of at most ``num_envs`` samples."""
+    import numpy as np
+
+    from maskgym.agents.response_types import confidence
+
+    count = len(indices)
+    shown, _ = env.reset(options={"index": np.resize(indices, env.num_envs)})  # filled up with repeats
+    observations = [{name: value[i] for name, value in shown.items()} for i in range(count)]
+    temperature, form = agent.settings.get("temperature", 1.0), agent.settings.get("confidence", "mean_probability")
+    answers, log_probabilities, mask = agent.policy.sample(observations, agent.max_new_tokens, temperature)
+    _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - count)))
+    return {
+        "reward": rewards[:count].tolist(),
+        "confidence": confidence(log_probabilities, mask, form).tolist(),
+        "key": list(infos["sample_key"][:count]),
+    }
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -79,9 +79,14 @@ def test_the_seed_decides(call):
     assert not set(first["key"]) & set(other["key"])
 
 
-def test_the_temperature_of_the_agent_is_that_of_the_answers(call):
+def test_the_settings_of_the_agent_are_those_of_the_answers(call):
     cold, hot = (call("env=sis", f"algo.temperature={value}", name=value) for value in ("0.3", "1.5"))
     assert np.mean(cold["confidence"]) > np.mean(hot["confidence"])
+    short = call("env=sis", "algo.max_new_tokens=3", name="short")
+    assert max(short["reward"]) == 0 < max(cold["reward"])  # cut off before anything was said
+    other = call("env=sis", "algo.temperature=0.3", "algo.confidence=exp_mean_log", name="other")
+    pairs = zip(other["confidence"], cold["confidence"], strict=True)
+    assert other["reward"] == cold["reward"] and all(low < high for low, high in pairs)
 
 
 def test_several_tasks_take_equal_parts(call):
