@@ -44,11 +44,11 @@ from trl.trainer.utils import pad
 
 from ..errors import UserError
 from ..policies.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
+from .response_types import TYPES, confidence, masked_mean
 from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings, read_rows, with_images
 
 CONFIDENCES = ("mean_probability", "exp_mean_log")
 EDGE = 1e-6  # Eq. 11 has no value where the confidence is 0 or 1
-EXTREME_SHARE = 0.2  # the paper's Fig. 4 calls the top and the bottom 20 % high and low
 IGNORED_LABEL = -100
 # What the loss below does not do, by option name, with the one value that it does.
 SUPPORTED = {
@@ -129,26 +129,6 @@ class CGPOConfig(GRPOConfig):
         return global_step % self.isr_period >= self.isr_period - self.isr_sft_steps
 
 
-def confidence(
-    log_probabilities: torch.Tensor, mask: torch.Tensor, form: str = "mean_probability", differentiate: bool = False
-) -> torch.Tensor:
-    """Return the mean probability of an answer's tokens (Eq. 10): not the exponential of the mean logarithm.
-
-    Args:
-        log_probabilities: (B, T) of the sampled tokens, at the sampling temperature.
-        mask: (B, T), 1 on the answer's tokens, its end token included.
-        form: ``exp_mean_log`` is the exponential of the mean logarithm after all.
-        differentiate: Keep the gradient.
-
-    Returns:
-        (B,) in [0, 1], without gradient unless asked for; 0 where the mask is empty.
-    """
-    log_probabilities = log_probabilities if differentiate else log_probabilities.detach()
-    if form == "exp_mean_log":
-        return masked_mean(log_probabilities, mask).exp() * mask.any(1)
-    return masked_mean(log_probabilities.exp(), mask)
-
-
 def calibration_objective(rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
     """Return ``r log c + (1 - r) log(1 - c)``, Eq. 11 with its sign turned; 0 for an answer without a reward.
 
@@ -186,45 +166,6 @@ def clipped_objective(
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages
     return torch.minimum(unclipped, clipped), clipped < unclipped
-
-
-def response_types(rewards: torch.Tensor, confidences: torch.Tensor) -> dict[str, float]:
-    """Return the shares of the four response types of the paper's Fig. 4 in a batch.
-
-    A value is high if it is at or above the 80 % quantile of the batch (one forward pass, all devices together), low if
-    at or below its 20 % quantile. The four shares are of the answers that are extreme in both reward and confidence,
-    so they sum to 1, as in the figure.
-
-    Args:
-        rewards: (B,); NaN (an answer that could not be scored) is left out.
-        confidences: (B,).
-
-    Returns:
-        ``hrhc``, ``hrlc``, ``lrhc``, ``lrlc`` (r: reward, c: confidence, h: high, l: low). NaN where no answer is
-        extreme in both, which includes a batch whose quantiles coincide.
-    """
-    scored = ~rewards.isnan()
-    sides = []
-    for values in (rewards[scored].float(), confidences[scored].float()):
-        if not len(values):
-            return dict.fromkeys(("hrhc", "hrlc", "lrhc", "lrlc"), float("nan"))
-        low, high = (
-            torch.quantile(values, EXTREME_SHARE),
-            torch.quantile(values, 1 - EXTREME_SHARE),
-        )
-        sides.append(((values >= high) & (high > low), (values <= low) & (high > low)))
-    counts = {
-        f"{reward_side}r{confidence_side}c": (sides[0][i] & sides[1][j]).sum().item()
-        for i, reward_side in enumerate("hl")
-        for j, confidence_side in enumerate("hl")
-    }
-    total = sum(counts.values())
-    return {name: count / total if total else float("nan") for name, count in counts.items()}
-
-
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean of ``values`` (B, T) over each row's ``mask`` (B, T): (B,), 0 where a row has none."""
-    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class InterleavedOptimizer(torch.optim.Optimizer):
@@ -310,11 +251,11 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     examples of a step are drawn by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers.
     Rows and checkpoints are those of `maskgym.agents.trainer.ResumableTrainer`.
 
-    Logged beside TRL's own: ``cgpo/confidence``, ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers),
-    ``cgpo/share_hrhc``, ``_hrlc``, ``_lrhc``, ``_lrlc`` (see :func:`response_types`), ``clip_ratio/region_mean``,
-    ``entropy`` and, with ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With
-    ``full_gradient`` the advantages are logged, but not used. The completions table has none: they are known only when
-    the loss is computed.
+    Logged beside TRL's own and the response types of `maskgym.agents.trainer.ResumableTrainer`: ``cgpo/confidence``,
+    ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers), ``cgpo/share_hrlc`` and so on (``response_types/…``
+    by another name), ``clip_ratio/region_mean``, ``entropy`` and, with ``beta``, ``kl`` (means over tokens) and, on
+    supervised steps, ``isr/loss``. With ``full_gradient`` the advantages are logged, but not used. The completions
+    table has none: they are known only when the loss is computed.
 
     Args:
         model: As in ``GRPOTrainer``.
@@ -393,18 +334,17 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         outputs = super()._generate_and_score_completions(inputs)
-        rewards = self._total_rewards()
         # The parent's advantages compare an answer with itself.
         del outputs["advantages"]
-        self._logs["advantages"].extend([float("nan")] * len(rewards))
+        self._logs["advantages"].extend([float("nan")] * len(self._rewards_of_terms))
         self._current_metrics.pop("frac_reward_zero_std")
-        return {**outputs, "rewards": self._local(rewards, len(inputs))}
+        return outputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if "labels" in inputs:
             return self._sft_loss(model, inputs)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
-        accepted = inspect.signature(self._get_per_token_logps_and_entropies).parameters
+        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
         log_probabilities, entropies, router_loss = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
@@ -508,15 +448,16 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
     # Logs.
 
-    def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> None:
-        gathered = self.accelerator.gather(torch.stack([rewards, confidences, advantages], dim=1))
-        rewards, confidences, advantages = gathered.unbind(1)
+    def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        gathered = super()._log_answers(rewards, confidences, advantages)
+        _, confidences, advantages = gathered.unbind(1)
         metrics = self._current_metrics
         metrics["cgpo/confidence"].append(confidences.mean().item())
         metrics["cgpo/advantage"].append(advantages.mean().item())
         metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
-        for name, share in response_types(rewards, confidences).items():
-            metrics[f"cgpo/share_{name}"].append(share)
+        for name in TYPES:
+            metrics[f"cgpo/share_{name}"] = metrics[f"response_types/{name}"]  # one list, under its first name too
+        return gathered
 
     def _log_tokens(self, mask: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
         sums = torch.stack([mask.sum(), *((value * mask).sum() for value in values.values())])

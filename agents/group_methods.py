@@ -125,3 +125,8 @@ class LeaveOneOutTrainer(ComparingTrainer, RLOOTrainer):
 
     _name = "RLOO"
     config_class: ClassVar = LeaveOneOutConfig
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        outputs = super()._generate_and_score_completions(inputs)
+        # The parent hands on their sums only. The policy scores its answers first, then the reference does.
+        return {**outputs, "old_per_token_logps": self._log_probabilities[0]}

@@ -7,7 +7,8 @@ only:
 - the order of an epoch follows its number, so that a run resumed in its third epoch reads the same prompts;
 - tokens that stand for images are never sampled (a sampled one crashes the next forward pass);
 - a checkpoint holds what TRL's does not: the step counter, the answers that are still to be used, and what a subclass
-  adds by `ResumableTrainer.extra_state`.
+  adds by `ResumableTrainer.extra_state`;
+- each update logs the shares of the response types and the advantage that each type was given.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trl.trainer.utils import RepeatSampler
 
 from ..errors import UserError
 from ..policies.mllm import vision_token_ids
+from .response_types import confidence, mean_by_type, rank_normalized, response_types, shares
 
 AT_LEAST_ONE = (
     "num_generations",
@@ -114,6 +116,10 @@ else:
 class ResumableTrainer(_Parent):
     """Mixin over ``GRPOTrainer`` or ``RLOOTrainer``; see the module's description.
 
+    Logged beside TRL's own, for each type of `maskgym.agents.response_types`: ``response_types/hrlc``, its share of
+    the answers that are of any type, and ``response_advantage/hrlc``, the mean of its answers' rank-normalised
+    advantages. Both are of all answers of an update, however many forward passes it takes.
+
     Args:
         model: As in the parent.
         reward_funcs: As in the parent.
@@ -131,6 +137,8 @@ class ResumableTrainer(_Parent):
         args = self.config_class(self._name) if args is None else args
         if not isinstance(args, self.config_class):
             raise UserError(f"args: got {type(args).__name__}, expected a {self.config_class.__name__}")
+        self._log_probabilities: list[torch.Tensor] = []  # of answers, in the order in which models scored them
+        self._answers: list[torch.Tensor] = []  # of the update under way, see `_log_answers`
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
         suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
@@ -163,7 +171,9 @@ class ResumableTrainer(_Parent):
         )
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
-        return super()._generate_and_score_completions(self._read(inputs))
+        self._log_probabilities.clear()
+        outputs = super()._generate_and_score_completions(self._read(inputs))
+        return {**outputs, "rewards": self._local(self._total_rewards(), len(inputs))}
 
     def _read(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """Return the rows of a batch of row numbers, each read once, or the batch itself where it holds rows."""
@@ -194,6 +204,45 @@ class ResumableTrainer(_Parent):
     @property
     def _current_metrics(self) -> Any:
         return self._metrics["train" if self.model.training else "eval"]
+
+    # Response types.
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **settings: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*arguments, **settings)
+        self._log_probabilities.append(found[0].detach())  # (B, T)
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._log_probabilities.clear()
+        loss = super()._compute_loss(model, inputs)
+        # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
+        sampled = inputs.get("old_per_token_logps", self._log_probabilities[-1])
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        self._log_answers(inputs["rewards"], confidence(sampled, mask), inputs["advantages"])
+        return loss
+
+    def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        """Take note of the answers of a forward pass, and log their types with an update's last one.
+
+        Args:
+            rewards: (B,), this device's; NaN for an answer without.
+            confidences: (B,).
+            advantages: (B,).
+
+        Returns:
+            All devices' (B, 3).
+        """
+        gathered = self.accelerator.gather(torch.stack([rewards, confidences, advantages], dim=1))
+        self._answers.append(gathered)
+        if self.accelerator.sync_gradients or not self.model.training:
+            rewards, confidences, advantages = torch.cat(self._answers).unbind(1)
+            self._answers.clear()
+            types = response_types(rewards, confidences)
+            for name, share in shares(types).items():
+                self._current_metrics[f"response_types/{name}"].append(share)
+            for name, mean in mean_by_type(rank_normalized(advantages), types).items():
+                self._current_metrics[f"response_advantage/{name}"].append(mean)
+        return gathered
 
     # Checkpoints.
 

@@ -187,6 +187,23 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
+def untrained(config: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the agent of a config as it is before training, and its training environments by task.
+
+    Args:
+        config: As `composition.compose` returns it.
+        folder: Of what the agent would write.
+
+    Raises:
+        UserError: If the config asks for what cannot be had.
+    """
+    _check(config)
+    _seed(config["seed"])
+    parts = _make_parts(config)
+    envs = {task: _make_env(config, task, "train", parts) for task in config["env"]["ids"]}
+    return _make_agent(config, folder, next(iter(envs.values()))), envs
+
+
 def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
     """Run one row of ``key=value`` arguments, in a folder inside ``out`` where there are several rows."""
     asked = {argument.partition("=")[0]: argument for argument in arguments}

@@ -111,25 +111,59 @@ class LanguagePolicy:
             temperature: 0 is greedy.
             batch_size: Observations at a time.
         """
+        answers: list[str] = []
+        for start in range(0, len(observations), batch_size):
+            tokens, _ = self._generate(observations[start : start + batch_size], max_new_tokens, temperature)
+            answers += self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return answers
+
+    def sample(
+        self, observations: Sequence[Mapping[str, Any]], max_new_tokens: int = 128, temperature: float = 1.0
+    ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+        """Return one sampled answer an observation, all at once, and how probable each of its tokens was.
+
+        Args:
+            observations: As the environments give them, unbatched.
+            max_new_tokens: Longest answer, in tokens.
+            temperature: More than 0.
+
+        Returns:
+            The answers, special tokens removed; float32 (B, T), the log-probabilities of the sampled tokens at that
+            temperature, those that are never sampled counted in as in training; bool (B, T), the answers' tokens, the
+            end token included.
+        """
+        tokens, logits = self._generate(observations, max_new_tokens, temperature, with_logits=True)  # T of (B, V)
+        steps = zip(tokens.unbind(1), logits, strict=True)
+        columns = [(step.float() / temperature).log_softmax(-1).gather(1, chosen[:, None]) for chosen, step in steps]
+        ends = torch.isin(tokens, torch.as_tensor(self.model.generation_config.eos_token_id, device=tokens.device))
+        mask = ends.cumsum(1) - ends.long() == 0  # nothing has ended before
+        return self.processor.batch_decode(tokens, skip_special_tokens=True), torch.cat(columns, dim=1), mask
+
+    def _generate(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        max_new_tokens: int,
+        temperature: float,
+        with_logits: bool = False,
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """Return the tokens (B, T) of one batch of answers and, if asked for, the logits, T times (B, vocabulary)."""
         model, processor = self.model, self.processor  # loaded here, outside inference mode, as they may be trained
         settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         settings["suppress_tokens"] = vision_token_ids(model.config, processor.tokenizer)
-        was_training, answers = model.training, []
+        prompts = [self.prompt(observation) for observation in observations]
+        texts = [
+            processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            for messages, _ in prompts
+        ]
+        inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        was_training = model.training
         model.eval()
-        for start in range(0, len(observations), batch_size):
-            prompts = [self.prompt(observation) for observation in observations[start : start + batch_size]]
-            texts = [
-                processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-                for messages, _ in prompts
-            ]
-            inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
-            inputs = inputs.to(self.device)
-            with torch.inference_mode():
-                tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
-            answers += processor.batch_decode(tokens, skip_special_tokens=True)
+        with torch.inference_mode():
+            found = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=with_logits)
         model.train(was_training)
-        return answers
+        return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits or ()
 
     def save(self, path: str | Path) -> None:
         """Write model and processor as a folder that ``policy=qwen2_5_vl policy.path=…`` loads, whole or not at all.

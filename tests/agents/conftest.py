@@ -264,6 +264,7 @@ def four_answers(text_model):
         "completion_ids": torch.randint(9, vocabulary, (4, 5), generator=generator),
         "completion_mask": mask,
         "advantages": torch.tensor([1.3, -0.7, 0.4, -1.0]),
+        "rewards": torch.tensor([0.9, 0.3, 0.6, 0.2]),
         "old_per_token_logps": 0.4 * noise[0] - float(np.log(vocabulary)),
         "ref_per_token_logps": 0.4 * noise[1] - float(np.log(vocabulary)),
         "num_items_in_batch": mask.sum(),

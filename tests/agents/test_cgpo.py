@@ -21,8 +21,6 @@ from maskgym.agents.cgpo import (
     InterleavedOptimizer,
     calibration_objective,
     clipped_objective,
-    confidence,
-    response_types,
     vision_token_ids,
 )
 from maskgym.errors import UserError
@@ -98,30 +96,11 @@ class StepRecorder(TrainerCallback):
 # Pure parts.
 
 
-def test_confidence_is_the_mean_probability_not_the_exponential_of_the_mean_logarithm():
-    log_probabilities = torch.tensor([[0.5, 0.1, 0.9], [0.25, 0.75, 0.5]]).log()
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert confidence(log_probabilities, mask).tolist() == pytest.approx([0.3, 0.5])
-
-
-def test_confidence_carries_no_gradient_and_is_zero_without_tokens():
-    log_probabilities = torch.zeros(1, 2, requires_grad=True)
-    assert not confidence(log_probabilities, torch.ones(1, 2)).requires_grad
-    assert confidence(log_probabilities, torch.zeros(1, 2)).item() == 0
-
-
 def test_clipping_stops_only_what_would_go_too_far():
     log_ratio = torch.tensor([[0.5, 0.5, 1.5, 1.5]]).log().T.contiguous()  # (4, 1)
     objective, clipped = clipped_objective(log_ratio, torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, 0.3)
     assert objective.flatten().tolist() == pytest.approx([0.5, -0.8, 1.3, -1.5])
     assert clipped.flatten().tolist() == [False, True, True, False]
-
-
-def test_the_other_confidence_is_the_exponential_of_the_mean_logarithm():
-    log_probabilities = torch.tensor([[0.5, 0.1, 0.9], [0.25, 0.75, 0.5], [0.5, 0.5, 0.5]]).log()
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
-    expected = [0.05**0.5, (0.25 * 0.75 * 0.5) ** (1 / 3), 0]
-    assert confidence(log_probabilities, mask, "exp_mean_log").tolist() == pytest.approx(expected)
 
 
 def test_the_calibration_objective_has_equation_12_as_its_derivative():
@@ -132,35 +111,6 @@ def test_the_calibration_objective_has_equation_12_as_its_derivative():
     (found,) = torch.autograd.grad(objective.sum(), confidences)
     assert found.tolist() == pytest.approx([0.3 / 0.24, -0.75 / (0.95 * 0.05), 0, 0], abs=1e-5)
     assert calibration_objective(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).isfinite().all()
-
-
-def test_response_types_are_shares_of_the_answers_extreme_in_both():
-    # Ten answers: the quantiles at 20 % and 80 % of 0..9 are 1.8 and 7.2, so 0, 1 are low and 8, 9 are high.
-    rewards = torch.arange(10.0)
-    confidences = torch.tensor([0, 9, 2, 3, 4, 5, 6, 7, 8, 1]) / 10
-    assert response_types(rewards, confidences) == {
-        "hrhc": 0.25,
-        "hrlc": 0.25,
-        "lrhc": 0.25,
-        "lrlc": 0.25,
-    }
-    assert response_types(rewards, rewards) == {
-        "hrhc": 0.5,
-        "hrlc": 0,
-        "lrhc": 0,
-        "lrlc": 0.5,
-    }
-    assert response_types(rewards, -rewards) == {
-        "hrhc": 0,
-        "hrlc": 0.5,
-        "lrhc": 0.5,
-        "lrlc": 0,
-    }
-
-
-@pytest.mark.parametrize("rewards", [torch.ones(5), torch.full((5,), math.nan)], ids=["equal", "unscored"])
-def test_response_types_without_extremes_are_nan(rewards):
-    assert all(math.isnan(share) for share in response_types(rewards, torch.rand(5)).values())
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def folder(tmp_path):
     metrics = run_folder.Metrics(tmp_path / "metrics.csv")
     metrics.add(0, {"held_out/iasm": 0.5})
     metrics.add(1, {"reward": 0.25, "entropy": float("nan"), "reward/" + HOSTILE: 1.0, "grad_norm": 3.0})
-    metrics.add(2, {"reward": 0.75, "entropy": float("nan"), "cgpo/share_hrhc": 0.5})
+    metrics.add(
+        2, {"reward": 0.75, "entropy": float("nan"), "response_types/hrhc": 0.5, "response_advantage/hrhc": 0.2}
+    )
     rows = [
         {
             "task": "sis",
@@ -87,6 +89,7 @@ def test_curves_are_drawn_where_there_are_numbers(folder):
         "Held-out": 1,
         "Reward and its terms": 2,
         "Response types (share of the extremes)": 1,
+        "Rank-normalised advantage of the response types": 1,
         "Gradient norm": 1,
     }
     reward = dict(figures)["Reward and its terms"]

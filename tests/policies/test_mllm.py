@@ -49,6 +49,31 @@ def test_temperature_and_length_matter(tiny: LanguagePolicy) -> None:
     assert all(len(text.split()) <= 5 for text in tiny.generate(shown, max_new_tokens=5))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_samples_come_with_the_probabilities_of_their_tokens(tiny: LanguagePolicy, temperature: float) -> None:
+    shown = observations("sis", 5)
+    torch.manual_seed(0)
+    plain = tiny.generate(shown, max_new_tokens=60, temperature=temperature)
+    torch.manual_seed(0)
+    answers, log_probabilities, mask = tiny.sample(shown, max_new_tokens=60, temperature=temperature)
+    assert answers == plain
+    assert log_probabilities.shape == mask.shape and mask.dtype == torch.bool
+    processor, end = tiny.processor, tiny.processor.tokenizer.eos_token_id
+    for row, (observation, text) in enumerate(zip(shown, answers, strict=True)):
+        messages, images = tiny.prompt(observation)
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = processor(text=[prompt], images=[images], return_tensors="pt")
+        tokens = [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], end][:60]
+        assert mask[row].sum() == len(tokens) and mask[row, : len(tokens)].all()
+        ids = torch.cat([inputs.pop("input_ids"), torch.tensor([tokens])], dim=1)
+        inputs.pop("attention_mask")
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(tokens)))
+        with torch.no_grad():
+            logits = tiny.model(input_ids=ids, **inputs).logits[0, -len(tokens) - 1 : -1]
+        wanted = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(log_probabilities[row, : len(tokens)], wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_the_vision_encoder_is_frozen_and_only_it(tiny: LanguagePolicy) -> None:
     frozen = {name for name, value in tiny.model.named_parameters() if not value.requires_grad}
     assert frozen and all(".visual." in name for name in frozen)
