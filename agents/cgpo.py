@@ -44,7 +44,7 @@ from trl.trainer.utils import pad
 
 from ..errors import UserError
 from ..policies.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
-from .response_types import TYPES, confidence, masked_mean
+from .response_types import confidence, masked_mean
 from .trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings, read_rows, with_images
 
 CONFIDENCES = ("mean_probability", "exp_mean_log")
@@ -252,10 +252,9 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     Rows and checkpoints are those of `maskgym.agents.trainer.ResumableTrainer`.
 
     Logged beside TRL's own and the response types of `maskgym.agents.trainer.ResumableTrainer`: ``cgpo/confidence``,
-    ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers), ``cgpo/share_hrlc`` and so on (``response_types/…``
-    by another name), ``clip_ratio/region_mean``, ``entropy`` and, with ``beta``, ``kl`` (means over tokens) and, on
-    supervised steps, ``isr/loss``. With ``full_gradient`` the advantages are logged, but not used. The completions
-    table has none: they are known only when the loss is computed.
+    ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers), ``clip_ratio/region_mean``, ``entropy`` and, with
+    ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With ``full_gradient`` the advantages
+    are logged, but not used. The completions table has none: they are known only when the loss is computed.
 
     Args:
         model: As in ``GRPOTrainer``.
@@ -455,8 +454,6 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         metrics["cgpo/confidence"].append(confidences.mean().item())
         metrics["cgpo/advantage"].append(advantages.mean().item())
         metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
-        for name in TYPES:
-            metrics[f"cgpo/share_{name}"] = metrics[f"response_types/{name}"]  # one list, under its first name too
         return gathered
 
     def _log_tokens(self, mask: torch.Tensor, values: dict[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ Where the paper leaves a choice, and where we depart from it:
   ``seed`` and step, so a resumed run goes on with the same numbers.
 - *Loss.* Eq. 8 divides by the tokens of a group. ``loss_type="dapo"`` divides by those of all groups of an update: the
   same for one group, and the same whatever the size of a forward pass, which ``"bnpo"`` (tokens of a forward pass) is
-  not.
+  not. The authors' script does so too.
 - *Weight of the punishment.* Eq. 13 takes up to 1 from rewards of -1 and 1. Ours lie in [0, 1], so half is taken.
 
 References:

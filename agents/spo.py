@@ -11,6 +11,7 @@ Where the paper leaves a choice, and where we depart from it:
   batch before, with the weight of ``prior_weight`` answers (in the first batch, of that batch).
 - *Prioritized sampling* of prompts is left out: the order of samples is the environments', the same for every method.
 - *Mean of the loss.* Over tokens, then over answers, as CGPO's, so that the two differ by their advantage only.
+  The authors' script takes it over all tokens, and clips at 0.2 and 0.28.
 
 References:
     Xu and Ding, Single-stream Policy Optimization, arXiv 2509.13232.

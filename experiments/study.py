@@ -153,7 +153,8 @@ def compute(
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         waiting = {
-            pool.submit(_compute_run, folder, list(group), threads): next(iter(group))
+            # Commands are made here: Hydra composes in one thread only.
+            pool.submit(_compute_run, folder, list(group), next(iter(group)).command(), threads): next(iter(group))
             for folder, group in missing.items()
         }
         try:
@@ -211,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _compute_run(folder: Path, group: Sequence[Cell], threads: str) -> list[str]:
-    """Train one run, or go on with it, and make its evaluations; return what went wrong, one line a fault."""
+def _compute_run(folder: Path, group: Sequence[Cell], command: Sequence[str], threads: str) -> list[str]:
+    """Train one run by a command, or go on with it, and evaluate it; return what went wrong, one line a fault."""
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
 
     def call(command: Sequence[str]) -> tuple[str, str]:
@@ -222,7 +223,7 @@ def _compute_run(folder: Path, group: Sequence[Cell], threads: str) -> list[str]
 
     if not (folder / run_folder.RESULTS).exists():
         started = (folder / run_folder.CONFIG).exists()
-        new = (*group[0].command(), f"--out={folder / run_folder.RESULTS}" if group[0].baseline else f"out={folder}")
+        new = (*command, f"--out={folder / run_folder.RESULTS}" if group[0].baseline else f"out={folder}")
         if fault := call((*RUN, f"resume={folder}") if started else new)[1]:
             return [fault]
     for changes in {cell.changes for cell in group if cell.changes}:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = {"build", "dist", "runs"}  # ignored by git
+OUTPUTS = {"build", "dist", "results", "runs"}  # ignored by git
+EXTRAS = ("benchmark", "ray", "tensorboard", "wandb")  # imported where they are used
 # Needed at run time by packages that do not ask for them: see setup.cfg.
 INDIRECT = {"protobuf", "sentencepiece", "torchvision"}
 
@@ -68,7 +69,7 @@ def test_everything_imported_is_required_and_the_other_way_round():
     distributions = packages_distributions()
     third_party = set().union(*map(imported_names, library_files("*.py"))) - set(sys.stdlib_module_names) - {"maskgym"}
     required = requirements("options", "install_requires")
-    optional = set().union(*(requirements("options.extras_require", name) for name in ("ray", "tensorboard", "wandb")))
+    optional = set().union(*(requirements("options.extras_require", name) for name in EXTRAS))
     found = {name: distributions.get(name, [name]) for name in third_party}  # an extra's may not be installed
     imported = {distribution.lower().replace("_", "-") for names in found.values() for distribution in names}
     assert imported - optional <= required, "imported, but absent once installed"

@@ -442,10 +442,6 @@ def test_supervised_steps_generate_nothing_and_are_logged(make_trainer):
         "confidence",
         "advantage",
         "advantage_abs",
-        "share_hrhc",
-        "share_hrlc",
-        "share_lrhc",
-        "share_lrlc",
     }
     logged = {
         "reward",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from maskgym.agents.advantages import advantages_by_algorithm
 from maskgym.agents.response_types import TYPES, confidence, mean_by_type, rank_normalized, response_types, shares
-from maskgym.experiments import composition, responses, run
+from maskgym.experiments import composition, response_study, run
 from maskgym.policies.mllm import LanguagePolicy
 
 FEW = ("--responses", "16", "--group-size", "4", "env.num_envs=6")  # narrower than the answers, and no divisor of them
@@ -23,7 +23,7 @@ def call(tmp_path, capsys):
     """Return a function that calls the command, expects it to succeed, and gives what its file holds."""
 
     def study(*arguments: str, name: str = "out") -> dict:
-        assert responses.main([*arguments, *FEW, "--out", str(tmp_path / name)]) == 0
+        assert response_study.main([*arguments, *FEW, "--out", str(tmp_path / name)]) == 0
         out, error = capsys.readouterr()
         assert str(tmp_path / name / "responses.png") in out and "cgpo" in out and error == ""
         return json.loads((tmp_path / name / "responses.json").read_text())
@@ -108,9 +108,9 @@ def test_answers_that_are_all_alike_have_no_type_and_a_picture(tmp_path):
         "reward": rewards.tolist(),
         "confidence": confidences.tolist(),
     }
-    responses.draw(found, tmp_path)
+    response_study.draw(found, tmp_path)
     assert (tmp_path / "responses.svg").read_text().count("HrHc") == 1  # in the legend only
-    assert responses.summary(found).count("nan") == 4 * 8
+    assert response_study.summary(found).count("nan") == 4 * 8
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_answers_that_are_all_alike_have_no_type_and_a_picture(tmp_path):
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, words, tmp_path, capsys):
-    assert responses.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert response_study.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
 
 
 def test_the_folder_of_a_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("env: {}\n")
-    assert responses.main(["env=sis", "--out", str(tmp_path)]) == 2
+    assert response_study.main(["env=sis", "--out", str(tmp_path)]) == 2
     assert "holds a run" in capsys.readouterr().err
 
 
@@ -143,6 +143,6 @@ def test_an_interruption_is_status_130(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(responses, "sample", stop)
-    assert responses.main(["env=sis", "--out", str(tmp_path / "out")]) == 130
+    monkeypatch.setattr(response_study, "sample", stop)
+    assert response_study.main(["env=sis", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "interrupted\n"

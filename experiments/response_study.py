@@ -1,4 +1,4 @@
-"""Response types of an untrained policy: ``python experiments/responses.py env=sis --responses 8000 --out DIR``.
+"""Response types of an untrained policy: ``python experiments/response_study.py env=sis --responses 8000 --out DIR``.
 
 Saliency-R1's Fig. 4: a policy, as it is after supervised fine-tuning, answers training prompts, each several times. Its
 answers are sorted by reward and confidence into four types, and every algorithm's advantages of them are compared.
@@ -60,7 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: If they cannot be used.
     """
-    parser = _Parser(prog="responses.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="response_study.py", description=__doc__, formatter_class=form)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
     parser.add_argument("--responses", type=int, default=8000, help="answers in all (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=8, help="answers a prompt (default: %(default)s)")
