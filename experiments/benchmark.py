@@ -250,9 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(sorted(path.stem for path in MATRICES.glob("*.yaml")))
     parser.add_argument("matrix", help=f"a path, or one of {known}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("results"), help="of report and results (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
@@ -264,6 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = Results(load(given.matrix), given.out / name)
         if not given.report:
             missing = [cell for cell in results.cells() if not results.file(cell).exists()]
+            for cell in missing:
+                if cell.file(runs).exists():  # stopped just before it was kept
+                    results.keep(cell, cell.folder(runs))
             study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)))
             measure_costs(results, runs)
         text, pictures = report(results, name)
