@@ -6,7 +6,7 @@ numbers of points for the same number of images and does nothing else.
 
     native       PointPromptVectorEnv
     sync, async  Gymnasium's vector environments of the scalar one (async, a process each, with --processes alone:
-                 they take minutes to start)
+                 they take minutes to start, and 64 would need some 50 GB; the bars are for a run without them)
     sb3          Stable-Baselines3's DummyVecEnv of the scalar one
     adaptor      the native one behind our adaptor to Stable-Baselines3
 
@@ -92,6 +92,12 @@ def scalar(segmenter: Any) -> Any:
     return env
 
 
+def scalar_of_one_thread(segmenter: Any) -> Any:
+    """Return the same for a process of its own; with a thread a core in each, processes only wait for one another."""
+    torch.set_num_threads(1)
+    return scalar(segmenter)
+
+
 def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> dict[str, Callable[[np.ndarray], None]]:
     """Return what is measured, by name, ready to step."""
     native = gym.make_vec(
@@ -112,7 +118,8 @@ def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> 
     dummy.reset()
     found |= {"sync": partial(play, sync), "sb3": partial(play, dummy), "adaptor": partial(play, adaptor)}
     if processes:  # forked ones would wait for ever for the threads that PyTorch had before
-        asynchronous = AsyncVectorEnv(each, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+        apart = [partial(scalar_of_one_thread, segmenter)] * count
+        asynchronous = AsyncVectorEnv(apart, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
         asynchronous.reset(seed=0)
         found["async"] = partial(play, asynchronous)
     return found
