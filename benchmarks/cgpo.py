@@ -1,7 +1,8 @@
 """Time and memory of a CGPO step: against TRL's GRPOTrainer, and against the least such a step can cost.
 
     python benchmarks/cgpo.py                                    # about four minutes on one core
-    python benchmarks/cgpo.py --device cuda --model 7b-random --methods cgpo grpo grpo_no_kl    # the paper's shape
+    python benchmarks/cgpo.py --device cuda --model 7b-random --methods cgpo grpo grpo_no_kl dr_grpo dapo gspo
+                                                                 # the paper's shape: all rows of its Table 2
 
 Every method trains the same model on the same prompts with the same reward; answers have a fixed length, so the work
 does not depend on what is sampled. Each measurement is a process of its own: two warm-up steps, then the timed ones.
@@ -11,6 +12,7 @@ Rounds alternate between the methods, and the medians over all steps are compare
 - *grpo*: ``GRPOTrainer``, eight answers a prompt, ``beta=0.04``; all answers in one forward pass.
 - *grpo_passes*: the same, in eight passes of CGPO's batch (gradient accumulation): what a user short of memory does.
 - *grpo_no_kl*: *grpo* with ``beta=0``.
+- *dr_grpo*, *dapo*, *gspo*, *rloo*, *spo*: our agents' trainers with their defaults; *spo* answers once, as CGPO.
 - *floor*: a plain loop of processor, generation, reward, one forward and backward pass and the optimizer, once each.
 
 On the CPU, time is processor time of one thread (other programs' load does not count) and memory is resident memory,
@@ -41,7 +43,8 @@ GENERATIONS = 8
 WARM_UP = 2
 BARS = {"time": 0.24, "memory": 0.42}  # the paper's CGPO over its GRPO
 FLOOR_BAR = 1.15
-METHODS = ("cgpo", "floor", "grpo", "grpo_passes", "grpo_no_kl")
+OURS = ("cgpo", "dr_grpo", "dapo", "gspo", "rloo", "spo")  # agents of text
+METHODS = ("cgpo", "floor", "grpo", "grpo_passes", "grpo_no_kl", *OURS[1:])
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
@@ -260,7 +263,7 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from maskgym.agents.cgpo import CGPOConfig, CGPOTrainer
+    from maskgym import agents
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -288,9 +291,14 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
         "bf16": shape.dtype == "bfloat16",
         "gradient_checkpointing": shape.gradient_checkpointing,
     }
-    if method == "cgpo":
-        trainer_class = CGPOTrainer
-        config = CGPOConfig(per_device_train_batch_size=shape.prompts, isr_sft_steps=0, **settings)
+    if method in OURS:
+        agent: Any = agents.get(method)
+        own = {"cgpo": {"isr_sft_steps": 0}, "spo": {"key_columns": ["prompt"]}}
+        batch_size = shape.prompts * agent.config.num_generations
+        trainer_class = agent.trainer
+        config = agent.config(
+            per_device_train_batch_size=batch_size, **agent.defaults | own.get(method, {}), **settings
+        )
     else:
         passes = GENERATIONS if method == "grpo_passes" else 1
         trainer_class = GRPOTrainer
@@ -397,10 +405,12 @@ def report(results: dict[str, dict[str, list[float]]]) -> str:
         method: (statistics.median(values["seconds"]), statistics.median(values["peak"]))
         for method, values in results.items()
     }
-    lines = [f"{'method':<12} {'s a step':>9} {'peak MB':>9}"]
-    lines += [f"{method:<12} {seconds:>9.2f} {peak / 1e6:>9.0f}" for method, (seconds, peak) in medians.items()]
+    lines = [f"{'method':<12} {'traces':>6} {'s a step':>9} {'peak MB':>9}"]
+    for method, (seconds, peak) in medians.items():
+        traces = 1 if method in ("cgpo", "spo", "floor") else GENERATIONS
+        lines.append(f"{method:<12} {traces:>6} {seconds:>9.2f} {peak / 1e6:>9.0f}")
     seconds, peak = medians["cgpo"]
-    for method in (method for method in medians if method.startswith("grpo")):
+    for method in (method for method in medians if method not in ("cgpo", "floor")):
         other_seconds, other_peak = medians[method]
         bars = f"  (paper: {BARS['time']}x, {BARS['memory']}x)" if method == "grpo" else ""
         lines.append(f"cgpo / {method}: {seconds / other_seconds:.2f}x time, {peak / other_peak:.2f}x memory{bars}")
