@@ -150,7 +150,7 @@ def test_a_report_of_what_is_there(tmp_path, capsys):
         ({"sections": [{**MATRIX["sections"][0], "against": "ppo"}]}, "against: ppo: expected one of cgpo, grpo"),
         (
             {"sections": [{**MATRIX["sections"][0], "rows": {"cgpo": {"with": ["algo=ppo"]}}}]},
-            "not a pair: env=sis takes",
+            "unknown key 'algo.batch_size': algo=ppo has updates",
         ),
     ],
 )

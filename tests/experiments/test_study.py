@@ -37,7 +37,7 @@ def test_every_study_composes_and_shares_its_runs(name, tmp_path):
         if group[0].baseline:
             baselines.parse([*group[0].command()[2:], "--out=results.json"])
     trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
-    assert len(trained) <= 16 * len(content["seeds"])
+    assert len(trained) <= 28 * len(content["seeds"])
 
 
 def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
