@@ -23,7 +23,7 @@ from tqdm import tqdm
 from maskgym import data
 from maskgym.data import Dataset, Sample, Subset
 from maskgym.errors import UserError
-from maskgym.experiments import run_folder
+from maskgym.experiments import command, run_folder
 from maskgym.experiments.evaluation import held_out
 from maskgym.metrics import SaliencyScores, iou, s_measure
 from maskgym.rewards import Transition
@@ -38,18 +38,14 @@ LIBRARIES = ("torch", "numpy", "segment-anything")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit and score one baseline; return the exit status: 2 for a mistake in what was given, told in one line."""
-    try:
-        given = parse(sys.argv[1:] if argv is None else argv)
-        results = run(given)
-        write(given.out, results)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return command.status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    given = parse(arguments)
+    results = run(given)
+    write(given.out, results)
     print("  ".join(f"{name} {results['scores'][name]:.3f}" for name in ("iou", "s_measure", "mae")), given.out)
-    return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,7 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: If they cannot be used.
     """
-    parser = _Parser(prog="baselines.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(prog="baselines.py", description=__doc__)
     baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
     for name, settings in SETTINGS.items():
         baseline = baselines.add_parser(name, help=f"its own settings: {', '.join(settings)}")
@@ -251,11 +247,6 @@ def _read(dataset: Dataset, indices: Sequence[int], label: str) -> list[Sample]:
 def _thinned(losses: Sequence[float], points: int = 10) -> list[float]:
     """Return the means of at most ``points`` equal parts, in order."""
     return [float(np.mean(part)) for part in np.array_split(losses, min(points, len(losses)))]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ Seconds are updates times the seconds of an update measured alone, so that rows 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -38,11 +37,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from maskgym.errors import UserError
-from maskgym.experiments import comparison, run_folder, study
+from maskgym.experiments import command, comparison, run_folder, study
 
 MATRICES = Path(__file__).parent / "matrices"
 KEYS = {"title", "about", "sections", "costs"}
@@ -72,24 +70,14 @@ def load(name: str) -> dict[str, Any]:
     Raises:
         UserError: If there is none, or it is not a matrix.
     """
-    file = Path(name) if name.endswith(".yaml") else MATRICES / f"{name}.yaml"
-    try:
-        matrix = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in MATRICES.glob("*.yaml")))
-        raise UserError(f"matrix '{name}': no such file: expected a path, or one of {known}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    parts = [(matrix, KEYS, "matrix")]
-    if isinstance(matrix, dict) and set(matrix) == KEYS:
-        parts += [(section, SECTION_KEYS, "section") for section in matrix["sections"]]
-        parts += [(cost, COST_KEYS, "cost") for cost in matrix["costs"]]
-    for part, keys, kind in parts:
-        if not isinstance(part, dict) or set(part) != keys:
-            raise UserError(f"{file}: is not a {kind}: expected the keys {', '.join(sorted(keys))}")
+    matrix = study.read(name, MATRICES, "matrix", KEYS)
     for section in matrix["sections"]:
+        study.check_keys(section, SECTION_KEYS, f"matrix '{name}': is no section: {section}")
         if section["against"] not in section["rows"]:
-            raise UserError(f"{file}: against: {section['against']}: expected one of {', '.join(section['rows'])}")
+            rows = ", ".join(section["rows"])
+            raise UserError(f"matrix '{name}': against: {section['against']}: expected one of {rows}")
+    for cost in matrix["costs"]:
+        study.check_keys(cost, COST_KEYS, f"matrix '{name}': is no cost: {cost}")
     return matrix
 
 
@@ -210,9 +198,9 @@ def measure_costs(results: Results, runs: Path) -> None:
         rounds = results.costs.setdefault(cost_key(arguments), [])
         folder = runs / f"cost-{study.digest(cost_key(arguments))}-{len(rounds)}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped: its time would be of two starts
-        command = (*study.RUN, *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}")
+        timed = (*study.RUN, *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}")
         threads = {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+        done = subprocess.run(timed, env=os.environ | threads, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         rounds.append(_cost_of(folder))
@@ -247,38 +235,31 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ", ".join(sorted(path.stem for path in MATRICES.glob("*.yaml")))
-    parser.add_argument("matrix", help=f"a path, or one of {known}")
+    return command.status(_main, argv, "interrupted: the same command goes on")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="benchmark.py", description=__doc__)
+    parser.add_argument("matrix", help=f"a path, or one of {study.known(MATRICES)}")
     parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     name, runs = Path(given.matrix).stem, given.runs.absolute()
-    try:
-        if given.jobs < 1:
-            raise UserError(f"--jobs {given.jobs}: expected at least 1")
-        results = Results(load(given.matrix), given.out / name)
-        if not given.report:
-            missing = [cell for cell in results.cells() if not results.file(cell).exists()]
-            for cell in missing:
-                if cell.file(runs).exists():  # stopped just before it was kept
-                    results.keep(cell, cell.folder(runs))
-            study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)))
-            measure_costs(results, runs)
-        text, pictures = report(results, name)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
+    results = Results(load(given.matrix), given.out / name)
+    if not given.report:
+        missing = [cell for cell in results.cells() if not results.file(cell).exists()]
+        for cell in missing:
+            if cell.file(runs).exists():  # stopped just before it was kept
+                results.keep(cell, cell.folder(runs))
+        study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)))
+        measure_costs(results, runs)
+    text, pictures = report(results, name)
     for file, content in pictures.items():
         run_folder.write(results.folder / file, content)
     run_folder.write(given.out / f"{name}.md", text)
     print(given.out / f"{name}.md")
-    return 0
 
 
 def _quality_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:

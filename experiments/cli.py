@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskgym.errors import UserError
+from maskgym.experiments.command import Parser, status
 
 TASKS = ("sod", "sis", "cosod")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return its exit status: 2 for a mistake in what was given, told in one line."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: maskgym COMMAND ...\n")
         print("\n".join(f"  maskgym {' '.join(words):<20}{command.__doc__}" for words, command in COMMANDS.items()))
@@ -23,16 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = next((words for words in COMMANDS if tuple(arguments[: len(words)]) == words), None)
     if known is None:
         names = ", ".join(" ".join(words) for words in COMMANDS)
-        print(f"error: unknown command '{' '.join(arguments[:2])}': expected one of {names}", file=sys.stderr)
-        return 2
-    try:
-        return COMMANDS[known](arguments[len(known) :])
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        raise UserError(f"unknown command '{' '.join(arguments[:2])}': expected one of {names}")
+    return COMMANDS[known](arguments[len(known) :])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -97,24 +93,35 @@ def segmenter_finetune(arguments: Sequence[str]) -> int:
     return finetune.main(arguments)
 
 
+def study(arguments: Sequence[str]) -> int:
+    """Make a table of a paper: as experiments/study.py."""
+    from maskgym.experiments import study as runner
+
+    return runner.main(arguments)
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    """Compare algorithms: as experiments/benchmark.py."""
+    from maskgym.experiments import benchmark as runner
+
+    return runner.main(arguments)
+
+
 COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("run",): run,
     ("evaluate",): evaluate,
+    ("study",): study,
+    ("benchmark",): benchmark,
     ("data", "check"): data_check,
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}")
-
-
 def _parse(
     name: str, command: Callable, arguments: Sequence[str], options: Sequence[tuple[str, dict]]
 ) -> argparse.Namespace:
-    parser = _Parser(prog=f"maskgym {name}", description=command.__doc__)
+    parser = Parser(prog=f"maskgym {name}", description=command.__doc__)
     for flag, settings in options:
         parser.add_argument(flag, **settings)
     return parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskgym.errors import UserError
-from maskgym.experiments import composition, run, run_folder
+from maskgym.experiments import command, composition, run, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,24 +34,20 @@ NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # the 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample, compare and draw; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
-    try:
-        given = parse(sys.argv[1:] if argv is None else argv)
-        config = composition.compose(given.arguments)
-        if config["out"] is not None:
-            raise UserError(f"out={config['out']}: expected --out {config['out']}")
-        folder = run_folder.create({**config, "out": given.out})
-        found = study(config, folder, given.responses, given.group_size)
-        run_folder.write_json(folder / RESPONSES, found)
-        draw(found, folder)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return command.status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    given = parse(arguments)
+    config = composition.compose(given.arguments)
+    if config["out"] is not None:
+        raise UserError(f"out={config['out']}: expected --out {config['out']}")
+    folder = run_folder.create({**config, "out": given.out})
+    found = study(config, folder, given.responses, given.group_size)
+    run_folder.write_json(folder / RESPONSES, found)
+    draw(found, folder)
     print(summary(found))
     print(f"{found['wall_s']:.0f} s, {folder / PICTURES[0]}")
-    return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -60,8 +56,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: If they cannot be used.
     """
-    form = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="response_study.py", description=__doc__, formatter_class=form)
+    parser = command.Parser(prog="response_study.py", description=__doc__)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
     parser.add_argument("--responses", type=int, default=8000, help="answers in all (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=8, help="answers a prompt (default: %(default)s)")
@@ -225,11 +220,6 @@ def _draw_advantages(axes: Axes, advantages: Mapping[str, Mapping[str, float]]) 
     axes.set_axisbelow(True)
     axes.legend(ncols=4, loc="upper center", frameon=False)
     axes.set_title("What each algorithm makes of the four types")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ study that was stopped goes on where it was. Intervals are percentile bootstraps
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -35,7 +34,7 @@ from typing import Any
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments import composition, run_folder
+from maskgym.experiments import command, composition, run_folder
 from maskgym.experiments.evaluation import bootstrap_interval
 
 STUDIES = Path(__file__).parent / "studies"
@@ -98,17 +97,7 @@ def load(name: str) -> dict[str, Any]:
     Raises:
         UserError: If there is none, or it is not a study.
     """
-    file = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    try:
-        study = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
-        raise UserError(f"study '{name}': no such file: expected a path, or one of {known}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(study, dict) or set(study) != KEYS:
-        raise UserError(f"{file}: is not a study: expected the keys {', '.join(sorted(KEYS))}")
-    return study
+    return read(name, STUDIES, "study", KEYS)
 
 
 def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], list[Cell]]:
@@ -144,6 +133,8 @@ def compute(
     """
     from tqdm import tqdm
 
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected at least 1")
     missing: dict[Path, set[Cell]] = {}
     for cell in wanted:
         if not cell.file(root).exists():
@@ -186,45 +177,67 @@ def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help=f"a path, or one of {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))}")
+    return command.status(_main, argv, "interrupted: the same command goes on")
+
+
+def read(name: str, folder: Path, kind: str, keys: set[str]) -> dict[str, Any]:
+    """Return what a file says, by its name in a folder or by path.
+
+    Raises:
+        UserError: If there is none, or it has other keys on its first level.
+    """
+    file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{kind} '{name}': no such file: expected a path, or one of {known(folder)}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    check_keys(found, keys, f"{file}: is not a {kind}")
+    return found
+
+
+def check_keys(part: Any, keys: set[str], fault: str) -> None:
+    """Raise a UserError, beginning with ``fault``, if something is no dictionary with exactly these keys."""
+    if not isinstance(part, dict) or set(part) != keys:
+        raise UserError(f"{fault}: expected the keys {', '.join(sorted(keys))}")
+
+
+def known(folder: Path) -> str:
+    """Return the names of the files of a folder, for a message."""
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="study.py", description=__doc__)
+    parser.add_argument("study", help=f"a path, or one of {known(STUDIES)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
-    given = parser.parse_args(argv)
-    try:
-        study, root = load(given.study), given.out.absolute() / "runs"
-        if given.jobs < 1:
-            raise UserError(f"--jobs {given.jobs}: expected at least 1")
-        seeds = given.seeds or study["seeds"]
-        compute([cell for group in cells(study, seeds).values() for cell in group], root, given.jobs)
-        text = table(study, seeds, root)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
+    given = parser.parse_args(arguments)
+    study, root = load(given.study), given.out.absolute() / "runs"
+    seeds = given.seeds or study["seeds"]
+    compute([cell for group in cells(study, seeds).values() for cell in group], root, given.jobs)
+    text = table(study, seeds, root)
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
-    return 0
 
 
-def _compute_run(folder: Path, group: Sequence[Cell], command: Sequence[str], threads: str) -> list[str]:
+def _compute_run(folder: Path, group: Sequence[Cell], new: Sequence[str], threads: str) -> list[str]:
     """Train one run by a command, or go on with it, and evaluate it; return what went wrong, one line a fault."""
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
 
-    def call(command: Sequence[str]) -> tuple[str, str]:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    def call(arguments: Sequence[str]) -> tuple[str, str]:
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
         fault = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return done.stdout, f"{' '.join(command[2:])}: {fault}" if done.returncode else ""
+        return done.stdout, f"{' '.join(arguments[2:])}: {fault}" if done.returncode else ""
 
     if not (folder / run_folder.RESULTS).exists():
         started = (folder / run_folder.CONFIG).exists()
-        new = (*command, f"--out={folder / run_folder.RESULTS}" if group[0].baseline else f"out={folder}")
-        if fault := call((*RUN, f"resume={folder}") if started else new)[1]:
+        place = f"--out={folder / run_folder.RESULTS}" if group[0].baseline else f"out={folder}"
+        if fault := call((*RUN, f"resume={folder}") if started else (*new, place))[1]:
             return [fault]
     for changes in {cell.changes for cell in group if cell.changes}:
         text, fault = call((*EVALUATE, str(folder), *changes))

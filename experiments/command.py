@@ -1,0 +1,43 @@
+"""What the commands share: how they read their arguments, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from maskgym.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UserError` where argparse would print its usage and leave; help keeps the line breaks of its text."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise what is wrong with the arguments."""
+        raise UserError(f"{self.prog}: {message}")
+
+
+def status(
+    act: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None, interrupted: str = "interrupted"
+) -> int:
+    """Return the exit status of a command.
+
+    Args:
+        act: The command; returns its status, None for 0.
+        argv: Its arguments; None takes those of this process.
+        interrupted: What to say after Ctrl-C.
+
+    Returns:
+        Its own; 2 for a mistake in what was given, told in one line on standard error; 130 when interrupted.
+    """
+    try:
+        return act(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
