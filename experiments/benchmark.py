@@ -72,12 +72,12 @@ def load(name: str) -> dict[str, Any]:
     """
     matrix = study.read(name, MATRICES, "matrix", KEYS)
     for section in matrix["sections"]:
-        study.check_keys(section, SECTION_KEYS, f"matrix '{name}': is no section: {section}")
+        study.check_keys(section, SECTION_KEYS, f"matrix '{name}': {section}: is not a section")
         if section["against"] not in section["rows"]:
             rows = ", ".join(section["rows"])
             raise UserError(f"matrix '{name}': against: {section['against']}: expected one of {rows}")
     for cost in matrix["costs"]:
-        study.check_keys(cost, COST_KEYS, f"matrix '{name}': is no cost: {cost}")
+        study.check_keys(cost, COST_KEYS, f"matrix '{name}': {cost}: is not a cost")
     return matrix
 
 
