@@ -283,7 +283,7 @@ def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequen
         "|---|---|---|---|",
     ]
     for row in rows:
-        if row != against and scores[row].shape[1] == scores[against].shape[1]:
+        if row != against:
             chance, low, high = comparison.probability_of_improvement(scores[against], scores[row])
             sides = " | ".join(_interval(scores[side]) for side in (against, row))
             lines.append(f"| {row} | {sides} | {chance:.2f} [{low:.2f}, {high:.2f}] |")
