@@ -172,7 +172,8 @@ def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
     for row in rows[1:]:
         gains = {c: [a - b for a, b in zip(values[rows[0], c], values[row, c], strict=True)] for c in columns}
         lines.append(f"| than {row} | {' | '.join(_shown(gains[column], '+') for column in columns)} |")
-    return "\n".join([*lines, f"\n{len(seeds)} seeds, mean and 95 % interval over the seeds.", ""])
+    note = f"{len(seeds)} seeds, mean and 95 % interval over the seeds." if len(seeds) > 1 else "One seed."
+    return "\n".join([*lines, f"\n{note}", ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,8 +250,11 @@ def _compute_run(folder: Path, group: Sequence[Cell], new: Sequence[str], thread
 
 
 def _shown(values: Sequence[float], sign: str = "") -> str:
+    mean = f"{sum(values) / len(values):{sign}.3f}"
+    if len(values) == 1:  # which have no interval
+        return mean
     low, high = bootstrap_interval(values)
-    return f"{sum(values) / len(values):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 @cache
