@@ -134,7 +134,7 @@ def refused(outcome) -> str:
         (["data.size=x"], "data.size=x: expected a whole number"),
         (["data.annotator=x"], "annotator"),
         (["env.num_envs=true"], "env.num_envs=True: expected a whole number"),
-        (["algo=cgpo", "algo.learning_rate=x"], "algo.learning_rate=x: expected a number, such as 0.0001"),
+        (["algo=cgpo", "algo.learning_rate=x"], "algo.learning_rate=x: expected a number, such as 3e-05"),
         (["algo=cgpo", "algo.micro_batch_size=x"], "algo.micro_batch_size=x: expected a whole number"),
         (["algo=cgpo", "algo.micro_batch_size=0"], "algo.micro_batch_size=0: expected a divisor of batch_size=128"),
         (["algo=cgpo", "algo.save_every=0"], "algo.save_every=0: expected at least 1"),

@@ -31,13 +31,14 @@ def test_every_study_composes_and_shares_its_runs(name, tmp_path):
     content = study.load(name)
     assert (study.STUDIES / f"{name}.yaml").read_text().startswith(f"# python experiments/study.py {name}")
     groups = study.cells(content, content["seeds"])
+    least = 1 if name == "learning_rates" else 3  # it makes a choice, not a claim
     for group in groups.values():
-        assert len(group) == len(content["seeds"]) >= 3
+        assert len(group) == len(content["seeds"]) >= least
         composition.change(composition.compose(group[0].arguments), group[0].changes)
         if group[0].baseline:
             baselines.parse([*group[0].command()[2:], "--out=results.json"])
     trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
-    assert len(trained) <= 28 * len(content["seeds"])
+    assert len(trained) <= 35 * len(content["seeds"])
 
 
 def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
@@ -60,8 +61,8 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
     (folder,) = (out / "runs").iterdir()
     two = json.loads((folder / "results.json").read_text())["after"]["iou"]
     (one,) = [json.loads(path.read_text())["iou@1"] for path in folder.glob("evaluation-*.json")]
-    assert f"| two | {two:.3f} [" in shown and f"| one | {one:.3f} [" in shown
-    assert f"| than one | {two - one:+.3f} [" in shown
+    assert f"| two | {two:.3f} |" in shown and f"| one | {one:.3f} |" in shown and "One seed." in shown
+    assert f"| than one | {two - one:+.3f} |" in shown  # one value has no interval
     assert (out / "small.md").read_text() + "\n" == shown
     written = (folder / "results.json").stat().st_mtime_ns
     assert study.main([str(file), "--out", str(out)]) == 0
