@@ -187,13 +187,13 @@ def measure_costs(results: Results, runs: Path) -> None:
     Raises:
         UserError: If a run fails.
     """
-    plan = [
-        arguments
+    wanted = {  # a row of two tables is timed for both at once
+        (number, cost_key(arguments)): arguments
         for cost in results.matrix["costs"]
         for number in range(cost["rounds"])
         for arguments in (cost_arguments(cost, row) for row in cost["rows"])
-        if len(results.costs.get(cost_key(arguments), [])) <= number
-    ]
+    }
+    plan = [arguments for (number, key), arguments in wanted.items() if len(results.costs.get(key, [])) <= number]
     for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
         rounds = results.costs.setdefault(cost_key(arguments), [])
         folder = runs / f"cost-{study.digest(cost_key(arguments))}-{len(rounds)}"
