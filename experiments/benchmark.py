@@ -20,9 +20,12 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
         base: [env=sis, algo.updates=10]
         rows: {cgpo: {with: [algo=cgpo]}}
         rounds: 2
+    published:                                         # of a paper, whose order of the rows is compared with ours
+      cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
 
-Each run leaves one file of results, named by the hash of its config: rows that sections share are made once, and a
-benchmark that was stopped goes on where it was. ``--report`` makes the report of what is there and runs nothing.
+Each run leaves one file of results, named by the hash of its arguments: rows that sections share are made once, and a
+benchmark that was stopped goes on where it was. A file holds its run's config too, and is made again where a default
+has changed since. ``--report`` makes the report of what is there and runs nothing.
 Seconds are updates times the seconds of an update measured alone, so that rows may train side by side.
 """
 
@@ -43,7 +46,7 @@ from maskgym.errors import UserError
 from maskgym.experiments import command, comparison, run_folder, study
 
 MATRICES = Path(__file__).parent / "matrices"
-KEYS = {"title", "about", "sections", "costs"}
+KEYS = {"title", "about", "sections", "costs", "published"}
 SECTION_KEYS = {"title", "about", "base", "columns", "rows", "against", "seeds"}
 COST_KEYS = {"title", "about", "base", "rows", "rounds"}
 SPENT = ("generated_tokens", "reward_calls")
@@ -62,6 +65,7 @@ SHOWN = {  # of the log, in the report: mean of the first and of the last ten up
     "groups without signal": "group/share_without_signal",
 }
 WARM_UP = 3  # updates that are not timed
+LESS_IS_BETTER = ("mae",)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -101,8 +105,15 @@ class Results:
         return self.folder / "cost.json"
 
     def file(self, cell: study.Cell) -> Path:
-        """Return where the results of a run lie."""
-        return self.folder / f"{cell.folder(Path()).name}.json"
+        """Return where the results of a run lie; what a config gains later does not rename it."""
+        return self.folder / f"{study.digest(' '.join(sorted(cell.arguments)))}.json"
+
+    def of(self, cell: study.Cell) -> dict[str, Any] | None:
+        """Return the results of a run; None where there are none, or they are of other defaults than today's."""
+        if not self.file(cell).exists():
+            return None
+        found = run_folder.read_json(self.file(cell))
+        return found if _agrees(found["config"], study.config_of(cell.arguments)) else None
 
     def cells(self) -> list[study.Cell]:
         """Return every run, in the order of the sections, each once."""
@@ -118,8 +129,8 @@ class Results:
 
     def read(self, section: Mapping[str, Any], row: str, column: str) -> list[dict[str, Any]]:
         """Return the results of a row in a column, in the order of the seeds; without those that are missing."""
-        files = [self.file(run_of(section, row, column, seed)) for seed in section["seeds"]]
-        return [run_folder.read_json(file) for file in files if file.exists()]
+        found = [self.of(run_of(section, row, column, seed)) for seed in section["seeds"]]
+        return [run for run in found if run is not None]
 
     def keep(self, cell: study.Cell, run: Path) -> None:
         """Write what a finished run is worth keeping for."""
@@ -133,6 +144,7 @@ class Results:
             self.file(cell),
             {
                 "arguments": list(cell.arguments),
+                "config": study.config_of(cell.arguments),
                 **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
                 "before": found["before"],
                 "after": found["after"],
@@ -148,6 +160,14 @@ class Results:
         """Return the seconds of an update of a run's algorithm, measured alone; None where they were not."""
         rounds = self.costs.get(cost_key(cell.arguments))
         return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
+
+
+def _agrees(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether every value of a config is still what it was; keys that are new since then do not count."""
+    return all(
+        name in now and (_agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
+        for name, value in then.items()
+    )
 
 
 def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> study.Cell:
@@ -220,6 +240,7 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
         lines += _quality_table(results, section, there)
         if section["against"] in there and len(there) > 1:
             lines += _comparison_table(results, section, there)
+            lines += _order_table(results, section, there)
         column = next(iter(section["columns"]))
         if len(there) > 1 and len(section["columns"]) == 1:
             lines += _budget_table(results, section, there, column)
@@ -249,7 +270,7 @@ def _main(arguments: Sequence[str]) -> None:
     name, runs = Path(given.matrix).stem, given.runs.absolute()
     results = Results(load(given.matrix), given.out / name)
     if not given.report:
-        missing = [cell for cell in results.cells() if not results.file(cell).exists()]
+        missing = [cell for cell in results.cells() if results.of(cell) is None]
         for cell in missing:
             if cell.file(runs).exists():  # stopped just before it was kept
                 results.keep(cell, cell.folder(runs))
@@ -289,6 +310,32 @@ def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequen
             lines.append(f"| {row} | {sides} | {chance:.2f} [{low:.2f}, {high:.2f}] |")
     measured = ", ".join(f"{up['measures'][0]} on {column}" for column, up in section["columns"].items())
     return [*lines, f"\nOf {measured}.\n"]
+
+
+def _order_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return which of the published orders hold here; nothing where none is of this section's rows and measures."""
+    against, published = section["against"], results.matrix["published"]
+    lines, counts = [], dict.fromkeys(("holds", "open", "reversed"), 0)
+    for row in rows:
+        for column, up in section["columns"].items():
+            for measure in up["measures"]:
+                sides = [published.get(side, {}).get(column, {}).get(measure) for side in (against, row)]
+                if row == against or None in sides or sides[0] == sides[1]:
+                    continue
+                sign = -1 if measure in LESS_IS_BETTER else 1
+                order = (against, row) if sign * (sides[0] - sides[1]) > 0 else (row, against)
+                runs = [results.read(section, side, column) for side in order]
+                scores = [[[sign * score(run["after"], column, measure)] for run in some] for some in runs]
+                chance = comparison.probability_of_improvement(*map(np.array, scores))
+                word = "holds" if chance[1] > 0.5 else "reversed" if chance[2] < 0.5 else "open"
+                counts[word] += 1
+                claim = f"{column} {measure} | {order[0]} before {order[1]} | {max(sides):.3f}, {min(sides):.3f}"
+                lines.append(f"| {claim} | {'{:.2f} [{:.2f}, {:.2f}]'.format(*chance)} | {word} |")
+    if not lines:
+        return []
+    head = ["| measure | published order | published | probability of it here | |", "|---|---|---|---|---|"]
+    total = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return [*head, *lines, f"\nOf {len(lines)} published orders: {total}. Open: the interval holds 0.5.\n"]
 
 
 def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:

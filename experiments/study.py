@@ -258,8 +258,13 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
 
 
 @cache
+def config_of(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Return the config of a run, wherever it lies."""
+    return composition.compose(arguments) | {"out": None}
+
+
 def _run_digest(arguments: tuple[str, ...]) -> str:
-    return digest(composition.dump(composition.compose(arguments) | {"out": None}))
+    return digest(composition.dump(config_of(arguments)))
 
 
 def digest(text: str) -> str:

@@ -25,6 +25,7 @@ MATRIX = {
             "seeds": [0],
         }
     ],
+    "published": {},
     "costs": [
         {
             "title": "Cost",
@@ -46,6 +47,7 @@ def write(tmp_path, **changes):
 def fill(results, cell, scores, tokens, seed=0):
     """Write a file of results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
     content = {
+        "config": study.config_of(cell.arguments),
         "before": {"iasm": scores[0], "reward": scores[0]},
         "after": {"iasm": scores[-1], "reward": scores[-1]},
         "updates": {"step": [1, 2, 3, 4], "generated_tokens": tokens, "reward": [0.1, 0.2, None, 0.4]},
@@ -134,6 +136,45 @@ def test_equal_budgets_are_read_between_evaluations(tmp_path):
     results.costs = {keys[0]: [{"step_s": 2.0}], keys[1]: [{"step_s": 4.0}]}
     seconds = benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
     assert seconds["cgpo"][0][0] == [0, 4, 8] and seconds["grpo"][0][0] == [0, 8, 16]
+
+
+def test_published_orders_hold_are_reversed_or_open(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
+    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm", "mae", "reward"]}}
+    published = {
+        "cgpo": {"sis": {"iasm": 0.9, "mae": 0.1, "reward": 0.4}},
+        "grpo": {"sis": {"iasm": 0.8, "mae": 0.2, "reward": 0.5}},
+    }
+    results = benchmark.Results({**MATRIX, "sections": [section], "published": published}, tmp_path / "small")
+    for seed in range(3):
+        # In the paper cgpo has the better iasm and mae, here the better iasm alone; of the rewards nothing can be said.
+        for row, iasm, mae, reward in (("cgpo", 0.9, 0.3, 0.5 + seed), ("grpo", 0.7, 0.2, 0.6 + seed)):
+            cell = benchmark.run_of(section, row, "sis", seed)
+            fill(results, cell, [0.5, 0.6, 0.7], [1, 1, 1, 1])
+            found = json.loads(results.file(cell).read_text())
+            found["after"] = {"iasm": iasm + seed / 100, "mae": mae, "reward": reward}
+            results.file(cell).write_text(json.dumps(found))
+    text = "\n".join(benchmark._order_table(results, section, ["cgpo", "grpo"]))
+    assert "| sis iasm | cgpo before grpo | 0.900, 0.800 | 1.00 [1.00, 1.00] | holds |" in text
+    assert "| sis mae | cgpo before grpo | 0.200, 0.100 | 0.00 [0.00, 0.00] | reversed |" in text
+    assert "| sis reward | grpo before cgpo | 0.500, 0.400 | 0.67" in text and "] | open |" in text
+    assert "Of 3 published orders: 1 holds, 1 open, 1 reversed." in text
+    assert benchmark._order_table(results, {**section, "against": "grpo"}, ["grpo"]) == []
+
+
+def test_results_of_other_defaults_are_not_taken_and_new_keys_change_nothing(tmp_path):
+    section = MATRIX["sections"][0]
+    results = benchmark.Results(MATRIX, tmp_path / "small")
+    cell = benchmark.run_of(section, "cgpo", "sis", 0)
+    fill(results, cell, [0.5, 0.7, 0.9], [10, 10, 0, 0])
+    found = json.loads(results.file(cell).read_text())
+    assert results.of(cell) == found
+    del found["config"]["algo"]["epsilon"]  # as if the run were older than this key
+    results.file(cell).write_text(json.dumps(found))
+    assert results.of(cell) == found
+    found["config"]["algo"]["learning_rate"] = 0.5
+    results.file(cell).write_text(json.dumps(found))
+    assert results.of(cell) is None and results.read(section, "cgpo", "sis") == []
 
 
 def test_a_report_of_what_is_there(tmp_path, capsys):
