@@ -49,6 +49,21 @@ def advantages_by_algorithm(
     return {name: values.flatten().round(decimals=9) for name, values in found.items()}
 
 
+def share_within_prompts(advantages: torch.Tensor, group_size: int) -> float:
+    """Return the share of the mean square of advantages that tells the answers to one prompt apart, in [0, 1].
+
+    The rest is the same for all answers to a prompt. Its expected gradient is 0, whatever the policy: noise, which a
+    baseline that knew each prompt's mean reward would take away.
+
+    Args:
+        advantages: (B,), the answers to a prompt in a row; NaN is left out.
+        group_size: Answers a prompt, at least 2, a divisor of B.
+    """
+    groups = advantages.double().view(-1, group_size)  # (P, G)
+    within = groups - groups.nanmean(1, keepdim=True)
+    return (within.square().nanmean() / groups.square().nanmean()).item()
+
+
 def _single_stream(groups: torch.Tensor) -> torch.Tensor:
     """Return SPO's advantages (P, G), whose tracker sees a column at a time."""
     tracker, prompts = ValueTracker(SPOConfig.forgetting, SPOConfig.prior_weight), [str(n) for n in range(len(groups))]

@@ -4,8 +4,8 @@ Saliency-R1's Fig. 4: a policy, as it is after supervised fine-tuning, answers t
 answers are sorted by reward and confidence into four types, and every algorithm's advantages of them are compared.
 ``key=value`` arguments are those of ``run.py``; the agent's settings say at which temperature answers are sampled.
 
-It leaves ``responses.json`` (every answer's reward, confidence, group and key; shares and means) and the same as a
-picture, ``responses.png`` and ``responses.svg``.
+It leaves ``responses.json`` (every answer's reward, confidence, group and key; shares and means; how much of each
+algorithm's advantage tells the answers to one prompt apart) and the same as a picture, ``responses.png`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def study(config: dict[str, Any], folder: Path, responses: int, group_size: int)
     """
     import torch
 
-    from maskgym.agents.advantages import advantages_by_algorithm
+    from maskgym.agents.advantages import advantages_by_algorithm, share_within_prompts
     from maskgym.agents.response_types import mean_by_type, rank_normalized, response_types, shares, thresholds
 
     start = time.monotonic()
@@ -101,6 +101,7 @@ def study(config: dict[str, Any], folder: Path, responses: int, group_size: int)
         "counts": {name: int(chosen.sum()) for name, chosen in types.items()},
         "shares": shares(types),
         "advantages": {name: mean_by_type(rank_normalized(values), types) for name, values in advantages.items()},
+        "within_prompts": {name: share_within_prompts(values, group_size) for name, values in advantages.items()},
         **columns,
     }
 
@@ -151,13 +152,14 @@ def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
 
 def summary(found: Mapping[str, Any]) -> str:
     """Return counts, shares and advantages as a table of text."""
-    lines = [f"{'':<10}{''.join(f'{name:>8}' for name in NAMES.values())}"]
+    lines = [f"{'':<10}{''.join(f'{name:>8}' for name in NAMES.values())}{'within':>10}"]
     for title, values, form in (
         ("answers", found["counts"], "8d"),
         ("share", found["shares"], "8.3f"),
         *((name, means, "+8.3f") for name, means in found["advantages"].items()),
     ):
-        lines.append(f"{title:<10}{''.join(f'{values[kind]:{form}}' for kind in NAMES)}")
+        within = f"{found['within_prompts'][title]:10.3f}" if title in found["within_prompts"] else ""
+        lines.append(f"{title:<10}{''.join(f'{values[kind]:{form}}' for kind in NAMES)}{within}")
     return "\n".join(lines)
 
 

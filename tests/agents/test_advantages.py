@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from maskgym.agents.advantages import advantages_by_algorithm
+from maskgym.agents.advantages import advantages_by_algorithm, share_within_prompts
 from maskgym.agents.cgpo import CGPOTrainer
 
 # Four groups of four; the second says nothing.
@@ -71,3 +71,12 @@ def test_an_answer_without_a_reward_has_none_and_is_left_out():
     for name, values in advantages_by_algorithm(rewards, torch.zeros(4), 4).items():
         assert values.isnan().tolist() == [False, True, False, False], name
     assert advantages_by_algorithm(rewards, torch.zeros(4), 4)["rloo"].tolist()[0] == pytest.approx(0.2 - 0.5)
+
+
+def test_what_is_the_same_for_all_answers_to_a_prompt_tells_none_apart():
+    # Prompt means 2 and -2, answers 1 above and below them: 1 of a mean square of 4 + 1.
+    advantages = torch.tensor([3.0, 1.0, -1.0, -3.0])
+    assert share_within_prompts(advantages, 2) == pytest.approx(0.2)
+    assert share_within_prompts(torch.tensor([3.0, 1.0, torch.nan, torch.nan]), 2) == pytest.approx(0.2)
+    assert share_within_prompts(torch.tensor([1.0, -1.0, 0.5, -0.5]), 2) == pytest.approx(1)
+    assert share_within_prompts(torch.ones(4), 2) == 0

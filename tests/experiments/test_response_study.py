@@ -50,6 +50,7 @@ def test_the_files_hold_the_answers_and_what_follows_from_them(call, tmp_path):
     for name, advantages in advantages_by_algorithm(rewards, confidences, 4).items():
         means = mean_by_type(rank_normalized(advantages), types)
         assert found["advantages"][name] == {kind: None if math.isnan(m) else m for kind, m in means.items()}
+    assert found["within_prompts"]["rloo"] == pytest.approx(1) and 0 < found["within_prompts"]["cgpo"] < 1
     with Image.open(tmp_path / "out" / "responses.png") as picture:
         assert picture.width > 1000 and np.asarray(picture).std() > 10
 
