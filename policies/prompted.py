@@ -1,12 +1,15 @@
-"""What the saliency backbones share: images as they are normalised, and attention that takes prompt tokens."""
+"""What the saliency backbones share: normalised images, attention that takes prompt tokens, and loading."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..segmenters.weights import load_strictly, read_state
 
 # Of ImageNet, RGB in [0, 1]: what T2T-ViT, Swin and DINOv3 were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -98,3 +101,20 @@ def to_tokens(maps: Tensor) -> Tensor:
 def to_maps(tokens: Tensor, side: int) -> Tensor:
     """Return (B, C, side, side) for tokens (B, side², C)."""
     return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
+    """Load weights in float32, strictly: every name and shape has to fit.
+
+    Args:
+        module: The network.
+        path: ``.safetensors`` or a file of ``torch.save``; ``module.`` in front of names, which parallel training
+            leaves there, is taken off.
+        ignore: Names that may be there without a use.
+
+    Raises:
+        UserError: If the file is missing or cannot be read, or names or shapes do not fit.
+    """
+    file = Path(path).expanduser()
+    state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
+    load_strictly(module, state, file, ignore)

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..segmenters.weights import load_strictly, read_state
-from .prompted import Mlp, PromptedBlock, normalise, per_place, to_maps, to_tokens
+from .prompted import Mlp, PromptedBlock, load_weights, normalise, per_place, to_maps, to_tokens
 from .saliency_backbone import SaliencyBackbone
 
 EMBEDDED = Path(__file__).parent / "vst_tiny" / "model.safetensors"
@@ -45,7 +44,7 @@ TINY = {
 }
 DIVISOR = 16
 PATCH, SMALL_PATCH = (7, 4, 2), (3, 2, 1)  # kernel, stride and padding of a split: of pixels, of tokens
-# The classifier of the ImageNet model, which published checkpoints carry along (384,000 weights) and nothing uses.
+# The classifier of the ImageNet model, which published checkpoints carry along (385,000 weights) and nothing uses.
 UNUSED = ("rgb_backbone.head.weight", "rgb_backbone.head.bias")
 
 
@@ -161,9 +160,7 @@ class VST(SaliencyBackbone):
         Raises:
             UserError: If the file is missing or cannot be read, or names or shapes do not fit.
         """
-        file = Path(path).expanduser()
-        state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
-        load_strictly(self, state, file, ignore=UNUSED)
+        load_weights(self, path, ignore=UNUSED)
         return self
 
 
