@@ -347,19 +347,35 @@ class TaskScale(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """RT2T: each token becomes a patch of smaller tokens, and where patches overlap they add up."""
+    """RT2T: each token becomes a patch of smaller tokens, and where patches overlap they add up.
+
+    That is a transposed convolution whose bias has a kernel too, and is computed as one: patches of all channels, laid
+    out side by side first, took most of the time of a small network.
+    """
 
     def __init__(self, token_dim: int, patch: tuple[int, int, int]) -> None:
         super().__init__()
         self.patch = patch
         self.project = nn.Linear(token_dim, token_dim * patch[0] ** 2)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B, stride² · N, C) for tokens (B, N, C) of a square grid."""
+    def forward(self, tokens: Tensor, last: nn.Linear | None = None) -> Tensor:
+        """Return maps (B, C, stride · H, stride · H) for tokens (B, H², D).
+
+        Args:
+            tokens: Of a square grid.
+            last: A layer that follows at each place; joined with this one, its few channels are all that is made.
+        """
         kernel, stride, padding = self.patch
-        side = math.isqrt(tokens.shape[1]) * stride
-        patches = self.project(tokens).transpose(1, 2)  # (B, C · kernel², N)
-        return to_tokens(F.fold(patches, (side, side), kernel, padding=padding, stride=stride))
+        maps = to_maps(tokens, math.isqrt(tokens.shape[1]))
+        weight = self.project.weight.unflatten(0, (-1, kernel, kernel))  # (C, kernel, kernel, D)
+        bias = self.project.bias.unflatten(0, (-1, kernel, kernel))
+        if last is not None:
+            weight = torch.einsum("oc,chwd->ohwd", last.weight, weight)
+            bias = torch.einsum("oc,chw->ohw", last.weight, bias)
+        shape = {"stride": stride, "padding": padding, "output_padding": stride + 2 * padding - kernel}
+        upsampled = F.conv_transpose2d(maps, weight.permute(3, 0, 1, 2), **shape)
+        upsampled = upsampled + F.conv_transpose2d(torch.ones_like(maps[:1, :1]), bias[None], **shape)
+        return upsampled if last is None else upsampled + last.bias[:, None, None]
 
 
 class Fusion(Upsampling):
@@ -373,7 +389,7 @@ class Fusion(Upsampling):
 
     def fuse(self, places: Tensor, encoded: Tensor) -> Tensor:
         """Return tokens (B, 4N, C) for places (B, N, D) and maps (B, C, H, W)."""
-        finer = self(self.mlp(self.norm(places)))
+        finer = to_tokens(self(self.mlp(self.norm(places))))
         return self.att(self.concatFuse(torch.cat([finer, to_tokens(encoded)], dim=2)))
 
 
@@ -447,12 +463,14 @@ class Decoder(nn.Module):
         shown.append((saliency, contour))
         features = to_maps(carried.places, eighth.shape[-1])
         saliency, contour, _ = self.token_pre_1_4(self.decoder2.fuse(carried.places, quarter), carried, fine)
-        shown += [(saliency, contour), (self.decoder3(saliency), self.decoder3_c(contour))]
+        shown.append((saliency, contour))
         maps: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for scale, pair in zip(("1_16", "1_8", "1_4", "1_1"), shown, strict=True):
+        for scale, pair in zip(("1_16", "1_8", "1_4"), shown, strict=True):
             for logits, tokens, suffix in zip(maps, pair, ("", "_c"), strict=True):
                 layer = self.get_submodule(f"pre_{scale}{suffix}")
                 logits.append(to_maps(layer(tokens), math.isqrt(tokens.shape[1])))
+        maps[0].append(self.decoder3(saliency, self.pre_1_1))
+        maps[1].append(self.decoder3_c(contour, self.pre_1_1_c))
         return Predictions(*maps, features)
 
 

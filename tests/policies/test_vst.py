@@ -222,7 +222,18 @@ def test_upsampling_adds_up_where_patches_overlap():
         tokens = upsampling(torch.tensor([[[1.0], [2], [3], [4]]]))  # a grid of 2 × 2
     # Token (r, c) covers rows 2r−1 to 2r+1 and columns alike; row and column 1 are covered twice.
     expected = torch.tensor([[1, 3, 2, 2], [4, 10, 6, 6], [3, 7, 4, 4], [3, 7, 4, 4.0]])
-    torch.testing.assert_close(tokens.reshape(4, 4), expected)
+    torch.testing.assert_close(tokens[0, 0], expected)
+
+
+@pytest.mark.parametrize("patch", [(3, 2, 1), (7, 4, 2)])
+def test_upsampling_is_a_projection_and_a_fold(patch):
+    layer, last = Upsampling(6, patch), torch.nn.Linear(6, 2)
+    tokens, (kernel, stride, padding) = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0)), patch
+    side = 3 * stride
+    expected = F.fold(layer.project(tokens).mT, (side, side), kernel, padding=padding, stride=stride)
+    torch.testing.assert_close(layer(tokens), expected, atol=1e-5, rtol=1e-5)
+    narrowed = last(expected.movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(layer(tokens, last), narrowed, atol=1e-5, rtol=1e-5)
 
 
 def test_the_split_attends_at_the_scale_of_its_patches():
