@@ -19,10 +19,11 @@ from tqdm import trange
 
 from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, Scenes
 from maskgym.experiments.pretraining.loop import descend, training
-from maskgym.policies.vst import TINY, VST, Predictions
+from maskgym.policies.vst import TINY, VST
+from maskgym.policies.vst_layers import Predictions
 from maskgym.segmenters.weights import write_state
 
-SIDE: int = int(TINY["image_size"])
+SIDE: int = TINY["image_size"]
 CELL = 8  # pixels: looks are asked for on the grid of 1/8
 LOOKS = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
 CLASSES = [1 + len(values) for values in LOOKS.values()]  # the first is nothing

@@ -14,6 +14,7 @@ from maskgym.experiments.pretraining import clip
 from maskgym.experiments.pretraining import policy as policy_recipe
 from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
+from maskgym.policies.vst_layers import Predictions
 from maskgym.rewards import without_reasoning
 from maskgym.segmenters.clip_surgery import ClipSurgery
 from maskgym.segmenters.sam import SamSegmenter, sam_tiny
@@ -155,7 +156,7 @@ def test_the_loss_of_saliency_is_least_at_the_truth():
         pool, most = torch.nn.functional.avg_pool2d, torch.nn.functional.max_pool2d
         saliency = [confidence * (2 * pool(masks, size) - 1) for size in sizes]
         contours = [confidence * (2 * most(edges, size) - 1) for size in sizes]
-        return saliency_recipe.saliency_loss(saliency_recipe.Predictions(saliency, contours, masks), masks)
+        return saliency_recipe.saliency_loss(Predictions(saliency, contours, masks), masks)
 
     # At 0 each of eight maps costs log 2, weighted by 0.5, 0.5, 0.8 and 1 in each of the two tasks.
     torch.testing.assert_close(at(0.0), torch.tensor(2 * 2.8 * np.log(2), dtype=torch.float32))

@@ -12,19 +12,7 @@ from torch.nn import functional as F
 
 from maskgym import policies
 from maskgym.errors import UserError
-from maskgym.policies.vst import (
-    TINY,
-    UNUSED,
-    VST,
-    Carried,
-    Performer,
-    SplitAttention,
-    TokenInference,
-    Upsampling,
-    sinusoids,
-    vst,
-    vst_tiny,
-)
+from maskgym.policies.vst import TINY, UNUSED, VST, vst, vst_tiny
 from maskgym.segmenters.weights import write_state
 
 PARITY = json.loads((Path(__file__).parent / "parity" / "vst_keys.json").read_text())
@@ -190,20 +178,6 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
         VST(**{**SMALL, **change})
 
 
-# --- the parts, worked out again -------------------------------------------------------------------------------------
-
-
-def test_positions_are_sines_and_cosines():
-    table = sinusoids(5, 6)[0]
-    assert table[3].tolist() == pytest.approx(
-        [
-            f(torch.tensor(3 / 10000 ** (2 * k / 6), dtype=torch.float64)).item()
-            for k in range(3)
-            for f in (torch.sin, torch.cos)
-        ]
-    )
-
-
 def test_another_side_interpolates_the_positions(small):
     grid = small.rgb_backbone._positions(4)
     assert grid.shape == (1, 17, 16)
@@ -214,68 +188,12 @@ def test_another_side_interpolates_the_positions(small):
     assert small(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
 
 
-def test_upsampling_adds_up_where_patches_overlap():
-    upsampling = Upsampling(1, (3, 2, 1))
-    with torch.no_grad():
-        upsampling.project.weight.fill_(1)
-        upsampling.project.bias.zero_()
-        tokens = upsampling(torch.tensor([[[1.0], [2], [3], [4]]]))  # a grid of 2 × 2
-    # Token (r, c) covers rows 2r−1 to 2r+1 and columns alike; row and column 1 are covered twice.
-    expected = torch.tensor([[1, 3, 2, 2], [4, 10, 6, 6], [3, 7, 4, 4], [3, 7, 4, 4.0]])
-    torch.testing.assert_close(tokens[0, 0], expected)
-
-
-@pytest.mark.parametrize("patch", [(3, 2, 1), (7, 4, 2)])
-def test_upsampling_is_a_projection_and_a_fold(patch):
-    layer, last = Upsampling(6, patch), torch.nn.Linear(6, 2)
-    tokens, (kernel, stride, padding) = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0)), patch
-    side = 3 * stride
-    expected = F.fold(layer.project(tokens).mT, (side, side), kernel, padding=padding, stride=stride)
-    torch.testing.assert_close(layer(tokens), expected, atol=1e-5, rtol=1e-5)
-    narrowed = last(expected.movedim(1, -1)).movedim(-1, 1)
-    torch.testing.assert_close(layer(tokens, last), narrowed, atol=1e-5, rtol=1e-5)
-
-
-def test_the_split_attends_at_the_scale_of_its_patches():
-    layer, patches = SplitAttention(18, 4), torch.randn(1, 5, 18, generator=torch.Generator().manual_seed(0))
-    query, key, value = layer.attn["qkv"](layer.norm1(patches)).chunk(3, dim=-1)
-    weights = (query @ key.transpose(1, 2) / 18**0.5).softmax(-1)
-    tokens = value + layer.attn["proj"](weights @ value)
-    torch.testing.assert_close(layer(patches), tokens + layer.mlp(layer.norm2(tokens)))
-
-
-def test_the_performer_weighs_by_positive_features():
-    layer = Performer(8, 0.0)
-    tokens = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    key, query, value = layer.kqv(layer.norm1(tokens))[0].split(8, dim=-1)
-    assert layer.w.shape == (4, 8)
-    torch.testing.assert_close(layer.w @ layer.w.T, 4 * torch.eye(4), atol=1e-5, rtol=0)
-    weights = torch.empty(6, 6)
-    for asking in range(6):
-        for told in range(6):
-            exponents = (
-                layer.w @ (query[asking] + key[told]) - (query[asking].square().sum() + key[told].square().sum()) / 2
-            )
-            weights[asking, told] = exponents.exp().mean()
-    mixed = tokens + layer.proj(weights / weights.sum(1, keepdim=True) @ value)
-    torch.testing.assert_close(layer(tokens), mixed + layer.mlp(layer.norm2(mixed)), atol=1e-5, rtol=1e-5)
-
-
-def test_a_task_token_is_taken_in_as_a_sigmoid_says():
-    layer, (places, task) = TokenInference(4), (torch.randn(1, 3, 4), torch.randn(1, 1, 4))
-    told = layer.norm(task)
-    shares = torch.stack([torch.sigmoid(layer.q(layer.norm(place)) @ layer.k(told)[0, 0] / 2) for place in places[0]])
-    expected = places + layer.proj(shares[None, :, None] * layer.v(told))
-    torch.testing.assert_close(layer(places, task), expected)
-
-
 def test_both_task_tokens_travel_from_scale_to_scale(small, pixels):
     features = small.encode(pixels)
     coarsest = small.token_trans(features[2].flatten(2).transpose(1, 2), [None] * 2)
     plain = small.decoder(coarsest, features[1], features[0], [None], [None])
     carried = coarsest[2]
     for changed in (carried._replace(saliency=-carried.saliency), carried._replace(contour=-carried.contour)):
-        assert isinstance(changed, Carried)
         other = small.decoder((*coarsest[:2], changed), features[1], features[0], [None], [None])
         torch.testing.assert_close(other.saliency[0], plain.saliency[0])
         assert not torch.allclose(other.saliency[-1], plain.saliency[-1], atol=1e-4)
