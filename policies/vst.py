@@ -1,12 +1,13 @@
 """VST, the Visual Saliency Transformer: salient-object detection by attention alone, from tokens to tokens.
 
 A T2T-ViT encodes the image: two soft splits with attention make tokens of a fourth and an eighth of its side, a third
-those of a sixteenth, which go through a vision transformer. A convertor of the same blocks follows, then a decoder that
+those of a sixteenth, which go through a vision transformer. A converter of the same blocks follows, then a decoder that
 carries one saliency token and one boundary token along: what they have in common with a place's token is the saliency,
 or the boundary, there. Between scales the reverse of T2T upsamples: each token becomes an overlapping patch of smaller
 ones (RT2T), joined with those of the encoder.
 
-Written from the paper, to the state-dict names of the published checkpoints; the reference repository has no licence.
+Written anew, to the names and shapes of the published checkpoints: the reference repository has no licence. With equal
+random weights all eight outputs agree with the reference's to 4e-6 (``tests/policies/parity/vst_keys.json``).
 
 References:
     Liu et al., Visual Saliency Transformer, ICCV 2021. Reference code: nnizhang/VST.
@@ -35,7 +36,7 @@ TINY: dict[str, Any] = {
     "heads": 4,
     "mlp_ratio": 2.0,
     "token_dim": 32,
-    "convertor_depth": 1,
+    "converter_depth": 1,
     "decoder_depth": 2,
     "token_depth": 1,
     "dropout": 0.0,
@@ -48,9 +49,9 @@ class VST(SaliencyBackbone):
     """The network. The defaults are those of the published RGB model, whose 44.5 M parameters count a classifier.
 
     UserSOD speaks of N scales, "generally, N=5"; VST has three: 1/4 and 1/8 of ``token_dim`` channels, 1/16 of
-    ``embed_dim``, as the T2T-ViT gives them. The convertor belongs to what `decode` does, so that appearance can be
+    ``embed_dim``, as the T2T-ViT gives them. The converter belongs to what `decode` does, so that appearance can be
     added to the encoder's own features. Each block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and each
-    block of convertor and decoder (``decoder_prompt_dims``: first the convertor's, then those of 1/16, 1/8 and 1/4).
+    block of converter and decoder (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
 
     Args:
         image_size: Side of the square that positions are made for, pixels; at another side their grid is interpolated
@@ -60,7 +61,7 @@ class VST(SaliencyBackbone):
         heads: Heads of every block but those of 1/8 and 1/4, which have one. They divide ``embed_dim``.
         mlp_ratio: Hidden width of a block over its width.
         token_dim: Width of the tokens of 1/8 and 1/4. Even.
-        convertor_depth: Blocks of the convertor.
+        converter_depth: Blocks of the converter.
         decoder_depth: Blocks of the decoder at 1/16.
         token_depth: Blocks of the decoder at 1/8, and at 1/4.
         dropout: Share dropped while training, in the two layers that join scales.
@@ -87,7 +88,7 @@ class VST(SaliencyBackbone):
         heads: int = 6,
         mlp_ratio: float = 3.0,
         token_dim: int = 64,
-        convertor_depth: int = 4,
+        converter_depth: int = 4,
         decoder_depth: int = 4,
         token_depth: int = 2,
         dropout: float = 0.1,
@@ -99,19 +100,19 @@ class VST(SaliencyBackbone):
                 f"vst: embed_dim={embed_dim}, heads={heads}, token_dim={token_dim}: expected heads that divide "
                 "embed_dim, and an even token_dim"
             )
-        if min(depth, convertor_depth, decoder_depth, token_depth) < 0 or int(embed_dim * mlp_ratio) < 1:
+        if min(depth, converter_depth, decoder_depth, token_depth) < 0 or int(embed_dim * mlp_ratio) < 1:
             raise UserError(
-                f"vst: depth={depth}, convertor_depth={convertor_depth}, decoder_depth={decoder_depth}, "
+                f"vst: depth={depth}, converter_depth={converter_depth}, decoder_depth={decoder_depth}, "
                 f"token_depth={token_depth}, mlp_ratio={mlp_ratio}: expected none below 0"
             )
         super().__init__()
         self.feature_dims = (token_dim, token_dim, embed_dim)
         self.encoder_prompt_dims = (embed_dim,) * depth
-        self._decoder_depths = [convertor_depth, decoder_depth, token_depth, token_depth]
+        self._decoder_depths = [converter_depth, decoder_depth, token_depth, token_depth]
         self.decoder_prompt_dims = (embed_dim,) * sum(self._decoder_depths)
         self.rgb_backbone = T2TViT(image_size // DIVISOR, embed_dim, depth, heads, mlp_ratio, token_dim)
         self.transformer = nn.ModuleDict(
-            {"encoderlayer": Blocks(embed_dim, convertor_depth, heads, mlp_ratio, norm="rgb_norm")}
+            {"encoderlayer": Blocks(embed_dim, converter_depth, heads, mlp_ratio, norm="rgb_norm")}
         )
         self.token_trans = TaskTokens(embed_dim, decoder_depth, heads, mlp_ratio)
         self.apply(small_weights)

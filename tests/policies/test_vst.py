@@ -22,7 +22,7 @@ SMALL = {
     "depth": 2,
     "heads": 2,
     "token_dim": 8,
-    "convertor_depth": 1,
+    "converter_depth": 1,
     "decoder_depth": 2,
     "token_depth": 1,
 }
@@ -87,7 +87,7 @@ def test_images_of_a_batch_do_not_see_each_other(small, pixels):
     torch.testing.assert_close(small(pixels)[1:], small(pixels[1:]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["depth", "convertor_depth", "decoder_depth", "token_depth"])
+@pytest.mark.parametrize("name", ["depth", "converter_depth", "decoder_depth", "token_depth"])
 def test_every_depth_adds_places_for_prompts(name):
     before, after = VST(**SMALL), VST(**{**SMALL, name: 3})
     added = len(after.encoder_prompt_dims) + len(after.decoder_prompt_dims)
@@ -157,7 +157,7 @@ def test_wrong_prompts_and_pixels_are_refused(small, pixels):
     with pytest.raises(ValueError, match=r"prompt 1 is \(2, 3, 8\): expected \(B, T, 16\)"):
         small.encode(pixels, draw((16, 8)))
     with pytest.raises(ValueError, match="5 prompts: expected 1"):
-        VST(**{**SMALL, "convertor_depth": 0, "decoder_depth": 1, "token_depth": 0}).decode([], draw((16,) * 5))
+        VST(**{**SMALL, "converter_depth": 0, "decoder_depth": 1, "token_depth": 0}).decode([], draw((16,) * 5))
     for shape in ((2, 3, 40, 40), (2, 3, 32, 48), (3, 32, 32), (2, 1, 32, 32)):
         with pytest.raises(ValueError, match=r"expected \(B, 3, S, S\), S a multiple of 16"):
             small(torch.zeros(shape))
