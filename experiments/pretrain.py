@@ -1,4 +1,4 @@
-"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip``.
+"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip|saliency``.
 
 All are the real architectures at a small size, trained on scenes of the training split. Training resumes: every
 minute it writes ``state.pt`` beside the weights and goes on from there when started again.
@@ -12,6 +12,7 @@ from pathlib import Path
 from maskgym.experiments.pretraining.clip import train_clip
 from maskgym.experiments.pretraining.evf_sam import train_evf_sam
 from maskgym.experiments.pretraining.policy import train_policy
+from maskgym.experiments.pretraining.saliency import train_saliency
 from maskgym.experiments.pretraining.sam import train_sam
 
 
@@ -40,7 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     clip.add_argument("--scenes", type=int, default=12000, help="scenes rendered, three in seven with an effect")
     clip.add_argument("--images", type=int, default=32, help="images a step")
     clip.add_argument("--captions", type=int, default=8, help="captions an image")
-    defaults = ((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 2400, 1e-3))
+    saliency = commands.add_parser("saliency")
+    saliency.set_defaults(train=train_saliency)
+    saliency.add_argument("--scenes", type=int, default=8000, help="scenes rendered, all of the training split")
+    saliency.add_argument("--images", type=int, default=16, help="images a step")
+    defaults = (
+        *((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 2400, 1e-3)),
+        (saliency, 4000, 1e-3),
+    )
     for command, steps, rate in defaults:
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")
         command.add_argument("--steps", type=int, default=steps)

@@ -21,4 +21,34 @@ register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"
 register("qwen2_5_vl_tiny", "maskgym.policies.mllm:tiny_policy")  # embedded, the default
 register("point_actor_critic", "maskgym.policies.point:PointActorCritic")  # clicks: convolutions over the patch grid
 
-__all__ = ["make", "names", "register"]
+# Parts of the policies of needs, each with names of its own: salient-object networks, and text encoders.
+_backbones = Registry("backbone")
+register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
+
+register_backbone("vst", "maskgym.policies.vst:vst")  # the paper's: published sizes by default, weights by checkpoint
+register_backbone("vst_tiny", "maskgym.policies.vst:vst_tiny")  # the same, small, for scenes
+register_backbone("swin", "maskgym.policies.hub_backbone:SwinBackbone")  # transformers, with a light decoder
+register_backbone("dinov3", "maskgym.policies.hub_backbone:Dinov3Backbone")  # the same with a plain ViT
+
+_need_encoders = Registry("need encoder")
+register_need_encoder, make_need_encoder = _need_encoders.register, _need_encoders.make
+need_encoder_names = _need_encoders.names
+
+register_need_encoder("clip", "maskgym.policies.need_encoders:ClipNeedEncoder")  # from transformers, as the next three
+register_need_encoder("siglip", "maskgym.policies.need_encoders:SiglipNeedEncoder")
+register_need_encoder("blip", "maskgym.policies.need_encoders:BlipNeedEncoder")
+register_need_encoder("bert", "maskgym.policies.need_encoders:BertNeedEncoder")
+register_need_encoder("clip_tiny", "maskgym.policies.need_encoders:clip_tiny")  # embedded
+register_need_encoder("bag_of_words", "maskgym.policies.bag_of_words:BagOfWords")  # a table, without order
+
+__all__ = [
+    "backbone_names",
+    "make",
+    "make_backbone",
+    "make_need_encoder",
+    "names",
+    "need_encoder_names",
+    "register",
+    "register_backbone",
+    "register_need_encoder",
+]

@@ -1,4 +1,4 @@
-"""Need encoders: frozen text encoders that turn a need into features at several depths (UserSOD, Eq. 2)."""
+"""Need encoders: frozen text encoders that turn the words of a need into features of several depths (UserSOD Eq. 2)."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,6 +33,8 @@ class HubNetwork(FrozenNetwork):
 
     architecture: ClassVar[str]  # name of the model's class in transformers
     model_types: ClassVar[tuple[str, ...]]  # what its config.json may call itself
+    tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")  # any of them holds its words
+    arguments: ClassVar[Mapping[str, Any]] = {}  # of the model's class, beside its config
 
     def __init__(
         self, checkpoint: str | Path, device: str | None = None, dtype: str = "float32", batch_size: int = 4
@@ -54,9 +57,9 @@ class HubNetwork(FrozenNetwork):
         """Return the tokenizer of the checkpoint."""
         from transformers import AutoTokenizer
 
-        # Without either file transformers yields, without complaint, a tokenizer that knows no word.
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise UserError(f"{self.folder}: no tokenizer there: expected tokenizer.json or vocab.json")
+        # Without any of them transformers yields, without complaint, a tokenizer that knows no word.
+        if not any((self.folder / name).is_file() for name in self.tokenizer_files):
+            raise UserError(f"{self.folder}: no tokenizer there: expected {' or '.join(self.tokenizer_files)}")
         return self._read(AutoTokenizer)
 
     @property
@@ -83,8 +86,14 @@ class HubNetwork(FrozenNetwork):
         kind = getattr(transformers, self.architecture, None)
         if kind is None:
             raise UserError(f"transformers {transformers.__version__} has no {self.architecture}: install a newer one")
-        model, report = self._read(kind, dtype=self.dtype, output_loading_info=True)
-        # transformers only warns, and draws what is missing at random.
+        # transformers only warns, and draws what is missing at random; what is left over, as the image half of a model
+        # whose text half is wanted, it lists at length.
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        try:
+            model, report = self._read(kind, dtype=self.dtype, output_loading_info=True, **self.arguments)
+        finally:
+            transformers.logging.set_verbosity(verbosity)
         misshaped = [entry[0] for entry in report["mismatched_keys"]]
         refuse_mismatch(self.folder, missing=sorted(report["missing_keys"]), misshaped=sorted(misshaped))
         return model
@@ -102,7 +111,7 @@ def _find(checkpoint: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        wanted = ["*.json", "*.txt", "*.safetensors"]
+        wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
         folder = Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):  # some models of the first years have only this
             snapshot_download(str(checkpoint), allow_patterns="pytorch_model*.bin")

@@ -12,7 +12,9 @@ from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.experiments import pretrain
 from maskgym.experiments.pretraining import clip
 from maskgym.experiments.pretraining import policy as policy_recipe
+from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
+from maskgym.policies.vst_layers import Predictions
 from maskgym.rewards import without_reasoning
 from maskgym.segmenters.clip_surgery import ClipSurgery
 from maskgym.segmenters.sam import SamSegmenter, sam_tiny
@@ -113,6 +115,98 @@ def test_a_step_of_sam_leaves_a_model_that_segments(tmp_path):
     logits = segmenter.decode(segmenter.encode([image]), np.array([[[64.0, 64]]]), np.array([[1]]), side=128)
     assert logits.shape == (1, 48, 48)
     assert segmenter.fingerprint != sam_tiny(device="cpu").fingerprint
+
+
+def test_looks_are_those_of_what_covers_a_cell():
+    for index in range(20):
+        scene = Scenes("sod", "train").scene(index)
+        looks = saliency_recipe.looks_of(scene)
+        assert looks.shape == (3, 16, 16)
+        for row, column in np.ndindex(16, 16):
+            cell = (slice(None), slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+            shares = scene.masks[cell].mean(axis=(1, 2))
+            if shares.sum() <= 0.25:
+                expected = [0, 0, 0]
+            elif shares.max() < 0.5:
+                expected = [-100] * 3
+            else:
+                item = scene.objects[int(np.argmax(shares))]
+                expected = [1 + values.index(getattr(item, name)) for name, values in saliency_recipe.LOOKS.items()]
+            if np.count_nonzero(shares == 0.5) < 2:  # two halves: either will do
+                assert looks[:, row, column].tolist() == expected
+        assert (looks.max(axis=(1, 2)) > 0).all()
+
+
+def test_a_boundary_is_both_sides_of_a_change():
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[..., 2:, 2:] = 1
+    expected = torch.zeros(6, 6)
+    expected[1:3, 1:] = 1
+    expected[1:, 1:3] = 1
+    torch.testing.assert_close(saliency_recipe.boundary(mask)[0, 0], expected)
+    assert not saliency_recipe.boundary(torch.ones(1, 1, 6, 6)).any()  # the frame is none
+
+
+def test_the_loss_of_saliency_is_least_at_the_truth():
+    masks = torch.zeros(1, 1, 32, 32)
+    masks[..., 8:24, 16:] = 1
+    edges = saliency_recipe.boundary(masks)
+
+    def at(confidence, sizes=(16, 8, 4, 1)):
+        pool, most = torch.nn.functional.avg_pool2d, torch.nn.functional.max_pool2d
+        saliency = [confidence * (2 * pool(masks, size) - 1) for size in sizes]
+        contours = [confidence * (2 * most(edges, size) - 1) for size in sizes]
+        return saliency_recipe.saliency_loss(Predictions(saliency, contours, masks), masks)
+
+    # At 0 each of eight maps costs log 2, weighted by 0.5, 0.5, 0.8 and 1 in each of the two tasks.
+    torch.testing.assert_close(at(0.0), torch.tensor(2 * 2.8 * np.log(2), dtype=torch.float32))
+    assert at(3.0) < at(0.0) < at(-3.0)
+
+
+def test_the_loss_of_looks_weighs_objects_as_much_as_the_rest():
+    looks = torch.zeros(1, 3, 4, 4, dtype=torch.long)
+    looks[:, :, 0, 0], looks[:, :, 0, 1] = 1, -100
+    logits = [torch.zeros(1, classes, 4, 4) for classes in saliency_recipe.CLASSES]
+    even = np.mean([np.log(classes) for classes in (7, 7, 4)])
+    torch.testing.assert_close(saliency_recipe.looks_loss(logits, looks), torch.tensor(even, dtype=torch.float32))
+    for part in logits:
+        part[:, 0] = 50.0  # nothing, everywhere: right in fourteen cells, and dearly wrong in one
+        part[:, 1, 0, 1] = 99.0  # a cell that does not count
+    torch.testing.assert_close(saliency_recipe.looks_loss(logits, looks), torch.tensor(25.0))
+
+
+def test_a_step_of_saliency_leaves_weights_that_the_backbone_loads(tmp_path, monkeypatch):
+    command = ["saliency", str(tmp_path), "--steps", "1", "--scenes", "4", "--images", "2"]
+    pretrain.main(command)
+    file = tmp_path / "vst_tiny" / "model.safetensors"
+    assert file.stat().st_size < 4e6
+    monkeypatch.setattr("maskgym.policies.vst.EMBEDDED", file)
+    backbone = policies.make_backbone("vst_tiny").eval()
+    trained = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    assert {name for name in trained if not name.startswith("backbone.")} == {
+        f"{head}_looks.{name}.{kind}"
+        for head in ("encoder", "decoder")
+        for name in ("norm", "classify")
+        for kind in ("weight", "bias")
+    }
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, trained[f"backbone.{name}"], atol=1e-3, rtol=1e-3)
+    written = file.read_bytes()
+    pretrain.main(command)  # nothing is left to train, and the same weights are written
+    assert file.read_bytes() == written
+
+
+def test_saliency_trains_every_weight_of_the_backbone():
+    torch.manual_seed(0)
+    model, pool = saliency_recipe.Apprentice(), saliency_recipe.SaliencyPool.render(2)
+    pixels, masks, looks = pool.batch(np.random.default_rng(0), 2)
+    assert pixels.shape == (2, 3, 128, 128) and 0 <= pixels.min() < pixels.max() <= 1
+    predictions, seen = model(pixels)
+    loss = saliency_recipe.saliency_loss(predictions, masks)
+    loss = loss + sum(saliency_recipe.looks_loss(logits, looks) for logits in seen)
+    loss.backward()
+    idle = [name for name, weights in model.named_parameters() if weights.grad is None or not weights.grad.any()]
+    assert idle == []
 
 
 @pytest.mark.parametrize("task", INSTRUCTIONS)

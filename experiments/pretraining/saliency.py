@@ -1,0 +1,183 @@
+"""The tiny VST: what is salient in scenes, and what everything in them looks like.
+
+A backbone is kept frozen when needs are learned, and prompts can only point at what its features hold. One that was
+trained for saliency alone holds that an object is there, not which: no prompt found the red star in it. So two heads,
+dropped afterwards, ask each place for the shape, colour and texture of what covers it: one the encoder's features of
+1/16, one the decoder's tokens of 1/8. Pale objects, which are not salient, have their looks too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+
+from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, Scenes
+from maskgym.experiments.pretraining.loop import descend, training
+from maskgym.policies.vst import TINY, VST
+from maskgym.policies.vst_layers import Predictions
+from maskgym.segmenters.weights import write_state
+
+SIDE: int = TINY["image_size"]
+CELL = 8  # pixels: looks are asked for on the grid of 1/8
+LOOKS = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
+CLASSES = [1 + len(values) for values in LOOKS.values()]  # the first is nothing
+UNCLEAR = -100  # what the cross-entropy leaves out: cells that an object covers in part
+COVERED, EMPTY = 0.5, 0.25  # share of a cell: at least this by one object, at most this by all
+SCALE_WEIGHTS = (0.5, 0.5, 0.8, 1.0)  # of 1/16, 1/8, 1/4 and the whole, as the reference has them
+
+
+@dataclass
+class SaliencyPool:
+    """Scenes rendered once, from which batches are drawn.
+
+    Attributes:
+        images: uint8 (N, 3, S, S).
+        salient: bool (N, S, S).
+        looks: int8 (N, 3, S/8, S/8): class of shape, colour and texture, 0 for nothing, `UNCLEAR` for neither.
+    """
+
+    images: np.ndarray
+    salient: np.ndarray
+    looks: np.ndarray
+
+    @classmethod
+    def render(cls, scenes: int) -> SaliencyPool:
+        """Render ``scenes`` scenes of the training split."""
+        source = Scenes("sod", "train", size=scenes, image_size=SIDE)
+        images, salient = np.empty((scenes, SIDE, SIDE, 3), np.uint8), np.empty((scenes, SIDE, SIDE), bool)
+        looks = np.empty((scenes, len(LOOKS), SIDE // CELL, SIDE // CELL), np.int8)
+        for index in trange(scenes, desc="scenes", disable=None):
+            scene = source.scene(index)
+            images[index], salient[index] = scene.image, scene.masks[scene.salient].any(axis=0)
+            looks[index] = looks_of(scene)
+        return cls(images.transpose(0, 3, 1, 2), salient, looks)
+
+    def batch(self, rng: np.random.Generator, images: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pixels (B, 3, S, S) in [0, 1], what is salient (B, 1, S, S), and looks int64 (B, 3, S/8, S/8)."""
+        chosen = rng.integers(len(self.images), size=images)
+        return (
+            torch.from_numpy(self.images[chosen]).float() / 255,
+            torch.from_numpy(self.salient[chosen])[:, None].float(),
+            torch.from_numpy(self.looks[chosen]).long(),
+        )
+
+
+def looks_of(scene: Scene) -> np.ndarray:
+    """Return int8 (3, S/8, S/8): the class of shape, colour and texture of what covers each cell."""
+    shares = F.avg_pool2d(torch.from_numpy(scene.masks[None]).float(), CELL)[0].numpy()  # (objects, S/8, S/8)
+    looks = np.full((len(LOOKS), *shares.shape[1:]), UNCLEAR, np.int8)
+    looks[:, shares.sum(axis=0) <= EMPTY] = 0  # visible masks are disjoint
+    for item, share in zip(scene.objects, shares, strict=True):
+        for row, (name, values) in enumerate(LOOKS.items()):
+            looks[row, share >= COVERED] = 1 + values.index(getattr(item, name))
+    return looks
+
+
+class LooksHead(nn.Module):
+    """Logits of the looks at each cell of 1/8, from features of that scale or of coarser ones.
+
+    Args:
+        dim: Channels of the features.
+        cells: Cells along the side of one place of the features.
+    """
+
+    def __init__(self, dim: int, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.norm, self.classify = nn.GroupNorm(1, dim), nn.Conv2d(dim, sum(CLASSES) * cells**2, 1)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Return logits (B, classes, S/8, S/8) of shape, colour and texture."""
+        logits = F.pixel_shuffle(self.classify(self.norm(features)), self.cells)
+        return list(logits.split(CLASSES, dim=1))
+
+
+class Apprentice(nn.Module):
+    """The backbone with the heads that are dropped after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = VST(**TINY)
+        width = self.backbone.feature_dims[2]
+        self.encoder_looks, self.decoder_looks = LooksHead(width, 2), LooksHead(width, 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Predictions, list[list[Tensor]]]:
+        """Return what the backbone predicts, and the logits of the looks of either head."""
+        features = self.backbone.encode(pixels)
+        predictions = self.backbone.predict(features)
+        return predictions, [self.encoder_looks(features[2]), self.decoder_looks(predictions.features)]
+
+
+def boundary(masks: Tensor) -> Tensor:
+    """Return (B, 1, S, S): 1 where a mask (B, 1, S, S) changes from a pixel to one beside it, both of them."""
+    widened = F.max_pool2d(masks, 3, stride=1, padding=1)
+    return widened + F.max_pool2d(-masks, 3, stride=1, padding=1)
+
+
+def saliency_loss(predictions: Predictions, masks: Tensor) -> Tensor:
+    """Return VST's own loss: binary cross-entropy of saliency and boundary at every scale, weighted as published.
+
+    (UserSOD trains with a mean squared error, but needs, not the backbone.) Coarser truth is the share of saliency in a
+    cell, and whether a boundary passes through it.
+
+    Args:
+        predictions: Of a batch.
+        masks: (B, 1, S, S), what is salient.
+    """
+    loss, edges = masks.new_zeros(()), boundary(masks)
+    for weight, saliency, contour in zip(SCALE_WEIGHTS, *predictions[:2], strict=True):
+        size = masks.shape[-1] // saliency.shape[-1]
+        loss = loss + weight * F.binary_cross_entropy_with_logits(saliency, F.avg_pool2d(masks, size))
+        loss = loss + weight * F.binary_cross_entropy_with_logits(contour, F.max_pool2d(edges, size))
+    return loss
+
+
+def looks_loss(logits: list[Tensor], looks: Tensor) -> Tensor:
+    """Return the cross-entropy of shape, colour and texture; cells with an object weigh as much as those without.
+
+    Args:
+        logits: Of each attribute, (B, classes, H, W).
+        looks: int64 (B, 3, H, W).
+    """
+    loss = looks.new_zeros((), dtype=torch.float32)
+    for part, truth in zip(logits, looks.unbind(1), strict=True):
+        each = F.cross_entropy(part, truth, ignore_index=UNCLEAR, reduction="none")
+        for cells in (truth > 0, truth == 0):
+            loss = loss + each[cells].sum() / (2 * cells.sum().clamp(min=1))
+    return loss / len(logits)
+
+
+def train_saliency(out: Path, steps: int, scenes: int, images: int, rate: float) -> None:
+    """Train the tiny VST as a plain salient-object detector that knows what objects look like."""
+    torch.manual_seed(0)
+    model = Apprentice()
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    pool = SaliencyPool.render(scenes)
+    for step, bar in training(out, model, optimizer, steps, rate):
+        pixels, masks, looks = pool.batch(np.random.default_rng([6, step]), images)
+        predictions, seen = model(pixels)
+        loss = saliency_loss(predictions, masks) + sum(looks_loss(logits, looks) for logits in seen)
+        descend(model, optimizer, loss)
+        if step % 20 == 0:
+            hit, truth = predictions.saliency[-1] > 0, masks > 0.5
+            overlap = (hit & truth).sum((1, 2, 3)) / (hit | truth).sum((1, 2, 3)).clamp(min=1)
+            covered = looks > 0
+            right = [
+                " ".join(
+                    f"{(part.argmax(1) == looks[:, row])[covered[:, row]].float().mean():.2f}"
+                    for row, part in enumerate(logits)
+                )
+                for logits in seen
+            ]
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap.mean():.3f}", encoder=right[0], decoder=right[1])
+    folder = out / "vst_tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state(
+        {name: value.half() for name, value in model.backbone.state_dict().items()}, folder / "model.safetensors"
+    )
