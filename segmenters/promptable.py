@@ -17,7 +17,7 @@ PADDING = -1  # the label of a point that is not there
 
 
 class PromptableSegmenter(FrozenNetwork):
-    """Masks for points and boxes: ``encode`` an image once, ``decode`` a set of prompts, ``resize`` to where it is used.
+    """Masks for points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` to where they go.
 
     A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`, and `spatial` where
     its decoder needs more than the maps that a policy sees.

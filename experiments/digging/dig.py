@@ -1,4 +1,4 @@
-"""Dig user needs: photos in, a data set of needs with masks out (UserSOD, Eq. 1).
+r"""Dig user needs: photos in, a data set of needs with masks out (UserSOD, Eq. 1).
 
     maskgym data dig PROJECT --dataset scenes --samples 20          detect, segment, needs, figures
     maskgym data dig PROJECT --stage correct                        the page on which people correct
@@ -7,7 +7,7 @@
 Options are remembered in PROJECT/project.json: the next command need not repeat them. Every stage does only what is
 missing, so the same command goes on after an interruption. To dig your own photos with models:
 
-    maskgym data dig PROJECT --images DIR --detector DETR_DIR YOLOS_DIR --segmenter sam_hf --checkpoint SAM_DIR \\
+    maskgym data dig PROJECT --images DIR --detector DETR_DIR YOLOS_DIR --segmenter sam_hf --checkpoint SAM_DIR \
         --writer server --base-url http://localhost:8000/v1 --model NAME
 
 The default segmenter, sam_tiny, knows scenes only and was trained on clicks, not on boxes: its masks are poor.

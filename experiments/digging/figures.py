@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
 from maskgym.envs.rendering import overlay
@@ -186,8 +186,7 @@ def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str,
         state = now[one.id]
         image = source.image(one.item)
         mask = np.zeros(image.shape[:2], bool) if state["segmentation"] is None else masks.decode(state["segmentation"])
-        tile = Image.fromarray(overlay(image, mask[None]))
-        tile.thumbnail((TILE, TILE))
+        tile = ImageOps.contain(Image.fromarray(overlay(image, mask[None])), (TILE, TILE))
         left, top = GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (TILE + TEXT + GAP)
         canvas.paste(tile, (left + (TILE - tile.width) // 2, top))
         lines = [

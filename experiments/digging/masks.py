@@ -1,4 +1,4 @@
-"""Masks of a project: run-length codes, boxes, appearances, and what a promptable segmenter makes of boxes and clicks."""
+"""Masks of a project: run-length codes, boxes, appearances, and what a segmenter makes of boxes and clicks."""
 
 from __future__ import annotations
 

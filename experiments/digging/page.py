@@ -8,8 +8,11 @@ that no other site's form can send them, and must name a host that we serve, so 
 from __future__ import annotations
 
 import hmac
+import io
 import ipaddress
+import json
 import secrets
+import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +20,14 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from maskgym.data.images import DataFault
 from maskgym.errors import UserError
 from maskgym.experiments.digging import commands, masks, review
-from maskgym.experiments.digging.writers import data_url, to_png
 
 try:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -99,11 +103,7 @@ class Desk:
 
     def picture(self, name: str) -> bytes:
         """Return an object's image as a file of pixels that no browser turns or resizes: PNG."""
-        from io import BytesIO
-
-        from PIL import Image
-
-        stream = BytesIO()
+        stream = io.BytesIO()
         Image.fromarray(self._image(self._find(name).item)).save(stream, "png", compress_level=1)
         return stream.getvalue()
 
@@ -276,10 +276,6 @@ def serve(desk: Desk, host: str, port: int, announce: Callable[[str], object] = 
     Raises:
         UserError: If the address cannot be had.
     """
-    import socket
-
-    import uvicorn
-
     own = is_own(host)
     token = None if own else secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -317,8 +313,6 @@ async def _answered(act: Callable, *arguments: Any) -> Response:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    import json
-
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
