@@ -134,16 +134,24 @@ class Desk:
         if status == review.ACCEPTED and (faults or not needs):
             raise UserError("; ".join(faults) or "no command: expected at least one")
         points, labels, boxed = _clicks(given, self._image(one.item).shape)
-        made = self._clicked(one, points, labels, boxed) if points else None
-        more: dict[str, Any] = {}
-        if made is not None:
-            by = self._prompted.segmenter.fingerprint if self._prompted else None
-            more = {"points": points, "labels": labels, "boxed": boxed, "segmenter": by}
-            more["segmentation"] = masks.encode(made)
-        if status == review.ACCEPTED and not (made.any() if made is not None else one.segmentation):
+        mended = self._mended(one, points, labels, boxed) if points else {}
+        code = mended.get("segmentation", one.segmentation)
+        if status == review.ACCEPTED and (code is None or not masks.decode(code).any()):
             raise UserError("the mask is empty: mend it with clicks, or reject the object")
-        self.decisions.decide(one.id, self.annotator, status, needs, **more)
+        self.decisions.decide(one.id, self.annotator, status, needs, **mended)
         return {"saved": True, "faults": faults, "progress": review.progress(self.objects, self.decisions)}
+
+    def _mended(
+        self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
+    ) -> dict[str, Any]:
+        """Return clicks and their mask, as decisions hold them; what was seen with the same clicks stays as it was."""
+        clicks = {"points": points, "labels": labels, "boxed": boxed}
+        before = self.decisions.made.get(one.id, {})
+        if "segmentation" in before and all(before[name] == value for name, value in clicks.items()):
+            return {name: before[name] for name in (*clicks, "segmenter", "segmentation")}
+        made = self._clicked(one, points, labels, boxed)
+        assert made is not None and self._prompted is not None
+        return {**clicks, "segmenter": self._prompted.segmenter.fingerprint, "segmentation": masks.encode(made)}
 
     def _clicked(
         self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
@@ -248,7 +256,11 @@ class Guard:
         await (refusal or self._app)(scope, receive, hardened)
 
     def _refusal(self, request: Request) -> Response | None:
-        if "*" not in self._hosts and request.url.hostname not in self._hosts:
+        try:
+            named = request.url.hostname
+        except ValueError:
+            named = None
+        if "*" not in self._hosts and named not in self._hosts:
             return JSONResponse({"error": "this name does not lead here"}, 421)
         if self._token is None or self._knows(request.cookies.get(COOKIE)):
             return None
