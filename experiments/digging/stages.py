@@ -133,7 +133,8 @@ def _write_image(
     if before is None or [one["id"] for one in before["objects"]] != [one["id"] for one in found["objects"]]:
         raise UserError(f"{project.folder}: {item.key} is not segmented as it was detected: run --stage segment first")
     marked = source.annotations(item) if any(one["annotation"] is not None for one in found["objects"]) else []
-    old = {one["id"]: one for one in (project.read(NEEDS, item.name) or {"objects": ()})["objects"]}
+    record = project.read(NEEDS, item.name)
+    old = {one["id"]: one for one in (record or {"objects": ()})["objects"]}
     entries, asked = [], []
     for one, mask in zip(found["objects"], before["objects"], strict=True):
         phrases = marked[one["annotation"]].phrases if one["annotation"] is not None else ()
@@ -145,7 +146,7 @@ def _write_image(
             asked.append((len(entries), one, mask["segmentation"], phrases, entry.get("answers", 0)))
             entry = {"id": one["id"], "inputs": inputs}
         entries.append(entry)
-    if not asked and len(old) == len(entries):
+    if record is not None and not asked and len(old) == len(entries):
         return silent
     image = source.image(item) if asked else np.zeros((1, 1, 3), np.uint8)
     waiting = [
