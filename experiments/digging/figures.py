@@ -26,6 +26,7 @@ from maskgym.segmenters.text import tokenize
 
 FIGURES, SHEET = "figures.json", "sheet.png"
 TILE, TEXT, COLUMNS, TILES, GAP, LINE = 200, 74, 4, 16, 10, 14  # of the sheet: pixels, but for columns and tiles
+AROUND = 2.2  # how much larger than its object a tile's part of the image is
 CHUNK = 64
 
 
@@ -91,8 +92,9 @@ def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
         "cost": cost(project),
     }
     write_changed(project.folder / FIGURES, run_folder.to_json(figures, indent=2) + "\n")
-    shown = [one for one in objects if now[one.id]["status"] != review.REJECTED and now[one.id]["needs"]][:TILES]
+    shown = [one for one in objects if now[one.id]["status"] != review.REJECTED and now[one.id]["needs"]]
     if shown:
+        shown = [shown[round(place)] for place in np.linspace(0, len(shown) - 1, min(TILES, len(shown)))]
         write_changed(project.folder / SHEET, sheet(source, shown, now))
     return figures
 
@@ -186,7 +188,8 @@ def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str,
         state = now[one.id]
         image = source.image(one.item)
         mask = np.zeros(image.shape[:2], bool) if state["segmentation"] is None else masks.decode(state["segmentation"])
-        tile = ImageOps.contain(Image.fromarray(overlay(image, mask[None])), (TILE, TILE))
+        part = _around(one.found["box"], image.shape[:2])
+        tile = ImageOps.contain(Image.fromarray(overlay(image[part], mask[part][None])), (TILE, TILE))
         left, top = GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (TILE + TEXT + GAP)
         canvas.paste(tile, (left + (TILE - tile.width) // 2, top))
         lines = [
@@ -197,6 +200,18 @@ def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str,
     stream = io.BytesIO()
     canvas.save(stream, "png")
     return stream.getvalue()
+
+
+def _around(box: masks.Box, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of a square around a box, moved into the image (H, W), and as large as it lets it."""
+    left, top, right, bottom = box
+    side = max(AROUND * max(right - left, bottom - top), 32)
+
+    def part(middle: float, length: int) -> slice:
+        start = min(max(0.0, middle - side / 2), max(0.0, length - side))
+        return slice(int(start), int(min(length, np.ceil(start + side))))
+
+    return part((top + bottom) / 2, size[0]), part((left + right) / 2, size[1])
 
 
 def to_text(figures: Mapping[str, Any]) -> str:

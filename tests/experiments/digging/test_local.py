@@ -1,4 +1,4 @@
-"""A model on this machine: the embedded one, which speaks of scenes and not in lists, so that its answers are refused."""
+"""A model on this machine: the embedded one, which speaks of scenes and not in lists, so its answers are refused."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def drawn() -> np.ndarray:
 def test_codes_and_runs_come_back(mask):
     assert (masks.decode(masks.encode(mask)) == mask).all()
     lengths = masks.runs(mask)
-    assert sum(lengths) == mask.size and lengths[0] == 0 or not mask[0, 0]
+    assert (sum(lengths) == mask.size and lengths[0] == 0) or not mask[0, 0]
     unpacked = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.shape[::-1]).T
     assert (unpacked == mask).all()
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from maskgym.errors import UserError
 from maskgym.experiments.digging import masks
-from maskgym.experiments.digging.sources import PhotoSource, SceneSource, open_source
 from maskgym.experiments.digging.project import Settings
+from maskgym.experiments.digging.sources import PhotoSource, SceneSource, open_source
 
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[4] / "shared" / "data")
 

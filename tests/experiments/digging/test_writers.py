@@ -17,7 +17,7 @@ GOOD = '["find one", "find two", "find three"]'
 class Planned(ModelWriter):
     """Gives what is planned, one a question, and counts."""
 
-    name, settings = "planned", {"model": "m"}  # noqa: RUF012
+    name, settings = "planned", {"model": "m"}
 
     def __init__(self, project, *plan, **settings):
         super().__init__(project, Settings(dataset="scenes", pause=0.0, **settings))
