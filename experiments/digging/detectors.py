@@ -133,7 +133,7 @@ def merge(
         found: Of all detectors.
         size: (height, width) of the image.
         overlap: Intersection over union from which two boxes of one category are one object.
-        min_side: Boxes with a shorter side are left out, annotations apart.
+        min_side: Boxes with a shorter side, pixels, are left out: there is little to say of them.
 
     Returns:
         What stays, the best first, each with the scores of all detectors that saw it.
@@ -141,7 +141,7 @@ def merge(
     kept: list[tuple[Found, dict[str, float | None]]] = []
     for one in sorted((_cut(one, size) for one in found), key=lambda one: -(2 if one.score is None else one.score)):
         sides = one.box[2] - one.box[0], one.box[3] - one.box[1]
-        if min(sides) <= 0 or (one.score is not None and min(sides) < min_side):
+        if min(sides) <= 0 or min(sides) < min_side:
             continue
         same = (
             seen
@@ -189,4 +189,5 @@ def _cut(one: Found, size: tuple[int, int]) -> Found:
     height, width = size
     left, top, right, bottom = one.box
     box = (max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom))
-    return Found(one.detector, box, one.category.strip(), one.score, one.annotation)
+    category = one.category.strip().encode("utf-8", "replace").decode()  # JSON may hold halves of characters
+    return Found(one.detector, box, category, one.score, one.annotation)

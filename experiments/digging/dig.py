@@ -115,7 +115,7 @@ def _parser() -> command.Parser:
     option(detect, "--detector", "annotations, and folders or hub names of detectors of transformers", nargs="+")
     option(detect, "--threshold", "least score", type=float)
     option(detect, "--overlap", "IoU from which boxes of one category are one object", type=float)
-    option(detect, "--min-side", "least side of a detected box, pixels", type=float)
+    option(detect, "--min-side", "least side of a box, pixels", type=float)
     segment = parser.add_argument_group("segment")
     option(segment, "--segmenter", "sam_tiny, sam, sam_hf, sam2, or annotations for the true masks")
     option(segment, "--checkpoint", "of the segmenter", metavar="PATH")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 from maskgym.errors import UserError
 from maskgym.experiments import run_folder
 from maskgym.experiments.digging import masks, review
-from maskgym.experiments.digging.project import Project, write_changed
+from maskgym.experiments.digging.project import Project, to_json, write_changed
 from maskgym.experiments.digging.sources import Item, Source
 
 FOLDER, ANNOTATIONS, IMAGES = "export", "annotations.json", "images"
@@ -60,7 +59,7 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
     old = run_folder.read_json(before)["images"] if before.exists() else []
     for item, name in names.items():
         _bring(source, item, folder / IMAGES / name, way)
-    write_changed(before, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_changed(before, to_json(content))
     for name in {image["file_name"] for image in old} - set(names.values()):
         (folder / IMAGES / name).unlink(missing_ok=True)
     needs = sum(len(one.get("needs", ())) for one in content["annotations"])

@@ -149,7 +149,7 @@ class Project:
 
     def write(self, stage: str, name: str, record: Mapping[str, Any]) -> None:
         """Write the record of an image, whole or not at all."""
-        write(self.file(stage, name), json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write(self.file(stage, name), to_json(record))
 
     def file(self, stage: str, name: str) -> Path:
         """Return where a record lies."""
@@ -186,12 +186,22 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def to_json(value: Any) -> str:
+    """Return JSON that people can read; names of files that are no text at all come escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1)
+    return text + "\n"
+
+
 def write(file: Path, content: str | bytes) -> None:
     """Write a file whole, and see it on the disk: under a temporary name first, then renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
     with temporary.open("wb") as stream:
-        stream.write(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)

@@ -168,6 +168,8 @@ class ModelWriter(ABC):
         given, kind = answers, UNUSABLE
         by = provenance(self.name, **self.settings)
         for attempt in range(self.attempts):
+            if self.stopping.is_set():
+                break
             try:
                 found = self._stored_or_asked(prompt, picture, given)
             except Unreachable as error:

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from maskgym.experiments.digging import sources, stages
 from maskgym.experiments.digging.project import Project
@@ -53,9 +54,15 @@ class _Deadly:
         return self._source.image(item)
 
 
+def _alone(act) -> None:
+    """Run something in a forked process, which has none of its parent's threads to wait for."""
+    torch.set_num_threads(1)
+    act()
+
+
 def _killed(act) -> None:
     """Run something in a process of its own and see that it is killed."""
-    child = multiprocessing.get_context("fork").Process(target=act)
+    child = multiprocessing.get_context("fork").Process(target=_alone, args=(act,))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
@@ -75,7 +82,7 @@ class _Serving:
             sys.stdout = os.fdopen(1, "w", buffering=1)
             os._exit(dig.main([str(folder), "--stage", "correct", "--port", "0", "--annotator", "ann", *options]))
 
-        self.process = multiprocessing.get_context("fork").Process(target=act)
+        self.process = multiprocessing.get_context("fork").Process(target=_alone, args=(act,))
         self.process.start()
         ends = time.monotonic() + 60
         while not (found := re.search(r"http://\S+", output.read_text())):

@@ -48,7 +48,7 @@ def test_boxes_are_cut_to_the_image_and_specks_left_out():
     boxes = [(-5, 90, 250, 120), (10, 10, 17, 50), (210, 10, 260, 50), (30, 30, 30, 60)]
     assert [one.box for one, _ in merge([found("a", box) for box in boxes], SIZE, 0.6, 8)] == [(0, 90, 200, 100)]
     assert len(merge([found("a", (10, 10, 17, 50))], SIZE, 0.6, 7)) == 1
-    assert len(merge([found("annotations", (1, 1, 3, 3), score=None)], SIZE, 0.6, 8)) == 1
+    assert merge([found("annotations", (1, 1, 3, 3), score=None)], SIZE, 0.6, 8) == []
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,6 +95,16 @@ def test_what_has_no_mask_is_left_out_and_counted(project, source, decided):
     file.write_text(json.dumps(record))
     totals = export(project, source, "all")
     assert totals["without_mask"] == 1 and totals["annotations"] == len(decided) - 2
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_alike(project, source, decided, killed, deadly, contents):
+    killed(lambda: export(project, deadly(source, 2), "all"))
+    assert len(contents(project.folder / "export")) == 1
+    export(project, source, "all")
+    found = contents(project.folder / "export")
+    shutil.rmtree(project.folder / "export")
+    export(project, source, "all")
+    assert contents(project.folder / "export") == found and len(found) == 4
 
 
 def test_nothing_to_export_is_told(project, source):

@@ -64,6 +64,14 @@ def test_figures_of_a_project(project, source, clip, contents):
     assert "share_rejected" in figures.to_text(found) and "0.25" in figures.to_text(found)
 
 
+def test_killed_in_the_middle_they_are_made_again(project, source, clip, killed, deadly, contents):
+    before = contents(project.folder)
+    killed(lambda: figures.measure(project, deadly(source, 2), clip))
+    assert contents(project.folder) == before
+    figures.measure(project, source, clip)
+    assert set(contents(project.folder)) - set(before) == {"figures.json", "sheet.png"}
+
+
 def test_similarity_tells_an_own_command_from_anothers(source, project):
     """Pictures that are told apart by construction: each command names its own object."""
 

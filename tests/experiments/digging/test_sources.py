@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym.data.coco import Coco
 from maskgym.errors import UserError
 from maskgym.experiments.digging import masks
+from maskgym.experiments.digging.export import export
 from maskgym.experiments.digging.project import Settings
 from maskgym.experiments.digging.sources import PhotoSource, SceneSource, open_source
 
@@ -57,6 +59,22 @@ def test_photos_are_found_and_named_apart(tmp_path):
     assert source.content(source.items[1]) != before
     picture(tmp_path / "images" / "c.png")
     assert [item.key for item in PhotoSource(tmp_path).items] == ["images/c.png"]  # the others may be masks
+
+
+def test_a_name_that_is_no_text_goes_all_the_way(tmp_path, dig):
+    photos = tmp_path / "photos"
+    picture(photos / "a.png")
+    try:
+        (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    name = os.fsdecode(b"caf\xe9.png")
+    coco(photos / "annotations.json", SQUARE, name=name)
+    project = dig(tmp_path / "p", images=str(photos), segmenter="annotations")
+    source = PhotoSource(photos)
+    assert project.read("needs", source.items[0].name)["objects"][0]["needs"][0] == "find the cat"
+    assert export(project, source, "all")["annotations"] == 1
+    assert len(Coco(project.folder / "export", split="all")) == 1
 
 
 def test_annotations_of_coco(tmp_path):

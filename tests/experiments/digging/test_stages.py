@@ -189,7 +189,7 @@ def test_a_photo_that_cannot_be_read_is_recorded_and_the_others_go_on(tmp_path, 
     marks = {"images": [{"id": 1, "file_name": "b.png", "width": 9, "height": 9}], "categories": []}
     marks["annotations"] = [{"id": 1, "image_id": 1, "segmentation": [[1, 1, 8, 1, 8, 8]]}]
     (photos / "annotations.json").write_text(json.dumps(marks))
-    project = dig(tmp_path / "p", images=str(photos), segmenter="annotations")
+    project = dig(tmp_path / "p", images=str(photos), segmenter="annotations", min_side=1.0)
     broken, good = records(project.folder, "detect")
     assert "cannot be decoded" in broken["fault"] and len(good["objects"]) == 1
     assert [one["needs"] for one in records(project.folder, "needs")[1]["objects"]] == [
@@ -209,7 +209,9 @@ def test_real_photographs(tmp_path, dig, contents):
     found = [one for record in records(project.folder, "detect") for one in record["objects"]]
     made = [one for record in records(project.folder, "segment") for one in record["objects"]]
     needs = [one for record in records(project.folder, "needs") for one in record["objects"]]
-    assert len(found) == len(made) == len(needs) == sum(len(source.annotations(item)) for item in source.items)
+    marked = [one.box for item in source.items for one in source.annotations(item)]
+    large = [box for box in marked if min(box[2] - box[0], box[3] - box[1]) >= project.settings.min_side]
+    assert len(found) == len(made) == len(needs) == len(large) < len(marked)
     assert needs[0]["needs"][0] == f"find the {found[0]['category']}"
     before = contents(project.folder)
     dig(project.folder, source=source)
