@@ -93,12 +93,10 @@ class PromptableSegmenter(FrozenNetwork):
         Raises:
             ValueError: If the shapes do not fit, or a row has neither point nor box.
         """
-        count = len(embeddings)
-        points = np.zeros((count, 0, 2)) if points is None else points
-        labels = np.zeros((count, 0)) if labels is None else labels
-        scale = self.input_size / (side or self.input_size)
-        points = torch.as_tensor(points, device=self.device, dtype=torch.float32) * scale
-        labels = torch.as_tensor(labels, device=self.device)
+        count, scale = len(embeddings), self.input_size / (side or self.input_size)
+        none = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
+        points = torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
+        labels = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
         if points.shape != (*labels.shape, 2) or len(labels) != count:
             raise ValueError(
                 f"{count} embeddings, points {tuple(points.shape)}, labels {tuple(labels.shape)}: "

@@ -78,7 +78,7 @@ def _content(
     sizes = {one.item: mask.shape for one, _, mask in chosen}
     annotations = []
     for number, (one, now, mask) in enumerate(chosen, 1):
-        left, top, right, bottom = masks.box_of(mask) or ()
+        left, top, right, bottom = masks.box_of(mask) or one.found["box"]
         annotations.append(
             {
                 "id": number,
@@ -105,14 +105,19 @@ def _content(
 
 
 def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
-    """Return each image's file name: its path, as split folders may be meant, but no two with one stem."""
+    """Return each image's file name: its path, as split folders may be meant, but no two with one stem.
+
+    What is no text, or shares its stem with another, goes by the name of its records.
+    """
     names: dict[Item, str] = {}
     taken: set[str] = set()
     for item in items:
         path = PurePosixPath(item.key if source.file(item) else f"{item.key}.png")
         if path.parts[0] == IMAGES and len(path.parts) > 1:
             path = path.relative_to(IMAGES)
-        if str(path.with_suffix("")).casefold() in taken:
+        if str(path).encode("utf-8", "replace").decode() != str(path):
+            path = PurePosixPath(f"{item.name}{path.suffix}")
+        elif str(path.with_suffix("")).casefold() in taken:
             path = path.with_name(f"{item.name}{path.suffix}")
         taken.add(str(path.with_suffix("")).casefold())
         names[item] = path.as_posix()

@@ -62,14 +62,16 @@ def appearance(image: np.ndarray, mask: np.ndarray | None, box: Box) -> np.ndarr
     Returns:
         uint8 (h, w, 3), black where the mask is not.
     """
-    shown = mask is not None and mask.any()
-    left, top, right, bottom = (box_of(mask) if shown else None) or box
+    own_box = None if mask is None else box_of(mask)
+    left, top, right, bottom = own_box or box
     margin = MARGIN * max(right - left, bottom - top)
     height, width = image.shape[:2]
     rows = slice(max(0, int(top - margin)), min(height, int(np.ceil(bottom + margin))))
     columns = slice(max(0, int(left - margin)), min(width, int(np.ceil(right + margin))))
     crop = image[rows, columns]
-    return np.where(mask[rows, columns, None], crop, 0).astype(np.uint8) if shown else crop.copy()
+    if mask is None or own_box is None:
+        return crop.copy()
+    return np.where(mask[rows, columns, None], crop, 0).astype(np.uint8)
 
 
 class Prompted:

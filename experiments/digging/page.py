@@ -339,7 +339,7 @@ def _clicks(given: dict[str, Any], shape: Sequence[int]) -> tuple[list[list[floa
     try:
         places = np.array(points, np.float32).reshape(len(points), 2)
         fits = len(labels) == len(points) <= MOST_POINTS and all(label in (0, 1) for label in labels)
-        inside = ((places >= 0) & (places <= (shape[1], shape[0]))).all()
+        inside = bool(((places >= 0) & (places <= (shape[1], shape[0]))).all())
     except (TypeError, ValueError):
         fits = inside = False
     if not (fits and inside):

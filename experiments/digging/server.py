@@ -41,7 +41,7 @@ class ServerWriter(ModelWriter):
         key = os.environ.get(KEY) or "none"  # the library wants one, even where the server does not
         try:
             # It would retry by itself, without telling: how often is ours to decide and to count.
-            self._client = openai.OpenAI(
+            self._client: Any = openai.OpenAI(
                 base_url=settings.base_url, api_key=key, timeout=settings.timeout or None, max_retries=0
             )
         except Exception as error:  # of the library that it stands on, which differs between its versions

@@ -60,7 +60,9 @@ class Annotation:
 class Source(Protocol):
     """Images in a fixed order."""
 
-    items: Sequence[Item]
+    @property
+    def items(self) -> Sequence[Item]:
+        """Return them all."""
 
     def image(self, item: Item) -> np.ndarray:
         """Return uint8 (H, W, 3)."""
@@ -191,7 +193,8 @@ class PhotoSource:
             records = [(images[record["image_id"]], record) for record in content["annotations"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file}: cannot be read as COCO-style JSON: {type(error).__name__} {error}") from error
-        keys, marked = self._keys_of({str(image["file_name"]) for image, _ in records}, file), {}
+        keys = self._keys_of({str(image["file_name"]) for image, _ in records}, file)
+        marked: dict[str, list[Annotation]] = {}
         for image, record in records:
             key = keys.get(str(image["file_name"]))
             if key is not None and not record.get("iscrowd"):

@@ -135,7 +135,8 @@ def _write_image(
     marked = source.annotations(item) if any(one["annotation"] is not None for one in found["objects"]) else []
     record = project.read(NEEDS, item.name)
     old = {one["id"]: one for one in (record or {"objects": ()})["objects"]}
-    entries, asked = [], []
+    entries: list[dict[str, Any]] = []
+    asked: list[tuple[int, dict[str, Any], Any, tuple[str, ...], int]] = []
     for one, mask in zip(found["objects"], before["objects"], strict=True):
         phrases = marked[one["annotation"]].phrases if one["annotation"] is not None else ()
         inputs = digest(found["content"], one["category"], one["box"], mask["segmentation"], phrases, writer.identity)

@@ -51,10 +51,15 @@ class Written:
 
 
 class Writer(Protocol):
-    """Writes commands; `identity` fixes what they are, and `jobs` says how many objects it takes at a time."""
+    """Writes commands."""
 
-    identity: str
-    jobs: int
+    @property
+    def identity(self) -> str:
+        """Return a text that changes with what is written."""
+
+    @property
+    def jobs(self) -> int:
+        """Return how many objects it takes at a time."""
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
         """Return commands for an object.
@@ -157,14 +162,15 @@ class ModelWriter(ABC):
         """
 
     @property
-    def identity(self) -> str:  # type: ignore[override]
+    def identity(self) -> str:
         """Return what fixes the commands."""
         return digest(self.name, self.settings, self.prompt, self.count)
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
         """Return the model's commands; see `Writer`. After an answer of no use it is told what was wrong with it."""
         first = self.prompt.replace("{category}", category).replace("{count}", str(self.count))
-        prompt, picture, best, reason = first, to_png(shown), [], "nothing was asked"
+        prompt, picture, reason = first, to_png(shown), "nothing was asked"
+        best: list[str] = []
         given, kind = answers, UNUSABLE
         by = provenance(self.name, **self.settings)
         for attempt in range(self.attempts):
