@@ -95,11 +95,13 @@ class PromptableSegmenter(FrozenNetwork):
         """
         count, scale = len(embeddings), self.input_size / (side or self.input_size)
         none = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
-        points = torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
-        labels = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
-        if points.shape != (*labels.shape, 2) or len(labels) != count:
+        places: Tensor = (
+            torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
+        )
+        kinds: Tensor = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
+        if places.shape != (*kinds.shape, 2) or len(kinds) != count:
             raise ValueError(
-                f"{count} embeddings, points {tuple(points.shape)}, labels {tuple(labels.shape)}: "
+                f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
                 "expected (B, …), (B, k, 2), (B, k)"
             )
         if boxes is not None:
@@ -107,9 +109,9 @@ class PromptableSegmenter(FrozenNetwork):
             if boxes.shape != (count, 4):
                 raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
         # Padding to the end of its row, the others in their order.
-        order = (labels == PADDING).int().argsort(dim=1, stable=True)
-        points, labels = points.take_along_dim(order[..., None], dim=1), labels.take_along_dim(order, dim=1)
-        counts = (labels != PADDING).sum(dim=1)
+        order = (kinds == PADDING).int().argsort(dim=1, stable=True)
+        places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
+        counts = (kinds != PADDING).sum(dim=1)
         if boxes is None and not counts.all():
             raise ValueError(f"row {int((counts == 0).nonzero()[0])} has no point: expected at least one, or a box")
         rows, logits = [], []
@@ -117,7 +119,7 @@ class PromptableSegmenter(FrozenNetwork):
             for chunk in (counts == used).nonzero()[:, 0].split(self.batch_size):
                 rows.append(chunk)
                 of_chunk = None if boxes is None else boxes[chunk]
-                prompts = points[chunk, :used], labels[chunk, :used], of_chunk
+                prompts = places[chunk, :used], kinds[chunk, :used], of_chunk
                 logits.append(self._decode(embeddings[chunk], *prompts).float())
         return torch.cat(logits)[torch.cat(rows).argsort()]
 
