@@ -71,6 +71,13 @@ def data_check(arguments: Sequence[str]) -> int:
     return 0 if report.ok else 1
 
 
+def data_dig(arguments: Sequence[str]) -> int:
+    """Dig user needs: detect, segment, write commands, correct them in a browser, export."""
+    from maskgym.experiments.digging import dig
+
+    return dig.main(arguments)
+
+
 def rewards_audit(arguments: Sequence[str]) -> int:
     """Print what degenerate answers earn under each reward."""
     from maskgym import data
@@ -113,6 +120,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("study",): study,
     ("benchmark",): benchmark,
     ("data", "check"): data_check,
+    ("data", "dig"): data_dig,
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
 }

@@ -1,4 +1,4 @@
-"""What every promptable segmenter shares: encode each image once, then turn points into masks, batch by batch."""
+"""What every promptable segmenter shares: encode each image once, then turn points and boxes into masks, in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PADDING = -1  # the label of a point that is not there
 
 
 class PromptableSegmenter(FrozenNetwork):
-    """Masks for points: ``encode`` once an image, ``decode`` once a set of points, ``resize`` to where they are used.
+    """Masks for points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` to where they go.
 
     A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`, and `spatial` where
     its decoder needs more than the maps that a policy sees.
@@ -33,8 +33,11 @@ class PromptableSegmenter(FrozenNetwork):
         """Return embeddings (B, C', h, w) of square images."""
 
     @abstractmethod
-    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """Return logits (B, h, w); points (B, k, 2) are in pixels of the input, and none is padding."""
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+        """Return logits (B, h, w); points (B, k, 2) and boxes (B, 4) are in pixels of the input, and none is padding.
+
+        There is at least one point, or a box.
+        """
 
     def spatial(self, embeddings: Tensor) -> Tensor:
         """Return what a policy sees of embeddings (B, C', h, w): maps (B, C, h, w), here the embeddings themselves.
@@ -65,44 +68,59 @@ class PromptableSegmenter(FrozenNetwork):
 
     @torch.inference_mode()
     def decode(
-        self, embeddings: Tensor, points: np.ndarray | Tensor, labels: np.ndarray | Tensor, side: int | None = None
+        self,
+        embeddings: Tensor,
+        points: np.ndarray | Tensor | None = None,
+        labels: np.ndarray | Tensor | None = None,
+        side: int | None = None,
+        boxes: np.ndarray | Tensor | None = None,
     ) -> Tensor:
-        """Return low-resolution mask logits, one row a set of points.
+        """Return low-resolution mask logits, one row a set of points, a box, or both.
 
         Rows with the same number of points are decoded together. Padding takes no part: a row with it and the same row
         without give the same logits.
 
         Args:
             embeddings: (B, C', h, w), as `encode` returned them; rows may repeat.
-            points: (B, k, 2), (x, y) in pixels of the square image.
+            points: (B, k, 2), (x, y) in pixels of the square image; None for none, where there are boxes.
             labels: (B, k), 1 foreground, 0 background, -1 padding.
             side: Of that image, pixels; None means `input_size`.
+            boxes: (B, 4), (left, top, right, bottom) in pixels of the square image; None for none.
 
         Returns:
             float32 (B, h', w') on `device`.
 
         Raises:
-            ValueError: If the shapes do not fit, or a row has no point.
+            ValueError: If the shapes do not fit, or a row has neither point nor box.
         """
-        points = torch.as_tensor(points, device=self.device, dtype=torch.float32)
-        labels = torch.as_tensor(labels, device=self.device)
-        if points.shape != (*labels.shape, 2) or len(labels) != len(embeddings):
+        count, scale = len(embeddings), self.input_size / (side or self.input_size)
+        none = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
+        places: Tensor = (
+            torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
+        )
+        kinds: Tensor = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
+        if places.shape != (*kinds.shape, 2) or len(kinds) != count:
             raise ValueError(
-                f"{len(embeddings)} embeddings, points {tuple(points.shape)}, labels {tuple(labels.shape)}: "
+                f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
                 "expected (B, …), (B, k, 2), (B, k)"
             )
-        points = points * (self.input_size / (side or self.input_size))
+        if boxes is not None:
+            boxes = torch.as_tensor(boxes, device=self.device, dtype=torch.float32) * scale
+            if boxes.shape != (count, 4):
+                raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
         # Padding to the end of its row, the others in their order.
-        order = (labels == PADDING).int().argsort(dim=1, stable=True)
-        points, labels = points.take_along_dim(order[..., None], dim=1), labels.take_along_dim(order, dim=1)
-        counts = (labels != PADDING).sum(dim=1)
-        if not counts.all():
-            raise ValueError(f"row {int((counts == 0).nonzero()[0])} has no point: expected at least one")
+        order = (kinds == PADDING).int().argsort(dim=1, stable=True)
+        places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
+        counts = (kinds != PADDING).sum(dim=1)
+        if boxes is None and not counts.all():
+            raise ValueError(f"row {int((counts == 0).nonzero()[0])} has no point: expected at least one, or a box")
         rows, logits = [], []
-        for count in counts.unique().tolist():
-            for chunk in (counts == count).nonzero()[:, 0].split(self.batch_size):
+        for used in counts.unique().tolist():
+            for chunk in (counts == used).nonzero()[:, 0].split(self.batch_size):
                 rows.append(chunk)
-                logits.append(self._decode(embeddings[chunk], points[chunk, :count], labels[chunk, :count]).float())
+                of_chunk = None if boxes is None else boxes[chunk]
+                prompts = places[chunk, :used], kinds[chunk, :used], of_chunk
+                logits.append(self._decode(embeddings[chunk], *prompts).float())
         return torch.cat(logits)[torch.cat(rows).argsort()]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Segment Anything: point prompts in, masks out, by the ``Sam`` of ``segment_anything`` itself.
+"""Segment Anything: points and boxes in, masks out, by the ``Sam`` of ``segment_anything`` itself.
 
 References:
     Kirillov et al., Segment Anything, ICCV 2023. Code and checkpoints: facebookresearch/segment-anything (Apache-2.0).
@@ -157,12 +157,14 @@ class SamSegmenter(PromptableSegmenter):
         pixels = torch.stack([sam_pixels(image, self.input_size) for image in images])
         return self.network.image_encoder(pixels.to(self.device, self.dtype))
 
-    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        return decode_points(self.network, embeddings, points, labels)
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+        return decode_points(self.network, embeddings, points, labels, boxes)
 
 
 def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
     """Return the embedded SAM, trained on the procedural scenes; it needs no download.
+
+    It was trained on clicks alone: it takes boxes, but its masks for them are poor.
 
     Raises:
         UserError: If the package was installed without its weights.
@@ -172,7 +174,7 @@ def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int 
     return SamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
 
 
-def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
     """Return low-resolution mask logits (B, 4h, 4w), one row an image.
 
     Args:
@@ -180,8 +182,9 @@ def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor) 
         embeddings: (B, C, h, w).
         points: float (B, k, 2), (x, y) in pixels of the model's input.
         labels: (B, k), 1 foreground, 0 background.
+        boxes: float (B, 4), (left, top, right, bottom) in the same pixels, or None; k may be 0 where there are boxes.
     """
-    sparse, _ = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+    sparse, _ = sam.prompt_encoder(points=(points, labels) if points.shape[1] else None, boxes=boxes, masks=None)
     return decode_prompts(sam, embeddings, sparse.to(embeddings.dtype))
 
 

@@ -1,4 +1,4 @@
-"""SAM and SAM 2 as transformers has them: point prompts in, masks out.
+"""SAM and SAM 2 as transformers has them: points and boxes in, masks out.
 
 `maskgym.segmenters.sam` loads the same SAM from the checkpoints of ``segment_anything``.
 
@@ -96,12 +96,14 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         # Copies, as PyTorch warns of arrays that are read-only, which those of PIL are.
         return self.network.get_image_embeddings(self.pixels([image.copy() for image in images]))
 
-    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        # The model takes sets of points for each image: here one each, so that it repeats no embedding.
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+        # The model takes sets of prompts for each image: here one each, so that it repeats no embedding.
+        clicked = points.shape[1] > 0
         output = self.network(
             image_embeddings=self._unpack(embeddings),
-            input_points=points[:, None],  # (B, 1, k, 2)
-            input_labels=labels[:, None],  # (B, 1, k)
+            input_points=points[:, None] if clicked else None,  # (B, 1, k, 2)
+            input_labels=labels[:, None] if clicked else None,  # (B, 1, k)
+            input_boxes=None if boxes is None else boxes[:, None],  # (B, 1, 4)
             multimask_output=False,
         )
         return output.pred_masks[:, 0, 0]  # (B, 1, 1, 4h, 4w) -> (B, 4h, 4w)

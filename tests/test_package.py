@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = {"build", "dist", "results", "runs"}  # ignored by git
-EXTRAS = ("benchmark", "ray", "tensorboard", "wandb")  # imported where they are used
+EXTRAS = ("benchmark", "dig", "ray", "tensorboard", "wandb")  # imported where they are used
 # Needed at run time by packages that do not ask for them: see setup.cfg.
 INDIRECT = {"protobuf", "sentencepiece", "torchvision"}
 
@@ -110,7 +110,7 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
-    suffixes = {".py", ".yaml", ".json", ".jinja", ".safetensors", ".txt", ".typed"}
+    suffixes = {".py", ".yaml", ".html", ".json", ".jinja", ".safetensors", ".txt", ".typed"}
     # Of files beside the packages, such as requirements of one's own, only modules belong to the root package.
     expected = {
         path.relative_to(ROOT)

@@ -70,6 +70,43 @@ def test_rows_of_different_lengths_equal_rows_alone(segmenter, images):
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=0)
 
 
+BOXES = np.array([[8.0, 12, 40, 50], [20, 4, 60, 33]], np.float32)
+
+
+def test_boxes_equal_the_forward_pass_of_sam_itself(segmenter, images):
+    embeddings = segmenter.encode(images)
+    alone, clicked = (
+        segmenter.decode(embeddings, boxes=BOXES),
+        segmenter.decode(embeddings, POINTS, LABELS, boxes=BOXES),
+    )
+    for row, image in enumerate(images):
+        given = {
+            "image": torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)),
+            "original_size": (64, 64),
+            "boxes": torch.from_numpy(BOXES[row : row + 1]),
+        }
+        points = {
+            "point_coords": torch.from_numpy(POINTS[row : row + 1]),
+            "point_labels": torch.from_numpy(LABELS[row : row + 1]),
+        }
+        for mine, more in ((alone, {}), (clicked, points)):
+            (own,) = segmenter.network([{**given, **more}], multimask_output=False)
+            torch.testing.assert_close(mine[row], own["low_res_logits"][0, 0], atol=1e-4, rtol=0)
+    assert (alone - clicked).abs().max() > 1e-3 and (alone[0] - alone[1]).abs().max() > 1e-3
+
+
+def test_boxes_are_in_pixels_of_the_square_shown_and_need_no_point(segmenter, images):
+    embeddings = segmenter.encode(images)
+    expected = segmenter.decode(embeddings, boxes=BOXES)
+    torch.testing.assert_close(segmenter.decode(embeddings, side=128, boxes=BOXES * 2), expected)
+    padding = np.full((2, 3), -1)
+    torch.testing.assert_close(segmenter.decode(embeddings, POINTS, padding, boxes=BOXES), expected)
+    with pytest.raises(ValueError, match=r"boxes \(2, 3\): expected"):
+        segmenter.decode(embeddings, boxes=BOXES[:, :3])
+    with pytest.raises(ValueError, match="row 0 has no point: expected at least one, or a box"):
+        segmenter.decode(embeddings)
+
+
 def test_points_are_in_pixels_of_the_square_shown(segmenter, images):
     embeddings = segmenter.encode(images)
     expected = segmenter.decode(embeddings, POINTS, LABELS)

@@ -134,6 +134,25 @@ def test_a_batch_of_images_equals_the_model_called_on_each(checkpoint, images, r
     assert (logits[0] - logits[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("clicked", [False, True])
+def test_boxes_equal_the_model_called_with_them(checkpoint, segmenter, images, clicked):
+    import transformers
+
+    boxes = np.array([[8.0, 12, 40, 50], [20, 4, 60, 33]], np.float32)
+    given = (POINTS, LABELS) if clicked else (None, None)
+    logits = segmenter.decode(segmenter.encode(images), *given, boxes=boxes)
+    model = (transformers.SamModel if checkpoint.name == "sam" else transformers.Sam2Model).from_pretrained(checkpoint)
+    for row in range(2):
+        prompts = {"input_boxes": torch.from_numpy(boxes[row])[None, None]}
+        if clicked:
+            prompts["input_points"] = torch.from_numpy(POINTS[row])[None, None]
+            prompts["input_labels"] = torch.from_numpy(LABELS[row])[None, None]
+        with torch.no_grad():
+            own = model.eval()(segmenter.pixels([images[row]]), **prompts, multimask_output=False).pred_masks[0, 0, 0]
+        torch.testing.assert_close(logits[row], own, atol=1e-4, rtol=0)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
 def test_padding_takes_no_part_wherever_it_is(segmenter, images):
     embeddings = segmenter.encode(images)
     labels = LABELS.copy()
