@@ -12,7 +12,7 @@ from maskgym.data.coco import decode_run_lengths
 from maskgym.segmenters.embeddings import EmbeddingCache
 from maskgym.segmenters.promptable import PromptableSegmenter
 
-CACHE_BYTES = 2**28  # of embeddings, for the images that a person goes to and fro between
+CACHE_BYTES = 2**28  # of embeddings, for images that a person comes back to
 PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, which its own padding comes to
 MARGIN = 0.08  # of the box's longer side, around an appearance
 Box = Sequence[float]  # (left, top, right, bottom), pixels
