@@ -141,8 +141,8 @@ class Scenes:
     The same (split, index) is the same scene for ever, in every task; splits never overlap.
 
     Args:
-        task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: what is asked for, or
-            the closest thing to it; ``need_fine``: a need that appearance decides, among objects of one shape;
+        task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: what is asked for,
+            or the closest thing to it; ``need_fine``: a need that appearance decides, among objects of one shape;
             ``ranking``: salient instances with ranks, and a need that names the first of them; ``ranking_need``: the
             same where the need names any of them, which comes first then.
         split: ``train``, ``validation`` or ``test``.

@@ -166,7 +166,7 @@ def test_a_fine_grained_need_cannot_be_met_by_category() -> None:
             if item.shape == wanted.shape and item is not wanted
         ]
         assert any(len(rival) == 1 for rival in rivals)
-        differing |= {*(named + (next(iter(rival)),) for rival in rivals if len(rival) == 1)}
+        differing |= {*((*named, next(iter(rival))) for rival in rivals if len(rival) == 1)}
     assert len(differing) == 4  # texture or colour decides, with the shape said or not
 
 
