@@ -33,6 +33,7 @@ class OracleAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
+    learns: ClassVar[bool] = False
 
     def __init__(
         self,
