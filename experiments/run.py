@@ -493,7 +493,9 @@ def _write_pictures(
             image = clicks_picture(old.sample, episodes)
         elif evaluation.is_drawn(env):
             panels = {"before": old.masks, "after": new.masks}
-            image = picture(old.sample, {t: [mask > 0.5 for mask in masks] for t, masks in panels.items()}, old.sample.need)
+            image = picture(
+                old.sample, {t: [mask > 0.5 for mask in masks] for t, masks in panels.items()}, old.sample.need
+            )
         else:
             panels = {"before": old.masks, "after": new.masks}
             image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
