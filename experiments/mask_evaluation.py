@@ -117,8 +117,8 @@ def encode_masks(masks: Sequence[np.ndarray]) -> str:
 
     Example:
         >>> text = encode_masks([np.eye(4), np.zeros((4, 4))])
-        >>> [mask.sum() for mask in decode_masks(text)]
-        [np.float32(4.0), np.float32(0.0)]
+        >>> [int(mask.sum()) for mask in decode_masks(text)]
+        [4, 0]
     """
     codes = [coco_mask.encode(np.asfortranarray((mask > 0.5).astype(np.uint8))) for mask in masks]
     return json.dumps([{"size": code["size"], "counts": code["counts"].decode()} for code in codes])

@@ -492,10 +492,8 @@ def _write_pictures(
             episodes = {t: (side.masks[0], *evaluation.click_points(env, side)) for t, side in sides.items()}
             image = clicks_picture(old.sample, episodes)
         elif evaluation.is_drawn(env):
-            panels = {"before": old.masks, "after": new.masks}
-            image = picture(
-                old.sample, {t: [mask > 0.5 for mask in masks] for t, masks in panels.items()}, old.sample.need
-            )
+            drawn = {title: (side.masks[0] > 0.5,) for title, side in (("before", old), ("after", new))}
+            image = picture(old.sample, drawn, old.sample.need)
         else:
             panels = {"before": old.masks, "after": new.masks}
             image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")

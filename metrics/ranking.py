@@ -172,8 +172,8 @@ class RankingScores:
 
     Example:
         >>> scores, objects = RankingScores(), np.eye(3, dtype=bool)[:, :, None].repeat(3, axis=2)
-        >>> scores.add(objects, [1, 2, 3], objects, [1, 2, 3])
-        >>> scores.add(objects, [3, 2, 1], objects, [1, 2, 3])
+        >>> _ = scores.add(objects, [1, 2, 3], objects, [1, 2, 3])
+        >>> _ = scores.add(objects, [3, 2, 1], objects, [1, 2, 3])
         >>> result = scores.result()
         >>> [result[name] for name in ("sor", "sor_photos", "sa_sor")]
         [0.5, 2, 0.0]
