@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -371,8 +372,10 @@ def _draw_look_alikes(rng: np.random.Generator) -> tuple[tuple[SceneObject, ...]
 def _differing(rng: np.random.Generator, item: SceneObject, wanted: SceneObject, attribute: str) -> SceneObject:
     """Return the object with another texture, colour or shape than the one wanted has."""
     options = {"texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}[attribute]
-    others = [name for name in options if name != getattr(wanted, attribute)]
-    return replace(item, **{attribute: _choice(rng, others)})
+    changed: dict[str, Any] = {
+        attribute: _choice(rng, [name for name in options if name != getattr(wanted, attribute)])
+    }
+    return replace(item, **changed)
 
 
 def _draw_group_objects(rng: np.random.Generator, category: str, common: bool) -> tuple[SceneObject, ...]:

@@ -74,8 +74,9 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         self._needs = np.zeros((0, 0), np.float32)  # (num_envs, D)
         self._features: dict[str, np.ndarray] = {}  # by text: each is encoded once
         super().__init__(num_envs, task=task, text=CATEGORY if self._by_need else text, **settings)
+        shown: Any = self.single_observation_space
         feature = spaces.Box(-np.inf, np.inf, (self.encoder.width,), np.float32)
-        self.single_observation_space = spaces.Dict({**self.single_observation_space.spaces, "need": feature})
+        self.single_observation_space = spaces.Dict({**shown.spaces, "need": feature})
         self._allocate(num_envs)
 
     def _allocate(self, num_envs: int) -> None:

@@ -132,14 +132,14 @@ def decode_masks(text: str) -> list[np.ndarray]:
 def _step(infos: dict[str, Any], i: int) -> dict[str, Any]:
     """Return what is kept of a step of one sub-environment."""
     terms = {name: float(values[i]) for name, values in infos["reward_terms"].items() if name[0] != "_"}
-    kept = {name: float(infos[name][i]) for name in ("iou", "found") if name in infos}
+    kept: dict[str, Any] = {name: float(infos[name][i]) for name in ("iou", "found") if name in infos}
     return {"terms": terms, "mask": infos["masks"][i][0], "soft": infos["soft"][i][0], **kept}
 
 
 def _whole(base: Any, sample: Any, episode: Sequence[dict[str, Any]]) -> Played:
     """Return what an episode led to, and its numbers."""
     text = encode_masks([step["action"] for step in episode])
-    numbers = {"reward": sum(step["reward"] for step in episode)}
+    numbers: dict[str, float] = {"reward": sum(step["reward"] for step in episode)}
     if not isinstance(base, RankingVectorEnv):
         (step,) = episode
         return Transition("sod", sample, text, (step["soft"],)), numbers | step["terms"] | {"iou": step["iou"]}
@@ -155,6 +155,7 @@ def _whole(base: Any, sample: Any, episode: Sequence[dict[str, Any]]) -> Played:
 def _add_ranked(ranks: RankingScores, transition: Transition) -> dict[str, float]:
     """Add an episode of ranking, the first detected the most salient, without void."""
     sample, detected = transition.sample, transition.masks[0]
+    assert sample.ranks is not None  # the environment saw to it
     kept = np.ones(detected.shape[1:], bool) if sample.void is None else ~sample.void[0]
     targets = sample.masks[0] & kept
     left = targets.any(axis=(1, 2))

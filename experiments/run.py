@@ -357,7 +357,8 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
     # Evaluation resets by index; some agents train in environments that restart by themselves.
     mode = getattr(agents.get(config["algo"]["name"]), "autoreset_mode", AutoresetMode.DISABLED)
     mode = mode if split == "train" else AutoresetMode.DISABLED
-    kind = load_env_creator(gym.spec(config["env"]["ids"][task]).vector_entry_point)
+    creator = gym.spec(config["env"]["ids"][task]).vector_entry_point
+    kind = load_env_creator(creator) if isinstance(creator, str) else creator
     return _make(
         lambda name, **arguments: gym.make_vec(config["env"]["ids"][task], **arguments),
         "env",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from .masks import as_maps, as_mask
 
 GREYS = (255, 229, 204, 178, 153)  # of the five most salient objects, as the maps of ASSR are written
 LEVELS = ("mode", "mean")
+Numbers: TypeAlias = Sequence[float] | np.ndarray
 
 
-def rank_map(masks: Any, scores: Sequence[float], top: int = len(GREYS)) -> np.ndarray:
+def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
     """Paint objects in the grey of their rank.
 
     Args:
@@ -34,15 +35,15 @@ def rank_map(masks: Any, scores: Sequence[float], top: int = len(GREYS)) -> np.n
     References:
         Siris et al., Inferring attention shift ranks of objects for image saliency, CVPR 2020 (their rank maps).
     """
-    rows, scores = _checked("masks", masks, scores)
+    rows, values = _checked("masks", masks, scores)
     painted = np.zeros(rows.shape[1:])
-    best = np.argsort(-scores, kind="stable")[:top]
+    best = np.argsort(-values, kind="stable")[:top]
     for grey, row in list(zip(GREYS, best, strict=False))[::-1]:
         painted[rows[row]] = grey / 255
     return painted
 
 
-def sor(prediction: Any, targets: Any, ranks: Sequence[float], level: str = "mode") -> float:
+def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> float:
     """Return Spearman's correlation of the true and the predicted ranks of the objects of one photo.
 
     Args:
@@ -86,9 +87,7 @@ def sor(prediction: Any, targets: Any, ranks: Sequence[float], level: str = "mod
     return _pearson(_mean_ranks(truth[used]), _mean_ranks(values[used]))
 
 
-def sa_sor(
-    predictions: Any, scores: Sequence[float], targets: Any, ranks: Sequence[float], threshold: float = 0.5
-) -> float:
+def sa_sor(predictions: Any, scores: Numbers, targets: Any, ranks: Numbers, threshold: float = 0.5) -> float:
     """Return the segmentation-aware correlation of the true and the predicted ranks of the objects of one photo.
 
     Args:
@@ -182,7 +181,7 @@ class RankingScores:
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {"sor": [], "sor_mean": [], "sa_sor": [], "mae": []}
 
-    def add(self, predictions: Any, scores: Sequence[float], targets: Any, ranks: Sequence[float]) -> dict[str, float]:
+    def add(self, predictions: Any, scores: Numbers, targets: Any, ranks: Numbers) -> dict[str, float]:
         """Add one photo and return its values: correlations not rescaled, NaN where it is not used.
 
         Arguments and errors are those of `sa_sor`.
@@ -222,7 +221,7 @@ class RankingScores:
         return found
 
 
-def _checked(name: str, masks: Any, numbers: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(name: str, masks: Any, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Return masks as bool (n, H, W) and their numbers as float64 (n,)."""
     rows = as_mask(as_maps(masks, name))
     if rows.ndim != 3:

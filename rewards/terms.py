@@ -172,7 +172,7 @@ class Format(Term):
 
 def union(masks: np.ndarray) -> np.ndarray:
     """Return the union (H, W) of masks (m, H, W): of soft ones the largest value; of none nothing."""
-    return masks.any(axis=0) if masks.dtype == bool else masks.max(axis=0, initial=0)
+    return np.logical_or.reduce(masks, axis=0) if masks.dtype == bool else np.max(masks, axis=0, initial=0)
 
 
 def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarray]]:
