@@ -18,5 +18,6 @@ register("ppo", "maskgym.agents.ppo:PPOAgent")  # on clicks: AlignSAM's
 register("grpo_clicks", "maskgym.agents.click_groups:GRPOAgent")  # on clicks: episodes of one sample, compared
 register("cgpo_clicks", "maskgym.agents.click_groups:CGPOAgent")  # on clicks: one episode a sample, less its confidence
 register("oracle", "maskgym.agents.oracle:OracleAgent")  # clicks searched for with the truth at hand: the ceiling
+register("referring", "maskgym.agents.referring:ReferringAgent")  # segments what a need says: RefCOCO's evaluation
 
 __all__ = ["get", "make", "names", "register"]

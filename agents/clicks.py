@@ -35,7 +35,7 @@ class ClickAgent:
         UserError: If save_every is below 1.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("point_prompt",)
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
 
     def __init__(self, policy: GridPolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
         check_at_least(1, save_every=save_every)

@@ -32,7 +32,8 @@ class OracleAgent:
         UserError: If a number is below 1.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("point_prompt",)
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
+    learns: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The floor: well-formed answers that name random things, and clicks anywhere."""
+"""The floor: well-formed answers that name random things, clicks anywhere, and masks of random boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 import numpy as np
-from gymnasium.spaces import MultiDiscrete
+from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import VectorEnv
 
 from ..data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
@@ -16,16 +16,22 @@ from ..rewards import format_answer
 
 
 class RandomAgent:
-    """Answer in the right form with one to three random descriptions, or click a random patch; never learns.
+    """Answer in the right form with one to three random descriptions, click a random patch, or mask a random box.
+
+    It never learns.
 
     Args:
         policy: Unused by a random agent; taken so that every agent is made alike.
-        env: A vector environment with the action space of the clicks; text needs none.
-        seed: Seed of the words and clicks.
+        env: A vector environment with the action space of clicks or masks; text needs none.
+        seed: Seed of the words, clicks and boxes.
         output: As ``policy``.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "point_prompt")
+    tasks: ClassVar[tuple[str, ...]] = (
+        *("sod", "sis", "cosod", "point_prompt"),
+        *("user_need", "user_need_point", "ranking"),
+    )
+    learns: ClassVar[bool] = False
 
     def __init__(
         self, policy: Any = None, env: VectorEnv | None = None, seed: int = 0, output: str | Path | None = None
@@ -37,7 +43,7 @@ class RandomAgent:
         """Return at once: there is nothing to learn."""
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[Any]:
-        """Return one answer or click an observation."""
+        """Return one answer, click or mask an observation."""
         return [self._answer(observation) for observation in observations]
 
     def save(self, path: str | Path) -> None:
@@ -56,6 +62,9 @@ class RandomAgent:
                 return np.array([patch, generator.integers(2)]) if isinstance(space, MultiDiscrete) else patch
             return generator.integers(space.nvec if isinstance(space, MultiDiscrete) else space.n)
 
+        if isinstance(self.action_space, Box):
+            return _box(generator, self.action_space.shape)
+
         def pick(words: Sequence[str]) -> str:
             return words[int(generator.integers(len(words)))]
 
@@ -67,3 +76,11 @@ class RandomAgent:
             for _ in range(generator.integers(1, 4))
         ]
         return format_answer("", phrases, task)
+
+
+def _box(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a soft map float32 (H, W) of a box anywhere: sure of it to some degree, and less of what is around."""
+    values = np.full(shape, generator.uniform(0, 0.4), np.float32)
+    (top, bottom), (left, right) = (np.sort(generator.choice(side + 1, size=2, replace=False)) for side in shape)
+    values[top:bottom, left:right] = generator.uniform(0.6, 1)
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from .layout import (
     split_in_name,
     subfolders,
 )
+from .needs import SOURCES, category_of, find_needs
 from .sample import Sample
 
 PHRASE_FIELDS = ("phrase", "caption")
@@ -40,6 +41,8 @@ class Photo:
     instances: tuple[dict[str, Any], ...]
     crowds: tuple[dict[str, Any], ...]
     source: Path
+    categories: dict[Any, str]
+    need: str | None = None
 
 
 class Coco:
@@ -49,18 +52,23 @@ class Coco:
     Photos without an instance to find are left out. ``phrases`` come from ``phrase`` or ``caption`` fields, where
     every instance of the photo has one.
 
+    With task ``need`` a sample is a photo and a need, and its masks are the annotations that the need means
+    (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
+
     Args:
         root: The data set's folder.
-        task: ``sis``; or ``sod``: the same masks, meant as one.
+        task: ``sis``; or ``sod``: the same masks, meant as one; or ``need``.
         split: ``train``, ``validation``, ``test``, or ``all``.
         annotations: JSON file under the root; when None ``annotations.json``, else files named after splits (as
             ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON there in COCO's form.
         images: Folder of the photos under the root; when None looked for beside the JSON and under the root.
-        salient_only: Leave out annotations that say ``"salient": false``.
+        salient_only: Leave out annotations that say ``"salient": false``, unless the task is ``need``.
         splits: ``auto``: by the JSON files' names or by ``train.txt``, ``val.txt``, ``test.txt`` where these exist,
             else by the hash of the key; ``hash``: always by hash.
         exclude: Keys of photos to leave out.
         strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+        needs: With task ``need``: ``own``: those that annotations hold; ``category``: ``find a`` and the category's
+            name for annotations that hold none.
 
     Attributes:
         keys: The key of each sample: the photo's ``file_name`` without suffix, after the split where files name it.
@@ -85,9 +93,13 @@ class Coco:
         splits: str = "auto",
         exclude: Sequence[str] = (),
         strict: bool = True,
+        needs: str = "own",
     ) -> None:
-        self.root = check_root("coco", root, task, ("sis", "sod"), split)
-        self.task, self.split = task, split
+        self.root = check_root("coco", root, task, ("sis", "sod", "need"), split)
+        if needs not in SOURCES:
+            raise UserError(f"data.needs={needs}: expected one of {', '.join(SOURCES)}")
+        needed = task == "need"
+        self.task, self.split = "sod" if needed else task, split
         if images is not None and not (self.root / images).is_dir():
             raise UserError(f"data.images={images}: no such folder in {self.root}")
         sources = find_annotations(self.root) if annotations is None else {None: self.root / annotations}
@@ -96,17 +108,21 @@ class Coco:
         for file_split, source in sources.items():
             if splits == "hash" or file_split in (None, split) or split not in sources:
                 folders = [self.root / images] if images is not None else _image_folders(self.root, source, file_split)
-                photos += _list_photos(source, folders, file_split, salient_only, faults)
+                photos += _list_photos(source, folders, file_split, salient_only and not needed, faults)
         assigned, list_faults = assign_splits(self.root, [photo.key for photo in photos], splits)
+        asked = {photo.key: _by_need(photo, needs, faults) if needed else [photo] for photo in photos}
         self.faults = (*faults, *list_faults)
-        found = [photo for photo in photos if photo.instances]
+        found = [photo for photo in photos if photo.instances and asked[photo.key]]
         if strict:
+            if needed and not found and not self.faults:
+                raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
             check_listing(self.root, split, (assigned[photo.key] for photo in found), self.faults)
-        self.notes = _without_instance(photos)
+        self.notes = _left_out(photos, found, "a need" if needed else "an instance")
         excluded = check_excluded(exclude, assigned)
-        self._photos = [photo for photo in found if select(split, assigned[photo.key]) and photo.key not in excluded]
+        chosen = [photo for photo in found if select(split, assigned[photo.key]) and photo.key not in excluded]
+        self.splits = tuple(assigned[photo.key] for photo in chosen for _ in asked[photo.key])
+        self._photos = [part for photo in chosen for part in asked[photo.key]]
         self.keys = tuple(photo.key for photo in self._photos)
-        self.splits = tuple(assigned[key] for key in self.keys)
 
     def __len__(self) -> int:
         return len(self._photos)
@@ -131,6 +147,8 @@ class Coco:
             masks=(masks,),
             void=_read_void(photo, masks) if photo.crowds else None,
             phrases=_phrases(photo.instances),
+            category=_category(photo) if photo.need is not None else None,
+            need=photo.need,
         )
 
 
@@ -216,7 +234,7 @@ def _list_photos(
     source: Path, folders: list[Path], split: str | None, salient_only: bool, faults: list[str]
 ) -> list[Photo]:
     """Return the photos of one JSON file whose file exists; add to ``faults`` what is wrong with the others."""
-    records, annotations = _read_json(source, faults)
+    records, annotations, categories = _read_json(source, faults)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
         if record["id"] in by_image:
@@ -242,28 +260,33 @@ def _list_photos(
             size = (record["height"], record["width"]) if record.get("height") and record.get("width") else None
             instances = (a for a in own if not a.get("iscrowd") and (a.get("salient", True) or not salient_only))
             crowds = (a for a in own if a.get("iscrowd"))
-            photos[key] = Photo(key, path, size, tuple(instances), tuple(crowds), source)
+            photos[key] = Photo(key, path, size, tuple(instances), tuple(crowds), source, categories)
     return list(photos.values())
 
 
-def _read_json(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the complete records of ``images`` and ``annotations``."""
+def _read_json(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    """Return the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id."""
     try:
         content = json.loads(source.read_bytes())
     except OSError as error:
         faults.append(f"{source}: cannot be read: {error.strerror}")
-        return [], []
+        return [], [], {}
     except (ValueError, RecursionError) as error:
         faults.append(f"{source}: not JSON: {error}")
-        return [], []
+        return [], [], {}
     if not isinstance(content, dict):
         faults.append(f"{source}: a {type(content).__name__}: expected an object with images and annotations")
-        return [], []
+        return [], [], {}
     images = _complete(source, content, "images", {"id": (int, str), "file_name": str}, faults)
     annotations = _complete(
         source, content, "annotations", {"image_id": (int, str), "segmentation": (list, dict)}, faults
     )
-    return images, annotations
+    listed = content.get("categories")
+    named = [record for record in listed if isinstance(record, dict)] if isinstance(listed, list) else []
+    categories = {
+        r["id"]: r["name"] for r in named if isinstance(r.get("id"), (int, str)) and isinstance(r.get("name"), str)
+    }
+    return images, annotations, categories
 
 
 def _complete(
@@ -328,7 +351,24 @@ def _phrases(instances: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...]] | No
     return (tuple(map(str, phrases)),) if all(phrases) else None
 
 
-def _without_instance(photos: Iterable[Photo]) -> tuple[str, ...]:
-    names = [photo.path.name for photo in photos if not photo.instances]
+def _by_need(photo: Photo, source: str, faults: list[str]) -> list[Photo]:
+    """Return the photo once a need, with the annotations that it means; add to ``faults`` what is wrong with some."""
+    needs, wrong = find_needs(photo.instances, photo.categories, source)
+    faults += [f"{photo.source}: {fault}" for fault in wrong]
+    return [
+        replace(photo, key=f"{photo.key}#{number}", instances=need.instances, need=need.text)
+        for number, need in enumerate(needs)
+    ]
+
+
+def _category(photo: Photo) -> str | None:
+    """Return the name of the category that all instances have, if they have one in common."""
+    names = {category_of(annotation, photo.categories) for annotation in photo.instances}
+    return names.pop() if len(names) == 1 else None
+
+
+def _left_out(photos: Iterable[Photo], found: Iterable[Photo], lacking: str) -> tuple[str, ...]:
+    kept = {photo.key for photo in found}
+    names = [photo.path.name for photo in photos if photo.key not in kept]
     more = ", …" if len(names) > 5 else ""
-    return (f"{len(names)} photos without an instance are left out: {', '.join(names[:5])}{more}",) if names else ()
+    return (f"{len(names)} photos without {lacking} are left out: {', '.join(names[:5])}{more}",) if names else ()

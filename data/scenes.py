@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,12 @@ TEXTURES = ("plain", "striped", "dotted")
 SIZES = {"small": (15.5, 17.5), "big": (20.0, 23.0)}  # radius in pixels of a 128-pixel scene
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 PALE_OPACITY = 0.45
-TASKS = ("sod", "sis", "cosod", "need", "semantic", "blur", "shadow", "glass")
-_REGION_TASKS = ("need", "semantic", "blur", "shadow", "glass")  # one region an image, as in SOD
+TASKS = (
+    *("sod", "sis", "cosod", "need", "semantic", "blur", "shadow", "glass"),
+    *("need_fine", "ranking", "ranking_need"),
+)
+_REGION_TASKS = ("need", "need_fine", "semantic", "blur", "shadow", "glass")  # one region an image, as in SOD
+_RANKING_TASKS = ("ranking", "ranking_need")
 _SIZE = {"train": 2000, "validation": 256, "test": 512}
 _WORLD_SEED = 20260
 
@@ -51,6 +56,8 @@ STYLES = {
 MISSES = 0.10  # share of annotators who overlook one salient object
 ADDS = 0.10  # share who name a pale distractor as well
 BROAD = 0.6  # share of a group's annotators who name the family instead of the shape
+# What a fine-grained need names: always the appearance, not always the shape.
+FINE = (("texture", "colour", "shape"), ("texture", "colour"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,10 @@ class SceneObject:
         if "pale" in attributes and self.pale:
             words.append("pale")
         words += [getattr(self, name) for name in ("size", "texture", "colour") if name in attributes]
-        words += [self.family, "thing"] if "family" in attributes else [self.shape]
+        if "family" in attributes:
+            words += [self.family, "thing"]
+        else:
+            words.append(self.shape if "shape" in attributes else "thing")
         if "place" in attributes:
             words += ["at", self.place]
         return " ".join(words)
@@ -132,7 +142,10 @@ class Scenes:
     The same (split, index) is the same scene for ever, in every task; splits never overlap.
 
     Args:
-        task: ``sod``, ``sis``, ``cosod``, ``need``, ``semantic``, ``blur``, ``shadow`` or ``glass``.
+        task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: what is asked for,
+            or the closest thing to it; ``need_fine``: a need that appearance decides, among objects of one shape;
+            ``ranking``: salient instances with ranks, and a need that names the first of them; ``ranking_need``: the
+            same where the need names any of them, which comes first then.
         split: ``train``, ``validation`` or ``test``.
         size: Number of samples; default 2,000, 256 and 512.
         image_size: Side of the square image in pixels, at least 32.
@@ -164,7 +177,9 @@ class Scenes:
 
     @property
     def task(self) -> str:
-        """How the masks are meant: one region tasks are read as ``sod``."""
+        """How the masks are meant: one region tasks are read as ``sod``, ranked instances as ``sis``."""
+        if self.scene_task in _RANKING_TASKS:
+            return "sis"
         return "sod" if self.scene_task in _REGION_TASKS else self.scene_task
 
     def __len__(self) -> int:
@@ -177,6 +192,9 @@ class Scenes:
 
     def scene(self, index: int) -> Scene:
         """Return the scene graph and picture behind a sample of any task but ``cosod``."""
+        if self.scene_task == "need_fine":
+            rng = self._rng(index, 6)
+            return _render(_draw_look_alikes(rng)[0], rng, self.image_size)
         rng = self._rng(index)
         return _render(_draw_objects(rng), rng, self.image_size)
 
@@ -244,6 +262,32 @@ class Scenes:
             mask = scene.fitting(lambda item: item is closest)
         return self._region(index, scene, mask, need=f"find {wanted.describe(attributes)}")
 
+    def _need_fine(self, index: int) -> Sample:
+        """The one object of that texture and colour among others of its shape."""
+        _, wanted, attributes = _draw_look_alikes(self._rng(index, 6))
+        scene = self.scene(index)
+        mask = scene.fitting(lambda item: wanted.matches(item, attributes))
+        need = f"find {wanted.describe(attributes)}"
+        return self._region(index, scene, mask, category=wanted.shape, need=need)
+
+    def _ranking(self, index: int) -> Sample:
+        scene = self.scene(index)
+        chosen = scene.salient
+        ranks = _ranks(scene, chosen)
+        if self.scene_task == "ranking_need":
+            ranks[self._rng(index, 7).integers(len(chosen))] = ranks.max() + 1
+        phrases = tuple(scene.objects[i].describe(FULL) for i in chosen)
+        return Sample(
+            key=self._key(index),
+            images=(scene.image,),
+            masks=(scene.masks[chosen],),
+            phrases=(phrases,),
+            need=f"find {phrases[ranks.argmax()]}",
+            ranks=(ranks,),
+        )
+
+    _ranking_need = _ranking
+
     def _semantic(self, index: int) -> Sample:
         scene, rng = self.scene(index), self._rng(index, 4)
         category = scene.objects[rng.integers(len(scene.objects))].shape
@@ -301,6 +345,37 @@ def _draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
             item = replace(item, shape=model.shape, colour=model.colour if rng.random() < 0.4 else item.colour)
         objects.append(item)
     return tuple(objects[i] for i in rng.permutation(len(objects)))
+
+
+def _draw_look_alikes(rng: np.random.Generator) -> tuple[tuple[SceneObject, ...], SceneObject, tuple[str, ...]]:
+    """Draw 2–6 objects, one of which is wanted, and the attributes that name it.
+
+    One to three others differ from it in exactly one of these, the first of them in texture or colour, so that its
+    shape does not tell; nothing but the one wanted has them all.
+    """
+    attributes = FINE[rng.integers(len(FINE))]
+    cells = iter(rng.permutation(9))
+    wanted = _draw_object(rng, int(next(cells)), pale=False)
+    objects = [wanted]
+    differing = [("texture", "colour")[i] for i in rng.permutation(2)]
+    differing += ["shape"] if "shape" in attributes else []
+    for attribute in differing[: rng.integers(1, len(differing) + 1)]:
+        other = _draw_object(rng, int(next(cells)), pale=False)
+        alike = {name: getattr(wanted, name) for name in ("shape", "texture", "colour") if name != attribute}
+        objects.append(_differing(rng, replace(other, **alike), wanted, attribute))
+    for _ in range(rng.integers(0, 3)):
+        other = _draw_object(rng, int(next(cells)), pale=rng.random() < 0.5)
+        objects.append(_differing(rng, other, wanted, "colour") if wanted.matches(other, attributes) else other)
+    return tuple(objects[i] for i in rng.permutation(len(objects))), wanted, attributes
+
+
+def _differing(rng: np.random.Generator, item: SceneObject, wanted: SceneObject, attribute: str) -> SceneObject:
+    """Return the object with another texture, colour or shape than the one wanted has."""
+    options = {"texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}[attribute]
+    changed: dict[str, Any] = {
+        attribute: _choice(rng, [name for name in options if name != getattr(wanted, attribute)])
+    }
+    return replace(item, **changed)
 
 
 def _draw_group_objects(rng: np.random.Generator, category: str, common: bool) -> tuple[SceneObject, ...]:

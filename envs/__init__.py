@@ -19,3 +19,24 @@ gymnasium.register(
     entry_point="maskgym.envs.point:PointPromptEnv",
     vector_entry_point="maskgym.envs.point:PointPromptVectorEnv",
 )
+
+# A mask of what a user looks for, by an image and the need in words.
+gymnasium.register(
+    id="maskgym/UserNeed-v0",
+    entry_point="maskgym.envs.need:UserNeedEnv",
+    vector_entry_point="maskgym.envs.need:UserNeedVectorEnv",
+)
+
+# Clicks as in PointPrompt, with the need as a feature and as the text of the explicit branch.
+gymnasium.register(
+    id="maskgym/UserNeedPoint-v0",
+    entry_point="maskgym.envs.need_point:UserNeedPointEnv",
+    vector_entry_point="maskgym.envs.need_point:UserNeedPointVectorEnv",
+)
+
+# Detect, erase, detect again: masks of salient objects, the most salient first.
+gymnasium.register(
+    id="maskgym/Ranking-v0",
+    entry_point="maskgym.envs.ranking:RankingEnv",
+    vector_entry_point="maskgym.envs.ranking:RankingVectorEnv",
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -544,7 +544,7 @@ class PointPromptEnv(ScalarEnv):
         1.0
     """
 
-    vector_class = PointPromptVectorEnv
+    vector_class: ClassVar[type[PointPromptVectorEnv]] = PointPromptVectorEnv
     vector: PointPromptVectorEnv
 
     def get_state(self) -> PointState:

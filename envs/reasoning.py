@@ -14,7 +14,6 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
-from PIL import Image
 
 from .. import data, rewards, segmenters
 from ..data import Dataset, Sample
@@ -23,6 +22,7 @@ from ..metrics import iou
 from ..rewards import Reward, Transition
 from .base import SampleVectorEnv, ScalarEnv
 from .instructions import INSTRUCTIONS, instruction
+from .letterbox import letterbox
 from .rendering import picture
 from .spaces import FreeText, ImageSpace
 
@@ -219,18 +219,6 @@ class ReasoningEnv(ScalarEnv):
     """
 
     vector_class = ReasoningVectorEnv
-
-
-def letterbox(image: np.ndarray, side: int) -> np.ndarray:
-    """Return uint8 (side, side, 3): the image scaled to fit, aspect ratio kept, zeros right and below."""
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
-        return image
-    scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    square = np.zeros((side, side, 3), dtype=np.uint8)
-    square[: size[1], : size[0]] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return square
 
 
 def _check_arguments(task: str, image_size: int | None, group_size: int) -> None:

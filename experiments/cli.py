@@ -62,7 +62,7 @@ def data_check(arguments: Sequence[str]) -> int:
         [
             ("folder", {"metavar": "DIR"}),
             ("--data", {"choices": ("auto", *FORMATS), "default": "auto", "help": "the reader (default: %(default)s)"}),
-            ("--task", {"choices": TASKS, "help": "how the masks are meant (default: the reader's)"}),
+            ("--task", {"choices": (*TASKS, "need"), "help": "how the masks are meant (default: the reader's)"}),
             ("--json", {"action": "store_true", "help": "print JSON"}),
         ],
     )

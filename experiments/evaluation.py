@@ -1,4 +1,4 @@
-"""Evaluation: greedy answers, or clicks, on held-out samples, scored by every measure of the task."""
+"""Evaluation: greedy answers, clicks or masks, on held-out samples, scored by every measure of the task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from maskgym import rewards
+from maskgym.experiments import mask_evaluation
+from maskgym.experiments.batches import chunks, filled, first_rows
+from maskgym.experiments.mask_evaluation import is_drawn
 from maskgym.metrics import SaliencyScores, average_precision
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
@@ -38,7 +41,8 @@ class Evaluation:
         scores: Measures of the whole set: the means of `per_sample`, and those that are defined on a set only.
         per_sample: For each sample its ``key`` and named numbers: the reward, its terms, the task's measures,
             ``expressions`` (how many) and ``characters`` (length of the answer).
-        answers: The answer to each sample; clicks as text, ``27+ 30-``: patch and label, in order.
+        answers: The answer to each sample; clicks as text, ``27+ 30-``: patch and label, in order; masks as JSON, one
+            run-length code a step.
     """
 
     scores: dict[str, float]
@@ -63,10 +67,13 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
         if is_clicked(env):
             return _score_clicks(_play_clicks(env, indices, partial(_decide, agent, env)), bar)
+        if is_drawn(env):
+            episodes = mask_evaluation.play(env, indices, mask_evaluation.decide(agent))
+            return Evaluation(*mask_evaluation.score(env, episodes, bar))
         answers: list[str] = []
-        for chunk in _chunks(indices, env.num_envs):
-            observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
-            answers += list(agent.act(_rows(observations, len(chunk)), greedy=True))
+        for chunk in chunks(indices, env.num_envs):
+            observations, _ = env.reset(options={"index": filled(chunk, env.num_envs)})
+            answers += list(agent.act(first_rows(observations, len(chunk)), greedy=True))
             bar.update(len(chunk))
         return _score_texts(env, indices, answers)
 
@@ -117,20 +124,22 @@ def play(
 
     Clicks end with the mask after the last one; their numbers are the return, the IoU at the end and after
     `CLICKS_SHOWN`, the clicks until `CLICKS_WANTED` (the horizon where that is never), and the share of repeated ones.
+    Masks: `mask_evaluation.play`; what is stored of them is not soft, so that soft measures may be other than before.
     """
-    yield from (
-        _play_clicks(env, indices, partial(_repeat, env, answers))
-        if is_clicked(env)
-        else _play_texts(env, indices, answers)
-    )
+    if is_drawn(env):
+        yield from mask_evaluation.play(env, indices, mask_evaluation.repeat(env, answers))
+    elif is_clicked(env):
+        yield from _play_clicks(env, indices, partial(_repeat, env, answers))
+    else:
+        yield from _play_texts(env, indices, answers)
 
 
 def _play_texts(
     env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
     base: Any = env.unwrapped
-    for chunk, texts in zip(_chunks(indices, env.num_envs), _chunks(answers, env.num_envs), strict=True):
-        env.reset(options={"index": _filled(chunk, env.num_envs)})
+    for chunk, texts in zip(chunks(indices, env.num_envs), chunks(answers, env.num_envs), strict=True):
+        env.reset(options={"index": filled(chunk, env.num_envs)})
         _, totals, _, _, infos = env.step((*texts, *[texts[-1]] * (env.num_envs - len(texts))))
         for i, (index, text) in enumerate(zip(chunk, texts, strict=True)):
             terms = {name: float(infos["reward_terms"][name][i]) for name in infos["reward_terms"] if name[0] != "_"}
@@ -148,8 +157,8 @@ def _play_clicks(
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
     """Play each sample; ``decide``, given the place and length of a chunk that was reset, says what to click."""
     base: Any = env.unwrapped
-    for number, chunk in enumerate(_chunks(indices, env.num_envs)):
-        observations, _ = env.reset(options={"index": _filled(chunk, env.num_envs)})
+    for number, chunk in enumerate(chunks(indices, env.num_envs)):
+        observations, _ = env.reset(options={"index": filled(chunk, env.num_envs)})
         choose = decide(number * env.num_envs, len(chunk))
         totals, ious, repeats, words = np.zeros(env.num_envs), [], [], []
         for step in range(base.horizon):
@@ -170,7 +179,7 @@ def _play_clicks(
 def _decide(agent: Any, env: VectorEnv, start: int, count: int) -> Chooser:
     """Let an agent choose, greedily, or search from where the episodes stand."""
     if not hasattr(agent, "search"):
-        return lambda step, observations: agent.act(_rows(observations, env.num_envs), greedy=True)
+        return lambda step, observations: agent.act(first_rows(observations, env.num_envs), greedy=True)
     base: Any = env.unwrapped
     found = [_actions(state.patches, state.labels[-base.horizon :], base.label) for state in agent.search(env)]
     return lambda step, observations: np.array([actions[step] for actions in found])
@@ -179,7 +188,7 @@ def _decide(agent: Any, env: VectorEnv, start: int, count: int) -> Chooser:
 def _repeat(env: VectorEnv, answers: Sequence[str], start: int, count: int) -> Chooser:
     """Choose what texts of clicks say."""
     base: Any = env.unwrapped
-    texts = [answers[place] for place in _filled(range(start, start + count), env.num_envs)]
+    texts = [answers[place] for place in filled(range(start, start + count), env.num_envs)]
     found = [_actions(*_read_clicks(text), base.label) for text in texts]
     return lambda step, observations: np.array([actions[step] for actions in found])
 
@@ -217,10 +226,6 @@ def _read_clicks(text: str) -> tuple[list[int], list[int]]:
     return [int(word[:-1]) for word in words], [int(word[-1] == "+") for word in words]
 
 
-def _rows(observations: Any, count: int) -> list[dict[str, Any]]:
-    return [{name: value[i] for name, value in observations.items()} for i in range(count)]
-
-
 def held_out(size: int, samples: int) -> list[int]:
     """Return the indices of at most ``samples`` samples, spread evenly over a data set of ``size``."""
     count = min(size, samples)
@@ -254,12 +259,3 @@ def compare(task: str, indices: Sequence[int], before: Evaluation, after: Evalua
         }
         rows.append({"task": task, "index": index, "key": before.per_sample[i]["key"], **sides})
     return rows
-
-
-def _chunks(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
-
-
-def _filled(indices: Sequence[int], size: int) -> np.ndarray:
-    """Return int64 (size,): the indices, and the last one again where they are too few."""
-    return np.asarray([*indices, *[indices[-1]] * (size - len(indices))])

@@ -30,7 +30,7 @@ PANELS = {
     "Learning rate": r"learning_rate$",
     "Gradient norm": r"grad_norm$",
 }
-LESS = ("noc85", "noc90", "repeated")  # measures of which less is better
+LESS = ("noc85", "noc90", "repeated", "mae")  # measures of which less is better
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 210, 52, 24, 8, 10  # of a panel, units of its view box
 
 STYLE = """

@@ -6,6 +6,7 @@ It wires one of each part from a config, evaluates on held-out samples before an
 
 from __future__ import annotations
 
+import inspect
 import platform
 import random
 import re
@@ -40,6 +41,7 @@ defaults:
 # Keys of env that are no arguments of it.
 READ_HERE = ("ids", "answers", "parts", "forms", "task", "recalibration", "attention")
 HELD_OUT = ("test", "validation")
+SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
 
@@ -95,7 +97,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
     test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     supervised = _make_supervised(config, train_envs, parts)
-    agent = _make_agent(config, folder, next(iter(train_envs.values())))
+    agent = _make_agent(config, folder, next(iter(train_envs.values())), parts)
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
     metrics, updates = run_folder.Metrics(folder / run_folder.METRICS), config["algo"]["updates"]
     every = config["evaluation"]["every"] or updates
@@ -176,11 +178,11 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     _seed(config["seed"])
     parts, found = _make_parts(config), {}
     envs = {task: _make_held_out_env(config, task, parts) for task in config["env"]["ids"]}
-    agent = _make_agent(config | {"algo": trained["algo"]}, folder, next(iter(envs.values())))
+    agent = _make_agent(config | {"algo": trained["algo"]}, folder, next(iter(envs.values())), parts)
     agent.load(folder / run_folder.POLICY)
     if config["algo"] != trained["algo"]:
         _check(config)
-        agent = _make_agent(config, folder, next(iter(envs.values())))
+        agent = _make_agent(config, folder, next(iter(envs.values())), parts)
     for task, env in envs.items():
         indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
         found[task] = evaluation.evaluate(agent, env, indices)
@@ -201,7 +203,7 @@ def untrained(config: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]
     _seed(config["seed"])
     parts = _make_parts(config)
     envs = {task: _make_env(config, task, "train", parts) for task in config["env"]["ids"]}
-    return _make_agent(config, folder, next(iter(envs.values()))), envs
+    return _make_agent(config, folder, next(iter(envs.values())), parts), envs
 
 
 def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
@@ -339,6 +341,7 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
         data_name: Another data set than the run's, with its defaults.
     """
     import gymnasium as gym
+    from gymnasium.envs.registration import load_env_creator
     from gymnasium.vector import AutoresetMode
 
     from maskgym import agents, data
@@ -354,14 +357,21 @@ def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[s
     # Evaluation resets by index; some agents train in environments that restart by themselves.
     mode = getattr(agents.get(config["algo"]["name"]), "autoreset_mode", AutoresetMode.DISABLED)
     mode = mode if split == "train" else AutoresetMode.DISABLED
+    creator = gym.spec(config["env"]["ids"][task]).vector_entry_point
+    kind = load_env_creator(creator) if isinstance(creator, str) else creator
     return _make(
         lambda name, **arguments: gym.make_vec(config["env"]["ids"][task], **arguments),
         "env",
         settings,
         dataset=dataset,
         autoreset_mode=mode,
-        **parts,
+        **{name: part for name, part in parts.items() if _takes(kind, name)},
     )
+
+
+def _takes(kind: Any, argument: str) -> bool:
+    """Return whether a class has such an argument, or hands it on to one that has: masks need no segmenter."""
+    return any(argument in inspect.signature(owner.__init__).parameters for owner in kind.__mro__)
 
 
 def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str, Any]) -> Any:
@@ -380,8 +390,8 @@ def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str,
         return env
 
 
-def _make_agent(config: Mapping[str, Any], folder: Path, env: Any) -> Any:
-    """Return the agent with its policy, for the spaces of an environment.
+def _make_agent(config: Mapping[str, Any], folder: Path, env: Any, parts: Mapping[str, Any]) -> Any:
+    """Return the agent with its policy, for the spaces of an environment; the segmenter too, if it acts by one.
 
     Raises:
         UserError: If the policy is none for this environment.
@@ -393,8 +403,12 @@ def _make_agent(config: Mapping[str, Any], folder: Path, env: Any) -> Any:
     policy = _make(policies.make, "policy", config["policy"])
     if not set(config["env"]["ids"]) <= set(policy.tasks):
         raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")
-    output = folder / run_folder.CHECKPOINTS
-    return _make(agents.make, "algo", settings, policy=policy, env=env, seed=config["seed"], output=output)
+    kind, given = agents.get(config["algo"]["name"]), {"output": folder / run_folder.CHECKPOINTS}
+    if config["policy"]["name"] == "none" and getattr(kind, "learns", True):
+        raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
+    if _takes(kind, "segmenter"):
+        given["segmenter"] = parts["segmenter"]
+    return _make(agents.make, "algo", settings, policy=policy, env=env, seed=config["seed"], **given)
 
 
 def _make_supervised(config: Mapping[str, Any], envs: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -478,6 +492,9 @@ def _write_pictures(
             sides = {"before": old, "after": new}
             episodes = {t: (side.masks[0], *evaluation.click_points(env, side)) for t, side in sides.items()}
             image = clicks_picture(old.sample, episodes)
+        elif evaluation.is_drawn(env):
+            drawn = {title: (side.masks[0] > 0.5,) for title, side in (("before", old), ("after", new))}
+            image = picture(old.sample, drawn, old.sample.need)
         else:
             panels = {"before": old.masks, "after": new.masks}
             image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
@@ -496,7 +513,7 @@ def scores(evaluations: Mapping[str, Any]) -> dict[str, float]:
 def _summary(results: Mapping[str, Any], folder: Path) -> str:
     """Return a few lines for the end of a run."""
     before, after = results["before"], results["after"]
-    names = [name for name in after if name.rpartition("/")[2] in ("reward", "iasm", "s_measure")]
+    names = [name for name in after if name.rpartition("/")[2] in SUMMARISED and name in before]
     lines = [f"{name:<16}{before[name]:.3f} -> {after[name]:.3f}" for name in names]
     return "\n".join([*lines, f"{results['wall_s']:.0f} s, {folder / run_folder.REPORT}"])
 

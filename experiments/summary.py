@@ -16,7 +16,10 @@ from typing import Any
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import bootstrap_interval
 
-QUALITY = {"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"}  # beside the reward
+QUALITY = {  # beside the reward
+    **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
+    **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
+}
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Metrics: pure functions of masks, and one accumulator for a data set.
+"""Metrics: pure functions of masks, and accumulators for data sets.
 
 Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or float in [0, 1], prediction first, and
 never changes them. A target may be given as `prepare` returns it, which pays when many predictions meet one truth.
@@ -7,6 +7,8 @@ never changes them. A target may be given as `prepare` returns it, which pays wh
 from .instances import Matches, average_precision, iasm, match_instances
 from .masks import PreparedMask, prepare
 from .pixels import EMeasure, FMeasure, SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae
+from .ranking import RankingScores, rank_map, sa_sor, sor
+from .referring import ReferringScores
 from .structure import s_measure
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "FMeasure",
     "Matches",
     "PreparedMask",
+    "RankingScores",
+    "ReferringScores",
     "SaliencyScores",
     "average_precision",
     "ber",
@@ -26,5 +30,8 @@ __all__ = [
     "mae",
     "match_instances",
     "prepare",
+    "rank_map",
     "s_measure",
+    "sa_sor",
+    "sor",
 ]

@@ -20,6 +20,7 @@ register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"
 register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the paper's
 register("qwen2_5_vl_tiny", "maskgym.policies.mllm:tiny_policy")  # embedded, the default
 register("point_actor_critic", "maskgym.policies.point:PointActorCritic")  # clicks: convolutions over the patch grid
+register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, on masks
 
 # Parts of the policies of needs, each with names of its own: salient-object networks, and text encoders.
 _backbones = Registry("backbone")

@@ -27,7 +27,7 @@ class PointActorCritic:
 
     channels: int = 32
     layers: int = 2
-    tasks: ClassVar[tuple[str, ...]] = ("point_prompt",)
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
 
     def __post_init__(self) -> None:
         if self.channels < 8 or self.channels % 8 or self.layers < 0:
@@ -76,12 +76,21 @@ class GridTrunk(nn.Module):
         self.features = channels * side**2 + (side**2 if "clicked" in observation_space.spaces else 0)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, channels · g²), patch features of maps (B, C_k, g, g); then ``clicked`` (B, g²) as it is."""
-        maps = torch.cat([observations[name] for name in sorted(observations)], dim=1)
+        """Return (B, channels · g²), patch features of maps (B, C_k, g, g); then ``clicked`` (B, g²) as it is.
+
+        What is no map, as the feature (B, D) of a need, is the same on every patch.
+        """
+        side = self.position.shape[-1]
+        maps = torch.cat([_spread(observations[name], side) for name in sorted(observations)], dim=1)
         features = self.blocks(self.stem(maps) + self.position).flatten(1)
         return (
             torch.cat([features, observations["clicked"].flatten(1)], dim=1) if "clicked" in observations else features
         )
+
+
+def _spread(values: Tensor, side: int) -> Tensor:
+    """Return (B, C, g, g): maps as they are, features (B, C) on every patch."""
+    return values if values.ndim == 4 else values[:, :, None, None].expand(-1, -1, side, side)
 
 
 class GridActor(nn.Module):

@@ -22,9 +22,9 @@ from typing import Any
 from ..errors import UserError
 from ..registry import Registry
 from .answers import Answer, format_answer, parse, without_reasoning
-from .terms import IASM, Correctness, DeltaIoU, ForegroundHit, Format, IoU, MaskTerm, SMeasure, Term
-from .transition import Click, Transition
-from .weighted import Reward, WeightedSum, saliency_r1, saliency_strict
+from .terms import IASM, SASOR, Correctness, DeltaIoU, ForegroundHit, Format, IoU, MaskTerm, OneMinusMAE, SMeasure, Term
+from .transition import Click, Ranked, Transition, Unscored
+from .weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
 
 _registry = Registry("reward")
 register, names = _registry.register, _registry.names
@@ -66,12 +66,16 @@ register("correctness", Correctness)  # by task: S-measure, or the strict IASM
 register("format", Format)
 register("foreground_hit", ForegroundHit)  # of point prompts: AlignSAM's
 register("delta_iou", DeltaIoU)  # of point prompts: what a click added
+register("one_minus_mae", OneMinusMAE)  # of the unions; results have mae, the error itself
+register("sa_sor", SASOR)  # of ranking: at the last step
+register("ranking", ranking)  # S-measure of each step, and SA-SOR at the last: the default of ranking
 register("weighted", weighted)
 register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
 
 __all__ = [
     "IASM",
+    "SASOR",
     "Answer",
     "Click",
     "Correctness",
@@ -80,15 +84,19 @@ __all__ = [
     "Format",
     "IoU",
     "MaskTerm",
+    "OneMinusMAE",
+    "Ranked",
     "Reward",
     "SMeasure",
     "Term",
     "Transition",
+    "Unscored",
     "WeightedSum",
     "format_answer",
     "make",
     "names",
     "parse",
+    "ranking",
     "register",
     "saliency_r1",
     "saliency_strict",

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import UserError
-from ..metrics import iasm, iou, s_measure
-from .transition import Click, Transition
+from ..metrics import iasm, iou, mae, s_measure, sa_sor
+from .transition import Click, Transition, Unscored
 
 
 class Term(ABC):
@@ -42,7 +42,7 @@ class Term(ABC):
 
 
 class MaskTerm(Term):
-    """A measure of the predicted masks: the mean over the sample's images, or 0 for a malformed answer."""
+    """A measure of the predicted masks: the mean over the sample's images; 0 for what is malformed or `Unscored`."""
 
     def __call__(self, transition: Transition) -> float:
         """Return the mean of `score` over the images.
@@ -52,13 +52,14 @@ class MaskTerm(Term):
         """
         # Checked before the answer, so that a broken sample is reported whatever the policy says.
         pairs = list(scored_masks(transition))
-        if transition.answer is not None and not transition.answer.tagged:
+        malformed = transition.answer is not None and not transition.answer.tagged
+        if malformed or isinstance(transition.action, Unscored):
             return 0.0
         return float(np.mean([self.score(*pair, transition) for pair in pairs]))
 
     @abstractmethod
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return the score of one image: bool (m, H, W) predictions and bool (n, H, W) targets, without void."""
+        """Return the score of one image: (m, H, W) predictions, bool or soft, and bool (n, H, W) targets, no void."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class SMeasure(MaskTerm):
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Return the S-measure of the unions of one image."""
-        return float(s_measure(predictions.any(axis=0), targets.any(axis=0)))
+        return float(s_measure(union(predictions), targets.any(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,21 @@ class IoU(MaskTerm):
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Return the IoU of the unions of one image."""
-        return float(iou(predictions.any(axis=0), targets.any(axis=0), empty=1.0))
+        return float(iou(union(predictions), targets.any(axis=0), empty=1.0))
+
+
+@dataclass(frozen=True)
+class OneMinusMAE(MaskTerm):
+    """1 minus the mean absolute error of the union of the predicted masks against the union of the truth.
+
+    Range [0, 1], larger is better; results have ``mae`` itself. A blank prediction of a small object is close to 1.
+    """
+
+    name = "one_minus_mae"
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Return it for the unions of one image."""
+        return float(1 - mae(union(predictions), targets.any(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,11 @@ class Format(Term):
         return 0.5 * transition.answer.structured + 0.5 * transition.answer.tagged
 
 
+def union(masks: np.ndarray) -> np.ndarray:
+    """Return the union (H, W) of masks (m, H, W): of soft ones the largest value; of none nothing."""
+    return np.logical_or.reduce(masks, axis=0) if masks.dtype == bool else np.max(masks, axis=0, initial=0)
+
+
 def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the predictions (m, H, W) and the targets (n, H, W) of each image, with void made background.
 
@@ -179,7 +199,7 @@ def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the masks (n, H, W) with void pixels made background, less the rows that this empties."""
-    kept = masks & ~void
+    kept = masks & ~void if masks.dtype == bool else masks * ~void
     return kept[kept.any(axis=(1, 2)) | ~masks.any(axis=(1, 2))]
 
 
@@ -215,3 +235,27 @@ class DeltaIoU(Term):
         if transition.previous_masks is None:
             return after
         return after - IoU()(replace(transition, masks=transition.previous_masks, previous_masks=None))
+
+
+@dataclass(frozen=True)
+class SASOR(Term):
+    """SA-SOR of what an episode of ranking detected, at its last step; 0 before, and with fewer than two objects.
+
+    Range [-1, 1].
+    """
+
+    name = "sa_sor"
+    range = (-1.0, 1.0)
+
+    def __call__(self, transition: Transition) -> float:
+        """Return the correlation.
+
+        Raises:
+            UserError: If the transition is not of ranking.
+        """
+        if transition.task != "ranking":
+            raise UserError(f"sa_sor scores a ranking: sample '{transition.sample.key}' is one of {transition.task}")
+        episode = transition.ranked
+        if episode is None or len(episode.targets) < 2:
+            return 0.0
+        return sa_sor(episode.masks, -np.arange(len(episode.masks)), episode.targets, episode.ranks)

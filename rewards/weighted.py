@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UserError
-from .terms import Correctness, Format, Term
+from .terms import SASOR, Correctness, Format, SMeasure, Term
 from .transition import Transition
 
 
@@ -87,6 +87,20 @@ def saliency_r1(format_weight: float = 0.5, threshold: float = 0.1, published: b
 def saliency_strict(format_weight: float = 0.5, threshold: float = 0.1) -> WeightedSum:
     """Return ``saliency_r1`` with the strict IASM, which cannot be gained by saying more: the training default."""
     return saliency_r1(format_weight, threshold, published=False)
+
+
+def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:
+    """Return the S-measure of each step of ranking, plus SA-SOR at the last one.
+
+    Args:
+        sa_sor_weight: What SA-SOR counts, at least 0; a step's S-measure counts 1.
+
+    Raises:
+        UserError: If the weight is negative.
+    """
+    if not sa_sor_weight >= 0:
+        raise UserError(f"sa_sor_weight={sa_sor_weight}: expected a number, at least 0")
+    return WeightedSum([SMeasure(), SASOR()], [1.0, sa_sor_weight])
 
 
 def _evaluate(term: Term, transitions: Sequence[Transition]) -> np.ndarray:

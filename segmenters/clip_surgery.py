@@ -185,6 +185,16 @@ class ClipSurgery(HubNetwork):
             maps.append(to_maps(similarity, size).cpu().numpy())
         return np.concatenate(maps)
 
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return float32 (n, C) of unit length: what CLIP compares with images, the mean over the templates.
+
+        Raises:
+            TypeError: If the texts are one string.
+            UserError: If a text is empty.
+        """
+        return self._text_features(_words(texts)).clone()
+
     def _image_features(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return float32 (B, 1 + N, C) of unit length."""
         tokens = surgered_tokens(self.network.vision_model, self.pixels(images), self.surgered_blocks)

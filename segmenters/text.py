@@ -59,8 +59,10 @@ def tokenize(
         phrases: P strings; the empty string is legal.
         max_tokens: Longer phrases, which only a model gone astray writes, are cut here; ``</s>`` stays.
     """
+    # A lone surrogate, which JSON may hold, is none of the characters that a tokenizer can read.
+    readable = [phrase.encode("utf-8", "replace").decode() for phrase in phrases]
     batch = tokenizer(
-        list(phrases), padding=True, padding_side="right", truncation=True, max_length=max_tokens, return_tensors="pt"
+        readable, padding=True, padding_side="right", truncation=True, max_length=max_tokens, return_tensors="pt"
     )
     return batch["input_ids"], batch["attention_mask"] == 0
 

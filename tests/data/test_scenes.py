@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +32,29 @@ def test_samples_have_the_promised_form(task: str) -> None:
             assert image.shape == (128, 128, 3) and image.dtype == np.uint8
             assert masks.shape[1:] == (128, 128) and masks.dtype == bool
         assert any(masks.any() for masks in sample.masks)
+
+
+GOLDEN = {  # of what was made before needs were fine-grained: results depend on these samples
+    "sod": "371fa4535eaba001",
+    "sis": "f4039906fecfd529",
+    "cosod": "6e36f255d6049a11",
+    "need": "ce3ae7294f846fd3",
+    "semantic": "cefaca0bbbe9699f",
+    "blur": "01560f4540fefe39",
+    "shadow": "eed202cf6948c840",
+    "glass": "31d08d914c109ca4",
+}
+
+
+@pytest.mark.parametrize("task", GOLDEN)
+def test_words_and_areas_are_those_of_the_first_version(task: str) -> None:
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        for sample in map(Scenes(task, split).__getitem__, (0, 7, 101)):
+            areas = [masks.sum(axis=(1, 2)).tolist() for masks in sample.masks]
+            words = [sample.key, sample.need, sample.category, sample.rationale, sample.phrases, areas]
+            digest.update(json.dumps(words).encode())
+    assert digest.hexdigest()[:16] == GOLDEN[task]
 
 
 def test_splits_never_overlap() -> None:
@@ -122,6 +147,44 @@ def test_an_absent_need_means_the_closest_thing() -> None:
             assert len(meant) == 1
             return
     pytest.fail("no need of an absent shape in 400 samples")
+
+
+def test_a_fine_grained_need_cannot_be_met_by_category() -> None:
+    data, differing = Scenes("need_fine", size=150), set()
+    for index in range(150):
+        sample, scene = data[index], data.scene(index)
+        np.testing.assert_array_equal(sample.images[0], scene.image)
+        meant = [item for item, row in zip(scene.objects, scene.masks, strict=True) if (sample.masks[0][0] & row).any()]
+        (wanted,) = meant
+        named = ("texture", "colour", "shape") if sample.need.endswith(wanted.shape) else ("texture", "colour")
+        assert sample.need == f"find {wanted.describe(named)}" and sample.category == wanted.shape
+        assert set(sample.need.split()) <= {"find", *vocabulary()}
+        assert sum(item.matches(wanted, named) for item in scene.objects) == 1
+        rivals = [
+            {name for name in named if getattr(item, name) != getattr(wanted, name)}
+            for item in scene.objects
+            if item.shape == wanted.shape and item is not wanted
+        ]
+        assert any(len(rival) == 1 for rival in rivals)
+        differing |= {*((*named, next(iter(rival))) for rival in rivals if len(rival) == 1)}
+    assert len(differing) == 4  # texture or colour decides, with the shape said or not
+
+
+def test_ranks_say_who_comes_first_and_a_need_may_change_that() -> None:
+    moved = 0
+    for index in range(30):
+        plain, asked = Scenes("ranking")[index], Scenes("ranking_need")[index]
+        for sample in (plain, asked):
+            (masks,), (ranks,), (phrases,) = sample.masks, sample.ranks, sample.phrases
+            assert len(masks) == len(ranks) == len(phrases) and masks.any(axis=(1, 2)).all()
+            assert len(set(ranks.tolist())) == len(ranks) and (ranks > 0).all()
+            assert sample.need == f"find {phrases[ranks.argmax()]}"
+        np.testing.assert_array_equal(plain.masks[0], asked.masks[0])
+        first = asked.ranks[0].argmax()
+        np.testing.assert_array_equal(np.delete(plain.ranks[0], first), np.delete(asked.ranks[0], first))
+        moved += plain.ranks[0].argmax() != first
+    assert 5 < moved < 25
+    assert Scenes("ranking").task == "sis" and Scenes("need_fine").task == "sod"
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, saliency, sis, sod",
-        "cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks, gspo, oracle, ppo, random, rloo, sft, spo",
+        "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
+        "cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks, gspo, oracle, ppo, random, referring, rloo, sft, spo",
         "resume=DIR",
         "samples: 256",
     ):
@@ -116,7 +116,7 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, saliency, sis, sod"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
         (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, dapo, dr_grpo, grpo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),

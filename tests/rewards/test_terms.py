@@ -10,21 +10,27 @@ import pytest
 
 from maskgym.data import Sample
 from maskgym.errors import UserError
+from maskgym.metrics import s_measure
 from maskgym.rewards import (
     IASM,
+    SASOR,
     Click,
     Correctness,
     DeltaIoU,
     ForegroundHit,
     Format,
     IoU,
+    OneMinusMAE,
+    Ranked,
     SMeasure,
     Term,
     Transition,
+    Unscored,
+    make,
     parse,
 )
 
-TERMS = [SMeasure(), IoU(), IASM(), IASM(published=True), Correctness(), Correctness(published=True)]
+TERMS = [SMeasure(), IoU(), IASM(), IASM(published=True), Correctness(), Correctness(published=True), OneMinusMAE()]
 MALFORMED = "<think>a</think><answer>a thing</answer>"
 WELL_FORMED = "<think>a</think><answer><ins>a thing</ins></answer>"
 
@@ -71,6 +77,8 @@ SALTIRE = np.eye(8, dtype=bool) | np.eye(8, dtype=bool)[::-1]  # a quarter of it
         (IoU(), [[HALF, BOTTOM]], [[TOP]], 0.25),
         (IoU(), [[HALF], [TOP]], [[TOP], [TOP]], 0.75),
         (IoU(), [[BLANK], [HALF], []], [[], [], [TOP]], 1 / 3),
+        (OneMinusMAE(), [[HALF, BOTTOM]], [[TOP]], 1 - 6 / 16),
+        (OneMinusMAE(), [[]], [[TOP]], 0.75),
         (IASM(), [[BOTTOM, TOP]], [[TOP, BOTTOM]], 1.0),
         (IASM(), [[TOP]], [[TOP, BOTTOM]], 0.5),
         (IASM(), [[TOP, BOTTOM, BLANK, HALF]], [[TOP, BOTTOM]], 0.5),
@@ -174,7 +182,16 @@ def test_terms_survive_pickling(term: Term) -> None:
 
 def test_names() -> None:
     names = [term.name for term in (*TERMS, Format())]
-    assert names == ["s_measure", "iou", "iasm", "iasm_published", "correctness", "correctness", "format"]
+    assert names == [
+        "s_measure",
+        "iou",
+        "iasm",
+        "iasm_published",
+        "correctness",
+        "correctness",
+        "one_minus_mae",
+        "format",
+    ]
 
 
 def test_input_is_left_alone() -> None:
@@ -239,3 +256,59 @@ def test_a_text_is_no_click():
 )
 def test_what_a_click_added(before, after, expected):
     assert DeltaIoU()(click(0, 0, before=before, after=after)) == pytest.approx(expected)
+
+
+def soft(values: np.ndarray, truth: np.ndarray, void: np.ndarray | None = None) -> Transition:
+    """Return what a map float (H, W) led to."""
+    step = transition([[truth]], [[truth]], None if void is None else [void])
+    return replace(step, masks=(values[None].astype(np.float32),))
+
+
+def test_soft_maps_are_scored_as_they_are_where_the_measure_is_defined_on_them():
+    values = np.where(TOP, 0.75, 0.25)
+    assert OneMinusMAE()(soft(values, TOP)) == pytest.approx(0.75)
+    assert SMeasure()(soft(values, TOP)) == pytest.approx(s_measure(values, TOP)) != SMeasure()(soft(1.0 * TOP, TOP))
+    assert IoU()(soft(values, TOP)) == 1 and IASM()(soft(values, TOP)) == pytest.approx(1)
+    assert IoU()(soft(values - 0.25, TOP)) == 0  # 0.5 is not above 0.5
+    for term in TERMS:
+        assert term(soft(1.0 * HALF, TOP)) == pytest.approx(term(transition([[HALF]], [[TOP]])))
+
+
+def test_void_is_background_of_a_soft_map_too():
+    values = np.where(TOP, 1.0, 0.4)
+    assert OneMinusMAE()(soft(values, TOP, ~TOP & ~BOTTOM)) == pytest.approx(1 - 0.4 * 4 / 16)
+    assert SMeasure()(soft(np.where(TOP, 1, 0.4), TOP, ~TOP)) == pytest.approx(1)
+    assert IASM()(soft(np.where(BOTTOM, 1.0, 0), TOP | BOTTOM, BOTTOM)) == 0  # nothing is left of the prediction
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_what_is_unscored_earns_nothing(term):
+    step = transition([[TOP]], [[TOP]])
+    assert term(step) == 1 and term(replace(step, action=Unscored())) == 0
+
+
+def ranked(order: tuple[int, ...]) -> Transition:
+    """Return the end of an episode that detected these of three objects, in this order."""
+    targets = np.stack([TOP, BOTTOM, mask("....", "####", "....", "....")])
+    step = replace(transition([[TOP]], [[TOP]]), task="ranking")
+    return replace(step, ranked=Ranked(targets[list(order)], targets, np.array([30.0, 20.0, 10.0])))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [((0, 1, 2), 1), ((2, 1, 0), -1), ((0,), 3**0.5 / 2), ((), 0), ((1, 0, 2), 0.5)]
+)
+def test_the_order_of_detection_is_scored_at_the_end(order, expected):
+    assert SASOR()(ranked(order)) == pytest.approx(expected)
+    totals, terms = make("ranking", sa_sor_weight=0.5)([ranked(order), replace(ranked(order), ranked=None)])
+    assert totals == pytest.approx([1 + 0.5 * expected, 1]) and list(terms) == ["s_measure", "sa_sor"]
+
+
+def test_a_ranking_of_one_object_and_what_is_no_ranking():
+    step = ranked((0,))
+    alone = Ranked(step.ranked.masks, step.ranked.targets[:1], step.ranked.ranks[:1])
+    assert SASOR()(replace(step, ranked=alone)) == 0
+    with pytest.raises(UserError, match="sa_sor scores a ranking: sample 'a-key' is one of sis"):
+        SASOR()(transition([[TOP]], [[TOP]]))
+    with pytest.raises(UserError, match="sa_sor_weight=-1: expected a number, at least 0"):
+        make("ranking", sa_sor_weight=-1)
+    assert make("ranking", sa_sor_weight=0.5).range == (-0.5, 1.5)

@@ -125,11 +125,11 @@ def test_preset_arguments(preset: object) -> None:
             preset(format_weight=weight)
 
 
-OF_CLICKS = ("foreground_hit", "delta_iou")  # see test_terms.py
+OF_STEPS = ("foreground_hit", "delta_iou", "sa_sor", "ranking")  # see test_terms.py
 ALL = [
     (name, {"terms": {"iou": 1.0}} if name == "weighted" else {})
     for name in maskgym.rewards.names()
-    if name not in OF_CLICKS
+    if name not in OF_STEPS
 ]
 
 

@@ -1,0 +1,106 @@
+"""User needs: the agent is shown an image and what a user looks for in it, and answers with a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from ..data import Dataset
+from ..metrics import iou
+from ..rewards import Reward, Transition
+from .base import ScalarEnv
+from .mask_action import MaskVectorEnv
+
+
+class UserNeedVectorEnv(MaskVectorEnv):
+    """Sub-environments in which a need decides what is salient.
+
+    Description:
+        Each episode shows one image and a need, such as "find a striped red star". The agent answers once, with a mask
+        of what the need means: what fits it, or where nothing does, the closest thing to it. There is no segmenter: the
+        mask is the action.
+
+    Observation Space:
+        ``Dict(image, need)``.
+        image: uint8 (S, S, 3), letterboxed with zeros right and below, S = image_size.
+        need: what the user looks for, as text; empty where a sample has none, which asks for what is salient. Of
+        longer texts the first 65,536 characters.
+
+    Action Space:
+        ``Box(0, 1, (S, S), float32)``: how probable it is that each pixel of the observed square belongs to the target.
+        The letterbox's padding is cut, the rest resized bilinearly to the sample's own size and scored there as a soft
+        map; IoU at > 0.5. A map of another shape or with values outside [0, 1] is refused.
+
+    Reward:
+        That of ``reward`` (see `maskgym.rewards`); the default is the S-measure of the soft map, in [0, 1].
+
+    Starting State:
+        A sample drawn uniformly, or the one that ``options={"index": i}`` names (an int, or one for each).
+
+    Episode End:
+        Termination: after the one step. Truncation: never.
+
+    Info:
+        reset: ``sample_key``, ``index``; on the training split also ``target`` (the true masks, a tuple of one bool
+        (n, H, W)) and ``rationale`` (None), for supervised parts.
+        step: ``sample_key``, ``index``, ``reward_terms`` (dict), ``iou``, ``masks`` (a tuple of one bool (1, H, W), the
+        map above 0.5) and ``soft`` (a tuple of one float32 (1, H, W), the map itself).
+
+    Arguments:
+        num_envs: Number of sub-environments.
+        dataset: A name in `maskgym.data`, or a data set whose samples have one image.
+        split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
+        task: Of a data set that is given by name: ``need``, ``need_fine``, or ``sod`` for needs that are empty.
+        reward: A name in `maskgym.rewards`, or a reward.
+        image_size: Side of the observed square in pixels (the paper: 352).
+        need: Whether the need is shown. If not, its text is empty: with a data set of salient objects, plain
+            salient-object detection.
+        render_mode: ``rgb_array``, ``human`` or None.
+        autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
+
+    Raises:
+        UserError: If an argument cannot be used.
+
+    Version History:
+        v0: first.
+
+    References:
+        UserSOD: user salient object detection, Section 3 and Figure 1.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        dataset: str | Dataset = "scenes",
+        split: str | None = None,
+        task: str = "need",
+        reward: str | Reward = "s_measure",
+        image_size: int = 128,
+        need: bool = True,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    ) -> None:
+        super().__init__(num_envs, dataset, split, task, reward, image_size, need, render_mode, autoreset_mode)
+
+    def _take(self, i: int, soft: np.ndarray) -> tuple[Transition, bool, bool]:
+        return Transition("sod", self._shown(i), soft, (soft[None],)), True, False
+
+    def _step_info(self, i: int, transition: Transition, soft: np.ndarray) -> dict[str, Any]:
+        sample = transition.sample
+        kept = True if sample.void is None else ~sample.void[0]
+        return super()._step_info(i, transition, soft) | {"iou": iou((soft > 0.5) & kept, sample.union() & kept)}
+
+
+class UserNeedEnv(ScalarEnv):
+    """One episode at a time: `UserNeedVectorEnv` of one, whose arguments, spaces and infos it has.
+
+    Example:
+        >>> env = gym.make("maskgym/UserNeed-v0")  # doctest: +SKIP
+        >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
+        >>> env.step(info["target"][0].any(axis=0).astype("float32"))[1]  # doctest: +SKIP
+        1.0
+    """
+
+    vector_class = UserNeedVectorEnv

@@ -1,0 +1,261 @@
+"""Measures of saliency ranking: SOR, SA-SOR and the error of grey rank maps, of one photo and of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .masks import as_maps, as_mask
+
+GREYS = (255, 229, 204, 178, 153)  # of the five most salient objects, as the maps of ASSR are written
+LEVELS = ("mode", "mean")
+Numbers: TypeAlias = Sequence[float] | np.ndarray
+
+
+def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
+    """Paint objects in the grey of their rank.
+
+    Args:
+        masks: (n, H, W), NumPy array or torch tensor, bool (or values in [0, 1], above 0.5 is foreground).
+        scores: One a mask, larger is more salient.
+        top: Most objects painted, the most salient ones, at most five.
+
+    Returns:
+        float64 (H, W) in [0, 1]: `GREYS` / 255 on the objects, 0 elsewhere.
+
+    Raises:
+        ValueError: If a value is NaN or outside [0, 1], there is not one score a mask, or a score is not finite.
+
+    Convention:
+        Where objects overlap, the more salient one is seen. Of equal scores the mask that is given first is the more
+        salient one. There are five greys (TOP-5): what ranks lower is not painted.
+
+    References:
+        Siris et al., Inferring attention shift ranks of objects for image saliency, CVPR 2020 (their rank maps).
+    """
+    rows, values = _checked("masks", masks, scores)
+    painted = np.zeros(rows.shape[1:])
+    best = np.argsort(-values, kind="stable")[:top]
+    for grey, row in list(zip(GREYS, best, strict=False))[::-1]:
+        painted[rows[row]] = grey / 255
+    return painted
+
+
+def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> float:
+    """Return Spearman's correlation of the true and the predicted ranks of the objects of one photo.
+
+    Args:
+        prediction: (H, W), the grey rank map, NumPy array or torch tensor in [0, 1]; brighter is more salient.
+        targets: (n, H, W), the true objects, bool (or values in [0, 1], above 0.5 is foreground).
+        ranks: One a target, larger is more salient; what is not salient has 0.
+        level: What is read off the map inside an object: ``mode`` (CVPR 2020) or ``mean`` (IJCV 2023).
+
+    Returns:
+        Float in [-1, 1], larger is better; NaN where the photo is not used. Over a set the measure is (m + 1) / 2 with
+        the mean m over the photos used: `RankingScores`, which says how many those are.
+
+    Raises:
+        ValueError: If the shapes differ, a value is NaN or outside [0, 1], there is not one finite rank a target, or
+            ``level`` is neither word.
+
+    Convention:
+        The map is read as 8-bit grey, round(255 p). ``mode``: the most frequent grey (of equally frequent ones the
+        darkest) among the pixels of the object that are not 0, if these are more than half of the object, else 0.
+        ``mean``: the mean over all pixels of the object. Objects with 0 there, or of rank 0, are left out; equal values
+        share their mean rank. ``mode``: one object left counts 1, none: not used. ``mean``: fewer than two: not used.
+        Not used either, as in both references, where all that is left has one grey or one rank. Since missed objects
+        are left out, **a map that shows one object alone scores 1** with ``mode``: read it beside SA-SOR.
+
+    References:
+        Siris et al., CVPR 2020, and its extension in IJCV 2023. SirisAvishek/Attention_Shift_Ranks,
+        evaluation/evaluate.py and IJCV_Extension/evaluate_MAE_SOR.py.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
+    maps = as_maps(prediction, "prediction")
+    rows, truth = _checked("targets", targets, ranks)
+    if maps.shape != rows.shape[1:]:
+        raise ValueError(f"prediction and targets differ in size: {maps.shape} and {rows.shape[1:]}")
+    greys = np.rint(255 * maps.astype(np.float64)).astype(np.int64)
+    read = _mode if level == "mode" else _mean
+    values = np.array([read(greys[row]) for row in rows])
+    used = (values > 0) & (truth > 0)
+    if level == "mode" and used.sum() == 1:
+        return 1.0
+    return _pearson(_mean_ranks(truth[used]), _mean_ranks(values[used]))
+
+
+def sa_sor(predictions: Any, scores: Numbers, targets: Any, ranks: Numbers, threshold: float = 0.5) -> float:
+    """Return the segmentation-aware correlation of the true and the predicted ranks of the objects of one photo.
+
+    Args:
+        predictions: (m, H, W), the detected objects, NumPy array or torch tensor, bool (or values in [0, 1], above 0.5
+            is foreground); m may be 0.
+        scores: One a prediction, larger is more salient.
+        targets: (n, H, W), the true objects, likewise.
+        ranks: One a target, larger is more salient.
+        threshold: Smallest IoU of a match.
+
+    Returns:
+        Float in [-1, 1], larger is better; NaN where there are fewer than two targets: the photo is not used.
+
+    Raises:
+        ValueError: If the sizes differ, a value is NaN or outside [0, 1], or there is not one finite number a mask.
+
+    Convention:
+        Each target takes the prediction of largest IoU, if that is at least the threshold; of targets that take the
+        same one, the one of larger IoU keeps it and the others have none. Predictions that are taken have ranks 1 to k
+        in ascending order of their scores, targets without one have 0, and the value is Pearson's correlation with the
+        targets' ranks 1 to n (equal numbers share the smallest rank). Ranks that do not vary, which is what no match at
+        all comes to, score 0. The range is not rescaled. Spurious predictions change nothing; the reference counts them
+        when it numbers the others, where there are more predictions than targets.
+
+    References:
+        Liu et al., Instance-level relative saliency ranking with graph reasoning, TPAMI 2021.
+        dragonlee258079/Saliency-Ranking, folder metric.
+
+    Example:
+        >>> objects = np.eye(3, dtype=bool)[:, :, None].repeat(3, axis=2)  # three rows
+        >>> sa_sor(objects, [3, 2, 1], objects, [9, 5, 4])
+        1.0
+        >>> round(sa_sor(objects[:1], [1], objects, [9, 5, 4]), 3)
+        0.866
+    """
+    guesses, values = _checked("predictions", predictions, scores)
+    truths, wanted = _checked("targets", targets, ranks)
+    if guesses.shape[1:] != truths.shape[1:]:
+        raise ValueError(f"predictions and targets differ in size: {guesses.shape[1:]} and {truths.shape[1:]}")
+    if len(truths) < 2:
+        return float("nan")
+    found = np.zeros(len(truths))
+    matches = match_best(guesses, truths, threshold)
+    matched = np.flatnonzero(matches >= 0)
+    found[matched] = _least_ranks(values[matches[matched]])
+    correlation = _pearson(_least_ranks(wanted), found)
+    return 0.0 if np.isnan(correlation) else correlation
+
+
+def match_best(predictions: np.ndarray, targets: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Return int64 (n,): the prediction of each target by the rule of `sa_sor`, or -1.
+
+    Args:
+        predictions: bool (m, H, W).
+        targets: bool (n, H, W).
+        threshold: Smallest IoU of a match.
+    """
+    table = iou_table(predictions, targets)
+    if not len(predictions):
+        return np.full(len(targets), -1)
+    best = table.argmax(axis=0)
+    values = table.max(axis=0, initial=0)
+    best[values < threshold] = -1
+    for prediction in set(best[best >= 0].tolist()):
+        rivals = np.flatnonzero(best == prediction)
+        best[np.delete(rivals, values[rivals].argmax())] = -1
+    return best
+
+
+def iou_table(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return float64 (m, n): the IoU of each of bool (m, H, W) with each of bool (n, H, W); 0 where both are empty."""
+    pixels = targets.shape[1] * targets.shape[2]
+    first, second = (masks.reshape(len(masks), pixels).astype(np.float64) for masks in (predictions, targets))
+    both = first @ second.T
+    either = first.sum(axis=1)[:, None] + second.sum(axis=1) - both
+    return both / np.maximum(either, 1)
+
+
+class RankingScores:
+    """Measures of ranked detections over a data set, gathered photo by photo.
+
+    Example:
+        >>> scores, objects = RankingScores(), np.eye(3, dtype=bool)[:, :, None].repeat(3, axis=2)
+        >>> _ = scores.add(objects, [1, 2, 3], objects, [1, 2, 3])
+        >>> _ = scores.add(objects, [3, 2, 1], objects, [1, 2, 3])
+        >>> result = scores.result()
+        >>> [result[name] for name in ("sor", "sor_photos", "sa_sor")]
+        [0.5, 2, 0.0]
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {"sor": [], "sor_mean": [], "sa_sor": [], "mae": []}
+
+    def add(self, predictions: Any, scores: Numbers, targets: Any, ranks: Numbers) -> dict[str, float]:
+        """Add one photo and return its values: correlations not rescaled, NaN where it is not used.
+
+        Arguments and errors are those of `sa_sor`.
+        """
+        truth = np.asarray(ranks, dtype=np.float64)
+        salient = np.zeros_like(truth)  # SOR is of the objects that the true map shows
+        best = np.argsort(-truth, kind="stable")[: len(GREYS)]
+        salient[best] = _least_ranks(truth[best])
+        shown, true = rank_map(predictions, scores), rank_map(targets, truth)
+        found = {
+            "sor": sor(shown, targets, salient),
+            "sor_mean": sor(shown, targets, salient, level="mean"),
+            "sa_sor": sa_sor(predictions, scores, targets, truth),
+            "mae": float(np.abs(shown - true).mean()),
+        }
+        for name, value in found.items():
+            self._values[name].append(value)
+        return found
+
+    def result(self) -> dict[str, float]:
+        """Return the values over all photos so far.
+
+        Returns:
+            ``sor`` (mode) and ``sor_mean``, in [0, 1]; ``sa_sor``, in [-1, 1]; NaN where no photo was used; the photos
+            used by each, ``sor_photos``, ``sor_mean_photos`` and ``sa_sor_photos``; and ``mae``, of the grey maps.
+
+        Raises:
+            ValueError: If no photo was added.
+        """
+        if not self._values["mae"]:
+            raise ValueError("no photo was added: the scores of nothing are not defined")
+        found: dict[str, float] = {"mae": float(np.mean(self._values["mae"]))}
+        for name in ("sor", "sor_mean", "sa_sor"):
+            used = [value for value in self._values[name] if not np.isnan(value)]
+            mean = float(np.mean(used)) if used else float("nan")
+            found |= {name: mean if name == "sa_sor" else (mean + 1) / 2, f"{name}_photos": len(used)}
+        return found
+
+
+def _checked(name: str, masks: Any, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks as bool (n, H, W) and their numbers as float64 (n,)."""
+    rows = as_mask(as_maps(masks, name))
+    if rows.ndim != 3:
+        raise ValueError(f"{name}: expected shape (n, H, W), got {rows.shape}")
+    values = np.asarray(numbers, dtype=np.float64)
+    if values.shape != (len(rows),) or not np.isfinite(values).all():
+        raise ValueError(f"{name}: expected {len(rows)} finite numbers, one a mask, got {np.array2string(values)}")
+    return rows, values
+
+
+def _mode(greys: np.ndarray) -> float:
+    """Return the most frequent of the greys that are not 0, where these are more than half; else 0."""
+    seen = greys[greys > 0]
+    return float(np.bincount(seen).argmax()) if 2 * len(seen) > len(greys) else 0.0
+
+
+def _mean(greys: np.ndarray) -> float:
+    return float(greys.mean()) if len(greys) else 0.0
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks from 1, ascending; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[place]
+
+
+def _least_ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks from 1, ascending; equal values share the smallest of theirs."""
+    return np.searchsorted(np.sort(values), values) + 1.0
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Pearson's correlation; NaN where one of them does not vary."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    one, other = first - first.mean(), second - second.mean()
+    return float(np.clip(one @ other / np.sqrt((one @ one) * (other @ other)), -1, 1))
