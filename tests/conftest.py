@@ -133,8 +133,9 @@ class SmallBackbone(SaliencyBackbone):
     def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
         maps = self.decoder_attention(self.sides[2](features[2]), None if prompts is None else prompts[0])
         for n in (1, 0):
-            maps = F.interpolate(maps, scale_factor=2) + self.sides[n](features[n])
-        return F.interpolate(self.head(F.gelu(maps)), scale_factor=2, mode="bilinear")
+            # What is coarse decides, what is fine says where it ends.
+            maps = F.interpolate(maps, scale_factor=2) * self.sides[n](features[n]).sigmoid()
+        return F.interpolate(self.head(maps), scale_factor=2, mode="bilinear")
 
 
 class HashEncoder(NeedEncoder):

@@ -73,7 +73,9 @@ def test_what_is_frozen_stays_as_it_is(kind, backbone, need_encoder):
     for module, state in zip((backbone, need_encoder), before, strict=True):  # statistics of batch norm included
         assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     changed = {name for name, value in policy.trained_state().items() if not torch.equal(value, trained[name])}
-    assert changed == set(trained) and not any(name.startswith(("backbone", "encoder")) for name in trained)
+    assert not any(name.startswith(("backbone", "encoder")) for name in trained)
+    # No prompt comes before the finest scale of this backbone: there F is IF, and a cosine of 1 has no slope.
+    assert {name for name in trained if not name.startswith("adders.0.siamese")} <= changed
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
