@@ -9,7 +9,8 @@ most probable draw is thus the detector's own map, which is what the policy answ
 Cells are to a mask what tokens are to an answer: each has its ratio of new to old probability, clipped, and the mask's
 advantage, and the loss is the mean over cells. Cells in the black that a letterbox adds take no part. GRPO compares
 masks for one image and need; CGPO draws one and compares what came of it, brought to [0, 1] by the reward's range, with
-the mean probability of its cells (Saliency-R1, Eq. 10 and 13). Both share their formulas with clicks.
+the mean probability of its cells (Saliency-R1, Eq. 10 and 13). Both share their formulas with clicks. Of an episode of
+several masks, as in ranking, the first is learned.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class MaskAgent:
         self.optimizer = torch.optim.Adam(policy.trainable_parameters(), lr=learning_rate)
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
-        """Return the maps, float32 (B, S, S) in [0, 1]; where a policy is no chance, greedy or not."""
+        """Return the maps, float32 (B, S, S) in [0, 1]: the same, greedy or not, for a detector draws nothing."""
         return torch.cat([logits.sigmoid() for _, logits in self.logits(observations)])[:, 0].cpu().numpy()
 
     @torch.no_grad()
@@ -127,6 +127,6 @@ def to_targets(masks: Sequence[np.ndarray], side: int, device: torch.device) -> 
 
 def content(image: np.ndarray) -> tuple[int, int]:
     """Return height and width of what a letterboxed image uint8 (S, S, 3) shows: not the black right and below."""
-    seen = image.any(axis=2)
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    seen = np.asarray(image).max(axis=2) > 0
+    rows, columns = np.flatnonzero(seen.max(axis=1)), np.flatnonzero(seen.max(axis=0))
     return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else image.shape[:2]

@@ -2,7 +2,8 @@
 
 Images and needs are what the environment shows, truths what it tells in training. Samples come in epochs, each in an
 order of its own; the rate of Adam falls by ten at epoch 60, as in the paper. Nothing is flipped or coloured anew, as
-trainings of detectors do: needs name places ("on the left"), and colours.
+trainings of detectors do: needs name places ("on the left"), and colours. Where objects are ranked, the target is the
+most salient one: what the first detection is to find. Those after it, with something erased, are not trained.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ class UserSalAgent(MaskAgent):
             observations, infos = env.reset(options={"index": filled})
             images += [observations["image"][i].copy() for i in range(len(chunk))]
             needs += [str(need) for need in observations["need"][: len(chunk)]]
-            masks += [target[0] for target in infos["target"][: len(chunk)]]
+            ranks = infos["ranks"] if "ranks" in infos else [None] * len(chunk)
+            masks += [
+                first(target, ranked) for target, ranked in zip(infos["target"][: len(chunk)], ranks, strict=False)
+            ]
         device = self.policy.device
         return to_pixels(images, device), needs, to_targets(masks, self.side, device)
 
@@ -105,6 +109,11 @@ class UserSalAgent(MaskAgent):
             loss.backward()
             self.optimizer.step()
         return {**{f"train/{name}": value for name, value in terms.items()}, "train/learning_rate": rate}
+
+
+def first(target: Sequence[np.ndarray], ranks: Sequence[np.ndarray] | None) -> np.ndarray:
+    """Return bool (n, H, W): all that was asked for; of objects that are ranked, the most salient one alone."""
+    return target[0] if ranks is None else target[0][[int(np.argmax(ranks[0]))]]
 
 
 class UserSalPlusAgent(UserSalAgent):
@@ -123,5 +132,6 @@ def batch_of(number: int, size: int, samples: int, seed: int) -> np.ndarray:
         seed: Of the permutations.
     """
     positions = np.arange(number * size, (number + 1) * size)
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(samples) for epoch in set(positions // samples)}
+    epochs = sorted({int(position) // samples for position in positions})
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs}
     return np.array([orders[position // samples][position % samples] for position in positions])

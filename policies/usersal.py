@@ -239,16 +239,13 @@ class UserSalPlus(UserSal):
             if not value > 0:
                 raise UserError(f"policy.{name}={value}: expected more than 0")
         super().__init__(backbone, encoder, tokens, hidden, bypass)
-        sizes = {"siamese": siamese, "width": width, "heads": heads, "window": window, "most_keys": most_keys}
+        own: dict[str, Any] = {"similarity": similarity, "adder": adder, "siamese": siamese, "width": width}
+        own |= {"heads": heads, "window": window, "most_keys": most_keys}
         dims = backbone.feature_dims
         self.scales = list(range(len(dims))) if multi_scale else [len(dims) - 1]
-        switches = {"similarity": similarity, "adder": adder}
-        self.adders = nn.ModuleDict(
-            {str(n): AppearanceSimilarityAdder(dims[n], **switches, **sizes) for n in self.scales}
-            if similarity or adder
-            else {}
-        )
-        self.settings |= {**switches, **sizes, "multi_scale": multi_scale}
+        adapted = self.scales if similarity or adder else []
+        self.adders = nn.ModuleDict({str(n): AppearanceSimilarityAdder(dims[n], **own) for n in adapted})
+        self.settings |= {**own, "multi_scale": multi_scale}
         self.kl_axis, self.kl_temperature = kl_axis, kl_temperature
         self.appearance_weight = appearance_weight if appearance_loss else 0.0
 

@@ -302,10 +302,13 @@ COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
 class Squares:
-    """Images of a red and a blue square, of which one is asked for in words: a data set with a known answer."""
+    """Images of a red and a blue square, of which one is asked for in words: a data set with a known answer.
 
-    def __init__(self, split: str = "train", size: int = 16) -> None:
-        self.task, self.split, self.size = "need", split, size
+    Where they are ranked, both are there, and the one that is asked for comes first.
+    """
+
+    def __init__(self, split: str = "train", size: int = 16, ranked: bool = False) -> None:
+        self.task, self.split, self.size, self.ranked = "need", split, size, ranked
 
     def __len__(self) -> int:
         return self.size
@@ -319,15 +322,22 @@ class Squares:
             masks[colour][0, y : y + 12, x : x + 12] = True
             image[masks[colour][0]] = COLOURS[colour]
         wanted = list(COLOURS)[index % 2]
-        return Sample(f"squares{index}", (image,), (masks[wanted],), need=f"find the {wanted} square")
+        need = f"find the {wanted} square"
+        if self.ranked:
+            ranks = np.array([2.0 if colour == wanted else 1.0 for colour in COLOURS])
+            both = np.concatenate([masks[colour] for colour in COLOURS])
+            return Sample(f"squares{index}", (image,), (both,), need=need, ranks=(ranks,))
+        return Sample(f"squares{index}", (image,), (masks[wanted],), need=need)
 
 
 class SquaresVectorEnv(SampleVectorEnv):
     """Shows an image and a need, is answered with a mask, and rewards its IoU."""
 
-    def __init__(self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None) -> None:
+    def __init__(
+        self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None, ranked: bool = False
+    ) -> None:
         reward = SimpleNamespace(range=(0.0, 1.0))
-        super().__init__(num_envs, Squares(split, size), reward, None, "Disabled")
+        super().__init__(num_envs, Squares(split, size, ranked), reward, None, "Disabled")
         self.single_observation_space = spaces.Dict(
             {"image": spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8), "need": FreeText(100)}
         )
@@ -341,7 +351,8 @@ class SquaresVectorEnv(SampleVectorEnv):
         samples, infos = [self._draw(i, wanted[i]) for i in rows], {}
         self.shown += self._indices.tolist()
         for i, sample in zip(rows, samples, strict=True):
-            infos = self._add_info(infos, self._start_info(i, sample), i)
+            ranks = {"ranks": sample.ranks} if sample.ranks else {}
+            infos = self._add_info(infos, self._start_info(i, sample) | ranks, i)
         needs = tuple(sample.need if self.need is None else self.need for sample in samples)
         return {"image": np.stack([sample.images[0] for sample in samples]), "need": needs}, infos
 

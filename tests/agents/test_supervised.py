@@ -66,6 +66,13 @@ def test_a_batch_holds_what_the_environment_shows(make_agent, squares_env):
         assert torch.equal(targets[row, 0], torch.from_numpy(sample.union()).float())
 
 
+def test_of_ranked_objects_the_first_is_the_target(make_agent, squares_env):
+    ranked, alone = squares_env(4, ranked=True), squares_env(4)
+    agent = make_agent(env=ranked)
+    indices = np.array([0, 1, 5])
+    assert torch.equal(agent.show(ranked, indices)[2], agent.show(alone, indices)[2])
+
+
 def test_targets_lie_where_the_letterboxed_image_does():
     mask = np.zeros((2, 20, 40), bool)
     mask[0, :10], mask[1, :, :20] = True, True
