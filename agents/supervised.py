@@ -131,7 +131,7 @@ def batch_of(number: int, size: int, samples: int, seed: int) -> np.ndarray:
         samples: Of the data set.
         seed: Of the permutations.
     """
-    positions = np.arange(number * size, (number + 1) * size)
-    epochs = sorted({int(position) // samples for position in positions})
+    positions = range(number * size, (number + 1) * size)
+    epochs = range(positions[0] // samples, positions[-1] // samples + 1)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs}
     return np.array([orders[position // samples][position % samples] for position in positions])

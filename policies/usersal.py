@@ -349,22 +349,11 @@ def usersal_plus(
     appearance_weight: float = 1.0,
 ) -> UserSalPlus:
     """Return a `UserSalPlus`; see `usersal` for the first four arguments, and `UserSalPlus` for the others."""
-    switches = {
-        "similarity": similarity,
-        "adder": adder,
-        "appearance_loss": appearance_loss,
-        "multi_scale": multi_scale,
-    }
-    sizes = {"tokens": tokens, "hidden": hidden, "width": width, "heads": heads, "window": window}
-    sizes |= {
-        "most_keys": most_keys,
-        "multi_scale": multi_scale,
-        "bypass": bypass,
-        "siamese": siamese,
-        "kl_axis": kl_axis,
-    }
-    weights = {"kl_temperature": kl_temperature, "appearance_weight": appearance_weight}
-    return _assemble(UserSalPlus, backbone, encoder, checkpoint, device, switches | sizes | weights)
+    settings: dict[str, Any] = {"tokens": tokens, "hidden": hidden, "bypass": bypass, "siamese": siamese}
+    settings |= {"similarity": similarity, "adder": adder, "appearance_loss": appearance_loss}
+    settings |= {"multi_scale": multi_scale, "width": width, "heads": heads, "window": window, "most_keys": most_keys}
+    settings |= {"kl_axis": kl_axis, "kl_temperature": kl_temperature, "appearance_weight": appearance_weight}
+    return _assemble(UserSalPlus, backbone, encoder, checkpoint, device, settings)
 
 
 def _assemble(
