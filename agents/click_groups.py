@@ -23,7 +23,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..policies.point import PointActorCritic
-from .clicks import ClickAgent, OnLog, check_at_least
+from .checkpoints import OnLog, check_at_least
+from .clicks import ClickAgent
+from .objectives import clipped_loss, confidence_advantages, group_advantages
 from .sb3 import GridPolicy
 
 
@@ -182,10 +184,7 @@ class EpisodeAgent(ClickAgent):
         self, distribution: Distribution, actions: Tensor, old: Tensor, advantages: Tensor
     ) -> tuple[Tensor, float]:
         """Return the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of ratios out of bounds."""
-        ratio = (distribution.log_prob(actions) - old).exp()
-        bounded = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        out = ((ratio - 1).abs() > self.clip_range).float().mean().item()
-        return -torch.minimum(ratio * advantages, bounded * advantages).mean(), out
+        return clipped_loss(distribution.log_prob(actions), old, advantages, self.clip_range)
 
 
 class GRPOAgent(EpisodeAgent):
@@ -201,9 +200,7 @@ class GRPOAgent(EpisodeAgent):
 
     def advantages(self, episodes: Episodes) -> Tensor:
         """Return float32 (B,); a group of equal returns has 0."""
-        groups = episodes.returns.reshape(-1, self.group_size)
-        centred = groups - groups.mean(axis=1, keepdims=True)
-        return torch.tensor(centred / (groups.std(axis=1, keepdims=True) + 1e-4), dtype=torch.float32).flatten()
+        return group_advantages(episodes.returns, self.group_size)
 
 
 class CGPOAgent(EpisodeAgent):
@@ -222,7 +219,5 @@ class CGPOAgent(EpisodeAgent):
 
     def advantages(self, episodes: Episodes) -> Tensor:
         """Return float32 (B,) in [-1, 1]."""
-        low, high = self.return_range
         confidence = episodes.log_probabilities.exp().mean(dim=0).cpu()
-        found = torch.tensor((episodes.returns - low) / (high - low), dtype=torch.float32) - confidence
-        return found - found.mean() if self.center_advantage else found
+        return confidence_advantages(episodes.returns, self.return_range, confidence, self.center_advantage)

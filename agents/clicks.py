@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +11,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch.nn import functional as F
 
-from ..errors import UserError
+from .checkpoints import check_at_least, read_checkpoint, write_checkpoint
 from .sb3 import GridPolicy
 
-OnLog = Callable[[int, Mapping[str, float]], None]
 CHECKPOINT = "clicks.pt"
 
 
@@ -52,7 +50,7 @@ class ClickAgent:
     def save(self, path: str | Path) -> None:
         """Write the weights as a file ``policy.pt`` in a folder, whole or not at all."""
         Path(path).mkdir(parents=True, exist_ok=True)
-        _write(Path(path) / "policy.pt", self._weights())
+        write_checkpoint(Path(path) / "policy.pt", self._weights())
 
     def load(self, path: str | Path) -> None:
         """Take the weights that `save` wrote.
@@ -60,7 +58,7 @@ class ClickAgent:
         Raises:
             UserError: If there are none.
         """
-        self._load(_read(Path(path) / "policy.pt"))
+        self._load(read_checkpoint(Path(path) / "policy.pt"))
 
     def checkpoint(self, update: int) -> None:
         """Write all that a later update depends on: chance is seeded by the update's number."""
@@ -68,14 +66,14 @@ class ClickAgent:
         state = self._weights() | {"optimizer": self.policy.optimizer.state_dict(), "update": update}
         if self.recalibration is not None:
             state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()
-        _write(self.output / CHECKPOINT, state)
+        write_checkpoint(self.output / CHECKPOINT, state)
 
     def restore(self) -> int:
         """Take up the checkpoint in ``output``, if there; return the updates it has behind it."""
         file = self.output / CHECKPOINT
         if not file.exists():
             return 0
-        state = _read(file)
+        state = read_checkpoint(file)
         self._load(state)
         self.policy.optimizer.load_state_dict(state["optimizer"])
         if self.recalibration is not None:
@@ -113,26 +111,6 @@ class ClickAgent:
             self.recalibration.load_state_dict(state["recalibration"])
 
 
-def check_at_least(least: int, **numbers: int) -> None:
-    """Raise a UserError, naming the setting, if a number is too small."""
-    for name, value in numbers.items():
-        if value < least:
-            raise UserError(f"algo.{name}={value}: expected at least {least}")
-
-
 def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:
     """Return float (g, g): the share of each patch that a mask bool (H, W) covers (y' of Eq. 13)."""
     return F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), grid)[0]
-
-
-def _write(file: Path, state: dict[str, Any]) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, file)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file of weights") from error

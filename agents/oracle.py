@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from scipy import ndimage
 
 from ..envs.point import PointState
-from .clicks import check_at_least
+from .checkpoints import check_at_least
 
 
 class OracleAgent:

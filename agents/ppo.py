@@ -17,7 +17,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ..policies.point import PointActorCritic
-from .clicks import ClickAgent, OnLog, check_at_least
+from .checkpoints import OnLog, check_at_least
+from .clicks import ClickAgent
 from .sb3 import GridPolicy, SampleVecEnv
 
 

@@ -170,12 +170,14 @@ def _with_forms(arguments: Sequence[str]) -> list[str]:
 
 
 def _parts(overrides: Sequence[Override]) -> list[str]:
-    """Return the options that the chosen environment asks for, of groups that no argument names."""
+    """Return the options of groups that no argument names: as the chosen algorithm asks, else the environment."""
     named = {override.key_or_group: override.value() for override in overrides}
-    if "env" not in named:
-        return []
-    option = yaml.safe_load((CONF / "env" / f"{named['env']}.yaml").read_text(encoding="utf-8"))
-    return [f"{group}={name}" for group, name in option.get("parts", {}).items() if group not in named]
+    wanted: dict[str, str] = {}
+    for group in ("env", "algo"):
+        if group in named:
+            option = yaml.safe_load((CONF / group / f"{named[group]}.yaml").read_text(encoding="utf-8"))
+            wanted |= option.get("parts", {})
+    return [f"{group}={name}" for group, name in wanted.items() if group not in named]
 
 
 def _check_choice(override: Override) -> None:

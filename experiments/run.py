@@ -38,7 +38,8 @@ groups (options in {conf}):
 
 defaults:
 {defaults}"""
-# Keys of env that are no arguments of it.
+# Keys of algo and of env that are no arguments of them.
+READ_OF_ALGO = ("updates", "rationales", "parts")
 READ_HERE = ("ids", "answers", "parts", "forms", "task", "recalibration", "attention")
 HELD_OUT = ("test", "validation")
 SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")
@@ -399,7 +400,7 @@ def _make_agent(config: Mapping[str, Any], folder: Path, env: Any, parts: Mappin
     from maskgym import agents, policies
 
     _silence_transformers()
-    settings = {key: value for key, value in config["algo"].items() if key not in ("updates", "rationales")}
+    settings = {key: value for key, value in config["algo"].items() if key not in READ_OF_ALGO}
     policy = _make(policies.make, "policy", config["policy"])
     if not set(config["env"]["ids"]) <= set(policy.tasks):
         raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")

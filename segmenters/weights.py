@@ -85,14 +85,17 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path, ignore: Sequence[str] = ()) -> None:
-    """Load a state dict into a module, whose parameters become the given tensors, or refuse it whole.
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: Path, ignore: Sequence[str] = (), assign: bool = True
+) -> None:
+    """Load a state dict into a module, or refuse it whole.
 
     Args:
         module: May be on the meta device.
         state: Names and tensors.
         source: Named in the error.
         ignore: Names that may be there without a use.
+        assign: Make the given tensors the module's parameters, in place of copying their values into them.
 
     Raises:
         UserError: If names are missing, unexpected, or have another shape; it shows the first few of each.
@@ -110,7 +113,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path, 
         unexpected=[name for name in state if name not in expected],
         misshaped=misshaped,
     )
-    module.load_state_dict(state, strict=True, assign=True)
+    module.load_state_dict(state, strict=True, assign=assign)
 
 
 def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import maskgym
+from maskgym.policies.need_encoder import NeedEncoder
+from maskgym.policies.saliency_backbone import SaliencyBackbone
 
 # Read when the libraries are imported, so set before any test is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -78,6 +85,79 @@ class Photos:
         return self.samples[index]
 
 
+class PromptedMap(nn.Module):
+    """Self-attention over a map's positions and whatever tokens are appended to them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(dim), nn.MultiheadAttention(dim, 2, batch_first=True)
+
+    def forward(self, maps: Tensor, prompt: Tensor | None) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)
+        context = self.norm(tokens if prompt is None else torch.cat([tokens, prompt], dim=1))
+        mixed = self.attention(context[:, : tokens.shape[1]], context, context, need_weights=False)[0]
+        return maps + mixed.transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+class SmallBackbone(SaliencyBackbone):
+    """Three scales of convolutions, with an attention at the two coarser ones and one in the decoder.
+
+    Dropout and batch norm are there to be noticed where the network is not in evaluation mode.
+    """
+
+    feature_dims, encoder_prompt_dims, decoder_prompt_dims, size_divisor = (8, 12, 16), (12, 16), (16,), 8
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            widths = (3, *self.feature_dims)
+            self.stages = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.GELU(), nn.Dropout(0.1))
+                for a, b in itertools.pairwise(widths)
+            )
+            self.encoder_attention = nn.ModuleList(map(PromptedMap, self.encoder_prompt_dims))
+            self.decoder_attention = PromptedMap(16)
+            self.sides = nn.ModuleList(nn.Conv2d(dim, 16, 1) for dim in self.feature_dims)
+            self.head = nn.Conv2d(16, 1, 1)
+
+    def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
+        maps, features = pixels - 0.5, []
+        for n, stage in enumerate(self.stages):
+            maps = stage(maps)
+            if n:
+                maps = self.encoder_attention[n - 1](maps, None if prompts is None else prompts[n - 1])
+            features.append(maps)
+        return features
+
+    def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
+        maps = self.decoder_attention(self.sides[2](features[2]), None if prompts is None else prompts[0])
+        for n in (1, 0):
+            # What is coarse decides, what is fine says where it ends.
+            maps = F.interpolate(maps, scale_factor=2) * self.sides[n](features[n]).sigmoid()
+        return F.interpolate(self.head(maps), scale_factor=2, mode="bilinear")
+
+
+class HashEncoder(NeedEncoder):
+    """The mean of a table's rows, which words choose by their hash; two levels: all words, and the last one."""
+
+    levels, width = 2, 16
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        table = torch.randn(64, self.width, generator=torch.Generator().manual_seed(seed))
+        self.table, self.fingerprint = nn.Parameter(table), f"hash{seed}"
+
+    @torch.inference_mode()
+    def encode(self, needs: Sequence[str]) -> Tensor:
+        found = torch.zeros(len(needs), self.levels, self.width)
+        for row, need in zip(found, needs, strict=True):
+            rows = [int(hashlib.sha256(word.encode()).hexdigest(), 16) % 64 for word in need.lower().split()]
+            if rows:
+                row[:] = torch.stack([self.table[rows].mean(dim=0), self.table[rows[-1]]])
+        return found
+
+
 @pytest.fixture
 def halves() -> Halves:
     return Halves()
@@ -86,3 +166,13 @@ def halves() -> Halves:
 @pytest.fixture
 def photos() -> type[Photos]:
     return Photos
+
+
+@pytest.fixture
+def backbone() -> SmallBackbone:
+    return SmallBackbone().eval()
+
+
+@pytest.fixture
+def need_encoder() -> HashEncoder:
+    return HashEncoder()

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import gc
+from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 from PIL import Image
+from torch.nn import functional as F
+
+from maskgym.data import Sample
+from maskgym.envs.base import SampleVectorEnv
+from maskgym.envs.spaces import FreeText
+from maskgym.metrics import iou
 
 WORDS = (
     "the",
@@ -285,3 +295,107 @@ def token_log_probabilities():
         return answers
 
     return compute
+
+
+SIDE = 32
+COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+
+
+class Squares:
+    """Images of a red and a blue square, of which one is asked for in words: a data set with a known answer.
+
+    Where they are ranked, both are there, and the one that is asked for comes first.
+    """
+
+    def __init__(self, split: str = "train", size: int = 16, ranked: bool = False) -> None:
+        self.task, self.split, self.size, self.ranked = "need", split, size, ranked
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng([index // 2, self.split == "train"])  # two needs an image
+        image, masks = np.full((SIDE, SIDE, 3), 128, np.uint8), {}
+        for colour, left in zip(COLOURS, rng.permutation([0, SIDE // 2]), strict=True):
+            y, x = int(rng.integers(2, 18)), int(left + rng.integers(1, 4))
+            masks[colour] = np.zeros((1, SIDE, SIDE), bool)
+            masks[colour][0, y : y + 12, x : x + 12] = True
+            image[masks[colour][0]] = COLOURS[colour]
+        wanted = list(COLOURS)[index % 2]
+        need = f"find the {wanted} square"
+        if self.ranked:
+            ranks = np.array([2.0 if colour == wanted else 1.0 for colour in COLOURS])
+            both = np.concatenate([masks[colour] for colour in COLOURS])
+            return Sample(f"squares{index}", (image,), (both,), need=need, ranks=(ranks,))
+        return Sample(f"squares{index}", (image,), (masks[wanted],), need=need)
+
+
+class SquaresVectorEnv(SampleVectorEnv):
+    """Shows an image and a need, is answered with a mask, and rewards its IoU."""
+
+    def __init__(
+        self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None, ranked: bool = False
+    ) -> None:
+        reward = SimpleNamespace(range=(0.0, 1.0))
+        super().__init__(num_envs, Squares(split, size, ranked), reward, None, "Disabled")
+        self.single_observation_space = spaces.Dict(
+            {"image": spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8), "need": FreeText(100)}
+        )
+        self.single_action_space = spaces.Box(0, 1, (SIDE, SIDE), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.need, self.shown = need, []  # every index that was asked for
+
+    def reset(self, *, seed=None, options=None):
+        rows, wanted = self._begin_reset(seed, options)
+        samples, infos = [self._draw(i, wanted[i]) for i in rows], {}
+        self.shown += self._indices.tolist()
+        for i, sample in zip(rows, samples, strict=True):
+            ranks = {"ranks": sample.ranks} if sample.ranks else {}
+            infos = self._add_info(infos, self._start_info(i, sample) | ranks, i)
+        needs = tuple(sample.need if self.need is None else self.need for sample in samples)
+        return {"image": np.stack([sample.images[0] for sample in samples]), "need": needs}, infos
+
+    def step(self, actions):
+        assert actions in self.action_space
+        samples = [self._sample(int(index)) for index in self._live() * 0 + self._indices]
+        values = np.array([iou(mask > 0.5, sample.union()) for mask, sample in zip(actions, samples, strict=True)])
+        self._done[:] = True
+        over = np.ones(self.num_envs, bool)
+        return {}, values, over, ~over, {"iou": values, "_iou": over}
+
+    def _frame(self, i):
+        return self._sample(int(self._indices[i])).images[0]
+
+
+@pytest.fixture
+def squares_env():
+    return SquaresVectorEnv
+
+
+@cache
+def detector_state(kind):
+    """Return the weights of a backbone that marks squares; it learned to tell them apart too, by a layer that is gone.
+
+    A frozen network can be pointed only at what its features hold.
+    """
+    torch.manual_seed(0)
+    backbone, colours, data = kind(), torch.nn.Conv2d(16, 2, 1), Squares(size=32)
+    images = torch.from_numpy(np.stack([data[2 * i].images[0] for i in range(16)])).permute(0, 3, 1, 2).float() / 255
+    apart = torch.from_numpy(np.stack([[data[2 * i].union(), data[2 * i + 1].union()] for i in range(16)])).float()
+    optimizer = torch.optim.Adam([*backbone.parameters(), *colours.parameters()], 1e-2)
+    for _ in range(60):
+        features = backbone.encode(images)
+        loss = F.binary_cross_entropy_with_logits(backbone.decode(features), apart.amax(dim=1, keepdim=True))
+        loss = loss + F.binary_cross_entropy_with_logits(colours(features[2]), F.avg_pool2d(apart, 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return backbone.state_dict()
+
+
+@pytest.fixture
+def detector(backbone):
+    """A backbone that marks both squares."""
+    backbone.load_state_dict(detector_state(type(backbone)))
+    return backbone

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 
@@ -16,7 +17,7 @@ from maskgym.policies.mllm import LanguagePolicy
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
 READ_BY_THE_RUN = {
-    "algo": {"updates", "rationales"},
+    "algo": {"updates", "rationales", "parts"},
     "env": {"ids", "answers", "parts", "forms", "task", "recalibration", "attention"},
 }
 
@@ -78,7 +79,7 @@ def test_the_options_are_the_registered_names():
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
-        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
@@ -157,6 +158,35 @@ def test_an_environment_brings_its_parts_unless_others_are_named():
     assert config["reward"]["name"] == "delta_iou" and config["policy"]["layers"] == 1
     with pytest.raises(UserError, match=r"policy\.layers=x: expected a whole number, such as 2"):
         composition.compose(["env=point_prompt", "algo=ppo", "policy.layers=x"])
+
+
+def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argument():
+    chosen = [["algo=usersal_plus"], ["algo=usersal"], ["algo=grpo_masks"], ["env=point_prompt", "algo=usersal"]]
+    names = [composition.compose(arguments)["policy"]["name"] for arguments in chosen]
+    assert names == ["usersal_plus", "usersal", "usersal_plus", "usersal"]
+    config = composition.compose(["env=point_prompt", "algo=usersal", "policy=point_actor_critic"])
+    assert config["policy"]["name"] == "point_actor_critic" and config["segmenter"]["name"] == "sam_tiny"
+    config = composition.compose(["algo=usersal_plus", "policy.backbone.name=swin", "policy.siamese=linear"])
+    assert config["policy"]["backbone"] == {"name": "swin"} and config["policy"]["siamese"] == "linear"
+    with pytest.raises(UserError, match=r"policy\.tokens=x: expected a whole number, such as 4"):
+        composition.compose(["algo=usersal", "policy.tokens=x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "d17e50bda1293437"),
+        ("env=cosod algo=grpo", "3314802e5d1bd615"),
+        ("env=saliency algo=spo", "ef2a585b61d3b81e"),
+        ("env=sod algo=random", "4dc8fdc82157f4a7"),
+        ("env=point_prompt algo=ppo", "c85a729f26b467ab"),
+        ("env=point_prompt algo=grpo", "efcc345f9273ac0f"),
+        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "c694d0306174d6df"),
+    ],
+)
+def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
+    text = composition.dump(composition.compose(arguments.split()))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
 
 
 def test_the_root_file_only_lists_choices():

@@ -1,0 +1,137 @@
+"""Supervised training of UserSal and UserSal+ through the environment (UserSOD, Section 4.1).
+
+Images and needs are what the environment shows, truths what it tells in training. Samples come in epochs, each in an
+order of its own; the rate of Adam falls by ten at epoch 60, as in the paper. Nothing is flipped or coloured anew, as
+trainings of detectors do: needs name places ("on the left"), and colours. Where objects are ranked, the target is the
+most salient one: what the first detection is to find. Those after it, with something erased, are not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from ..policies.usersal import UserSal
+from .checkpoints import OnLog, check_at_least
+from .masks import MaskAgent, to_pixels, to_targets
+
+
+class UserSalAgent(MaskAgent):
+    """Gradient steps on the policy's own loss: mean squared error, and in UserSal+ the appearance loss (Eq. 2, 5).
+
+    Args:
+        policy: A `maskgym.policies.usersal.UserSal`.
+        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; see `MaskAgent`.
+        seed: Of the order of the samples.
+        output: Folder of the checkpoints.
+        batch_size: Samples an update.
+        learning_rate: Of Adam (Section 4.1: 1e-4).
+        decay_epoch: The epoch, counted from 0, from which the rate is lower (Section 4.1: 60).
+        decay_factor: What it is multiplied with (Section 4.1: 0.1).
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If a number is out of range, or the policy is of another kind.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("usersal",)
+
+    def __init__(
+        self,
+        policy: UserSal,
+        env: VectorEnv,
+        seed: int = 0,
+        output: str | Path = "checkpoints",
+        batch_size: int = 16,
+        learning_rate: float = 1e-4,
+        decay_epoch: int = 60,
+        decay_factor: float = 0.1,
+        save_every: int = 10,
+    ) -> None:
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, decay_epoch=decay_epoch)
+        super().__init__(policy, env, seed, output, learning_rate, save_every)
+        self.batch_size, self.decay_epoch, self.decay_factor = batch_size, decay_epoch, decay_factor
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
+        """Train for a number of updates, one batch each.
+
+        Args:
+            envs: On the training split, with the spaces of the one that the agent was made with; a batch is of one.
+            updates: In all, those before a resumed checkpoint included.
+            on_log: Called after each with its number, from 1, and named scalars.
+            resume: Go on from the checkpoint in ``output``, where there is one.
+        """
+        self.policy.train()
+        for update in range(self.restore() if resume else 0, updates):
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, update]).generate_state(1)[0]))
+            env, turn = envs[update % len(envs)], update // len(envs)
+            base: Any = env.unwrapped
+            indices = batch_of(turn, self.batch_size, base.num_samples, self.seed)
+            epoch = turn * self.batch_size // base.num_samples
+            values = self.learn(*self.show(env, indices), epoch)
+            on_log(update + 1, {**values, "epoch": epoch})
+            if (update + 1) % self.save_every == 0:
+                self.checkpoint(update + 1)
+        self.policy.eval()
+
+    def show(self, env: VectorEnv, indices: np.ndarray) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+        """Return pixels (B, 3, S, S), needs and targets (B, 1, S, S) of the samples of these indices."""
+        images: list[np.ndarray] = []
+        needs: list[str] = []
+        masks: list[np.ndarray] = []
+        for start in range(0, len(indices), env.num_envs):
+            chunk = indices[start : start + env.num_envs]
+            filled = np.concatenate([chunk, chunk[-1:].repeat(env.num_envs - len(chunk))])
+            observations, infos = env.reset(options={"index": filled})
+            images += [observations["image"][i].copy() for i in range(len(chunk))]
+            needs += [str(need) for need in observations["need"][: len(chunk)]]
+            ranks = infos["ranks"] if "ranks" in infos else [None] * len(chunk)
+            masks += [
+                first(target, ranked) for target, ranked in zip(infos["target"][: len(chunk)], ranks, strict=False)
+            ]
+        device = self.policy.device
+        return to_pixels(images, device), needs, to_targets(masks, self.side, device)
+
+    def learn(self, pixels: torch.Tensor, needs: Sequence[str], targets: torch.Tensor, epoch: int) -> dict[str, float]:
+        """Take one gradient step; return named scalars."""
+        rate = self.learning_rate * (self.decay_factor if epoch >= self.decay_epoch else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, terms = self.policy.loss(pixels, needs, targets)
+        if loss.requires_grad:  # not where no sample of the batch has a need: then the backbone alone answers
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return {**{f"train/{name}": value for name, value in terms.items()}, "train/learning_rate": rate}
+
+
+def first(target: Sequence[np.ndarray], ranks: Sequence[np.ndarray] | None) -> np.ndarray:
+    """Return bool (n, H, W): all that was asked for; of objects that are ranked, the most salient one alone."""
+    return target[0] if ranks is None else target[0][[int(np.argmax(ranks[0]))]]
+
+
+class UserSalPlusAgent(UserSalAgent):
+    """The same for `maskgym.policies.usersal.UserSalPlus`."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("usersal_plus",)
+
+
+def batch_of(number: int, size: int, samples: int, seed: int) -> np.ndarray:
+    """Return int64 (size,): a batch of indices out of epochs that follow each other, each a permutation of its own.
+
+    Args:
+        number: Of the batch, from 0.
+        size: Indices in it.
+        samples: Of the data set.
+        seed: Of the permutations.
+    """
+    positions = range(number * size, (number + 1) * size)
+    epochs = range(positions[0] // samples, positions[-1] // samples + 1)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs}
+    return np.array([orders[position // samples][position % samples] for position in positions])
