@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,15 @@ def _compose(arguments: Sequence[str]) -> DictConfig:
         return hydra_compose(ROOT, list(arguments))
 
 
-def _compose_choices(overrides: Sequence[Override]) -> DictConfig:
-    """Return the config of the chosen options, every key as the options have it."""
+def _defaults(overrides: Sequence[Override]) -> dict[str, Any]:
+    """Return the config of the chosen options, every key as the options have it; not to be changed."""
     chosen = [str(override.input_line) for override in overrides if override.key_or_group in groups()]
-    return _compose([*_parts(overrides), *chosen])
+    return _defaults_of((*_parts(overrides), *chosen))
+
+
+@lru_cache(maxsize=64)  # rows of a study differ in numbers more than in options, and Hydra takes its time
+def _defaults_of(options: tuple[str, ...]) -> Any:
+    return OmegaConf.to_container(_compose(options), resolve=True)
 
 
 def _with_forms(arguments: Sequence[str]) -> list[str]:
@@ -194,24 +200,23 @@ def _check_choice(override: Override) -> None:
 
 def _check_keys(overrides: Sequence[Override]) -> None:
     """Raise a UserError if an argument sets a key that the chosen options do not have."""
-    config = _compose_choices(overrides)
+    defaults = _defaults(overrides)
     for override in overrides:
         if override.is_add() or override.is_force_add():
             continue
-        here: Any = OmegaConf.to_container(config)
+        here: Any = defaults
         path = override.key_or_group.split(".")
         for depth, name in enumerate(path):
             if not isinstance(here, dict) or name not in here:
                 keys = ", ".join(key for key in here if key != "name") if isinstance(here, dict) else ""
-                owner = f"{path[0]}={config[path[0]].name}" if path[0] in groups() else ".".join(path[:depth])
+                owner = f"{path[0]}={defaults[path[0]]['name']}" if path[0] in groups() else ".".join(path[:depth])
                 raise UserError(f"unknown key '{override.key_or_group}': {owner} has {keys or 'no keys'}")
             here = here[name]
 
 
 def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
     """Raise a UserError if an argument's value is of another kind than the default it replaces."""
-    config = _compose_choices(overrides)
-    defaults: Any = OmegaConf.to_container(config, resolve=True)
+    defaults = _defaults(overrides)
     for override in overrides:
         if override.is_add() or override.is_force_add() or override.key_or_group in groups():
             continue  # has no default

@@ -98,8 +98,8 @@ def test_a_policy_over_the_grid_learns_with_needs(maskgym_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=user_need", "algo=ppo"], "env=user_need algo=ppo: not a pair: env=user_need takes random, referring"),
-        (["env=ranking", "algo=referring"], "env=ranking takes random"),
+        (["env=user_need", "algo=ppo"], "not a pair: env=user_need takes cgpo_masks, grpo_masks, random, referring"),
+        (["env=ranking", "algo=referring"], "env=ranking takes cgpo_masks, grpo_masks, random, usersal"),
         (["env=user_need", "algo=random", "policy=point_actor_critic"], "policy=point_actor_critic: not a pair"),
         (["env=user_need", "algo=referring", "segmenter=sam_tiny"], "takes no phrases: expected a referring one"),
         (["env=user_need", "algo=random", "env.task=needs"], "task='needs' is unknown"),
