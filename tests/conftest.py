@@ -24,6 +24,10 @@ from maskgym.policies.saliency_backbone import SaliencyBackbone
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of the cores, and so what it starts
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
 
 settings.register_profile("maskgym", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("maskgym")
