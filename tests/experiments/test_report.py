@@ -120,4 +120,4 @@ def test_a_missing_file_is_named(folder):
 @pytest.mark.parametrize(("better", "kind"), [(1, "bad"), (-1, "good"), (0, "")])
 def test_fewer_clicks_are_better(better, kind):
     assert report._number(-3.0, [-3.0, -4.0], better).startswith(f'<td class="{kind}">')
-    assert {"noc85", "noc90", "repeated"} == set(report.LESS)
+    assert {"mae", "noc85", "noc90", "repeated"} == set(report.LESS)

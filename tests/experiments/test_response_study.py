@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgym.agents.advantages import advantages_by_algorithm
+from maskgym.agents.advantages import advantages_by_algorithm, share_within_prompts
 from maskgym.agents.response_types import TYPES, confidence, mean_by_type, rank_normalized, response_types, shares
 from maskgym.experiments import composition, response_study, run
 from maskgym.policies.mllm import LanguagePolicy
@@ -106,12 +106,14 @@ def test_answers_that_are_all_alike_have_no_type_and_a_picture(tmp_path):
         "shares": shares(types),
         "thresholds": {"reward": [1.0, 1.0], "confidence": [0.5, 0.5]},
         "advantages": {name: mean_by_type(rank_normalized(values), types) for name, values in advantages.items()},
+        "within_prompts": {name: share_within_prompts(values, 4) for name, values in advantages.items()},
         "reward": rewards.tolist(),
         "confidence": confidences.tolist(),
     }
+    assert found["within_prompts"]["cgpo"] == 0 and math.isnan(found["within_prompts"]["grpo"])
     response_study.draw(found, tmp_path)
     assert (tmp_path / "responses.svg").read_text().count("HrHc") == 1  # in the legend only
-    assert response_study.summary(found).count("nan") == 4 * 8
+    assert response_study.summary(found).count("nan") == 4 * 8 + sum(map(math.isnan, found["within_prompts"].values()))
 
 
 @pytest.mark.parametrize(

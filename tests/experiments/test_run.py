@@ -96,7 +96,8 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
-        "cgpo, cgpo_clicks, dapo, dr_grpo, grpo, grpo_clicks, gspo, oracle, ppo, random, referring, rloo, sft, spo",
+        "cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, ppo, random, ",
+        "referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
@@ -117,7 +118,7 @@ def refused(outcome) -> str:
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, dapo, dr_grpo, grpo"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),
