@@ -324,18 +324,19 @@ def _order_table(results: Results, section: Mapping[str, Any], rows: Sequence[st
                     continue
                 sign = -1 if measure in LESS_IS_BETTER else 1
                 order = (against, row) if sign * (sides[0] - sides[1]) > 0 else (row, against)
+                values = sorted(sides, reverse=sign > 0)
                 runs = [results.read(section, side, column) for side in order]
                 scores = [[[sign * score(run["after"], column, measure)] for run in some] for some in runs]
                 chance = comparison.probability_of_improvement(*map(np.array, scores))
                 word = "holds" if chance[1] > 0.5 else "reversed" if chance[2] < 0.5 else "open"
                 counts[word] += 1
-                claim = f"{column} {measure} | {order[0]} before {order[1]} | {max(sides):.3f}, {min(sides):.3f}"
+                claim = f"{column} {measure} | {order[0]} before {order[1]} | {values[0]:.3f}, {values[1]:.3f}"
                 lines.append(f"| {claim} | {'{:.2f} [{:.2f}, {:.2f}]'.format(*chance)} | {word} |")
     if not lines:
         return []
     head = ["| measure | published order | published | probability of it here | |", "|---|---|---|---|---|"]
-    total = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return [*head, *lines, f"\nOf {len(lines)} published orders: {total}. Open: the interval holds 0.5.\n"]
+    found = "{holds} hold here, {reversed} are reversed, {open} are open: their intervals hold 0.5".format(**counts)
+    return [*head, *lines, f"\nOf {len(lines)} published orders {found}.\n"]
 
 
 def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:

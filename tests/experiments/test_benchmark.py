@@ -157,9 +157,9 @@ def test_published_orders_hold_are_reversed_or_open(tmp_path):
             results.file(cell).write_text(json.dumps(found))
     text = "\n".join(benchmark._order_table(results, section, ["cgpo", "grpo"]))
     assert "| sis iasm | cgpo before grpo | 0.900, 0.800 | 1.00 [1.00, 1.00] | holds |" in text
-    assert "| sis mae | cgpo before grpo | 0.200, 0.100 | 0.00 [0.00, 0.00] | reversed |" in text
+    assert "| sis mae | cgpo before grpo | 0.100, 0.200 | 0.00 [0.00, 0.00] | reversed |" in text
     assert "| sis reward | grpo before cgpo | 0.500, 0.400 | 0.67" in text and "] | open |" in text
-    assert "Of 3 published orders: 1 holds, 1 open, 1 reversed." in text
+    assert "Of 3 published orders 1 hold here, 1 are reversed, 1 are open" in text
     assert benchmark._order_table(results, {**section, "against": "grpo"}, ["grpo"]) == []
 
 
