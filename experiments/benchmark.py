@@ -389,6 +389,8 @@ def _log_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]
 
 def _cost_table(results: Results, cost: Mapping[str, Any]) -> list[str]:
     """Return what an update costs."""
+    if not any(results.costs.get(cost_key(cost_arguments(cost, row))) for row in cost["rows"]):
+        return ["Not run yet.\n"]
     lines = ["| | answers an update | tokens an update | s an update | memory, MiB |", "|---|---|---|---|---|"]
     for row in cost["rows"]:
         rounds = results.costs.get(cost_key(cost_arguments(cost, row)))

@@ -18,6 +18,7 @@ encoder, which reads in both directions, is not that of CLIP.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -37,7 +38,7 @@ from .need_encoder import NeedEncoder
 CACHED_NEEDS = 1024
 
 
-class TextTower(HubNetwork):
+class TextTower(HubNetwork, ABC):
     """The text part of a checkpoint; `HubNeedEncoder` says what its arguments are.
 
     Raises:
@@ -63,9 +64,9 @@ class TextTower(HubNetwork):
         config = self._read(AutoConfig)
         return getattr(config, "text_config", config)
 
+    @abstractmethod
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return (B, D) for hidden states (B, T, D) and a mask (B, T), 0 at padding."""
-        raise NotImplementedError
 
     def tower(self) -> nn.Module:
         """Return the module that reads texts."""
