@@ -74,6 +74,7 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[Any, Any]]]], l
             (line,) = axes.plot(grid, middle, label=method, linewidth=1.6)
             axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set_xlabel(unit)
+        axes.locator_params(axis="x", nbins=4)  # labels of tokens are long
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(label)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
