@@ -1,6 +1,7 @@
-"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip|saliency``.
+"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip|saliency|bert|bag_of_words``.
 
-All are the real architectures at a small size, trained on scenes of the training split. Training resumes: every
+All are the real architectures at a small size, trained on scenes of the training split. The last two are not shipped:
+they are need encoders to compare with. Training resumes: every
 minute it writes ``state.pt`` beside the weights and goes on from there when started again.
 """
 
@@ -14,6 +15,7 @@ from maskgym.experiments.pretraining.evf_sam import train_evf_sam
 from maskgym.experiments.pretraining.policy import train_policy
 from maskgym.experiments.pretraining.saliency import train_saliency
 from maskgym.experiments.pretraining.sam import train_sam
+from maskgym.experiments.pretraining.words import train_bag_of_words, train_bert
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,9 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
     saliency.set_defaults(train=train_saliency)
     saliency.add_argument("--scenes", type=int, default=8000, help="scenes rendered, all of the training split")
     saliency.add_argument("--images", type=int, default=16, help="images a step")
+    bert = commands.add_parser("bert")
+    bert.set_defaults(train=train_bert)
+    bert.add_argument("--scenes", type=int, default=4000, help="scenes that captions are of")
+    bert.add_argument("--texts", type=int, default=256, help="captions a step")
+    words = commands.add_parser("bag_of_words")
+    words.set_defaults(train=train_bag_of_words)
+    words.add_argument("--scenes", type=int, default=4000, help="scenes rendered, three in seven with an effect")
+    words.add_argument("--images", type=int, default=32, help="images a step")
+    words.add_argument("--captions", type=int, default=8, help="captions an image")
     defaults = (
         *((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 2400, 1e-3)),
-        (saliency, 4000, 1e-3),
+        *((saliency, 4000, 1e-3), (bert, 2000, 1e-3), (words, 600, 1e-2)),
     )
     for command, steps, rate in defaults:
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")

@@ -10,7 +10,7 @@ from maskgym import policies
 from maskgym.data.scenes import Scenes
 from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.experiments import pretrain
-from maskgym.experiments.pretraining import clip
+from maskgym.experiments.pretraining import clip, words
 from maskgym.experiments.pretraining import policy as policy_recipe
 from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
@@ -247,3 +247,32 @@ def test_policies_with_and_without_reasoning_share_all_but_the_last_quarter(tmp_
     torch.testing.assert_close(weights(tmp_path / "branch"), weights(tmp_path / "without"), rtol=0, atol=0)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(weights(tmp_path / "with"), weights(tmp_path / "without"))
+
+
+def test_words_are_hidden_where_there_are_some():
+    ids = torch.tensor([[0, 7, 8, 9, 2, 1], [0, 5, 3, 2, 1, 1]])
+    rng = torch.Generator().manual_seed(0)
+    times = torch.zeros_like(ids)
+    for _ in range(200):
+        shown, asked = words.mask_words(ids, ids == 1, mask_id=3, special=4, rng=rng)
+        hidden = asked != words.UNASKED
+        assert torch.equal(shown[hidden], torch.full_like(shown[hidden], 3)) and torch.equal(asked[hidden], ids[hidden])
+        assert torch.equal(shown[~hidden], ids[~hidden])
+        times += hidden
+    assert torch.equal(times > 0, ids > 3)  # no special token, no padding
+    assert 0.2 < times[times > 0].float().mean() / 200 < 0.4
+
+
+def test_a_step_of_bert_leaves_an_encoder_of_needs(tmp_path):
+    pretrain.main(["bert", str(tmp_path), "--steps", "2", "--scenes", "3", "--texts", "4"])
+    encoder = policies.make_need_encoder("bert", checkpoint=tmp_path / "bert_tiny", device="cpu")
+    features = encoder.encode(["find a red star", "find a blue star", ""])
+    assert features.shape == (3, 3, 128) and not torch.allclose(features[0], features[1]) and not features[2].any()
+
+
+def test_a_step_of_the_bag_of_words_changes_the_words_it_met(tmp_path):
+    arguments = ["--steps", "1", "--scenes", "7", "--images", "2", "--captions", "2"]
+    pretrain.main(["bag_of_words", str(tmp_path), *arguments])
+    encoder = policies.make_need_encoder("bag_of_words", checkpoint=tmp_path / "bag_of_words")
+    assert encoder.encode(["find a red star"]).shape == (1, 3, 128)
+    assert encoder.fingerprint != policies.make_need_encoder("bag_of_words").fingerprint

@@ -1,0 +1,119 @@
+"""Need encoders for UserSOD's Table 7: a tiny BERT, which never saw a picture, and a bag of words matched with some.
+
+The embedded CLIP is the third. All have its width and depth of text, and read captions of the same scenes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+from transformers import BertConfig, BertForMaskedLM, CLIPModel, PreTrainedTokenizerFast
+
+from maskgym.data.scenes import Scenes, vocabulary
+from maskgym.experiments.pretraining.clip import (
+    CLIP_WIDTH,
+    EFFECTS,
+    LONGEST_CAPTION,
+    SURGERED_BLOCKS,
+    CaptionPool,
+    caption_loss,
+    draw_caption,
+)
+from maskgym.experiments.pretraining.loop import descend, training
+from maskgym.policies.bag_of_words import BagOfWords
+from maskgym.segmenters.clip_surgery import EMBEDDED, project, surgered_tokens
+from maskgym.segmenters.text import tokenize, word_tokenizer
+
+MASKED = 0.3  # share of words to be guessed: captions are short (BERT: 0.15)
+UNASKED = -100  # what the cross-entropy leaves out
+
+
+def tiny_bert() -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:
+    """Return a randomly initialised BERT of the width and depth of the tiny CLIP's text tower, and its tokenizer."""
+    tokenizer = word_tokenizer([*vocabulary(), *EFFECTS])
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=2 * CLIP_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LONGEST_CAPTION,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    return BertForMaskedLM(config), tokenizer
+
+
+def mask_words(ids: Tensor, padding: Tensor, mask_id: int, special: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return ids with some words hidden, and what was there, `UNASKED` elsewhere; both int64 (B, T).
+
+    Args:
+        ids: int64 (B, T).
+        padding: bool (B, T).
+        mask_id: What stands for a hidden word.
+        special: Ids below it are no words.
+        rng: Draws which.
+    """
+    hidden = (torch.rand(ids.shape, generator=rng) < MASKED) & ~padding & (ids >= special)
+    return ids.masked_fill(hidden, mask_id), ids.masked_fill(~hidden, UNASKED)
+
+
+def train_bert(out: Path, steps: int, scenes: int, texts: int, rate: float) -> None:
+    """Train a tiny BERT to guess hidden words of captions (Devlin et al., 2019); ``<unk>`` stands for them."""
+    model, tokenizer = tiny_bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
+    source = Scenes("semantic", "train", size=scenes, image_size=32)  # whose pictures nobody looks at
+    objects = [source.scene(index).objects for index in trange(scenes, desc="scenes", disable=None)]
+    for step, bar in training(out, model, optimizer, steps, rate):
+        draws = np.random.default_rng([7, step])
+        drawn = [draw_caption(objects[i], "", draws).text for i in draws.integers(scenes, size=texts)]
+        ids, padding = tokenize(tokenizer, drawn, LONGEST_CAPTION)
+        rng = torch.Generator().manual_seed(step)
+        shown, asked = mask_words(ids, padding, tokenizer.unk_token_id, len(tokenizer.all_special_ids), rng)
+        logits = model(input_ids=shown, attention_mask=(~padding).long()).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), asked.flatten(), ignore_index=UNASKED)
+        descend(model, optimizer, loss)
+        if step % 20 == 0:
+            right = (logits.argmax(-1) == asked)[asked != UNASKED].float().mean()
+            bar.set_postfix(loss=f"{loss:.3f}", right=f"{right:.2f}")
+    model.bert.save_pretrained(out / "bert_tiny")
+    tokenizer.save_pretrained(out / "bert_tiny")
+
+
+class Matcher(nn.Module):
+    """A bag of words, and the layer, dropped afterwards, that brings it to where the tiny CLIP has its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = BagOfWords(width=CLIP_WIDTH)
+        self.project = nn.Linear(self.words.levels * CLIP_WIDTH, CLIP_WIDTH)
+
+    def forward(self, texts: list[str]) -> Tensor:
+        """Return unit vectors (N, C)."""
+        return F.normalize(self.project(self.words.embed(texts).flatten(1)), dim=-1)
+
+
+def train_bag_of_words(out: Path, steps: int, scenes: int, images: int, captions: int, rate: float) -> None:
+    """Train the table by the embedded CLIP's losses on images and regions, whose vision stays as it is."""
+    torch.manual_seed(0)
+    model, clip = Matcher(), CLIPModel.from_pretrained(EMBEDDED).float().eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
+    pool = CaptionPool.render(scenes)
+    for step, bar in training(out, model, optimizer, steps, rate):
+        batch = pool.batch(np.random.default_rng([8, step]), images, captions)
+        with torch.no_grad():
+            tokens = project(clip, surgered_tokens(clip.vision_model, batch.pixels, SURGERED_BLOCKS))  # (B, 1 + P, C)
+            regions = torch.einsum("rp,rpc->rc", batch.shares, tokens[batch.images, 1:])
+            seen = clip.logit_scale.exp() * F.normalize(torch.cat([tokens[:, 0], regions]), dim=-1)
+        whole, parts = (seen @ model(batch.texts).T).split([images, len(batch.images)])  # (B, N), (R, N)
+        loss = caption_loss(whole, batch.fits) + caption_loss(parts, batch.region_fits)
+        descend(model, optimizer, loss)
+        if step % 20 == 0:
+            right = batch.region_fits.gather(0, parts.argmax(0, keepdim=True)).float().mean()
+            bar.set_postfix(loss=f"{loss:.3f}", right=f"{right:.2f}")
+    model.words.save(out / "bag_of_words")
