@@ -1,8 +1,8 @@
-"""Make the embedded models again: ``python experiments/pretrain.py evf_sam|policy|sam|clip|saliency|bert|bag_of_words``.
+"""Make the embedded models again, and others to compare with: ``python experiments/pretrain.py MODEL OUT``.
 
 All are the real architectures at a small size, trained on scenes of the training split. The last two are not shipped:
-they are need encoders to compare with. Training resumes: every
-minute it writes ``state.pt`` beside the weights and goes on from there when started again.
+they are need encoders to compare with. Training resumes: every minute it writes ``state.pt`` beside the weights and
+goes on from there when started again.
 """
 
 from __future__ import annotations

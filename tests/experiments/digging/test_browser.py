@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from maskgym.experiments.digging import review
+from maskgym.experiments.digging import dig, review
 from maskgym.experiments.digging.project import Project
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -215,3 +215,23 @@ def test_it_fits_a_phone_and_a_desk(page, project, serve, size):
     box = page.find("accept").rect
     assert 0 <= box["x"] and box["x"] + box["width"] <= size[0] and box["height"] >= 40
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_a_person_accepted_is_exported_and_trained_on(page, project, serve, maskgym_run, tmp_path):
+    page.open(serve(project.folder).address)
+    total = len(page.driver.execute_script("return list"))
+    for number in range(1, total + 1):
+        page.until(lambda: page.text("status") == "undecided")
+        page.press("r" if number == 1 else "a")
+        page.until(lambda number=number: page.text("count").startswith(f"{number} of {total}"))
+    assert dig.main([str(project.folder), "--stage", "export"]) == 0
+    root = project.folder / "export"
+    *first, last = sorted(path.stem for path in (root / "images").iterdir())
+    (root / "train.txt").write_text("\n".join(first))
+    (root / "test.txt").write_text(last)
+    policy = ("policy.backbone.name=vst_tiny", "+policy.backbone.pretrained=false", "algo.updates=1", "env.num_envs=2")
+    few = ("evaluation.samples=2", "evaluation.pictures=1", f"out={tmp_path}/run")
+    status, _, error = maskgym_run("env=user_need", "algo=usersal", "data=coco", f"data.root={root}", *policy, *few)
+    assert (status, error) == (0, [])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["key"].startswith(last) for row in rows)
