@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     clip.add_argument("--captions", type=int, default=8, help="captions an image")
     saliency = commands.add_parser("saliency")
     saliency.set_defaults(train=train_saliency)
+    saliency.add_argument(
+        "--backbone", choices=("vst", "swin"), default="vst", help="swin: to compare with, not shipped"
+    )
     saliency.add_argument("--scenes", type=int, default=8000, help="scenes rendered, all of the training split")
     saliency.add_argument("--images", type=int, default=16, help="images a step")
     bert = commands.add_parser("bert")

@@ -1,24 +1,30 @@
-"""The tiny VST: what is salient in scenes, and what everything in them looks like.
+"""The tiny VST, or a tiny Swin beside it: what is salient in scenes, and what everything in them looks like.
 
 A backbone is kept frozen when needs are learned, and prompts can only point at what its features hold. One that was
 trained for saliency alone holds that an object is there, not which: no prompt found the red star in it. So two heads,
 dropped afterwards, ask each place for the shape, colour and texture of what covers it: one the encoder's features of
-1/16, one the decoder's tokens of 1/8. Pale objects, which are not salient, have their looks too.
+1/16, one the decoder's tokens of 1/8 (of Swin, the encoder's). Pale objects, which are not salient, have their looks
+too.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
+from transformers import SwinConfig
 
 from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, Scenes
 from maskgym.experiments.pretraining.loop import descend, training
+from maskgym.policies.hub_backbone import SwinBackbone
+from maskgym.policies.saliency_backbone import SaliencyBackbone
 from maskgym.policies.vst import TINY, VST
 from maskgym.policies.vst_layers import Predictions
 from maskgym.segmenters.weights import write_state
@@ -29,6 +35,16 @@ LOOKS = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
 CLASSES = [1 + len(values) for values in LOOKS.values()]  # the first is nothing
 UNCLEAR = -100  # what the cross-entropy leaves out: cells that an object covers in part
 COVERED, EMPTY = 0.5, 0.25  # share of a cell: at least this by one object, at most this by all
+SWIN: dict[str, Any] = {  # windows of 4 x 4 cover the coarsest map, as those of 7 x 7 do at 224 pixels
+    "image_size": SIDE,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depths": [2, 2, 2, 2],
+    "num_heads": [2, 4, 4, 8],
+    "window_size": 4,
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.0,
+}
 SCALE_WEIGHTS = (0.5, 0.5, 0.8, 1.0)  # of 1/16, 1/8, 1/4 and the whole, as the reference has them
 
 
@@ -99,19 +115,80 @@ class LooksHead(nn.Module):
 
 
 class Apprentice(nn.Module):
-    """The backbone with the heads that are dropped after training."""
+    """A backbone with the heads that are dropped after training.
+
+    Args:
+        backbone: The network; its third feature is that of 1/16.
+        finer: Channels of the features of 1/8 that `detect` returns.
+    """
+
+    def __init__(self, backbone: SaliencyBackbone, finer: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.encoder_looks, self.decoder_looks = LooksHead(backbone.feature_dims[2], 2), LooksHead(finer, 1)
+
+    def forward(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """Return what is found salient, its loss, and the logits of the looks of either head.
+
+        Args:
+            pixels: (B, 3, S, S).
+            masks: (B, 1, S, S), what is salient.
+        """
+        features = self.backbone.encode(pixels)
+        logits, loss, finer = self.detect(features, masks)
+        return logits, loss, [self.encoder_looks(features[2]), self.decoder_looks(finer)]
+
+    @abstractmethod
+    def detect(self, features: list[Tensor], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (B, 1, S, S), their loss, and features of 1/8."""
+
+    @abstractmethod
+    def save(self, out: Path) -> None:
+        """Write the backbone's weights, in half precision."""
+
+    def half_state(self) -> dict[str, Tensor]:
+        """Return the backbone's weights in half precision."""
+        return {name: value.half() for name, value in self.backbone.state_dict().items()}
+
+
+class VSTApprentice(Apprentice):
+    """The tiny VST, supervised at every scale."""
+
+    backbone: VST
 
     def __init__(self) -> None:
-        super().__init__()
-        self.backbone = VST(**TINY)
-        width = self.backbone.feature_dims[2]
-        self.encoder_looks, self.decoder_looks = LooksHead(width, 2), LooksHead(width, 1)
+        backbone = VST(**TINY)
+        super().__init__(backbone, backbone.feature_dims[2])
 
-    def forward(self, pixels: Tensor) -> tuple[Predictions, list[list[Tensor]]]:
-        """Return what the backbone predicts, and the logits of the looks of either head."""
-        features = self.backbone.encode(pixels)
+    def detect(self, features: list[Tensor], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Apprentice`."""
         predictions = self.backbone.predict(features)
-        return predictions, [self.encoder_looks(features[2]), self.decoder_looks(predictions.features)]
+        return predictions.saliency[-1], saliency_loss(predictions, masks), predictions.features
+
+    def save(self, out: Path) -> None:
+        """Write ``vst_tiny/model.safetensors``."""
+        (out / "vst_tiny").mkdir(parents=True, exist_ok=True)
+        write_state(self.half_state(), out / "vst_tiny" / "model.safetensors")
+
+
+class SwinApprentice(Apprentice):
+    """A Swin of about the tiny VST's size with its light decoder, supervised at the end."""
+
+    backbone: SwinBackbone
+
+    def __init__(self, out: Path) -> None:
+        SwinConfig(**SWIN).save_pretrained(out / "swin_tiny")
+        backbone = SwinBackbone(out / "swin_tiny", pretrained=False, width=64)
+        super().__init__(backbone, backbone.feature_dims[1])
+
+    def detect(self, features: list[Tensor], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Apprentice`."""
+        logits = self.backbone.decode(features)
+        return logits, F.binary_cross_entropy_with_logits(logits, masks), features[1]
+
+    def save(self, out: Path) -> None:
+        """Write ``swin_tiny/backbone.safetensors`` beside the config of its encoder."""
+        write_state(self.half_state(), out / "swin_tiny" / "backbone.safetensors")
 
 
 def boundary(masks: Tensor) -> Tensor:
@@ -153,19 +230,19 @@ def looks_loss(logits: list[Tensor], looks: Tensor) -> Tensor:
     return loss / len(logits)
 
 
-def train_saliency(out: Path, steps: int, scenes: int, images: int, rate: float) -> None:
-    """Train the tiny VST as a plain salient-object detector that knows what objects look like."""
+def train_saliency(out: Path, backbone: str, steps: int, scenes: int, images: int, rate: float) -> None:
+    """Train a tiny backbone as a plain salient-object detector that knows what objects look like."""
     torch.manual_seed(0)
-    model = Apprentice()
+    model = VSTApprentice() if backbone == "vst" else SwinApprentice(out)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     pool = SaliencyPool.render(scenes)
     for step, bar in training(out, model, optimizer, steps, rate):
         pixels, masks, looks = pool.batch(np.random.default_rng([6, step]), images)
-        predictions, seen = model(pixels)
-        loss = saliency_loss(predictions, masks) + sum(looks_loss(logits, looks) for logits in seen)
+        found, loss, seen = model(pixels, masks)
+        loss = loss + sum(looks_loss(logits, looks) for logits in seen)
         descend(model, optimizer, loss)
         if step % 20 == 0:
-            hit, truth = predictions.saliency[-1] > 0, masks > 0.5
+            hit, truth = found > 0, masks > 0.5
             overlap = (hit & truth).sum((1, 2, 3)) / (hit | truth).sum((1, 2, 3)).clamp(min=1)
             covered = looks > 0
             right = [
@@ -176,8 +253,4 @@ def train_saliency(out: Path, steps: int, scenes: int, images: int, rate: float)
                 for logits in seen
             ]
             bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap.mean():.3f}", encoder=right[0], decoder=right[1])
-    folder = out / "vst_tiny"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_state(
-        {name: value.half() for name, value in model.backbone.state_dict().items()}, folder / "model.safetensors"
-    )
+    model.save(out)

@@ -196,13 +196,25 @@ def test_a_step_of_saliency_leaves_weights_that_the_backbone_loads(tmp_path, mon
     assert file.read_bytes() == written
 
 
-def test_saliency_trains_every_weight_of_the_backbone():
+def test_a_step_of_swin_leaves_a_backbone_to_compare_with(tmp_path):
+    pretrain.main(["saliency", str(tmp_path), "--backbone", "swin", "--steps", "1", "--scenes", "4", "--images", "2"])
+    folder = tmp_path / "swin_tiny"
+    given = {"pretrained": False, "width": 64, "weights": folder / "backbone.safetensors"}
+    backbone = policies.make_backbone("swin", checkpoint=folder, **given).eval()
+    trained = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, trained[f"backbone.{name}"].to(value.dtype), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["vst", "swin"])
+def test_saliency_trains_every_weight_of_the_backbone(backbone, tmp_path):
     torch.manual_seed(0)
-    model, pool = saliency_recipe.Apprentice(), saliency_recipe.SaliencyPool.render(2)
+    vst, pool = saliency_recipe.VSTApprentice(), saliency_recipe.SaliencyPool.render(2)
+    model = vst if backbone == "vst" else saliency_recipe.SwinApprentice(tmp_path)
     pixels, masks, looks = pool.batch(np.random.default_rng(0), 2)
     assert pixels.shape == (2, 3, 128, 128) and 0 <= pixels.min() < pixels.max() <= 1
-    predictions, seen = model(pixels)
-    loss = saliency_recipe.saliency_loss(predictions, masks)
+    found, loss, seen = model(pixels, masks)
+    assert found.shape == masks.shape and [part[0].shape[2:] for part in seen] == [(16, 16)] * 2
     loss = loss + sum(saliency_recipe.looks_loss(logits, looks) for logits in seen)
     loss.backward()
     idle = [name for name, weights in model.named_parameters() if weights.grad is None or not weights.grad.any()]
