@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     words.add_argument("--captions", type=int, default=8, help="captions an image")
     defaults = (
         *((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 2400, 1e-3)),
-        *((saliency, 4000, 1e-3), (bert, 2000, 1e-3), (words, 600, 1e-2)),
+        *((saliency, 3000, 1e-3), (bert, 2000, 1e-3), (words, 600, 1e-2)),
     )
     for command, steps, rate in defaults:
         command.add_argument("out", type=Path, help="folder for the weights and state.pt")

@@ -6,11 +6,13 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from maskgym import policies
+from maskgym.data.scenes import Scenes
 from maskgym.errors import UserError
 from maskgym.policies.vst import TINY, UNUSED, VST, vst, vst_tiny
 from maskgym.segmenters.weights import write_state
@@ -251,3 +253,13 @@ def test_names_and_pickles(small, pixels):
     assert policies.make_backbone("vst_tiny", pretrained=False).feature_dims == (TINY["token_dim"],) * 2 + (96,)
     assert policies.make_backbone("vst", **SMALL).feature_dims == small.feature_dims
     torch.testing.assert_close(pickle.loads(pickle.dumps(small))(pixels), small(pixels))
+
+
+def test_the_shipped_one_detects_what_is_salient_in_scenes():
+    backbone, scenes = vst_tiny().eval(), Scenes("sod", "test")
+    samples = [scenes[index] for index in range(24)]
+    pixels = torch.from_numpy(np.stack([sample.images[0] for sample in samples])).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        found = backbone(pixels)[:, 0].numpy() > 0
+    truths = np.stack([sample.masks[0].any(axis=0) for sample in samples])
+    assert ((found & truths).sum((1, 2)) / (found | truths).sum((1, 2))).mean() > 0.9
