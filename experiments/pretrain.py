@@ -8,8 +8,10 @@ goes on from there when started again.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from maskgym.experiments import command
 from maskgym.experiments.pretraining.clip import train_clip
 from maskgym.experiments.pretraining.evf_sam import train_evf_sam
 from maskgym.experiments.pretraining.policy import train_policy
@@ -63,13 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
         *((evf_sam, 6000, 1.2e-3), (policy, 1600, 1.5e-3), (sam, 2000, 6e-4), (clip, 2400, 1e-3)),
         *((saliency, 3000, 1e-3), (bert, 2000, 1e-3), (words, 600, 1e-2)),
     )
-    for command, steps, rate in defaults:
-        command.add_argument("out", type=Path, help="folder for the weights and state.pt")
-        command.add_argument("--steps", type=int, default=steps)
-        command.add_argument("--rate", type=float, default=rate, help="peak learning rate")
+    for recipe, steps, rate in defaults:
+        recipe.add_argument("out", type=Path, help="folder for the weights and state.pt")
+        recipe.add_argument("--steps", type=int, default=steps)
+        recipe.add_argument("--rate", type=float, default=rate, help="peak learning rate")
     options = vars(parser.parse_args(arguments))
     options.pop("train")(**options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.status(main, None, "interrupted: the same command goes on"))

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm, trange
 
+from maskgym.errors import UserError
+
 CHECKPOINT_EVERY_S = 60.0
 STATE = "state.pt"
 
@@ -58,12 +60,19 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 200) -> float:
 
 
 def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load ``out/state.pt`` into model and optimiser, if there; return the step to go on from."""
+    """Load ``out/state.pt`` into model and optimiser, if there; return the step to go on from.
+
+    Raises:
+        UserError: If it is of another model.
+    """
     path = out / STATE
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise UserError(f"{path}: is of another model: expected a folder for each") from None
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 

@@ -9,7 +9,7 @@ too.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class LooksHead(nn.Module):
         return list(logits.split(CLASSES, dim=1))
 
 
-class Apprentice(nn.Module):
+class Apprentice(nn.Module, ABC):
     """A backbone with the heads that are dropped after training.
 
     Args:
@@ -172,7 +172,7 @@ class VSTApprentice(Apprentice):
 
 
 class SwinApprentice(Apprentice):
-    """A Swin of about the tiny VST's size with its light decoder, supervised at the end."""
+    """A Swin of 1.9 M parameters with its light decoder (the tiny VST: 1.2 M), supervised at the end."""
 
     backbone: SwinBackbone
 

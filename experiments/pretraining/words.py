@@ -1,6 +1,6 @@
 """Need encoders for UserSOD's Table 7: a tiny BERT, which never saw a picture, and a bag of words matched with some.
 
-The embedded CLIP is the third. All have its width and depth of text, and read captions of the same scenes.
+The embedded CLIP is the third. All give three features of its width, and read captions of the same kind.
 """
 
 from __future__ import annotations
