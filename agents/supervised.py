@@ -3,7 +3,7 @@
 Images and needs are what the environment shows, truths what it tells in training. Samples come in epochs, each in an
 order of its own; the rate of Adam falls by ten at epoch 60, as in the paper. Nothing is flipped or coloured anew, as
 trainings of detectors do: needs name places ("on the left"), and colours. Where objects are ranked, the target is the
-most salient one: what the first detection is to find. Those after it, with something erased, are not trained.
+most salient one that is left, after a number of detections drawn for each sample and made as they should be.
 """
 
 from __future__ import annotations
@@ -74,14 +74,22 @@ class UserSalAgent(MaskAgent):
             base: Any = env.unwrapped
             indices = batch_of(turn, self.batch_size, base.num_samples, self.seed)
             epoch = turn * self.batch_size // base.num_samples
-            values = self.learn(*self.show(env, indices), epoch)
+            values = self.learn(*self.show(env, indices, np.random.default_rng([self.seed, update])), epoch)
             on_log(update + 1, {**values, "epoch": epoch})
             if (update + 1) % self.save_every == 0:
                 self.checkpoint(update + 1)
         self.policy.eval()
 
-    def show(self, env: VectorEnv, indices: np.ndarray) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """Return pixels (B, 3, S, S), needs and targets (B, 1, S, S) of the samples of these indices."""
+    def show(
+        self, env: VectorEnv, indices: np.ndarray, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+        """Return pixels (B, 3, S, S), needs and targets (B, 1, S, S) of the samples of these indices.
+
+        Args:
+            env: On the training split.
+            indices: Of samples, (B,).
+            generator: Of how many objects are detected before, where they are ranked.
+        """
         images: list[np.ndarray] = []
         needs: list[str] = []
         masks: list[np.ndarray] = []
@@ -89,14 +97,46 @@ class UserSalAgent(MaskAgent):
             chunk = indices[start : start + env.num_envs]
             filled = np.concatenate([chunk, chunk[-1:].repeat(env.num_envs - len(chunk))])
             observations, infos = env.reset(options={"index": filled})
-            images += [observations["image"][i].copy() for i in range(len(chunk))]
+            shown, asked = list(observations["image"].copy()), [target[0] for target in infos["target"]]
+            if "ranks" in infos:
+                orders = [np.argsort(-ranks[0], kind="stable") for ranks in infos["ranks"]]
+                objects = [masks[order] for masks, order in zip(asked, orders, strict=True)]
+                shown, asked = self._detect(env, filled, shown, objects, generator)
+            images += shown[: len(chunk)]
             needs += [str(need) for need in observations["need"][: len(chunk)]]
-            ranks = infos["ranks"] if "ranks" in infos else [None] * len(chunk)
-            masks += [
-                first(target, ranked) for target, ranked in zip(infos["target"][: len(chunk)], ranks, strict=False)
-            ]
+            masks += asked[: len(chunk)]
         device = self.policy.device
         return to_pixels(images, device), needs, to_targets(masks, self.side, device)
+
+    def _detect(
+        self,
+        env: VectorEnv,
+        indices: np.ndarray,
+        images: list[np.ndarray],
+        objects: Sequence[np.ndarray],
+        generator: np.random.Generator,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Detect some objects as they should be; return the images shown then, and for each the object to find next.
+
+        Args:
+            env: Of ranking, reset to the samples of these indices.
+            indices: (num_envs,).
+            images: Shown at the start, one a sub-environment.
+            objects: bool (n, H, W) a sub-environment, most salient first.
+            generator: Of how many are detected before.
+        """
+        base: Any = env.unwrapped
+        depths = generator.integers([max(1, min(base.steps, len(masks))) for masks in objects])
+        for step in range(depths.max()):
+            # Those that have nothing left answer with nothing, which ends their episode.
+            actions = to_targets([masks[step : step + 1] for masks in objects], self.side, torch.device("cpu"))
+            observations, _, terminated, truncated, _ = env.step(actions[:, 0].numpy())
+            for i in np.flatnonzero(depths == step + 1):
+                images[i] = observations["image"][i].copy()
+            over = terminated | truncated
+            if over.any():  # begun again, so that the others can go on
+                env.reset(options={"index": indices, "reset_mask": over})
+        return images, [masks[depth : depth + 1] for masks, depth in zip(objects, depths, strict=True)]
 
     def learn(self, pixels: torch.Tensor, needs: Sequence[str], targets: torch.Tensor, epoch: int) -> dict[str, float]:
         """Take one gradient step; return named scalars."""
@@ -109,11 +149,6 @@ class UserSalAgent(MaskAgent):
             loss.backward()
             self.optimizer.step()
         return {**{f"train/{name}": value for name, value in terms.items()}, "train/learning_rate": rate}
-
-
-def first(target: Sequence[np.ndarray], ranks: Sequence[np.ndarray] | None) -> np.ndarray:
-    """Return bool (n, H, W): all that was asked for; of objects that are ranked, the most salient one alone."""
-    return target[0] if ranks is None else target[0][[int(np.argmax(ranks[0]))]]
 
 
 class UserSalPlusAgent(UserSalAgent):

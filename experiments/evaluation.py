@@ -12,10 +12,11 @@ from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from maskgym import rewards
+from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.experiments import mask_evaluation
 from maskgym.experiments.batches import chunks, filled, first_rows
 from maskgym.experiments.mask_evaluation import is_drawn
-from maskgym.metrics import SaliencyScores, average_precision
+from maskgym.metrics import ReferringScores, SaliencyScores, average_precision
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
 
@@ -66,7 +67,7 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
     """
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
         if is_clicked(env):
-            return _score_clicks(_play_clicks(env, indices, partial(_decide, agent, env)), bar)
+            return _score_clicks(env, _play_clicks(env, indices, partial(_decide, agent, env)), bar)
         if is_drawn(env):
             episodes = mask_evaluation.play(env, indices, mask_evaluation.decide(agent))
             return Evaluation(*mask_evaluation.score(env, episodes, bar))
@@ -103,18 +104,22 @@ def _score_texts(env: VectorEnv, indices: Sequence[int], answers: Sequence[str])
     return Evaluation(scores, per_sample, list(answers))
 
 
-def _score_clicks(episodes: Iterable[tuple[Transition, dict[str, float]]], bar: tqdm) -> Evaluation:
-    measure, per_sample, answers, pixels = rewards.make("s_measure"), [], [], SaliencyScores()
+def _score_clicks(env: VectorEnv, episodes: Iterable[tuple[Transition, dict[str, float]]], bar: tqdm) -> Evaluation:
+    measure, per_sample, answers = rewards.make("s_measure"), [], []
+    pixels, referring = SaliencyScores(), ReferringScores()
     for transition, numbers in episodes:
         row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
         per_sample.append(row)
         answers.append(transition.action)
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
+            referring.add(predictions.any(axis=0), targets.any(axis=0))
         bar.update()
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
     over_set = pixels.result()
-    return Evaluation(scores | {name: over_set[name] for name in SET_MEASURES}, per_sample, answers)
+    scores |= {name: over_set[name] for name in SET_MEASURES}
+    told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # what to click: then it is referring segmentation too
+    return Evaluation(scores | (referring.result() if told else {}), per_sample, answers)
 
 
 def play(

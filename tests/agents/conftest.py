@@ -333,11 +333,9 @@ class Squares:
 class SquaresVectorEnv(SampleVectorEnv):
     """Shows an image and a need, is answered with a mask, and rewards its IoU."""
 
-    def __init__(
-        self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None, ranked: bool = False
-    ) -> None:
+    def __init__(self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None) -> None:
         reward = SimpleNamespace(range=(0.0, 1.0))
-        super().__init__(num_envs, Squares(split, size, ranked), reward, None, "Disabled")
+        super().__init__(num_envs, Squares(split, size), reward, None, "Disabled")
         self.single_observation_space = spaces.Dict(
             {"image": spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8), "need": FreeText(100)}
         )
@@ -351,8 +349,7 @@ class SquaresVectorEnv(SampleVectorEnv):
         samples, infos = [self._draw(i, wanted[i]) for i in rows], {}
         self.shown += self._indices.tolist()
         for i, sample in zip(rows, samples, strict=True):
-            ranks = {"ranks": sample.ranks} if sample.ranks else {}
-            infos = self._add_info(infos, self._start_info(i, sample) | ranks, i)
+            infos = self._add_info(infos, self._start_info(i, sample), i)
         needs = tuple(sample.need if self.need is None else self.need for sample in samples)
         return {"image": np.stack([sample.images[0] for sample in samples]), "need": needs}, infos
 
@@ -371,6 +368,12 @@ class SquaresVectorEnv(SampleVectorEnv):
 @pytest.fixture
 def squares_env():
     return SquaresVectorEnv
+
+
+@pytest.fixture
+def ranked_squares():
+    """Both squares of 16 images, the one that is asked for first."""
+    return Squares(ranked=True)
 
 
 @cache

@@ -12,7 +12,8 @@ from PIL import Image
 from maskgym.experiments import run
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4", "algo.updates=0")
-SALIENCY = {"reward", "s_measure", "iou", "mae", "f_max", "e_max", "miou", "oiou", "p@0.5", "p@0.9"}
+REFERRING = {"miou", "oiou", "p@0.5", "p@0.9"}
+SALIENCY = {"reward", "s_measure", "iou", "mae", "f_max", "e_max", *REFERRING}
 RANKING = {"reward", "steps", "found", "iou", "mae", "sor_photos", "sor_mean_photos", "sa_sor", "sa_sor_photos"}
 
 
@@ -29,7 +30,8 @@ def finished(maskgym_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("env", "expected"), [("user_need", SALIENCY), ("ranking", RANKING), ("user_need_point", {"reward", "iou", "mae"})]
+    ("env", "expected"),
+    [("user_need", SALIENCY), ("ranking", RANKING), ("user_need_point", {"reward", "iou", "mae", *REFERRING})],
 )
 def test_a_run_writes_every_file(finished, env, expected):
     settings = ["env.horizon=2", "env.initial=none"] if env == "user_need_point" else []
