@@ -424,11 +424,15 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         return [*ids, self._tokenizer.eos_token_id]
 
     def _sft_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the cross-entropy of the completions (Eq. 4), a mean over tokens, at temperature 1."""
+        """Return the cross-entropy of the completions (Eq. 4), a mean over all devices' tokens, at temperature 1."""
         labels = inputs.pop("labels")  # (B, T)
         with self.accelerator.autocast():
             logits = model(**inputs, logits_to_keep=labels.size(1) + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL)
+        tokens = self.accelerator.reduce((labels != IGNORED_LABEL).sum().float(), reduction="mean")  # a device
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        loss = loss / tokens  # the mean of the devices' losses, as of their gradients, is then that over all tokens
         self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss / self.current_gradient_accumulation_steps
 

@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
 
 from ..errors import UserError
+from . import parallel
 from .cgpo import CGPOConfig, CGPOTrainer
 from .dapo import DAPOConfig, DAPOTrainer
 from .group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
@@ -161,9 +162,9 @@ class LanguageAgent:
         env: Unused: text has one space. Taken so that every agent is made alike.
         seed: Seed of the order of samples, of sampling and of what else a trainer draws.
         output: Folder of the checkpoints.
-        batch_size: Answers an update.
+        batch_size: Answers an update, of all workers together (see `maskgym.agents.parallel`).
         group_size: Answers a prompt, a divisor of ``batch_size``; None takes the algorithm's own number.
-        micro_batch_size: Answers a forward pass; None takes the whole batch at once.
+        micro_batch_size: Answers a forward pass of a worker; None takes its whole share at once.
         max_new_tokens: Longest answer in tokens.
         save_every: Updates between checkpoints.
         **settings: Of the trainer's config: ``learning_rate``, ``temperature``, ``num_iterations``, ….
@@ -195,9 +196,13 @@ class LanguageAgent:
         for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("save_every", save_every)):
             if value < 1:
                 raise UserError(f"algo.{name}={value}: expected at least 1")
-        self.micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
-        if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
-            raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of batch_size={batch_size}")
+        share, rest = divmod(batch_size, parallel.size())
+        if rest:
+            raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
+        self.micro_batch_size = share if micro_batch_size is None else micro_batch_size
+        if self.micro_batch_size < 1 or share % self.micro_batch_size:
+            whose = f"batch_size={batch_size}" if share == batch_size else f"a worker's {share} answers"
+            raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of {whose}")
         fields = self.config.__dataclass_fields__
         self.group_size = fields["num_generations"].default if group_size is None else group_size
         if self.group_size < 1 or batch_size % self.group_size:
@@ -271,7 +276,7 @@ class LanguageAgent:
                 "output_dir": str(self.output),
                 "max_steps": updates,
                 "per_device_train_batch_size": self.micro_batch_size,
-                "gradient_accumulation_steps": self.batch_size // self.micro_batch_size,
+                "gradient_accumulation_steps": self.batch_size // (self.micro_batch_size * parallel.size()),
                 "num_generations": self.group_size,
                 "max_completion_length": self.max_new_tokens,
                 "shuffle_dataset": False,  # the rows are in order already, a task a batch

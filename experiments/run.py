@@ -77,7 +77,7 @@ def usage() -> str:
 
 
 def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train, evaluate before and after, and write the run folder.
+    """Train, evaluate before and after, and write the run folder; of several workers the first does all but train.
 
     Args:
         config: As `composition.compose` returns it.
@@ -85,22 +85,27 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         resume: Continue what lies there.
 
     Returns:
-        What ``results.json`` holds.
+        What ``results.json`` holds; nothing, of another worker than the first.
 
     Raises:
         UserError: If the config asks for what cannot be had.
     """
+    from maskgym.agents import parallel
     from maskgym.experiments import evaluation, report
 
     keep_freed_memory()
     _seed(config["seed"])
-    parts, tasks = _make_parts(config), list(config["env"]["ids"])
+    parts, tasks, updates = _make_parts(config), list(config["env"]["ids"]), config["algo"]["updates"]
     train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
-    test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     supervised = _make_supervised(config, train_envs, parts)
     agent = _make_agent(config, folder, next(iter(train_envs.values())), parts)
+    if parallel.rank():
+        if updates:
+            agent.train(list(train_envs.values()), updates, lambda step, values: None, resume=resume, **supervised)
+        return {}
+    test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
-    metrics, updates = run_folder.Metrics(folder / run_folder.METRICS), config["algo"]["updates"]
+    metrics = run_folder.Metrics(folder / run_folder.METRICS)
     every = config["evaluation"]["every"] or updates
     indices = {
         task: evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
@@ -223,7 +228,12 @@ def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
     config["out"] = str(folder)
     resume = "resume" in asked
     try:
-        results = run(config, folder, resume)
+        if config["scale"]["name"] == "ray":
+            from maskgym.experiments import ray_run
+
+            results = ray_run.run(config, folder, resume)
+        else:
+            results = run(config, folder, resume)
     except UserError:
         if not resume:
             run_folder.discard_unstarted(folder)

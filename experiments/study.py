@@ -259,8 +259,8 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
 
 @cache
 def config_of(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Return the config of a run, wherever it lies."""
-    return composition.compose(arguments) | {"out": None}
+    """Return the config of a run, wherever it lies and is made."""
+    return {name: part for name, part in composition.compose(arguments).items() if name != "scale"} | {"out": None}
 
 
 def _run_digest(arguments: tuple[str, ...]) -> str:

@@ -1,0 +1,143 @@
+"""Runs on Ray: ``scale=ray`` trains one agent in several workers, each with its share of every batch.
+
+Every worker runs `maskgym.experiments.run.run` with the same config; the first one evaluates and writes the run folder,
+which all of them, and the machine that the command is given on, see under the same path. Workers that die are started
+again, and go on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maskgym.errors import UserError
+from maskgym.experiments import run_folder
+
+CONNECT_S = 30  # longest wait for a cluster to answer
+BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
+
+
+def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train on Ray; arguments and result are those of `maskgym.experiments.run.run`.
+
+    Raises:
+        UserError: If Ray is not installed, its cluster does not answer or lacks what is asked for, the workers die more
+            often than ``scale.max_failures`` times, or the config asks for what cannot be had.
+    """
+    scale = config["scale"]
+    _check(scale)
+    with _cluster(scale), _progress(config, folder):
+        for failures in range(scale["max_failures"] + 1):
+            fault = _fit(config, folder, resume)
+            if fault is None:
+                return run_folder.read_json(folder / run_folder.RESULTS)
+            print(f"workers failed ({fault}), {failures + 1} of at most {scale['max_failures']} times")
+            resume = (folder / run_folder.CONFIG).exists()
+    raise UserError(f"scale.max_failures={scale['max_failures']}: workers failed again: {fault}")
+
+
+def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
+    """Start workers and wait for their end; return None, or in one line what they died of."""
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scale = config["scale"]
+    resources = {"CPU": scale["cpus_per_worker"]}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "folder": str(folder), "resume": resume},
+        torch_config=TorchConfig(timeout_s=BARRIER_S),
+        scaling_config=train.ScalingConfig(
+            num_workers=scale["num_workers"], use_gpu=scale["use_gpu"], resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(name="ray", storage_path=str(folder / run_folder.CHECKPOINTS)),
+    )
+    try:
+        trainer.fit()
+    except train.TrainingFailedError as error:
+        causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()]
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+        return " ".join(str(causes[0] if causes else error).split())[:300]
+    return None
+
+
+def _work(settings: Mapping[str, Any]) -> None:
+    """Run in one worker what all of them run."""
+    from maskgym.experiments import run as runs
+
+    runs.run(settings["config"], Path(settings["folder"]), settings["resume"])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what an error that went through Ray began with."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return error if inner is None else _cause(inner)
+
+
+def _check(scale: Mapping[str, Any]) -> None:
+    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
+        if scale[key] < least:
+            raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
+
+
+@contextmanager
+def _cluster(scale: Mapping[str, Any]) -> Iterator[None]:
+    """Connect to the cluster, or start one on this machine, and check that it has what the workers take."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("scale=ray: pip install 'maskgym[ray]'") from error
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if scale["address"] is None:
+        settings["include_dashboard"] = False
+    try:
+        ray.init(address=scale["address"], **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"scale.address={scale['address']}: no cluster answers: {said}") from error
+    try:
+        found, wanted = ray.cluster_resources(), {"CPU": scale["num_workers"] * scale["cpus_per_worker"]}
+        if scale["use_gpu"]:
+            wanted["GPU"] = scale["num_workers"]
+        for name, count in wanted.items():
+            if found.get(name, 0) < count:
+                asked = f"scale.num_workers={scale['num_workers']}"
+                raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _progress(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
+    """Show how far the first worker is, which it writes down and cannot show here."""
+    from tqdm import tqdm
+
+    over = threading.Event()
+    name = f"{config['env']['name']} {config['algo']['name']}"
+    with tqdm(total=config["algo"]["updates"], desc=name, unit="update", disable=None) as bar:
+
+        def follow() -> None:
+            while not over.wait(1):
+                rows = (
+                    run_folder.read_metrics(folder / run_folder.METRICS)
+                    if (folder / run_folder.METRICS).exists()
+                    else []
+                )
+                if rows:
+                    bar.update(rows[-1]["step"] - bar.n)
+                    bar.set_postfix({"reward": f"{rows[-1]['reward']:.3f}"} if "reward" in rows[-1] else {})
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
