@@ -67,8 +67,10 @@ class DAPOConfig(GroupConfig):
         check_range(self, ["overlong_share"], lambda value: 0 <= value <= 1, "0 to 1")
         check_range(self, ["overlong_weight"], lambda value: value >= 0, "at least 0")
         super().__post_init__()
-        if self.sampling_rounds > 1 and self.world_size > 1:
-            raise UserError(f"sampling_rounds={self.sampling_rounds}: expected 1 with several processes")
+        share = self.generation_batch_size // self.world_size
+        if self.sampling_rounds > 1 and share % self.num_generations:
+            asked = f"sampling_rounds={self.sampling_rounds}"
+            raise UserError(f"{asked}: expected whole groups of {self.num_generations} a process, got {share} answers")
 
 
 @dataclass
@@ -137,7 +139,10 @@ class DAPOTrainer(GroupTrainer):
         return outputs
 
     def _sample(self, rows: list[dict[str, Any]]) -> tuple[list[Group], int]:
-        """Return groups for one batch, those without signal last, and how many these are."""
+        """Return groups for this process's share of a batch, those without signal last, and how many these are.
+
+        Every process answers as many prompts a round as the one that lacks most: their answers are scored together.
+        """
         wanted = len(rows) // self.num_generations
         kept: list[Group] = []
         dropped: list[Group] = []
@@ -146,24 +151,31 @@ class DAPOTrainer(GroupTrainer):
                 (dropped if self._is_flat(group) else kept).append(group)
             if number == 1:
                 logged = {name: list(values) for name, values in self._pending_metrics.items()}
-            missing = wanted - len(kept)
-            if not missing:
+            missing = max(0, wanted - len(kept))
+            most = self._of_all([missing]).max()
+            if not most:
                 break
-            rows = self._further_rows(missing, number)
+            rows = self._further_rows(int(most), number)
         self._pending_metrics.clear()
         self._pending_metrics.update(logged)
         self._pending_extra_logs.clear()  # columns of the completions table, longer than the batch by now
+        without, sampled, unfilled = self._of_all([len(dropped), len(kept) + len(dropped), missing / wanted]).mean(0)
         metrics = self._current_metrics
-        metrics["group/share_without_signal"].append(len(dropped) / (len(kept) + len(dropped)))
+        metrics["group/share_without_signal"].append(float(without / sampled))
         metrics["dapo/rounds"].append(number)
-        metrics["dapo/share_unfilled"].append(missing / wanted)
-        return kept + dropped[:missing], missing
+        metrics["dapo/share_unfilled"].append(float(unfilled))
+        return kept[:wanted] + dropped[:missing], missing
+
+    def _of_all(self, numbers: list[float]) -> torch.Tensor:
+        """Return some numbers of every process, (processes, N)."""
+        return self.accelerator.gather(torch.tensor([numbers], device=self.accelerator.device))
 
     def _answer(self, rows: list[dict[str, Any]]) -> list[Group]:
         """Return the answers to prompts, each of which comes ``num_generations`` times in a row."""
         prompts = with_images(rows) if {"image", "images"} & set(rows[0]) else [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, completions, _, _, images, _ = super()._generate(prompts)
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids)
+        rewards = self._local(rewards, len(rows))
         groups = []
         for start in range(0, len(rows), self.num_generations):
             part = slice(start, start + self.num_generations)
@@ -183,7 +195,9 @@ class DAPOTrainer(GroupTrainer):
     def _further_rows(self, count: int, number: int) -> list[dict[str, Any]]:
         generator, dataset = np.random.default_rng((self.args.seed, self._step, number)), self.refill_dataset
         assert dataset is not None  # checked with the arguments
-        drawn = generator.choice(len(dataset), count, replace=count > len(dataset))
+        total = count * self.accelerator.num_processes
+        drawn = generator.choice(len(dataset), total, replace=total > len(dataset))
+        drawn = drawn[count * self.accelerator.process_index :][:count]
         rows = self._without_completions(read_rows(dataset, drawn))
         return [row for row in rows for _ in range(self.num_generations)]
 
@@ -200,7 +214,7 @@ class DAPOTrainer(GroupTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         if not self._batch:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards_of_terms = torch.cat([group.rewards for group in self._batch])
+        self._rewards_of_terms = self.accelerator.gather(torch.cat([group.rewards for group in self._batch]))
         return self._rewards_of_terms
 
     def _log_signal(self) -> None:

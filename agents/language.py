@@ -137,8 +137,8 @@ class EnvReward:
     ) -> list[float]:
         """Return one reward an answer; the means of its terms go to the trainer's log."""
         texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
-        self._cost["generated_tokens"] += sum(map(len, completion_ids))
-        self._cost["reward_calls"] += len(texts)
+        spent = parallel.total([sum(map(len, completion_ids)), len(texts)])
+        self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
         values = np.zeros(len(texts))
         for number in sorted(set(task)):
             rows = [row for row, its_task in enumerate(task) if its_task == number]
@@ -149,7 +149,7 @@ class EnvReward:
         return values.tolist()
 
     def cost(self) -> dict[str, float]:
-        """Return how many tokens were generated and answers scored since this was last asked for."""
+        """Return how many tokens all workers generated and answers they scored since this was last asked for."""
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
         return cost
 

@@ -22,16 +22,12 @@ def size() -> int:
     return dist.get_world_size() if _joined() else 1
 
 
-def total(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
-    """Return the sums of some numbers over all workers; every worker calls this, with as many numbers.
-
-    Args:
-        values: This worker's.
-        device: Where the group's backend adds them up: ``cpu`` with gloo, a CUDA device with NCCL.
-    """
+def total(values: Sequence[float]) -> list[float]:
+    """Return the sums of some numbers over all workers; every worker calls this, with as many numbers."""
     if not _joined():
         return list(values)
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    # NCCL adds up what is on GPUs only.
+    sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(sums)
     return sums.tolist()
 

@@ -258,6 +258,7 @@ class ResumableTrainer(_Parent):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        os.makedirs(output_dir, exist_ok=True)  # of several processes, the one that makes it may be behind
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         answers = None if used_up else self._buffered_inputs
         torch.save({"step": self._step, "answers": answers, **self.extra_state()}, self._state_path(output_dir))

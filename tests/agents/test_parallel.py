@@ -1,0 +1,64 @@
+"""Several workers: the same training as one, on the same answers; sums, and what cannot be shared out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskgym import agents, policies
+from maskgym.agents import parallel
+from maskgym.errors import UserError
+
+SCRIPT = Path(__file__).parent / "replayed.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+NOT_COMPARED = {"step_time", "kl"}  # TRL's RLOO logs the mean of the workers' means over tokens
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """Return a function that gives what one worker and two logged, an update each, in some case of the script."""
+    folders = {}
+    for name, launcher in (("one", ()), ("two", TORCHRUN)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        command = [sys.executable, *launcher, str(SCRIPT), str(folders[name])]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return lambda case: [json.loads((folders[name] / f"{case}.json").read_text()) for name in ("one", "two")]
+
+
+@pytest.mark.parametrize("case", ["cgpo", "sft", "spo", "grpo", "rloo", "dapo"])
+def test_two_workers_train_as_one(logged, case):
+    one, two = logged(case)
+    assert len(one) == len(two) == 5
+    for alone, together in zip(one, two, strict=True):
+        assert set(alone) == set(together)
+        for name in set(alone) - NOT_COMPARED:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
+    assert any(row["grad_norm"] > 0.1 for row in one)
+
+
+def test_each_worker_fills_its_share_up(logged):
+    for rows in logged("dapo, filled up"):
+        assert max(row["dapo/rounds"] for row in rows) > 1
+        assert all(row["dapo/rounds"] == 10 or row["dapo/share_unfilled"] == 0 for row in rows)
+        assert all(row["reward_calls"] % 4 == 0 for row in rows)
+
+
+def test_a_process_on_its_own_is_one_worker():
+    assert (parallel.rank(), parallel.size(), parallel.total([1.5, 2])) == (0, 1, [1.5, 2])
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(parallel, "size", lambda: 3)
+    policy = policies.make("qwen2_5_vl_tiny", device="cpu")
+    with pytest.raises(UserError, match=r"algo\.batch_size=8: expected a multiple of the 3 workers"):
+        agents.make("cgpo", policy=policy, output=tmp_path, batch_size=8)
+    with pytest.raises(UserError, match=r"algo\.micro_batch_size=4: expected a divisor of a worker's 3 answers"):
+        agents.make("cgpo", policy=policy, output=tmp_path, batch_size=9, micro_batch_size=4)
