@@ -174,6 +174,7 @@ class LanguageAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    shared: ClassVar[bool] = True  # several workers can train it together
     config: ClassVar[Any]
     trainer: ClassVar[Any]
     defaults: ClassVar[dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..envs.letterbox import letterbox
 from ..errors import UserError
 from ..policies.usersal import UserSal
+from . import parallel
 from .checkpoints import check_at_least, read_checkpoint, write_checkpoint
 
 CHECKPOINT = "masks.pt"
@@ -84,7 +85,12 @@ class MaskAgent:
         self.policy.load(path)
 
     def checkpoint(self, update: int) -> None:
-        """Write all that a later update depends on: chance and the order of samples follow from the update's number."""
+        """Write all that a later update depends on: chance and the order of samples follow from the update's number.
+
+        Of several workers, which all are at the same, the first one writes.
+        """
+        if parallel.rank():
+            return
         self.output.mkdir(parents=True, exist_ok=True)
         state = {"policy": self.policy.trained_state(), "description": self.policy.describe(), "update": update}
         write_checkpoint(self.output / CHECKPOINT, state | {"optimizer": self.optimizer.state_dict()})

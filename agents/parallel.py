@@ -32,5 +32,27 @@ def total(values: Sequence[float]) -> list[float]:
     return sums.tolist()
 
 
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Make each parameter's gradient the mean over all workers; every worker calls this after its backward pass.
+
+    One sum for all of them after the pass, where ``DistributedDataParallel`` has several during it: that wraps
+    ``forward`` only, and waits for ever when one worker's share of a batch has nothing to learn from. Here such a
+    worker's gradients count as 0.
+
+    Returns:
+        Whether any worker has a gradient.
+    """
+    if not _joined():
+        return any(parameter.grad is not None for parameter in parameters)
+    if not total([float(any(parameter.grad is not None for parameter in parameters))])[0]:
+        return False
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    dist.all_reduce(flat)
+    torch.nn.utils.vector_to_parameters(flat / size(), [parameter.grad for parameter in parameters])
+    return True
+
+
 def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()

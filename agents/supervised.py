@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from ..errors import UserError
 from ..policies.usersal import UserSal
+from . import parallel
 from .checkpoints import OnLog, check_at_least
 from .masks import MaskAgent, to_pixels, to_targets
 
@@ -29,7 +31,7 @@ class UserSalAgent(MaskAgent):
         env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; see `MaskAgent`.
         seed: Of the order of the samples.
         output: Folder of the checkpoints.
-        batch_size: Samples an update.
+        batch_size: Samples an update, of all workers together (see `maskgym.agents.parallel`).
         learning_rate: Of Adam (Section 4.1: 1e-4).
         decay_epoch: The epoch, counted from 0, from which the rate is lower (Section 4.1: 60).
         decay_factor: What it is multiplied with (Section 4.1: 0.1).
@@ -40,6 +42,7 @@ class UserSalAgent(MaskAgent):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal",)
+    shared: ClassVar[bool] = True  # several workers can train it together
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class UserSalAgent(MaskAgent):
         save_every: int = 10,
     ) -> None:
         check_at_least(1, batch_size=batch_size)
+        if batch_size % parallel.size():
+            raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
         check_at_least(0, decay_epoch=decay_epoch)
         super().__init__(policy, env, seed, output, learning_rate, save_every)
         self.batch_size, self.decay_epoch, self.decay_factor = batch_size, decay_epoch, decay_factor
@@ -73,22 +78,24 @@ class UserSalAgent(MaskAgent):
             env, turn = envs[update % len(envs)], update // len(envs)
             base: Any = env.unwrapped
             indices = batch_of(turn, self.batch_size, base.num_samples, self.seed)
+            chances = np.random.default_rng([self.seed, update]).random(self.batch_size)
             epoch = turn * self.batch_size // base.num_samples
-            values = self.learn(*self.show(env, indices, np.random.default_rng([self.seed, update])), epoch)
+            own = np.arange(parallel.rank(), self.batch_size, parallel.size())
+            values = self.learn(*self.show(env, indices[own], chances[own]), epoch)
             on_log(update + 1, {**values, "epoch": epoch})
             if (update + 1) % self.save_every == 0:
                 self.checkpoint(update + 1)
         self.policy.eval()
 
     def show(
-        self, env: VectorEnv, indices: np.ndarray, generator: np.random.Generator
+        self, env: VectorEnv, indices: np.ndarray, chances: np.ndarray
     ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
         """Return pixels (B, 3, S, S), needs and targets (B, 1, S, S) of the samples of these indices.
 
         Args:
             env: On the training split.
             indices: Of samples, (B,).
-            generator: Of how many objects are detected before, where they are ranked.
+            chances: (B,), drawn from [0, 1): where objects are ranked, which share of them is detected before.
         """
         images: list[np.ndarray] = []
         needs: list[str] = []
@@ -101,7 +108,7 @@ class UserSalAgent(MaskAgent):
             if "ranks" in infos:
                 orders = [np.argsort(-ranks[0], kind="stable") for ranks in infos["ranks"]]
                 objects = [masks[order] for masks, order in zip(asked, orders, strict=True)]
-                shown, asked = self._detect(env, filled, shown, objects, generator)
+                shown, asked = self._detect(env, filled, shown, objects, chances[start : start + env.num_envs])
             images += shown[: len(chunk)]
             needs += [str(need) for need in observations["need"][: len(chunk)]]
             masks += asked[: len(chunk)]
@@ -114,7 +121,7 @@ class UserSalAgent(MaskAgent):
         indices: np.ndarray,
         images: list[np.ndarray],
         objects: Sequence[np.ndarray],
-        generator: np.random.Generator,
+        chances: np.ndarray,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Detect some objects as they should be; return the images shown then, and for each the object to find next.
 
@@ -123,10 +130,11 @@ class UserSalAgent(MaskAgent):
             indices: (num_envs,).
             images: Shown at the start, one a sub-environment.
             objects: bool (n, H, W) a sub-environment, most salient first.
-            generator: Of how many are detected before.
+            chances: Of as many as count, in [0, 1): which share of the objects is detected.
         """
         base: Any = env.unwrapped
-        depths = generator.integers([max(1, min(base.steps, len(masks))) for masks in objects])
+        shares = np.resize(chances, env.num_envs)
+        depths = (shares * [min(base.steps, len(masks)) for masks in objects]).astype(int)
         for step in range(depths.max()):
             # Those that have nothing left answer with nothing, which ends their episode.
             actions = to_targets([masks[step : step + 1] for masks in objects], self.side, torch.device("cpu"))
@@ -144,11 +152,15 @@ class UserSalAgent(MaskAgent):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, terms = self.policy.loss(pixels, needs, targets)
+        self.optimizer.zero_grad()
         if loss.requires_grad:  # not where no sample of the batch has a need: then the backbone alone answers
-            self.optimizer.zero_grad()
             loss.backward()
+        if parallel.average_gradients(self.policy.trainable_parameters()):
             self.optimizer.step()
-        return {**{f"train/{name}": value for name, value in terms.items()}, "train/learning_rate": rate}
+        names = ("loss", *self.policy.terms)
+        sums = parallel.total([terms.get(name, 0.0) for name in names])
+        means = {f"train/{name}": value / parallel.size() for name, value in zip(names, sums, strict=True)}
+        return {**means, "train/learning_rate": rate}
 
 
 class UserSalPlusAgent(UserSalAgent):

@@ -7,12 +7,17 @@ again, and go on from the last checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from maskgym.errors import UserError
 from maskgym.experiments import run_folder
@@ -31,13 +36,15 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     scale = config["scale"]
     _check(scale)
     with _cluster(scale), _progress(config, folder):
-        for failures in range(scale["max_failures"] + 1):
+        for failures in itertools.count(1):
             fault = _fit(config, folder, resume)
             if fault is None:
                 return run_folder.read_json(folder / run_folder.RESULTS)
-            print(f"workers failed ({fault}), {failures + 1} of at most {scale['max_failures']} times")
+            if failures > scale["max_failures"]:
+                raise UserError(f"workers died {failures} times, scale.max_failures={scale['max_failures']}: {fault}")
+            tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
             resume = (folder / run_folder.CONFIG).exists()
-    raise UserError(f"scale.max_failures={scale['max_failures']}: workers failed again: {fault}")
+    raise AssertionError("unreachable")
 
 
 def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
@@ -45,25 +52,28 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Ctrl-C to the run, which says how to go on; Ray's own handler ends the process."""
+
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
     scale = config["scale"]
-    resources = {"CPU": scale["cpus_per_worker"]}
-    trainer = TorchTrainer(
+    settings = {"config": config, "folder": str(folder), "resume": resume, "directory": os.getcwd()}
+    trainer = Trainer(
         _work,
-        train_loop_config={"config": config, "folder": str(folder), "resume": resume},
+        train_loop_config=settings,
         torch_config=TorchConfig(timeout_s=BARRIER_S),
         scaling_config=train.ScalingConfig(
-            num_workers=scale["num_workers"], use_gpu=scale["use_gpu"], resources_per_worker=resources
+            num_workers=scale["num_workers"],
+            use_gpu=scale["use_gpu"],
+            resources_per_worker={"CPU": scale["cpus_per_worker"]},
         ),
         run_config=train.RunConfig(name="ray", storage_path=str(folder / run_folder.CHECKPOINTS)),
     )
     try:
         trainer.fit()
     except train.TrainingFailedError as error:
-        causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()]
-        for cause in causes:
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from error
-        return " ".join(str(causes[0] if causes else error).split())[:300]
+        return _fault(error)
     return None
 
 
@@ -71,7 +81,18 @@ def _work(settings: Mapping[str, Any]) -> None:
     """Run in one worker what all of them run."""
     from maskgym.experiments import run as runs
 
+    os.chdir(settings["directory"])
     runs.run(settings["config"], Path(settings["folder"]), settings["resume"])
+
+
+def _fault(error: Any) -> str:
+    """Return in one line what workers died of, or raise what is no accident but a mistake in what was given."""
+    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [error]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
+    first = " ".join(str(causes[0]).split())
+    return "one was killed, or its machine went away" if "health check failed" in first else first[:300]
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -116,25 +137,19 @@ def _cluster(scale: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _progress(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
-    """Show how far the first worker is, which it writes down and cannot show here."""
-    from tqdm import tqdm
-
+    """Show meanwhile how far the first worker is, by what it writes down."""
+    name, file = f"{config['env']['name']} {config['algo']['name']}", folder / run_folder.METRICS
     over = threading.Event()
-    name = f"{config['env']['name']} {config['algo']['name']}"
+
+    def follow(bar: tqdm) -> None:
+        while not over.wait(1):
+            rows = run_folder.read_metrics(file) if file.exists() else []
+            if rows:
+                bar.update(rows[-1]["step"] - bar.n)
+                bar.set_postfix({"reward": f"{rows[-1]['reward']:.3f}"} if "reward" in rows[-1] else {})
+
     with tqdm(total=config["algo"]["updates"], desc=name, unit="update", disable=None) as bar:
-
-        def follow() -> None:
-            while not over.wait(1):
-                rows = (
-                    run_folder.read_metrics(folder / run_folder.METRICS)
-                    if (folder / run_folder.METRICS).exists()
-                    else []
-                )
-                if rows:
-                    bar.update(rows[-1]["step"] - bar.n)
-                    bar.set_postfix({"reward": f"{rows[-1]['reward']:.3f}"} if "reward" in rows[-1] else {})
-
-        thread = threading.Thread(target=follow, daemon=True)
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
         thread.start()
         try:
             yield

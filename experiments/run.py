@@ -291,11 +291,13 @@ def _check(config: Mapping[str, Any]) -> None:
 
     def takes(name: str) -> bool:
         agent: Any = agents.get(name)
-        return set(env["ids"]) <= set(agent.tasks)
+        return set(env["ids"]) <= set(agent.tasks) and (not on_ray or getattr(agent, "shared", False))
 
+    on_ray = config["scale"]["name"] == "ray"
     if not takes(algo["name"]):  # the others are imported for the message alone: that takes seconds
-        supported = ", ".join(name for name in agents.names() if takes(name))
-        raise UserError(f"env={env['name']} algo={algo['name']}: not a pair: env={env['name']} takes {supported}")
+        supported = ", ".join(name for name in agents.names() if takes(name)) or "no agent"
+        where = f"env={env['name']}" + " scale=ray" * on_ray
+        raise UserError(f"env={env['name']} algo={algo['name']}: not a pair: {where} takes {supported}")
 
 
 def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> None:

@@ -94,6 +94,8 @@ class UserSal(nn.Module):
     def loss(self, pixels: Tensor, needs: Sequence[str], targets: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the mean squared error of the maps plus what a subclass adds (Eq. 5), and each by name.
 
+        All are means over the images; to what a subclass adds, those without a need contribute 0.
+
         Args:
             pixels: See `forward`.
             needs: See `forward`.
@@ -102,9 +104,16 @@ class UserSal(nn.Module):
         logits, asked, features = self._run(pixels, needs)
         terms = {"mse": F.mse_loss(logits.sigmoid(), targets)}
         if asked.any():
-            terms |= self._more_terms(features, pixels[asked], targets[asked])
+            share = asked.float().mean()
+            more = self._more_terms(features, pixels[asked], targets[asked])
+            terms |= {name: share * term for name, term in more.items()}
         loss = torch.stack(list(terms.values())).sum()
-        return loss, {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+        return loss, {"loss": loss.item(), **{n: terms[n].item() if n in terms else 0.0 for n in self.terms}}
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what is minimised together."""
+        return ("mse",)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return all parameters but those of the backbone and the encoder."""
@@ -187,7 +196,7 @@ class UserSal(nn.Module):
         return features
 
     def _more_terms(self, features: list[Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return what else is minimised, by name."""
+        """Return what else is minimised, by name: means over the images, which all have a need."""
         return {}
 
 
@@ -248,6 +257,11 @@ class UserSalPlus(UserSal):
         self.settings |= {**own, "multi_scale": multi_scale}
         self.kl_axis, self.kl_temperature = kl_axis, kl_temperature
         self.appearance_weight = appearance_weight if appearance_loss else 0.0
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what is minimised together."""
+        return ("mse", "appearance") if self.appearance_weight else ("mse",)
 
     def _adapt(self, features: list[Tensor], pixels: Tensor) -> list[Tensor]:
         if not self.adders:

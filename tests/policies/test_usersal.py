@@ -88,7 +88,7 @@ def test_an_empty_need_is_the_plain_detector(kind, backbone, need_encoder, empty
     torch.testing.assert_close(mixed[[0, 2]], policy(pixels[[0, 2]], NEEDS), atol=1e-5, rtol=1e-5)
     assert (mixed[[0, 2]] - plain[[0, 2]]).abs().max() > 1e-3
     loss, terms = policy.loss(pixels, [empty] * 3, targets(3))
-    assert not loss.requires_grad and set(terms) == {"loss", "mse"}
+    assert not loss.requires_grad and set(terms) == {"loss", *policy.terms} and terms["loss"] == terms["mse"]
 
 
 def test_zero_tokens_in_the_attention_would_change_it(kind, backbone, need_encoder):

@@ -1,0 +1,107 @@
+"""Runs on Ray: real workers that train as one process does, die, are interrupted, and are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from maskgym.experiments import run
+from maskgym.experiments.run_folder import read_metrics
+
+pytest.importorskip("ray")
+
+RUN = Path(run.__file__)
+TINY = ("env=user_need", "algo=usersal", "algo.batch_size=4", "evaluation.samples=2", "evaluation.pictures=0")
+PATIENCE_S = 240
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Start the command as a user would: Ray and its workers belong to it, not to the process of the tests."""
+    return subprocess.Popen(
+        [sys.executable, str(RUN), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # whatever the tests were run by
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, error
+
+
+def wait_for(folder: Path, updates: int) -> None:
+    limit = time.monotonic() + PATIENCE_S
+    while time.monotonic() < limit:
+        if (folder / "metrics.csv").exists() and read_metrics(folder / "metrics.csv")[-1]["step"] >= updates:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{folder}: never came to {updates} updates")
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train/loss"] for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Return the losses and scores of the run that one process makes."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert run.main([*TINY, "algo.updates=12", f"out={folder}"]) == 0
+    return losses(folder), json.loads((folder / "results.json").read_text())
+
+
+def test_workers_share_each_batch_and_one_that_is_killed_is_replaced(alone, tmp_path):
+    process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
+    wait_for(tmp_path / "run", 5)
+    pids = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=True).stdout
+    os.kill(int(pids.split()[0]), signal.SIGKILL)
+    status, out, error = finish(process)
+    assert status == 0, error
+    assert "one was killed, or its machine went away" in error
+    expected, results = alone
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["after"]["s_measure"] == pytest.approx(results["after"]["s_measure"], abs=1e-3)
+    assert "report.html" in out
+
+
+def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
+    process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
+    wait_for(tmp_path / "run", 5)
+    process.send_signal(signal.SIGINT)
+    status, _, error = finish(process)
+    assert (status, error.splitlines()[-1]) == (130, f"interrupted: continue with resume={tmp_path}/run")
+    status, _, error = finish(start(f"resume={tmp_path}/run"))
+    assert status == 0, error
+    assert losses(tmp_path / "run") == pytest.approx(alone[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are"),
+        (["scale.num_workers=1", "scale.use_gpu=true"], "scale.num_workers=1: takes 1 GPUs, and there are 0"),
+        (["scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
+        (["scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
+        (["scale.num_workers=2", "algo.batch_size=3"], "algo.batch_size=3: expected a multiple of the 2 workers"),
+        (["scale.size=3"], "unknown key 'scale.size': scale=ray has num_workers"),
+        (["algo=grpo"], "env=user_need scale=ray takes usersal"),
+    ],
+)
+def test_what_cannot_be_had_is_told_in_one_line(tmp_path, arguments, expected):
+    status, _, error = finish(start(*TINY, "scale=ray", *arguments, f"out={tmp_path}/run"))
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == (2, 1), error
+    assert expected in lines[0]
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
