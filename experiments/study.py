@@ -181,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.status(_main, argv, "interrupted: the same command goes on")
 
 
-def read(name: str, folder: Path, kind: str, keys: set[str]) -> dict[str, Any]:
+def read(name: str, folder: Path, kind: str, keys: set[str] | None) -> dict[str, Any]:
     """Return what a file says, by its name in a folder or by path.
 
     Raises:
-        UserError: If there is none, or it has other keys on its first level.
+        UserError: If there is none, or it has other keys on its first level, where these are given.
     """
     file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
@@ -194,7 +194,8 @@ def read(name: str, folder: Path, kind: str, keys: set[str]) -> dict[str, Any]:
         raise UserError(f"{kind} '{name}': no such file: expected a path, or one of {known(folder)}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    check_keys(found, keys, f"{file}: is not a {kind}")
+    if keys is not None:
+        check_keys(found, keys, f"{file}: is not a {kind}")
     return found
 
 
