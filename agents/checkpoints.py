@@ -17,7 +17,11 @@ OnLog = Callable[[int, Mapping[str, float]], None]  # called with an update's nu
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers and names, whole or not at all."""
     temporary = file.with_name(f"{file.name}.tmp")
-    torch.save(state, temporary)
+    try:
+        torch.save(state, temporary)
+    except BaseException:  # a full disk, Ctrl-C: the older one stays, and nothing lies beside it
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, file)
 
 

@@ -285,6 +285,7 @@ class LanguageAgent:
                 "save_steps": self.save_every,
                 "save_total_limit": 2,
                 "logging_steps": 1,
+                "logging_nan_inf_filter": False,  # the caller stops at one; TRL's would show the mean of the others
                 "lr_scheduler_type": "constant",
                 "bf16": half,
                 "use_cpu": not on_gpu,

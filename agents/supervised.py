@@ -155,12 +155,14 @@ class UserSalAgent(MaskAgent):
         self.optimizer.zero_grad()
         if loss.requires_grad:  # not where no sample of the batch has a need: then the backbone alone answers
             loss.backward()
-        if parallel.average_gradients(self.policy.trainable_parameters()):
+        norm, parameters = 0.0, self.policy.trainable_parameters()
+        if parallel.average_gradients(parameters):
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, torch.inf))  # measured, not clipped
             self.optimizer.step()
         names = ("loss", *self.policy.terms)
         sums = parallel.total([terms.get(name, 0.0) for name in names])
         means = {f"train/{name}": value / parallel.size() for name, value in zip(names, sums, strict=True)}
-        return {**means, "train/learning_rate": rate}
+        return {**means, "train/grad_norm": norm, "train/learning_rate": rate}
 
 
 class UserSalPlusAgent(UserSalAgent):

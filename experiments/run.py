@@ -7,6 +7,7 @@ It wires one of each part from a config, evaluates on held-out samples before an
 from __future__ import annotations
 
 import inspect
+import math
 import platform
 import random
 import re
@@ -42,6 +43,7 @@ defaults:
 READ_OF_ALGO = ("updates", "rationales", "parts")
 READ_HERE = ("ids", "answers", "parts", "forms", "task", "recalibration", "attention")
 HELD_OUT = ("test", "validation")
+FINITE = ("loss", "reward", "grad_norm")
 SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
 
@@ -91,7 +93,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         UserError: If the config asks for what cannot be had.
     """
     from maskgym.agents import parallel
-    from maskgym.experiments import evaluation, report
+    from maskgym.experiments import evaluation, loggers, report
 
     keep_freed_memory()
     _seed(config["seed"])
@@ -112,11 +114,12 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         for task, env in test_envs.items()
     }
 
-    with run_folder.open_logger(config, folder) as logger:
+    with loggers.open_logger(config, folder, _versions()) as logger:
 
         def log(step: int, values: Mapping[str, float]) -> None:
             metrics.add(step, values)
-            logger(step, values)
+            logger.log(step, values)
+            _check_finite(step, values, folder)
 
         def evaluate(label: str, step: int) -> dict[str, evaluation.Evaluation]:
             found = {
@@ -146,7 +149,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
                 agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
         agent.save(folder / run_folder.POLICY)
         after = evaluate("after", updates) if updates else before
-    _write_samples(config, folder, test_envs, indices, before, after)
+        _write_samples(config, folder, test_envs, indices, before, after)
+        logger.show(folder)
     results = {
         "env": config["env"]["name"],
         "algo": config["algo"]["name"],
@@ -240,6 +244,10 @@ def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(folder) from None
+    except Exception as error:
+        if run_folder.is_full(folder):  # what libraries make of it differs
+            raise UserError(f"{folder}: the disk is full: make room, and continue with resume={folder}") from error
+        raise
     print(_summary(results, folder))
     return 0
 
@@ -521,6 +529,18 @@ def scores(evaluations: Mapping[str, Any]) -> dict[str, float]:
     if len(evaluations) == 1:
         return next(iter(evaluations.values())).scores
     return {f"{task}/{name}": value for task, found in evaluations.items() for name, value in found.scores.items()}
+
+
+def _check_finite(step: int, values: Mapping[str, float], folder: Path) -> None:
+    """Stop a training that has come to nothing, before it writes a checkpoint of it.
+
+    Raises:
+        UserError: If a loss, the reward or the gradient is no finite number.
+    """
+    for name, value in values.items():
+        if name.rpartition("/")[2] in FINITE and not math.isfinite(value):
+            kept = folder / run_folder.CHECKPOINTS
+            raise UserError(f"update {step}: {name} is {value}: stopped; the last good checkpoint is in {kept}")
 
 
 def _summary(results: Mapping[str, Any], folder: Path) -> str:

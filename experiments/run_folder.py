@@ -1,4 +1,4 @@
-"""The run folder: its files, each written to a temporary name and then renamed, and the loggers beside them."""
+"""The run folder: its files, each written to a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 POLICY = f"{CHECKPOINTS}/policy"  # the trained one, as a folder that policy.path takes
 BEFORE = f"{CHECKPOINTS}/before.json"  # the evaluation before training, kept for a run that is killed
 ANSWERS = f"{SAMPLES}/answers.jsonl"
-Logger = Callable[[int, Mapping[str, float]], object]
 
 
 def create(config: Mapping[str, Any]) -> Path:
@@ -58,6 +58,11 @@ def write(file: Path, content: str | bytes) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, file)
+
+
+def is_full(folder: Path) -> bool:
+    """Return whether the disk of a folder has less than a mebibyte left."""
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -132,41 +137,6 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         return [{**row, "step": int(row["step"])} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-
-
-@contextmanager
-def open_logger(config: Mapping[str, Any], folder: Path) -> Iterator[Logger]:
-    """Open what ``logger`` asks for beside ``metrics.csv``, and close it at the end.
-
-    Yields:
-        A function of the step and named numbers.
-
-    Raises:
-        UserError: If its library is not installed, or wandb cannot start.
-    """
-    settings = config["logger"]
-    if settings["name"] == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("logger=tensorboard: pip install 'maskgym[tensorboard]'") from error
-        with SummaryWriter(str(folder / "tensorboard")) as writer:
-            yield lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()]
-    elif settings["name"] == "wandb":
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("logger=wandb: pip install 'maskgym[wandb]'") from error
-        try:
-            run = wandb.init(
-                project=settings["project"], mode=settings["mode"], dir=folder, name=folder.name, config=dict(config)
-            )
-        except (wandb.errors.Error, ValueError) as error:
-            raise UserError(f"logger=wandb: {str(error) or type(error).__name__}") from error
-        with run:
-            yield lambda step, values: run.log(dict(values), step=step)
-    else:
-        yield lambda step, values: None
 
 
 def _writable(folder: Path) -> Path:

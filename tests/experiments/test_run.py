@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -257,10 +259,78 @@ def test_tensorboard_holds_what_metrics_csv_holds(maskgym_run, tmp_path):
     assert written == pytest.approx([float(row["held_out/reward"]) for row in rows])
 
 
-def test_wandb_writes_an_offline_run(maskgym_run, tmp_path):
-    assert maskgym_run("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", f"out={tmp_path}/run")[0] == 0
+def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
+    given = ("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", f"out={tmp_path}/run")
+    assert maskgym_run(*given)[0] == 0
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"held_out/reward" in file.read_bytes()
+    written = file.read_bytes()
+    assert b"held_out/reward" in written and b"samples" in written and b"answers" in written
+    assert len(list(file.parent.glob("files/media/images/*.png"))) == 2
+    (table,) = file.parent.glob("files/media/table/*.json")
+    assert json.loads(table.read_text())["columns"][:2] == ["key", "before answer"]
+    (tmp_path / "run" / "results.json").unlink()
+    assert maskgym_run(f"resume={tmp_path}/run")[0] == 0
+    assert len({path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")}) == 1
+
+
+def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path):
+    given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=40", "evaluation.samples=2"]
+    given += ["logger=wandb", f"out={tmp_path}/run"]
+    process = subprocess.Popen([sys.executable, run.__file__, *given], stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "run" / "metrics.csv"
+    while not file.exists() or len(file.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.1)
+    subprocess.run(["pkill", "-9", "-f", f"wandb-core.*{process.pid}"], check=True)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert "logger=wandb: its service went away" in error
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+# --- What stops a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_of_it(maskgym_run, tmp_path):
+    given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.save_every=1", "evaluation.samples=2"]
+    status, _, error = maskgym_run(*given, "algo.updates=4", "algo.learning_rate=1e36", f"out={tmp_path}/run")
+    assert status == 2
+    assert "stopped; the last good checkpoint is in" in error[-1] and " nan" in error[-1]
+    from maskgym.agents.checkpoints import read_checkpoint
+
+    kept = read_checkpoint(tmp_path / "run" / "checkpoints" / "masks.pt")
+    assert 0 < kept["update"] < int(re.search(r"update (\d+):", error[-1])[1])
+
+
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("mounts a small disk, which takes root")
+    disk, command = tmp_path / "disk", [sys.executable, run.__file__]
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.save_every=1", "algo.updates=400"]
+        given += ["evaluation.samples=2", f"out={disk}/run"]
+        process = subprocess.Popen([*command, *given], stderr=subprocess.PIPE, text=True)
+        state = disk / "run" / "checkpoints" / "masks.pt"
+        while not state.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as stream:
+            while True:
+                stream.write(bytes(2**16))
+        _, error = process.communicate(timeout=200)
+        assert process.returncode == 2, error
+        assert error.splitlines()[-1].startswith(f"error: {disk}/run: the disk is full: make room, and continue with")
+        filler.unlink()
+        from maskgym.agents.checkpoints import read_checkpoint
+
+        assert read_checkpoint(state)["update"] >= 1
+        assert not list(state.parent.glob("*.tmp"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 # --- Clicks ----------------------------------------------------------------------------------------------------------
