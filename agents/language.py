@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -213,7 +214,9 @@ class LanguageAgent:
         if unknown:
             kind = self.config.__name__
             raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
-        self._config(updates=1)  # refuses what is out of range now, not after an evaluation
+        config = self._config(updates=1)  # refuses what is out of range now, not after an evaluation
+        if getattr(config, "use_vllm", False) and find_spec("vllm") is None:
+            raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
 
     def train(
         self,

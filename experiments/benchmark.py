@@ -264,7 +264,7 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument("matrix", help=f"a path, or one of {study.known(MATRICES)}")
     parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    study.add_options(parser)
     parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
     given = parser.parse_args(arguments)
     name, runs = Path(given.matrix).stem, given.runs.absolute()
@@ -274,7 +274,7 @@ def _main(arguments: Sequence[str]) -> None:
         for cell in missing:
             if cell.file(runs).exists():  # stopped just before it was kept
                 results.keep(cell, cell.folder(runs))
-        study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)))
+        study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)), given.ray)
         measure_costs(results, runs)
     text, pictures = report(results, name)
     for file, content in pictures.items():

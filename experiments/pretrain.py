@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskgym.experiments import command
@@ -20,7 +21,7 @@ from maskgym.experiments.pretraining.sam import train_sam
 from maskgym.experiments.pretraining.words import train_bag_of_words, train_bert
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)

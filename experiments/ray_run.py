@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from tqdm import tqdm
 from maskgym.errors import UserError
 from maskgym.experiments import run_folder
 
-CONNECT_S = 30  # longest wait for a cluster to answer
+STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
+CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
 BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
 
 
@@ -35,7 +38,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     """
     scale = config["scale"]
     _check(scale)
-    with _cluster(scale), _progress(config, folder):
+    with connected(scale["address"]), _storage(folder), _progress(config, folder):
+        _check_resources(scale)
         for failures in itertools.count(1):
             fault = _fit(config, folder, resume)
             if fault is None:
@@ -68,7 +72,7 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
             use_gpu=scale["use_gpu"],
             resources_per_worker={"CPU": scale["cpus_per_worker"]},
         ),
-        run_config=train.RunConfig(name="ray", storage_path=str(folder / run_folder.CHECKPOINTS)),
+        run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
     )
     try:
         trainer.fit()
@@ -108,31 +112,59 @@ def _check(scale: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _cluster(scale: Mapping[str, Any]) -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine, and check that it has what the workers take."""
+def connected(address: str | None, option: str = "scale.address") -> Iterator[None]:
+    """Join a cluster, or start one on this machine where the address is None, and leave it at the end.
+
+    Args:
+        address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT`` or None.
+        option: Where it was given, for the message.
+
+    Raises:
+        UserError: If Ray is not installed, or no cluster answers.
+    """
     try:
         import ray
     except ImportError as error:
-        raise UserError("scale=ray: pip install 'maskgym[ray]'") from error
+        raise UserError("Ray is not installed: pip install 'maskgym[ray]'") from error
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if scale["address"] is None:
+    if address is None:
         settings["include_dashboard"] = False
     try:
-        ray.init(address=scale["address"], **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        host, _, port = str(address).removeprefix("ray://").rpartition(":")
+        if host:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        ray.init(address=address, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"scale.address={scale['address']}: no cluster answers: {said}") from error
+        raise UserError(f"{option}={address}: no cluster answers: {said}") from error
     try:
-        found, wanted = ray.cluster_resources(), {"CPU": scale["num_workers"] * scale["cpus_per_worker"]}
-        if scale["use_gpu"]:
-            wanted["GPU"] = scale["num_workers"]
-        for name, count in wanted.items():
-            if found.get(name, 0) < count:
-                asked = f"scale.num_workers={scale['num_workers']}"
-                raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
         yield
     finally:
         ray.shutdown()
+
+
+def _check_resources(scale: Mapping[str, Any]) -> None:
+    """Raise a UserError if the cluster lacks what the workers take, which Ray would wait for for ever."""
+    import ray
+
+    found, wanted = ray.cluster_resources(), {"CPU": scale["num_workers"] * scale["cpus_per_worker"]}
+    if scale["use_gpu"]:
+        wanted["GPU"] = scale["num_workers"]
+    for name, count in wanted.items():
+        if found.get(name, 0) < count:
+            asked = f"scale.num_workers={scale['num_workers']}"
+            raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
+
+
+@contextmanager
+def _storage(folder: Path) -> Iterator[None]:
+    """Take away at the end what Ray wrote."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder / STORAGE, ignore_errors=True)
+        with suppress(OSError):  # not empty where the run has begun
+            (folder / STORAGE).parent.rmdir()
 
 
 @contextmanager

@@ -118,7 +118,11 @@ def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], 
 
 
 def compute(
-    wanted: Sequence[Cell], root: Path, jobs: int, on_done: Callable[[Cell], object] = lambda cell: None
+    wanted: Sequence[Cell],
+    root: Path,
+    jobs: int,
+    on_done: Callable[[Cell], object] = lambda cell: None,
+    cluster: str | None = None,
 ) -> None:
     """Train and evaluate what is missing, ``jobs`` runs at a time.
 
@@ -127,10 +131,24 @@ def compute(
         root: Folder of the runs.
         jobs: Runs at a time; each gets its share of the cores.
         on_done: Called with a number of each run when it has all that is wanted of it.
+        cluster: Make each run in a task of Ray, one core each: on this machine (``here``), or on the cluster with this
+            address, whose machines see ``root`` under the same path. None makes them in processes of this one.
 
     Raises:
-        UserError: If a run fails; those that did not are kept.
+        UserError: If a run fails, and those that did not are kept; or if no cluster answers.
     """
+    from maskgym.experiments import ray_run
+
+    if cluster is not None:
+        with ray_run.connected(None if cluster == "here" else cluster, "--ray"):
+            _compute(wanted, root, jobs, on_done, _in_task)
+    else:
+        _compute(wanted, root, jobs, on_done, _compute_run)
+
+
+def _compute(
+    wanted: Sequence[Cell], root: Path, jobs: int, on_done: Callable[[Cell], object], make: Callable[..., list[str]]
+) -> None:
     from tqdm import tqdm
 
     if jobs < 1:
@@ -140,12 +158,12 @@ def compute(
         if not cell.file(root).exists():
             missing.setdefault(cell.folder(root), set()).add(cell)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // jobs))
+    threads = "1" if make is _in_task else str(max(1, cores // jobs))
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         waiting = {
             # Commands are made here: Hydra composes in one thread only.
-            pool.submit(_compute_run, folder, list(group), next(iter(group)).command(), threads): next(iter(group))
+            pool.submit(make, folder, list(group), next(iter(group)).command(), threads): next(iter(group))
             for folder, group in missing.items()
         }
         try:
@@ -216,15 +234,35 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     given = parser.parse_args(arguments)
     study, root = load(given.study), given.out.absolute() / "runs"
     seeds = given.seeds or study["seeds"]
-    compute([cell for group in cells(study, seeds).values() for cell in group], root, given.jobs)
+    wanted = [cell for group in cells(study, seeds).values() for cell in group]
+    compute(wanted, root, given.jobs, cluster=given.ray)
     text = table(study, seeds, root)
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
+
+
+def _in_task(*arguments: Any) -> list[str]:
+    """Have `_compute_run` done by a task of Ray, wherever there is a core; wait for what it returns."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_compute_run).remote(*arguments)
+    while ray.is_initialized():  # after Ctrl-C it is not, and a thread that asked it for a result would never end
+        if ray.wait([task], timeout=1)[0]:
+            return ray.get(task)
+    return ["interrupted"]
+
+
+def add_options(parser: command.Parser) -> None:
+    """Add the options of `compute` to a command."""
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="make each run in a task of Ray: here, or on the cluster HOST:6379"
+    )
 
 
 def _compute_run(folder: Path, group: Sequence[Cell], new: Sequence[str], threads: str) -> list[str]:

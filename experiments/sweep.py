@@ -141,11 +141,11 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/sweeps"), help="folder of runs, tables and pictures (%(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
+    study.add_options(parser)
     given: argparse.Namespace = parser.parse_args(arguments)
     sweep, root, name = load(given.sweep), given.out.absolute() / "runs", Path(given.sweep).stem
     pairs = [(row, cell(sweep, row)) for row in rows(sweep)]
-    study.compute([wanted for _, wanted in pairs], root, given.jobs)
+    study.compute([wanted for _, wanted in pairs], root, given.jobs, cluster=given.ray)
     head, body = table(sweep, [(row, wanted.value(root)) for row, wanted in pairs])
     title = sweep.get("name", name)
     shown = [f"| {' | '.join(_text(value) for value in row)} |" for row in body]

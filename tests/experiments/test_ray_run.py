@@ -86,22 +86,32 @@ def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(alone[0], abs=1e-5)
 
 
+def test_what_a_cluster_lacks_is_told_in_one_line(tmp_path):
+    for arguments, expected in (
+        (["scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are"),
+        (["scale.num_workers=1", "scale.use_gpu=true"], "scale.num_workers=1: takes 1 GPUs, and there are"),
+        (["scale.num_workers=2", "algo.batch_size=3"], "algo.batch_size=3: expected a multiple of the 2 workers"),
+    ):
+        status, _, error = finish(start(*TINY, "scale=ray", *arguments, f"out={tmp_path}/run"))
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert (status, len(lines)) == (2, 1), error
+        assert expected in lines[0]
+        assert "Traceback" not in error
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are"),
-        (["scale.num_workers=1", "scale.use_gpu=true"], "scale.num_workers=1: takes 1 GPUs, and there are 0"),
-        (["scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
-        (["scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
-        (["scale.num_workers=2", "algo.batch_size=3"], "algo.batch_size=3: expected a multiple of the 2 workers"),
-        (["scale.size=3"], "unknown key 'scale.size': scale=ray has num_workers"),
-        (["algo=grpo"], "env=user_need scale=ray takes usersal"),
+        ([*TINY, "scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
+        ([*TINY, "scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
+        ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has num_workers"),
+        (["env=user_need", "algo=grpo"], "env=user_need scale=ray takes usersal, usersal_plus"),
+        (["env=point_prompt", "algo=ppo"], "env=point_prompt scale=ray takes"),
     ],
 )
-def test_what_cannot_be_had_is_told_in_one_line(tmp_path, arguments, expected):
-    status, _, error = finish(start(*TINY, "scale=ray", *arguments, f"out={tmp_path}/run"))
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert (status, len(lines)) == (2, 1), error
-    assert expected in lines[0]
-    assert "Traceback" not in error
+def test_what_needs_no_cluster_to_be_refused(maskgym_run, tmp_path, arguments, expected):
+    status, _, error = maskgym_run(*arguments, "scale=ray", f"out={tmp_path}/run")
+    assert (status, len(error)) == (2, 1)
+    assert expected in error[0]
     assert not (tmp_path / "run").exists()
