@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,10 @@ class Episodes:
             terms.append({n: v[:count] for n, v in infos["reward_terms"].items() if not n.startswith("_")})
             start += count
         return np.concatenate(rewards), {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
+
+    def cost(self) -> dict[str, float]:
+        """Return what else there is to log of a step: nothing."""
+        return {}
 
     def _chunks(self, task: int, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
         """Cut indices to the environment's width; the last chunk is filled up with repeats."""
@@ -123,9 +128,9 @@ class EnvReward:
 
     __name__ = "reward"
 
-    def __init__(self, episodes: Episodes) -> None:
+    def __init__(self, episodes: Any) -> None:  # `Episodes`, or what scores in their place
         self.episodes = episodes
-        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0}
+        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "reward_seconds": 0.0}
 
     def __call__(
         self,
@@ -138,21 +143,24 @@ class EnvReward:
     ) -> list[float]:
         """Return one reward an answer; the means of its terms go to the trainer's log."""
         texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
-        spent = parallel.total([sum(map(len, completion_ids)), len(texts)])
-        self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
-        values = np.zeros(len(texts))
+        values, start = np.zeros(len(texts)), time.monotonic()
         for number in sorted(set(task)):
             rows = [row for row, its_task in enumerate(task) if its_task == number]
             values[rows], terms = self.episodes.step(number, [index[row] for row in rows], [texts[row] for row in rows])
             if log_metric is not None:
                 for name, term in terms.items():
                     log_metric(f"reward/{name}", float(term.mean()))
+        spent = parallel.total([sum(map(len, completion_ids)), len(texts), time.monotonic() - start])
+        self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
         return values.tolist()
 
     def cost(self) -> dict[str, float]:
-        """Return how many tokens all workers generated and answers they scored since this was last asked for."""
+        """Return the tokens that all workers generated, the answers they scored, and how long they waited for that.
+
+        All are since this was last asked for; the seconds are a worker's, in the mean. A pool of actors adds its own.
+        """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
-        return cost
+        return cost | {"reward_seconds": cost["reward_seconds"] / parallel.size()} | self.episodes.cost()
 
 
 class LanguageAgent:
@@ -225,6 +233,7 @@ class LanguageAgent:
         on_log: OnLog,
         resume: bool = False,
         supervised: Sequence[VectorEnv] | None = None,
+        scorer: Any = None,
     ) -> None:
         """Train for a number of optimizer steps, supervised ones counted.
 
@@ -235,13 +244,14 @@ class LanguageAgent:
             resume: Go on from the last whole checkpoint in ``output``, where there is one.
             supervised: Environments whose rationales supervised steps imitate, where there are any; None takes
                 ``envs``.
+            scorer: What scores answers in place of ``envs``; it has the methods ``step`` and ``cost`` of `Episodes`.
 
         Raises:
             UserError: If supervised steps are asked for and the samples have no rationale.
         """
         config = self._config(updates)
         episodes = Episodes(envs)
-        reward = EnvReward(episodes)
+        reward = EnvReward(episodes if scorer is None else scorer)
         trainer = self.trainer(
             model=self.policy.model,
             reward_funcs=reward,

@@ -7,6 +7,7 @@ again, and go on from the last checkpoint.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from maskgym.errors import UserError
-from maskgym.experiments import run_folder
+from maskgym.experiments import reward_pool, run_folder
 
 STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
 CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
@@ -37,9 +38,9 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
             often than ``scale.max_failures`` times, or the config asks for what cannot be had.
     """
     scale = config["scale"]
-    _check(scale)
+    _check(config)
     with connected(scale["address"]), _storage(folder), _progress(config, folder):
-        _check_resources(scale)
+        _check_resources(config)
         for failures in itertools.count(1):
             fault = _fit(config, folder, resume)
             if fault is None:
@@ -62,20 +63,22 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
     scale = config["scale"]
-    settings = {"config": config, "folder": str(folder), "resume": resume, "directory": os.getcwd()}
-    trainer = Trainer(
-        _work,
-        train_loop_config=settings,
-        torch_config=TorchConfig(timeout_s=BARRIER_S),
-        scaling_config=train.ScalingConfig(
-            num_workers=scale["num_workers"],
-            use_gpu=scale["use_gpu"],
-            resources_per_worker={"CPU": scale["cpus_per_worker"]},
-        ),
-        run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
-    )
     try:
-        trainer.fit()
+        with reward_pool.started(config) as actors:
+            Trainer(
+                _work,
+                train_loop_config={
+                    **{"config": config, "folder": str(folder), "resume": resume},
+                    **{"actors": actors, "directory": os.getcwd()},
+                },
+                torch_config=TorchConfig(timeout_s=BARRIER_S),
+                scaling_config=train.ScalingConfig(
+                    num_workers=scale["num_workers"],
+                    use_gpu=scale["use_gpu"],
+                    resources_per_worker={"CPU": scale["cpus_per_worker"]},
+                ),
+                run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
+            ).fit()
     except train.TrainingFailedError as error:
         return _fault(error)
     return None
@@ -86,7 +89,8 @@ def _work(settings: Mapping[str, Any]) -> None:
     from maskgym.experiments import run as runs
 
     os.chdir(settings["directory"])
-    runs.run(settings["config"], Path(settings["folder"]), settings["resume"])
+    scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
+    runs.run(settings["config"], Path(settings["folder"]), settings["resume"], scorer)
 
 
 def _fault(error: Any) -> str:
@@ -105,10 +109,19 @@ def _cause(error: BaseException) -> BaseException:
     return error if inner is None else _cause(inner)
 
 
-def _check(scale: Mapping[str, Any]) -> None:
-    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
+def _check(config: Mapping[str, Any]) -> None:
+    from maskgym import agents
+
+    scale = config["scale"]
+    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("reward_actors", 0), ("max_failures", 0)):
         if scale[key] < least:
             raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
+    if scale["reward_actors"] and not _takes_scorer(agents.get(config["algo"]["name"])):
+        raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
+
+
+def _takes_scorer(agent: Any) -> bool:
+    return "scorer" in inspect.signature(agent.train).parameters
 
 
 @contextmanager
@@ -143,16 +156,18 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
         ray.shutdown()
 
 
-def _check_resources(scale: Mapping[str, Any]) -> None:
-    """Raise a UserError if the cluster lacks what the workers take, which Ray would wait for for ever."""
+def _check_resources(config: Mapping[str, Any]) -> None:
+    """Raise a UserError if the cluster lacks what workers and actors take, which Ray would wait for for ever."""
     import ray
 
-    found, wanted = ray.cluster_resources(), {"CPU": scale["num_workers"] * scale["cpus_per_worker"]}
+    scale, found = config["scale"], ray.cluster_resources()
+    wanted = {"CPU": scale["num_workers"] * scale["cpus_per_worker"] + scale["reward_actors"]}
     if scale["use_gpu"]:
-        wanted["GPU"] = scale["num_workers"]
+        wanted["GPU"] = scale["num_workers"] + scale["reward_actors"]
     for name, count in wanted.items():
         if found.get(name, 0) < count:
             asked = f"scale.num_workers={scale['num_workers']}"
+            asked += f" scale.reward_actors={scale['reward_actors']}" * bool(scale["reward_actors"])
             raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
 
 

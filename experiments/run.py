@@ -78,13 +78,15 @@ def usage() -> str:
     return USAGE.format(conf=composition.CONF, groups=groups, defaults=f"  {defaults}")
 
 
-def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any = None) -> dict[str, Any]:
     """Train, evaluate before and after, and write the run folder; of several workers the first does all but train.
 
     Args:
         config: As `composition.compose` returns it.
         folder: An existing folder.
         resume: Continue what lies there.
+        scorer: What scores answers in text while training, in place of the environments: see
+            `maskgym.experiments.reward_pool.RewardPool`.
 
     Returns:
         What ``results.json`` holds; nothing, of another worker than the first.
@@ -97,13 +99,13 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
 
     keep_freed_memory()
     _seed(config["seed"])
-    parts, tasks, updates = _make_parts(config), list(config["env"]["ids"]), config["algo"]["updates"]
-    train_envs = {task: _make_env(config, task, "train", parts) for task in tasks}
-    supervised = _make_supervised(config, train_envs, parts)
+    parts, tasks, updates = make_parts(config), list(config["env"]["ids"]), config["algo"]["updates"]
+    train_envs = {task: make_env(config, task, "train", parts) for task in tasks}
+    more = _make_supervised(config, train_envs, parts) | ({} if scorer is None else {"scorer": scorer})
     agent = _make_agent(config, folder, next(iter(train_envs.values())), parts)
     if parallel.rank():
         if updates:
-            agent.train(list(train_envs.values()), updates, lambda step, values: None, resume=resume, **supervised)
+            agent.train(list(train_envs.values()), updates, lambda step, values: None, resume=resume, **more)
         return {}
     test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
@@ -146,7 +148,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
                     if step % every == 0 and step < updates:
                         evaluate(f"after {step}", step)
 
-                agent.train(list(train_envs.values()), updates, on_log, resume=resume, **supervised)
+                agent.train(list(train_envs.values()), updates, on_log, resume=resume, **more)
         agent.save(folder / run_folder.POLICY)
         after = evaluate("after", updates) if updates else before
         _write_samples(config, folder, test_envs, indices, before, after)
@@ -186,7 +188,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
     config = composition.change(trained, changes)
     _seed(config["seed"])
-    parts, found = _make_parts(config), {}
+    parts, found = make_parts(config), {}
     envs = {task: _make_held_out_env(config, task, parts) for task in config["env"]["ids"]}
     agent = _make_agent(config | {"algo": trained["algo"]}, folder, next(iter(envs.values())), parts)
     agent.load(folder / run_folder.POLICY)
@@ -211,8 +213,8 @@ def untrained(config: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]
     """
     _check(config)
     _seed(config["seed"])
-    parts = _make_parts(config)
-    envs = {task: _make_env(config, task, "train", parts) for task in config["env"]["ids"]}
+    parts = make_parts(config)
+    envs = {task: make_env(config, task, "train", parts) for task in config["env"]["ids"]}
     return _make_agent(config, folder, next(iter(envs.values())), parts), envs
 
 
@@ -326,7 +328,7 @@ def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Pat
             raise UserError(f"resume={folder}: its run has {'.'.join(path)}={stored}, not {wanted}")
 
 
-def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+def make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the environments share: segmenter, reward, and the module that labels clicks where one does."""
     from maskgym import rewards, segmenters
 
@@ -351,7 +353,7 @@ def _make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def _make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[str, Any], data_name: str = "") -> Any:
+def make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[str, Any], data_name: str = "") -> Any:
     """Return the vector environment of a task and a split; it resets by index.
 
     Args:
@@ -402,11 +404,11 @@ def _make_held_out_env(config: Mapping[str, Any], task: str, parts: Mapping[str,
     split was read before with the same arguments: what fails here and not there is the split.
     """
     try:
-        return _make_env(config, task, config["evaluation"]["split"], parts)
+        return make_env(config, task, config["evaluation"]["split"], parts)
     except UserError:
         if config["evaluation"]["split"] == "validation":
             raise
-        env = _make_env(config, task, "validation", parts)
+        env = make_env(config, task, "validation", parts)
         print(f"{task}: the data has no test split: held-out samples are those of validation")
         return env
 
@@ -446,7 +448,7 @@ def _make_supervised(config: Mapping[str, Any], envs: Mapping[str, Any], parts: 
     if choice == "own" or (choice == "auto" and has_own):
         return {}
     print("rationales to imitate: those of scenes", *([] if has_own else ["(the data has none)"]))
-    return {"supervised": [_make_env(config, task, "train", parts, "scenes") for task in envs]}
+    return {"supervised": [make_env(config, task, "train", parts, "scenes") for task in envs]}
 
 
 def _make(make: Any, group: str, settings: Mapping[str, Any], **given: Any) -> Any:

@@ -35,7 +35,10 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, error = process.communicate(timeout=PATIENCE_S)
+    try:
+        out, error = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
     return process.returncode, out, error
 
 

@@ -1,0 +1,136 @@
+"""Rewards on Ray: ``scale.reward_actors=K`` has K actors segment and score answers, apart from the workers that train.
+
+Each actor holds environments and a segmenter of its own, on a GPU of its own where workers have GPUs. What is sent are
+numbers of samples and texts. Requests that come in while an actor is at work are scored together, whichever workers
+they are from, and a phrase that was segmented on an image is not segmented there again: an image has one actor. An
+actor that dies is started again by Ray, and what it was asked is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from maskgym.experiments import run
+
+Scores = tuple[np.ndarray, dict[str, np.ndarray]]  # rewards and their named terms, float64 (B,) each
+Request = tuple[int, Sequence[int], Sequence[str]]  # the task's number, samples, answers
+
+
+class Scorer:
+    """What an actor does: score requests, many at a time.
+
+    Args:
+        config: Of the run.
+        directory: Where the command was given, which paths in the config are relative to.
+    """
+
+    def __init__(self, config: dict[str, Any], directory: str) -> None:
+        from maskgym.agents.language import Episodes
+        from maskgym.segmenters.mask_cache import MaskCache
+
+        os.chdir(directory)
+        parts = run.make_parts(config)
+        self.cache = MaskCache(parts["segmenter"])
+        parts["segmenter"] = self.cache
+        self.episodes = Episodes([run.make_env(config, task, "train", parts) for task in config["env"]["ids"]])
+        self._waiting: list[tuple[Request, asyncio.Future[Scores]]] = []
+        self._busy = False
+
+    async def score(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> tuple[Scores, tuple[int, int]]:
+        """Return the scores of some answers, and how many masks were found and computed so far, for all workers."""
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self._waiting.append(((task, indices, answers), future))
+        if not self._busy:
+            self._busy = True
+            try:
+                while self._waiting:
+                    batch, self._waiting = self._waiting, []
+                    await self._answer(batch)
+            finally:
+                self._busy = False
+        return await future, (self.cache.hits, self.cache.misses)
+
+    async def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Scores]]]) -> None:
+        try:
+            found = await asyncio.to_thread(self.score_all, [request for request, _ in batch])
+        except Exception as error:  # told to each that asked
+            for _, asked in batch:
+                asked.set_exception(error)
+            return
+        for (_, asked), scores in zip(batch, found, strict=True):
+            asked.set_result(scores)
+
+    def score_all(self, requests: Sequence[Request]) -> list[Scores]:
+        """Return the scores of each request; those of a task go through its environment together."""
+        found: dict[int, Scores] = {}
+        for task in {request[0] for request in requests}:
+            places = [place for place, request in enumerate(requests) if request[0] == task]
+            indices = [index for place in places for index in requests[place][1]]
+            values, terms = self.episodes.step(task, indices, [a for place in places for a in requests[place][2]])
+            ends = np.cumsum([len(requests[place][1]) for place in places])[:-1]
+            parts = [np.split(column, ends) for column in (values, *terms.values())]
+            for number, place in enumerate(places):
+                own, *others = (part[number] for part in parts)
+                found[place] = own, dict(zip(terms, others, strict=True))
+        return [found[place] for place in range(len(requests))]
+
+
+class RewardPool:
+    """The actors, seen from a worker: scores answers as `maskgym.agents.language.Episodes` does.
+
+    Args:
+        actors: Handles of actors of `Scorer`.
+    """
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = list(actors)
+        self._counts = {place: (0, 0) for place in range(len(self.actors))}
+
+    def step(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> Scores:
+        """Answer samples of one task; return the rewards and their named terms, float64 (B,) each."""
+        import ray
+
+        owners = np.asarray(indices) % len(self.actors)
+        rows = {int(owner): np.flatnonzero(owners == owner) for owner in np.unique(owners)}
+        asked = [
+            self.actors[owner].score.remote(task, [int(indices[i]) for i in places], [answers[i] for i in places])
+            for owner, places in rows.items()
+        ]
+        values, terms = np.zeros(len(indices)), {}
+        for (owner, places), ((own, named), counts) in zip(rows.items(), ray.get(asked), strict=True):
+            values[places], self._counts[owner] = own, counts
+            for name, term in named.items():
+                terms.setdefault(name, np.zeros(len(indices)))[places] = term
+        return values, terms
+
+    def cost(self) -> dict[str, float]:
+        """Return the share of masks so far, of all workers, that needed no segmenting."""
+        hits, misses = np.sum(list(self._counts.values()), axis=0)
+        return {"reward_cache_hits": float(hits / max(1, hits + misses))}
+
+
+@contextmanager
+def started(config: dict[str, Any]) -> Iterator[list[Any]]:
+    """Start the actors that ``scale.reward_actors`` asks for; stop them at the end.
+
+    Yields:
+        Their handles.
+    """
+    import ray
+
+    scale: Mapping[str, Any] = config["scale"]
+    actor = ray.remote(Scorer).options(
+        num_cpus=1, num_gpus=int(scale["use_gpu"]), max_restarts=-1, max_task_retries=-1, max_concurrency=1000
+    )
+    actors = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
+    try:
+        yield actors
+    finally:
+        for one in actors:
+            ray.kill(one)
