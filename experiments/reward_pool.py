@@ -102,7 +102,8 @@ class RewardPool:
             self.actors[owner].score.remote(task, [int(indices[i]) for i in places], [answers[i] for i in places])
             for owner, places in rows.items()
         ]
-        values, terms = np.zeros(len(indices)), {}
+        values: np.ndarray = np.zeros(len(indices))
+        terms: dict[str, np.ndarray] = {}
         for (owner, places), ((own, named), counts) in zip(rows.items(), ray.get(asked), strict=True):
             values[places], self._counts[owner] = own, counts
             for name, term in named.items():

@@ -95,6 +95,17 @@ def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     assert again == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
 
 
+def test_rows_are_made_by_tasks_of_ray(tmp_path):
+    pytest.importorskip("ray")
+    parameters = SMALL["parameters"] | {"env.task": {"value": "glass"}, "env.horizon": {"value": 1}}
+    file = write(tmp_path, parameters=parameters)
+    given = [sys.executable, sweep.__file__, str(file), "--out", str(tmp_path / "out"), "--jobs", "2", "--ray", "here"]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "small.csv").read_text().splitlines()) == 3
+    assert '"device": "cpu, 1 threads"' in next((tmp_path / "out").glob("runs/*/results.json")).read_text()
+
+
 def test_random_draws_are_of_their_distributions(tmp_path):
     parameters = {
         "policy.tokens": {"values": [1, 2], "probabilities": [0.0, 1.0]},
