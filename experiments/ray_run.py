@@ -34,26 +34,30 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     """Train on Ray; arguments and result are those of `maskgym.experiments.run.run`.
 
     Raises:
-        UserError: If Ray is not installed, its cluster does not answer or lacks what is asked for, the workers die more
-            often than ``scale.max_failures`` times, or the config asks for what cannot be had.
+        UserError: If Ray is not installed, its cluster does not answer or lacks what is asked for, or the config asks
+            for what cannot be had.
+        ray.train.TrainingFailedError: If workers die once more than ``scale.max_failures`` times.
     """
-    scale = config["scale"]
     _check(config)
-    with connected(scale["address"]), _storage(folder), _progress(config, folder):
+    with connected(config["scale"]["address"]), _storage(folder), _progress(config, folder):
+        from ray.train import TrainingFailedError
+
         _check_resources(config)
         for failures in itertools.count(1):
-            fault = _fit(config, folder, resume)
-            if fault is None:
+            try:
+                _fit(config, folder, resume)
                 return run_folder.read_json(folder / run_folder.RESULTS)
-            if failures > scale["max_failures"]:
-                raise UserError(f"workers died {failures} times, scale.max_failures={scale['max_failures']}: {fault}")
+            except TrainingFailedError as error:
+                fault = _fault(error)
+                if failures > config["scale"]["max_failures"]:
+                    raise
             tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
             resume = (folder / run_folder.CONFIG).exists()
     raise AssertionError("unreachable")
 
 
-def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
-    """Start workers and wait for their end; return None, or in one line what they died of."""
+def _fit(config: dict[str, Any], folder: Path, resume: bool) -> None:
+    """Start workers and wait for their end."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -62,26 +66,19 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> str | None:
             """Leave Ctrl-C to the run, which says how to go on; Ray's own handler ends the process."""
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
-    scale = config["scale"]
-    try:
-        with reward_pool.started(config) as actors:
-            Trainer(
-                _work,
-                train_loop_config={
-                    **{"config": config, "folder": str(folder), "resume": resume},
-                    **{"actors": actors, "directory": os.getcwd()},
-                },
-                torch_config=TorchConfig(timeout_s=BARRIER_S),
-                scaling_config=train.ScalingConfig(
-                    num_workers=scale["num_workers"],
-                    use_gpu=scale["use_gpu"],
-                    resources_per_worker={"CPU": scale["cpus_per_worker"]},
-                ),
-                run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
-            ).fit()
-    except train.TrainingFailedError as error:
-        return _fault(error)
-    return None
+    scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
+    with reward_pool.started(config) as actors:
+        Trainer(
+            _work,
+            train_loop_config={**settings, "actors": actors, "directory": os.getcwd()},
+            torch_config=TorchConfig(timeout_s=BARRIER_S),
+            scaling_config=train.ScalingConfig(
+                num_workers=scale["num_workers"],
+                use_gpu=scale["use_gpu"],
+                resources_per_worker={"CPU": scale["cpus_per_worker"]},
+            ),
+            run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
+        ).fit()
 
 
 def _work(settings: Mapping[str, Any]) -> None:

@@ -89,6 +89,14 @@ def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(alone[0], abs=1e-5)
 
 
+def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
+    given = ("algo.updates=6", "algo.learning_rate=1e36", "scale=ray", f"out={tmp_path}/run")
+    status, _, error = finish(start(*TINY, *given))
+    assert status == 2, error
+    assert "stopped; the last good checkpoint is in" in error.splitlines()[-1]
+    assert "started again" not in error and "Traceback" not in error
+
+
 def test_what_a_cluster_lacks_is_told_in_one_line(tmp_path):
     for arguments, expected in (
         (["scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are"),
