@@ -130,7 +130,7 @@ class EnvReward:
 
     def __init__(self, episodes: Any) -> None:  # `Episodes`, or what scores in their place
         self.episodes = episodes
-        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "reward_seconds": 0.0}
+        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0}
 
     def __call__(
         self,
@@ -160,7 +160,7 @@ class EnvReward:
         All are since this was last asked for; the seconds are a worker's, in the mean. A pool of actors adds its own.
         """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
-        return cost | {"reward_seconds": cost["reward_seconds"] / parallel.size()} | self.episodes.cost()
+        return cost | {"scoring_seconds": cost["scoring_seconds"] / parallel.size()} | self.episodes.cost()
 
 
 class LanguageAgent:

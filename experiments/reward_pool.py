@@ -113,7 +113,7 @@ class RewardPool:
     def cost(self) -> dict[str, float]:
         """Return the share of masks so far, of all workers, that needed no segmenting."""
         hits, misses = np.sum(list(self._counts.values()), axis=0)
-        return {"reward_cache_hits": float(hits / max(1, hits + misses))}
+        return {"mask_cache_hits": float(hits / max(1, hits + misses))}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from maskgym import agents, data, policies, rewards, segmenters
 from maskgym.errors import UserError
-from maskgym.experiments import composition
+from maskgym.experiments import composition, study
 from maskgym.policies.mllm import LanguagePolicy
 
 GROUPS = composition.groups()
@@ -185,7 +185,7 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
     ],
 )
 def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
-    text = composition.dump(composition.compose(arguments.split()))
+    text = composition.dump(study.config_of(tuple(arguments.split())))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
 
 
