@@ -27,6 +27,7 @@ from maskgym.experiments import reward_pool, run_folder
 
 STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
 CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
+GONE = ("health check failed", "Connection closed by peer")  # how Ray and the other workers notice
 BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
 
 
@@ -96,8 +97,10 @@ def _fault(error: Any) -> str:
     for cause in causes:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from error
-    first = " ".join(str(causes[0]).split())
-    return "one was killed, or its machine went away" if "health check failed" in first else first[:300]
+    said = [" ".join(str(cause).split()) for cause in causes]
+    if any(sign in text for text in said for sign in GONE):
+        return "one was killed, or its machine went away"
+    return said[0][:300]
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,3 +42,18 @@ def photo_folder(tmp_path):
 def pytest_configure(config):
     """Name the mark of tests that take more than 20 seconds."""
     config.addinivalue_line("markers", "slow: takes more than 20 seconds")
+
+
+@pytest.fixture
+def worker_of():
+    """Return a function that gives the number of a process below another one, by what its name begins with."""
+
+    def find(pid: int, name: str) -> int:
+        listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+        family = {pid}
+        while more := {int(row[0]) for row in rows if int(row[1]) in family} - family:
+            family |= more
+        return next(int(row[0]) for row in rows if int(row[0]) in family and row[-1].startswith(name))
+
+    return find

@@ -63,11 +63,10 @@ def alone(tmp_path_factory):
     return losses(folder), json.loads((folder / "results.json").read_text())
 
 
-def test_workers_share_each_batch_and_one_that_is_killed_is_replaced(alone, tmp_path):
+def test_workers_share_each_batch_and_one_that_is_killed_is_replaced(alone, tmp_path, worker_of):
     process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
     wait_for(tmp_path / "run", 5)
-    pids = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=True).stdout
-    os.kill(int(pids.split()[0]), signal.SIGKILL)
+    os.kill(worker_of(process.pid, "ray::RayTrainWorker"), signal.SIGKILL)
     status, out, error = finish(process)
     assert status == 0, error
     assert "one was killed, or its machine went away" in error

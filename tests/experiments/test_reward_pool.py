@@ -77,7 +77,7 @@ def test_an_error_reaches_all_that_asked(scorer):
     assert len(found[1][0][0]) == 1  # asked for while the first was at work
 
 
-def test_a_run_goes_on_when_its_actor_is_killed(tmp_path):
+def test_a_run_goes_on_when_its_actor_is_killed(tmp_path, worker_of):
     pytest.importorskip("ray")
     given = ["env=sis", "algo=cgpo", "algo.batch_size=8", "algo.updates=10", "evaluation.samples=2"]
     given += ["evaluation.pictures=0", "scale=ray", "scale.num_workers=1", "scale.reward_actors=1"]
@@ -89,8 +89,7 @@ def test_a_run_goes_on_when_its_actor_is_killed(tmp_path):
         while not file.exists() or read_metrics(file)[-1]["step"] < 2:
             assert process.poll() is None and time.monotonic() < limit
             time.sleep(0.1)
-        actor = subprocess.run(["pgrep", "-n", "-f", "ray::Scorer"], capture_output=True, text=True, check=True).stdout
-        os.kill(int(actor), signal.SIGKILL)
+        os.kill(worker_of(process.pid, "ray::Scorer"), signal.SIGKILL)
         _, error = process.communicate(timeout=240)
     finally:
         process.kill()

@@ -276,7 +276,8 @@ def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
 def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path):
     given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=40", "evaluation.samples=2"]
     given += ["logger=wandb", f"out={tmp_path}/run"]
-    process = subprocess.Popen([sys.executable, run.__file__, *given], stderr=subprocess.PIPE, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of other tests
+    process = subprocess.Popen([sys.executable, run.__file__, *given], stderr=subprocess.PIPE, text=True, env=own)
     file = tmp_path / "run" / "metrics.csv"
     while not file.exists() or len(file.read_text().splitlines()) < 4:
         assert process.poll() is None
