@@ -144,7 +144,7 @@ def memory(segmenter: Any, images: int = 512, bound: int = 16 * 2**20) -> str:
         cache = EmbeddingCache(segmenter, most)
         for index in range(images):
             cache([scenes[index].images[0]])
-        taken.append(cache.bytes / 2**20)
+        taken.append(cache.kept.bytes / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     bounded = f"{taken[1]:.1f} MiB where at most {bound / 2**20:.0f} are allowed"
     return f"{images} embeddings take {taken[0]:.0f} MiB, and {bounded}; the process's peak was {peak:.0f} MiB"

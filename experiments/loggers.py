@@ -55,7 +55,7 @@ class WandB(Logger):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send numbers."""
-        self._send(dict(values), step=step)
+        self._call(self.run.log, dict(values), step=step)
 
     def show(self, folder: Path) -> None:
         """Send the pictures, and a table of the answers before and after with their scores."""
@@ -66,12 +66,8 @@ class WandB(Logger):
         names = [f"{when} {name}" for when in ("before", "after") for name in rows[0][when]]
         body = [[row["key"], *row["before"].values(), *row["after"].values()] for row in rows]
         table = wandb.Table(columns=["key", *names], data=body)
-        self._send(
-            {"samples": [wandb.Image(str(file), caption=file.stem) for file in _pictures(folder)], "answers": table}
-        )
-
-    def _send(self, values: Mapping[str, Any], **settings: Any) -> None:
-        self._call(self.run.log, values, **settings)
+        samples = [wandb.Image(str(file), caption=file.stem) for file in _pictures(folder)]
+        self._call(self.run.log, {"samples": samples, "answers": table})
 
     def finish(self, status: int) -> None:
         """Close the wandb run with an exit status."""

@@ -121,7 +121,6 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
         def log(step: int, values: Mapping[str, float]) -> None:
             metrics.add(step, values)
             logger.log(step, values)
-            _check_finite(step, values, folder)
 
         def evaluate(label: str, step: int) -> dict[str, evaluation.Evaluation]:
             found = {
@@ -143,6 +142,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
 
                 def on_log(step: int, values: Mapping[str, float]) -> None:
                     log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
+                    _check_finite(step, values, folder)
                     bar.update(step - bar.n)
                     bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
                     if step % every == 0 and step < updates:

@@ -56,7 +56,11 @@ def write(file: Path, content: str | bytes) -> None:
     """Write a file whole: under a temporary name first, so that a killed run leaves the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    except BaseException:  # a full disk, Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, file)
 
 

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,16 @@ def compute(
     Raises:
         UserError: If a run fails, and those that did not are kept; or if no cluster answers.
     """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected at least 1")
+    if cluster is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _compute(wanted, root, jobs, on_done, partial(_compute_run, max(1, cores // jobs)))
+        return
     from maskgym.experiments import ray_run
 
-    if cluster is not None:
-        with ray_run.connected(None if cluster == "here" else cluster, "--ray"):
-            _compute(wanted, root, jobs, on_done, _in_task)
-    else:
-        _compute(wanted, root, jobs, on_done, _compute_run)
+    with ray_run.connected(None if cluster == "here" else cluster, "--ray"):
+        _compute(wanted, root, jobs, on_done, _in_task)
 
 
 def _compute(
@@ -151,19 +154,15 @@ def _compute(
 ) -> None:
     from tqdm import tqdm
 
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: expected at least 1")
     missing: dict[Path, set[Cell]] = {}
     for cell in wanted:
         if not cell.file(root).exists():
             missing.setdefault(cell.folder(root), set()).add(cell)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = "1" if make is _in_task else str(max(1, cores // jobs))
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         waiting = {
             # Commands are made here: Hydra composes in one thread only.
-            pool.submit(make, folder, list(group), next(iter(group)).command(), threads): next(iter(group))
+            pool.submit(make, folder, list(group), next(iter(group)).command()): next(iter(group))
             for folder, group in missing.items()
         }
         try:
@@ -250,7 +249,7 @@ def _in_task(*arguments: Any) -> list[str]:
     """Have `_compute_run` done by a task of Ray, wherever there is a core; wait for what it returns."""
     import ray
 
-    task = ray.remote(num_cpus=1)(_compute_run).remote(*arguments)
+    task = ray.remote(num_cpus=1)(_compute_run).remote(1, *arguments)
     while ray.is_initialized():  # after Ctrl-C it is not, and a thread that asked it for a result would never end
         if ray.wait([task], timeout=1)[0]:
             return ray.get(task)
@@ -265,9 +264,9 @@ def add_options(parser: command.Parser) -> None:
     )
 
 
-def _compute_run(folder: Path, group: Sequence[Cell], new: Sequence[str], threads: str) -> list[str]:
+def _compute_run(threads: int, folder: Path, group: Sequence[Cell], new: Sequence[str]) -> list[str]:
     """Train one run by a command, or go on with it, and evaluate it; return what went wrong, one line a fault."""
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def call(arguments: Sequence[str]) -> tuple[str, str]:
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)

@@ -9,7 +9,6 @@ CSV, and a picture of them with an axis a parameter.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
@@ -142,7 +141,7 @@ def _main(arguments: Sequence[str]) -> None:
         "--out", type=Path, default=Path("runs/sweeps"), help="folder of runs, tables and pictures (%(default)s)"
     )
     study.add_options(parser)
-    given: argparse.Namespace = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     sweep, root, name = load(given.sweep), given.out.absolute() / "runs", Path(given.sweep).stem
     pairs = [(row, cell(sweep, row)) for row in rows(sweep)]
     study.compute([wanted for _, wanted in pairs], root, given.jobs, cluster=given.ray)

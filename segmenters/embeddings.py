@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .bounded import BoundedStore
 from .frozen import pixels_key
 from .weights import read_state, write_state
 
@@ -38,12 +38,8 @@ class EmbeddingCache:
     def __init__(
         self, segmenter: PromptableSegmenter, max_bytes: int = 2**30, folder: str | Path | None = None
     ) -> None:
-        if max_bytes < 0:
-            raise UserError(f"max_bytes={max_bytes}: expected at least 0")
-        self.segmenter, self.max_bytes = segmenter, max_bytes
+        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
         self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
-        self.bytes = 0
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return (B, C, h, w) on the segmenter's device; what is new is encoded.
@@ -61,16 +57,13 @@ class EmbeddingCache:
             for key, embedding in computed.items():
                 self._store(key, embedding)
         for key in found:
-            self._keep(key, found[key])
+            self.kept.keep(key, found[key])
         return torch.stack([found[key] for key in keys])
 
-    def __getstate__(self) -> dict:
-        """Leave the embeddings behind: the receiving process computes its own."""
-        return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}
-
     def _find(self, key: bytes) -> Tensor | None:
-        if key in self._kept:
-            return self._kept[key]
+        kept = self.kept.get(key)
+        if kept is not None:
+            return kept
         if self.folder is None or not self._file(key).exists():
             return None
         try:
@@ -78,17 +71,6 @@ class EmbeddingCache:
         except (UserError, KeyError):  # cut off by a crash elsewhere than in our writing
             return None
         return embedding.to(self.segmenter.device)
-
-    def _keep(self, key: bytes, embedding: Tensor) -> None:
-        size = embedding.nbytes
-        if size > self.max_bytes:
-            return
-        if key not in self._kept:
-            self._kept[key] = embedding
-            self.bytes += size
-        self._kept.move_to_end(key)
-        while self.bytes > self.max_bytes:
-            self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _store(self, key: bytes, embedding: Tensor) -> None:
         if self.folder is None:

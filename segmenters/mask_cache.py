@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from .bounded import BoundedStore
 from .frozen import pixels_key
 from .text import uniform_phrase
 
@@ -28,11 +27,8 @@ class MaskCache:
     """
 
     def __init__(self, segmenter: Any, max_bytes: int = 2**30) -> None:
-        if max_bytes < 0:
-            raise UserError(f"max_bytes={max_bytes}: expected at least 0")
-        self.segmenter, self.max_bytes, self.bytes = segmenter, max_bytes, 0
+        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
         self.hits = self.misses = 0
-        self._kept: OrderedDict[tuple[bytes, str], np.ndarray] = OrderedDict()
 
     @property
     def fingerprint(self) -> str:
@@ -46,37 +42,25 @@ class MaskCache:
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return float32 (n_i, H_i, W_i), 0 or 1; arguments and errors are those of the segmenter."""
-        keys = [
-            [(pixels_key(image), uniform_phrase(phrase)) for phrase in row]
-            for image, row in zip(images, expressions, strict=True)
-        ]
-        missing = [[phrase for key, phrase in row if (key, phrase) not in self._kept] for row in keys]
+        keys = []
+        for image, row in zip(images, expressions, strict=True):
+            pixels = pixels_key(image) if row else b""
+            keys.append([(pixels, uniform_phrase(phrase)) for phrase in row])
+        bits = {key: self.kept.get(key) for row in keys for key in row}
+        missing = [[key[1] for key in row if bits[key] is None] for row in keys]
         found = self.segmenter.segment(images, missing) if any(missing) else []
         new: dict[tuple[bytes, str], np.ndarray] = {}
         for row, phrases, masks in zip(keys, missing, found, strict=False):
             new |= {(row[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
-        asked = [key for row in keys for key in row]
         self.misses += len(new)
-        self.hits += len(asked) - len(new)
-        bits = new | {key: self._kept[key] for key in asked if key not in new}
-        for key in dict.fromkeys(asked):
-            self._keep(key, bits[key])
+        self.hits += sum(map(len, keys)) - len(new)
+        bits |= new
+        for key, value in bits.items():
+            self.kept.keep(key, value)
         return [
             np.stack([_unpacked(bits[key], image.shape[:2]) for key in row]) if row else _nothing(image)
             for image, row in zip(images, keys, strict=True)
         ]
-
-    def __getstate__(self) -> dict:
-        """Leave the masks behind: the receiving process computes its own."""
-        return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}
-
-    def _keep(self, key: tuple[bytes, str], bits: np.ndarray) -> None:
-        if key not in self._kept:
-            self._kept[key] = bits
-            self.bytes += bits.nbytes
-        self._kept.move_to_end(key)
-        while self.bytes > self.max_bytes:
-            self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 def _unpacked(bits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -41,7 +41,8 @@ def test_two_workers_train_as_one(logged, case):
     for alone, together in zip(one, two, strict=True):
         assert set(alone) == set(together)
         for name in set(alone) - NOT_COMPARED:
-            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-5), name
+            close = pytest.approx(alone[name], rel=0 if name == "loss" else 1e-4, abs=1e-5)
+            assert together[name] == close, name
     assert any(row["grad_norm"] > 0.1 for row in one)
 
 

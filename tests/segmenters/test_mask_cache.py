@@ -61,10 +61,10 @@ def test_the_least_used_go_first(images):
     for phrase in ("a", "bb", "a", "ccc", "a", "bb"):
         cache.segment(images[:1], [[phrase]])
     assert segmenter.asked == ["a", "bb", "ccc", "bb"]
-    assert cache.bytes == 12
+    assert cache.kept.bytes == 12
     none = MaskCache(segmenter, max_bytes=0)
     assert none.segment(images[:1], [["a"]])[0].sum() == none.segment(images[:1], [["a"]])[0].sum() == 5
-    assert none.bytes == 0
+    assert none.kept.bytes == 0
     with pytest.raises(UserError, match="max_bytes=-1"):
         MaskCache(segmenter, max_bytes=-1)
 
@@ -73,5 +73,5 @@ def test_masks_stay_out_of_pickles(images):
     cache = MaskCache(Counting())
     cache.segment(images, [["a"], ["b"]])
     again = pickle.loads(pickle.dumps(cache))
-    assert again.bytes == 0
+    assert again.kept.bytes == 0
     assert (again.segment(images, [["a"], []])[0] == cache.segment(images, [["a"], []])[0]).all()

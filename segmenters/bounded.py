@@ -1,0 +1,45 @@
+"""What was computed, kept in memory up to a bound."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+from ..errors import UserError
+
+
+class BoundedStore:
+    """Arrays or tensors by key, within a number of bytes: the least recently used ones go first.
+
+    Args:
+        max_bytes: How much memory they may take.
+
+    Raises:
+        UserError: If max_bytes is negative.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise UserError(f"max_bytes={max_bytes}: expected at least 0")
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        """Return what was kept under a key, or None."""
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Keep something, or take note that it was used; what is larger than all the room is not kept."""
+        if value.nbytes > self.max_bytes:
+            return
+        if key not in self._kept:
+            self._kept[key] = value
+            self.bytes += value.nbytes
+        self._kept.move_to_end(key)
+        while self.bytes > self.max_bytes:
+            self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind: the receiving process computes its own."""
+        return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}
