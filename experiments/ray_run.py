@@ -149,7 +149,9 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
         ray.init(address=address, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"{option}={address}: no cluster answers: {said}") from error
+        raise UserError(
+            f"{option}={address}: no cluster answers (one with a token: RAY_AUTH_MODE=token): {said}"
+        ) from error
     try:
         yield
     finally:
