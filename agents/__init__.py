@@ -15,6 +15,7 @@ register("gspo", "maskgym.agents.language:GSPOAgent")  # GRPO with one ratio an 
 register("rloo", "maskgym.agents.language:RLOOAgent")  # an answer less the mean of the others to its prompt
 register("spo", "maskgym.agents.language:SPOAgent")  # one answer a prompt, less a running value of that prompt
 register("ppo", "maskgym.agents.ppo:PPOAgent")  # on clicks: AlignSAM's
+register("ppo_rllib", "maskgym.agents.rllib:RLlibPPOAgent")  # the same, played and learned on Ray
 register("grpo_clicks", "maskgym.agents.click_groups:GRPOAgent")  # on clicks: episodes of one sample, compared
 register("cgpo_clicks", "maskgym.agents.click_groups:CGPOAgent")  # on clicks: one episode a sample, less its confidence
 register("oracle", "maskgym.agents.oracle:OracleAgent")  # clicks searched for with the truth at hand: the ceiling

@@ -37,6 +37,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: no such file of weights") from error
 
 
+def check_agent(agent: Any, state: Mapping[str, Any], file: Path) -> None:
+    """Raise a UserError if a checkpoint, which names the class of its agent as ``agent``, is of another algorithm."""
+    expected = type(agent).__name__
+    if state.get("agent") != expected:
+        raise UserError(f"{file}: a checkpoint of {state.get('agent')}: expected one of {expected}")
+
+
 def check_at_least(least: int, **numbers: int) -> None:
     """Raise a UserError, naming the setting, if a number is too small."""
     for name, value in numbers.items():

@@ -131,7 +131,7 @@ class EpisodeAgent(ClickAgent):
         _, infos = env.reset(seed=seed, options={"index": drawn.repeat(self.group_size)})
         first = base.get_state()[:: self.group_size]
         observation = base.set_state([state for state in first for _ in range(self.group_size)])
-        losses = self.begin_episodes(base, infos["target"])
+        losses = self.along.begin(infos["target"])
         seen, actions, chances, rewards, repeated = [], [], [], [], []
         for _ in range(base.horizon):
             tensors, _ = self.policy.obs_to_tensor(observation)
@@ -139,7 +139,7 @@ class EpisodeAgent(ClickAgent):
                 distribution = self.policy.get_distribution(tensors)
                 chosen = distribution.get_actions()
                 chances.append(distribution.log_prob(chosen))
-            losses += self.recalibrate(observation)
+            losses += self.along.learn(observation)
             seen.append(tensors)
             actions.append(chosen)
             observation, values, _, _, infos = env.step(chosen.cpu().numpy())

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch.nn import functional as F
 
-from .checkpoints import check_at_least, read_checkpoint, write_checkpoint
+from .checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
 from .sb3 import GridPolicy
 
 CHECKPOINT = "clicks.pt"
@@ -39,8 +39,7 @@ class ClickAgent:
         check_at_least(1, save_every=save_every)
         base: Any = env.unwrapped
         self.policy, self.seed, self.output, self.save_every = policy, seed, Path(output), save_every
-        self.recalibration, self.grid = base.recalibration, base.grid
-        self.truth = torch.empty(0)  # (num_envs, g, g), of the episodes that are played
+        self.recalibration, self.along = base.recalibration, TrainedAlong(base)
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
         """Return one action an observation, the most probable or sampled."""
@@ -64,42 +63,27 @@ class ClickAgent:
         """Write all that a later update depends on: chance is seeded by the update's number."""
         self.output.mkdir(parents=True, exist_ok=True)
         state = self._weights() | {"optimizer": self.policy.optimizer.state_dict(), "update": update}
+        state["agent"] = type(self).__name__
         if self.recalibration is not None:
             state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()
         write_checkpoint(self.output / CHECKPOINT, state)
 
     def restore(self) -> int:
-        """Take up the checkpoint in ``output``, if there; return the updates it has behind it."""
+        """Take up the checkpoint in ``output``, if there; return the updates it has behind it.
+
+        Raises:
+            UserError: If it is of another algorithm.
+        """
         file = self.output / CHECKPOINT
         if not file.exists():
             return 0
         state = read_checkpoint(file)
+        check_agent(self, state, file)
         self._load(state)
         self.policy.optimizer.load_state_dict(state["optimizer"])
         if self.recalibration is not None:
             self.recalibration.optimizer.load_state_dict(state["recalibration_optimizer"])
         return state["update"]
-
-    def begin_episodes(self, env: Any, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
-        """Keep the truth of episodes that begin, and train the recalibration module on them; return its loss, if any.
-
-        Args:
-            env: The unwrapped environment.
-            targets: The true masks of each sub-environment's sample.
-        """
-        if self.recalibration is None:
-            return []
-        unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
-        self.truth = torch.stack([patch_shares(union, self.grid) for union in unions])
-        # The paper's module chooses the first prompts too, so it must know the state before them.
-        return self.recalibrate(env.unprompted())
-
-    def recalibrate(self, observation: Mapping[str, np.ndarray]) -> list[float]:
-        """Train the recalibration module on what was seen, q times (Section 4.1); return its loss, if there is one."""
-        if self.recalibration is None:
-            return []
-        tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
-        return [self.recalibration.learn(tensors, self.truth)]
 
     def _weights(self) -> dict[str, Any]:
         state = {"policy": self.policy.state_dict()}
@@ -109,6 +93,38 @@ class ClickAgent:
         self.policy.load_state_dict(state["policy"])
         if self.recalibration is not None:
             self.recalibration.load_state_dict(state["recalibration"])
+
+
+class TrainedAlong:
+    """Trains the recalibration module of an environment on the episodes that are played, where there is one.
+
+    Args:
+        env: The unwrapped environment that they are played in.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.truth = torch.empty(0)  # (num_envs, g, g), of the episodes that are played
+
+    def begin(self, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
+        """Keep the truth of episodes that begin, and train the module on them; return its loss, if there is one.
+
+        Args:
+            targets: The true masks of each sub-environment's sample.
+        """
+        if self.env.recalibration is None:
+            return []
+        unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
+        self.truth = torch.stack([patch_shares(union, self.env.grid) for union in unions])
+        # The paper's module chooses the first prompts too, so it must know the state before them.
+        return self.learn(self.env.unprompted())
+
+    def learn(self, observation: Mapping[str, np.ndarray]) -> list[float]:
+        """Train the module on what an action answered, q times (Section 4.1); return its loss, if there is one."""
+        if self.env.recalibration is None:
+            return []
+        tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
+        return [self.env.recalibration.learn(tensors, self.truth)]
 
 
 def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:

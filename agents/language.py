@@ -131,6 +131,7 @@ class EnvReward:
     def __init__(self, episodes: Any) -> None:  # `Episodes`, or what scores in their place
         self.episodes = episodes
         self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0}
+        self._since = time.monotonic()
 
     def __call__(
         self,
@@ -157,10 +158,15 @@ class EnvReward:
     def cost(self) -> dict[str, float]:
         """Return the tokens that all workers generated, the answers they scored, and how long they waited for that.
 
-        All are since this was last asked for; the seconds are a worker's, in the mean. A pool of actors adds its own.
+        All are since this was last asked for; the seconds are a worker's, in the mean, as are the milliseconds of an
+        answer and the share of all the time. A pool of actors adds its own.
         """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
-        return cost | {"scoring_seconds": cost["scoring_seconds"] / parallel.size()} | self.episodes.cost()
+        elapsed, self._since = time.monotonic() - self._since, time.monotonic()
+        seconds = cost["scoring_seconds"] / parallel.size()
+        answers = max(1.0, cost["reward_calls"] / parallel.size())
+        spent = {"scoring_seconds": seconds, "scoring_ms": 1000 * seconds / answers, "scoring_share": seconds / elapsed}
+        return cost | spent | self.episodes.cost()
 
 
 class LanguageAgent:
@@ -183,7 +189,7 @@ class LanguageAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
-    shared: ClassVar[bool] = True  # several workers can train it together
+    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # several workers can train it together
     config: ClassVar[Any]
     trainer: ClassVar[Any]
     defaults: ClassVar[dict[str, Any]] = {}
@@ -225,6 +231,8 @@ class LanguageAgent:
         config = self._config(updates=1)  # refuses what is out of range now, not after an evaluation
         if getattr(config, "use_vllm", False) and find_spec("vllm") is None:
             raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
+        if getattr(config, "fsdp", None) and config.use_cpu:
+            raise UserError("algo.fsdp: accelerate shards on GPUs only")
 
     def train(
         self,

@@ -15,7 +15,7 @@ from ..envs.letterbox import letterbox
 from ..errors import UserError
 from ..policies.usersal import UserSal
 from . import parallel
-from .checkpoints import check_at_least, read_checkpoint, write_checkpoint
+from .checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
 
 CHECKPOINT = "masks.pt"
 SHOWN_AT_ONCE = 16  # images a forward pass where nothing is learned
@@ -93,18 +93,20 @@ class MaskAgent:
             return
         self.output.mkdir(parents=True, exist_ok=True)
         state = {"policy": self.policy.trained_state(), "description": self.policy.describe(), "update": update}
-        write_checkpoint(self.output / CHECKPOINT, state | {"optimizer": self.optimizer.state_dict()})
+        state |= {"optimizer": self.optimizer.state_dict(), "agent": type(self).__name__}
+        write_checkpoint(self.output / CHECKPOINT, state)
 
     def restore(self) -> int:
         """Take up the checkpoint in ``output``, if there; return the updates it has behind it.
 
         Raises:
-            UserError: If it is of a policy with another backbone, encoder or setting.
+            UserError: If it is of another algorithm, or of a policy with another backbone, encoder or setting.
         """
         file = self.output / CHECKPOINT
         if not file.exists():
             return 0
         state = read_checkpoint(file)
+        check_agent(self, state, file)
         self.policy.check(state["description"], file)
         self.policy.load_trained_state(state["policy"], file)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -123,11 +123,11 @@ class _Rollouts(BaseCallback):
         self.model._last_obs = environment.reset()
         self.model._last_episode_starts = np.ones(environment.num_envs, bool)
         self.totals, self.ious, self.repeats = [], [], []
-        self.losses = self.agent.begin_episodes(environment.env.unwrapped, environment.targets)
+        self.losses = self.agent.along.begin(environment.targets)
 
     def _on_step(self) -> bool:
         seen: Any = self.model._last_obs  # what the action answered
-        self.losses += self.agent.recalibrate(seen)
+        self.losses += self.agent.along.learn(seen)
         self.totals.append(float(np.mean(self.locals["rewards"])))
         self.ious.append(float(np.mean([info["iou"] for info in self.locals["infos"]])))
         self.repeats.append(float(np.mean([info["repeated"] for info in self.locals["infos"]])))

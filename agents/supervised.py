@@ -42,7 +42,7 @@ class UserSalAgent(MaskAgent):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal",)
-    shared: ClassVar[bool] = True  # several workers can train it together
+    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # several workers can train it together
 
     def __init__(
         self,

@@ -167,11 +167,13 @@ def _defaults_of(options: tuple[str, ...]) -> Any:
 
 
 def _with_forms(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``algo=X`` as the form that X has for the chosen environment, where it has one."""
+    """Return the arguments with ``algo=X`` as the form that X has for the chosen environment or scale, if any."""
     named = dict(argument.partition("=")[::2] for argument in arguments)
-    file = CONF / "env" / f"{named.get('env')}.yaml"
-    forms = yaml.safe_load(file.read_text(encoding="utf-8")).get("forms", {}) if file.is_file() else {}
-    chosen = forms.get(named.get("algo"))
+    forms: dict[str, str] = {}
+    for group in ("env", "scale"):
+        file = CONF / group / f"{named.get(group)}.yaml"
+        forms |= yaml.safe_load(file.read_text(encoding="utf-8")).get("forms", {}) if file.is_file() else {}
+    chosen = forms.get(named.get("algo", ""))
     return [f"algo={chosen}" if chosen and argument.startswith("algo=") else argument for argument in arguments]
 
 

@@ -14,9 +14,11 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from tqdm import tqdm
 
 from maskgym.errors import UserError
 from maskgym.experiments import reward_pool, run_folder
+from maskgym.experiments import run as runs
 
 STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
+POINTER = "pointer.json"  # says where a checkpoint lies
 CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
 GONE = ("health check failed", "Connection closed by peer")  # how Ray and the other workers notice
 BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
@@ -40,6 +44,10 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         ray.train.TrainingFailedError: If workers die once more than ``scale.max_failures`` times.
     """
     _check(config)
+    if _starts_workers(config):
+        with connected(config["scale"]["address"]):
+            _check_resources(config)
+            return runs.run(config, folder, resume)
     with connected(config["scale"]["address"]), _storage(folder), _progress(config, folder):
         from ray.train import TrainingFailedError
 
@@ -57,8 +65,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     raise AssertionError("unreachable")
 
 
-def _fit(config: dict[str, Any], folder: Path, resume: bool) -> None:
-    """Start workers and wait for their end."""
+def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
+    """Start workers and wait for their end; return what Ray makes of it, a ``ray.train.Result``."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -69,7 +77,7 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> None:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
     scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
     with reward_pool.started(config) as actors:
-        Trainer(
+        return Trainer(
             _work,
             train_loop_config={**settings, "actors": actors, "directory": os.getcwd()},
             torch_config=TorchConfig(timeout_s=BARRIER_S),
@@ -84,11 +92,24 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> None:
 
 def _work(settings: Mapping[str, Any]) -> None:
     """Run in one worker what all of them run."""
-    from maskgym.experiments import run as runs
-
     os.chdir(settings["directory"])
     scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
-    runs.run(settings["config"], Path(settings["folder"]), settings["resume"], scorer)
+    config, folder = settings["config"], Path(settings["folder"])
+    every = config["algo"].get("save_every", 1)
+    runs.run(config, folder, settings["resume"], scorer, partial(_report, folder / run_folder.CHECKPOINTS, every))
+
+
+def _report(checkpoints: Path, every: int, step: int, values: Mapping[str, float]) -> None:
+    """Tell Ray what an update logged and, from the first worker, where the checkpoint is that was written before it.
+
+    Ray is given a file that says where: it would copy the checkpoint itself, which lies where all can read it.
+    """
+    from ray import train
+
+    with tempfile.TemporaryDirectory() as place:
+        new = train.get_context().get_world_rank() == 0 and step > 1 and (step - 1) % every == 0
+        run_folder.write_json(Path(place) / POINTER, {"path": str(checkpoints)})
+        train.report({"step": step, **values}, checkpoint=train.Checkpoint.from_directory(place) if new else None)
 
 
 def _fault(error: Any) -> str:
@@ -118,6 +139,13 @@ def _check(config: Mapping[str, Any]) -> None:
             raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
     if scale["reward_actors"] and not _takes_scorer(agents.get(config["algo"]["name"])):
         raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
+
+
+def _starts_workers(config: Mapping[str, Any]) -> bool:
+    """Return whether the agent starts its workers itself, as RLlib's do."""
+    from maskgym import agents
+
+    return getattr(agents.get(config["algo"]["name"]), "starts_workers", False)
 
 
 def _takes_scorer(agent: Any) -> bool:
@@ -166,6 +194,8 @@ def _check_resources(config: Mapping[str, Any]) -> None:
     wanted = {"CPU": scale["num_workers"] * scale["cpus_per_worker"] + scale["reward_actors"]}
     if scale["use_gpu"]:
         wanted["GPU"] = scale["num_workers"] + scale["reward_actors"]
+        if _starts_workers(config) and scale["num_workers"] > 1:
+            wanted["GPU"] *= 2  # to play and to learn
     for name, count in wanted.items():
         if found.get(name, 0) < count:
             asked = f"scale.num_workers={scale['num_workers']}"

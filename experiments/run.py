@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import platform
 import random
 import re
 import sys
-import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -26,10 +27,12 @@ from maskgym.errors import UserError
 from maskgym.experiments import composition, run_folder
 from maskgym.experiments.memory import keep_freed_memory, peak_mib
 
-USAGE = """usage: python experiments/run.py [-m] [group=option ...] [key=value ...]
+USAGE = """usage: python experiments/run.py [group=option ...] [key=value ...]
+       python experiments/run.py -m [--jobs N] [--ray ADDRESS] [group=option,option ...] [key=value,value ...]
        python experiments/run.py resume=DIR
 
   -m          run every combination of listed values, as in: -m env=sod,sis algo=cgpo,sft seed=0,1,2
+              runs lie in out=DIR, else in runs/multirun; the same command goes on after an interruption
   resume=DIR  continue the run in that folder; its config.yaml says what it is
   out=DIR     the run folder; else runs/<env>/<algo>/seed<k>-<time>
   +key=value  pass on an argument that the option's file does not list
@@ -52,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status.
 
     Returns:
-        0; 1 where a row of a multirun met a fault of ours; 2 for a mistake in what was given, told in one line on
-        standard error; 130 when interrupted.
+        0; 2 for a mistake in what was given, told in one line on standard error; 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -61,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(usage())
             return 0
         if {"-m", "--multirun"} & set(arguments):
-            return _run_all([argument for argument in arguments if argument not in ("-m", "--multirun")])
+            from maskgym.experiments import sweep
+
+            return sweep.multirun([argument for argument in arguments if argument not in ("-m", "--multirun")])
         return _run_one(arguments)
     except UserError as error:
-        return _complain(error)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         where = f": continue with resume={stop.args[0]}" if stop.args else ""
         print(f"interrupted{where}", file=sys.stderr)
@@ -78,7 +83,13 @@ def usage() -> str:
     return USAGE.format(conf=composition.CONF, groups=groups, defaults=f"  {defaults}")
 
 
-def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any = None) -> dict[str, Any]:
+def run(
+    config: dict[str, Any],
+    folder: Path,
+    resume: bool = False,
+    scorer: Any = None,
+    report: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+) -> dict[str, Any]:
     """Train, evaluate before and after, and write the run folder; of several workers the first does all but train.
 
     Args:
@@ -87,6 +98,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
         resume: Continue what lies there.
         scorer: What scores answers in text while training, in place of the environments: see
             `maskgym.experiments.reward_pool.RewardPool`.
+        report: Called in every worker after each update, with its number and named scalars.
 
     Returns:
         What ``results.json`` holds; nothing, of another worker than the first.
@@ -95,7 +107,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
         UserError: If the config asks for what cannot be had.
     """
     from maskgym.agents import parallel
-    from maskgym.experiments import evaluation, loggers, report
+    from maskgym.experiments import evaluation, loggers
+    from maskgym.experiments import report as pages
 
     keep_freed_memory()
     _seed(config["seed"])
@@ -105,7 +118,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
     agent = _make_agent(config, folder, next(iter(train_envs.values())), parts)
     if parallel.rank():
         if updates:
-            agent.train(list(train_envs.values()), updates, lambda step, values: None, resume=resume, **more)
+            agent.train(list(train_envs.values()), updates, report, resume=resume, **more)
         return {}
     test_envs = {task: _make_held_out_env(config, task, parts) for task in tasks}
     run_folder.write(folder / run_folder.CONFIG, composition.dump(config))
@@ -143,6 +156,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
                 def on_log(step: int, values: Mapping[str, float]) -> None:
                     log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
                     _check_finite(step, values, folder)
+                    report(step, values)
                     bar.update(step - bar.n)
                     bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
                     if step % every == 0 and step < updates:
@@ -166,7 +180,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False, scorer: Any 
         "versions": _versions(),
     }
     run_folder.write_json(folder / run_folder.RESULTS, results)
-    report.write(folder)
+    pages.write(folder)
     return results
 
 
@@ -218,8 +232,8 @@ def untrained(config: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]
     return _make_agent(config, folder, next(iter(envs.values())), parts), envs
 
 
-def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
-    """Run one row of ``key=value`` arguments, in a folder inside ``out`` where there are several rows."""
+def _run_one(arguments: Sequence[str]) -> int:
+    """Run what ``key=value`` arguments ask for."""
     asked = {argument.partition("=")[0]: argument for argument in arguments}
     if "resume" in asked:
         folder = Path(asked["resume"].partition("=")[2]).expanduser().absolute()
@@ -228,8 +242,6 @@ def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
     else:
         config = composition.compose(arguments)
         _check(config)
-        if subfolder and config["out"] is not None:
-            config["out"] = f"{config['out']}/{subfolder}"
         folder = run_folder.create(config)
     config["out"] = str(folder)
     resume = "resume" in asked
@@ -254,33 +266,6 @@ def _run_one(arguments: Sequence[str], subfolder: str | None = None) -> int:
     return 0
 
 
-def _run_all(arguments: Sequence[str]) -> int:
-    """Run every combination in turn; one that fails does not stop the rest. Return the worst status."""
-    rows = composition.expand(arguments)
-    if any(argument.startswith("resume=") for argument in arguments):
-        raise UserError("resume=DIR continues one run: expected it without -m")
-    for row in rows:
-        composition.compose(row)
-    listed = [position for position in range(len(arguments)) if len({row[position] for row in rows}) > 1]
-    status = 0
-    for number, row in enumerate(rows, start=1):
-        name = ",".join(row[position] for position in listed) or "run"
-        print(f"[{number}/{len(rows)}] {name}")
-        try:
-            status = max(status, _run_one(row, name.replace("/", "_")))
-        except UserError as error:
-            status = max(status, _complain(error))
-        except Exception:  # a fault of ours in this row; the others may still be worth having
-            traceback.print_exc()
-            status = max(status, 1)
-    return status
-
-
-def _complain(error: UserError) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-
-
 def _check(config: Mapping[str, Any]) -> None:
     """Raise a UserError if a number is out of range or the algorithm does not support the environment."""
     from maskgym import agents
@@ -300,14 +285,18 @@ def _check(config: Mapping[str, Any]) -> None:
     env, algo = config["env"], config["algo"]
 
     def takes(name: str) -> bool:
-        agent: Any = agents.get(name)
-        return set(env["ids"]) <= set(agent.tasks) and (not on_ray or getattr(agent, "shared", False))
+        agent: Any = agents.get(name)  # a UserError where what it needs is not installed
+        return set(env["ids"]) <= set(agent.tasks) and scale in getattr(agent, "scales", ("local",))
 
-    on_ray = config["scale"]["name"] == "ray"
+    scale = config["scale"]["name"]
     if not takes(algo["name"]):  # the others are imported for the message alone: that takes seconds
-        supported = ", ".join(name for name in agents.names() if takes(name)) or "no agent"
-        where = f"env={env['name']}" + " scale=ray" * on_ray
-        raise UserError(f"env={env['name']} algo={algo['name']}: not a pair: {where} takes {supported}")
+        supported = []
+        for name in agents.names():
+            with suppress(UserError):
+                supported += [name] * takes(name)
+        where = f"env={env['name']}" + f" scale={scale}" * (scale != "local")
+        offer = ", ".join(supported) or "no agent"
+        raise UserError(f"env={env['name']} algo={algo['name']}: not a pair: {where} takes {offer}")
 
 
 def _check_same(config: Mapping[str, Any], arguments: Sequence[str], folder: Path) -> None:
@@ -392,6 +381,19 @@ def make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[st
     )
 
 
+def make_worker_env(config: Mapping[str, Any], directory: str, num_envs: int) -> Any:
+    """Return the training environment of a run with one task, for another process, with parts of its own.
+
+    Args:
+        config: Of the run.
+        directory: Where the command was given, which paths in the config are relative to.
+        num_envs: Sub-environments.
+    """
+    os.chdir(directory)
+    config = {**config, "env": {**config["env"], "num_envs": num_envs}}
+    return make_env(config, next(iter(config["env"]["ids"])), "train", make_parts(config))
+
+
 def _takes(kind: Any, argument: str) -> bool:
     """Return whether a class has such an argument, or hands it on to one that has: masks need no segmenter."""
     return any(argument in inspect.signature(owner.__init__).parameters for owner in kind.__mro__)
@@ -431,6 +433,10 @@ def _make_agent(config: Mapping[str, Any], folder: Path, env: Any, parts: Mappin
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
     if _takes(kind, "segmenter"):
         given["segmenter"] = parts["segmenter"]
+    if _takes(kind, "make_env"):  # plays in processes of its own
+        scale = config["scale"]
+        given["make_env"] = partial(make_worker_env, config, os.getcwd())
+        given |= {name: scale[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
     return _make(agents.make, "algo", settings, policy=policy, env=env, seed=config["seed"], **given)
 
 

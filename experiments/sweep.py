@@ -4,7 +4,7 @@ A sweep is a file in ``sweeps/`` (or any path) as ``wandb sweep`` takes it. Of i
 combination, and ``random`` draws ``run_cap`` of them, the same ones each time; ``bayes`` is left to wandb. Runs log to
 their ``metrics.csv``, whatever logger the file asks for. A run lies in a folder named by the hash of its config, so
 that a sweep that was stopped goes on where it was. At its end there is a table of all runs, best first, as Markdown and
-CSV, and a picture of them with an axis a parameter.
+CSV, and a picture of them with an axis a parameter. ``run.py -m`` is the same for values listed on the command line.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from maskgym.errors import UserError
 from maskgym.experiments import command, composition, run_folder, study
+from maskgym.experiments.run import SUMMARISED
 
 SWEEPS = Path(__file__).parent / "sweeps"
 REQUIRED = {"method", "metric", "parameters"}
@@ -146,15 +148,49 @@ def _main(arguments: Sequence[str]) -> None:
     pairs = [(row, cell(sweep, row)) for row in rows(sweep)]
     study.compute([wanted for _, wanted in pairs], root, given.jobs, cluster=given.ray)
     head, body = table(sweep, [(row, wanted.value(root)) for row, wanted in pairs])
-    title = sweep.get("name", name)
+    write(given.out, name, sweep.get("name", name), head, body)
+
+
+def multirun(arguments: Sequence[str]) -> int:
+    """Run every combination of the values that arguments of `run.py` list: its ``-m``; return the exit status."""
+    return command.status(_multirun, arguments, "interrupted: the same command goes on")
+
+
+def _multirun(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="run.py -m", description="Every combination of listed values; see run.py --help.")
+    parser.add_argument("settings", nargs="*")
+    study.add_options(parser)
+    given = parser.parse_intermixed_args(arguments)
+    named = {argument.partition("=")[0]: argument for argument in given.settings}
+    if "resume" in named:
+        raise UserError("resume=DIR continues one run: expected it without -m")
+    out = Path(named.get("out", "=runs/multirun").partition("=")[2]).absolute()
+    combinations = composition.expand([argument for argument in given.settings if not argument.startswith("out=")])
+    wanted = [study.Cell(tuple(row), (), "reward") for row in combinations]
+    for row in combinations:
+        composition.compose(row)
+    study.compute(wanted, out / "runs", given.jobs, cluster=given.ray)
+    found = [run_folder.read_json(cell.file(out / "runs"))["after"] for cell in wanted]
+    measures = [name for name in SUMMARISED if all(name in scores for scores in found)]
+    places = [place for place in range(len(combinations[0])) if len({row[place] for row in combinations}) > 1]
+    head = [*(combinations[0][place].partition("=")[0] for place in places), *measures]
+    body = [
+        [*(yaml.safe_load(row[place].partition("=")[2]) for place in places), *(scores[name] for name in measures)]
+        for row, scores in zip(combinations, found, strict=True)
+    ]
+    write(out, "multirun", " ".join(given.settings), head, body)
+
+
+def write(out: Path, name: str, title: str, head: Sequence[str], body: Sequence[Sequence[Any]]) -> None:
+    """Write a table of runs as Markdown and CSV, and draw it; print it, and where the picture is."""
     shown = [f"| {' | '.join(_text(value) for value in row)} |" for row in body]
     text = "\n".join([f"{title}\n", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *shown, ""])
-    run_folder.write(given.out / f"{name}.md", text)
+    run_folder.write(out / f"{name}.md", text)
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([head, *body])
-    run_folder.write(given.out / f"{name}.csv", stream.getvalue())
-    run_folder.write(given.out / f"{name}.png", draw(title, head, body))
-    print(f"{text}\n{given.out / name}.png")
+    run_folder.write(out / f"{name}.csv", stream.getvalue())
+    run_folder.write(out / f"{name}.png", draw(title, head, body))
+    print(f"{text}\n{out / name}.png")
 
 
 def _check_parameter(what: str, given: Any, method: str) -> None:

@@ -72,7 +72,8 @@ def test_the_reward_function_is_the_envs_reward() -> None:
         assert scalar.step((text,))[1][0] == pytest.approx(value, abs=1e-5)
     assert values[4] == 0 and set(logged) == {"reward/correctness", "reward/format"}
     cost = reward.cost()
-    assert cost.pop("scoring_seconds") > 0
+    assert cost["scoring_ms"] == pytest.approx(1000 * cost.pop("scoring_seconds") / cost["reward_calls"])
+    assert cost.pop("scoring_ms") > 0 and 0 < cost.pop("scoring_share") < 1
     assert cost == {"generated_tokens": 14, "reward_calls": 5}
     assert set(reward.cost().values()) == {0}
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from maskgym.experiments import run
+from maskgym.errors import UserError
+from maskgym.experiments import composition, ray_run, run
 from maskgym.experiments.run_folder import read_metrics
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 RUN = Path(run.__file__)
 TINY = ("env=user_need", "algo=usersal", "algo.batch_size=4", "evaluation.samples=2", "evaluation.pictures=0")
@@ -77,6 +78,17 @@ def test_workers_share_each_batch_and_one_that_is_killed_is_replaced(alone, tmp_
     assert "report.html" in out
 
 
+def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, tmp_path, capsys):
+    config = composition.compose([*TINY, "algo.updates=3", "algo.save_every=2", "scale=ray", "scale.num_workers=1"])
+    with ray_run.connected(None):
+        result = ray_run._fit(config | {"out": str(tmp_path)}, tmp_path, False)
+    assert result.metrics["step"] == 3
+    assert result.metrics["train/loss"] == pytest.approx(alone[0][2], abs=1e-5)
+    with result.checkpoint.as_directory() as place:
+        told = json.loads((Path(place) / ray_run.POINTER).read_text())
+    assert Path(told["path"]) == tmp_path / "checkpoints"
+
+
 def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
     process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
     wait_for(tmp_path / "run", 5)
@@ -88,6 +100,18 @@ def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(alone[0], abs=1e-5)
 
 
+def test_episodes_are_played_on_when_a_player_is_killed(tmp_path, worker_of):
+    given = ("env.num_envs=4", "env.horizon=3", "algo.updates=10", "algo.save_every=5", "algo.epochs=2")
+    given += ("evaluation.samples=2", "evaluation.pictures=0", "scale=ray", f"out={tmp_path}/run")
+    process = start("env=point_prompt", "algo=ppo", *given)
+    wait_for(tmp_path / "run", 3)
+    os.kill(worker_of(process.pid, "ray::RolloutRunner"), signal.SIGKILL)
+    status, out, error = finish(process)
+    assert status == 0, error
+    assert len(losses(tmp_path / "run")) == 10
+    assert "report.html" in out
+
+
 def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     given = ("algo.updates=6", "algo.learning_rate=1e36", "scale=ray", f"out={tmp_path}/run")
     status, _, error = finish(start(*TINY, *given))
@@ -96,18 +120,19 @@ def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     assert "started again" not in error and "Traceback" not in error
 
 
-def test_what_a_cluster_lacks_is_told_in_one_line(tmp_path):
-    for arguments, expected in (
-        (["scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are"),
-        (["scale.num_workers=1", "scale.use_gpu=true"], "scale.num_workers=1: takes 1 GPUs, and there are"),
-        (["scale.num_workers=2", "algo.batch_size=3"], "algo.batch_size=3: expected a multiple of the 2 workers"),
-    ):
-        status, _, error = finish(start(*TINY, "scale=ray", *arguments, f"out={tmp_path}/run"))
-        lines = [line for line in error.splitlines() if line.startswith("error: ")]
-        assert (status, len(lines)) == (2, 1), error
-        assert expected in lines[0]
-        assert "Traceback" not in error
-        assert not (tmp_path / "run").exists()
+def test_what_a_cluster_lacks_is_told_in_one_line():
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        for arguments, expected in (
+            ([*TINY, "scale.num_workers=64"], "scale.num_workers=64: takes 64 CPUs, and there are 2"),
+            ([*TINY, "scale.use_gpu=true"], "scale.num_workers=2: takes 2 GPUs, and there are 0"),
+            (["env=point_prompt", "algo=ppo", "scale.use_gpu=true"], "scale.num_workers=2: takes 4 GPUs"),
+            (["env=sis", "algo=cgpo", "scale.reward_actors=1"], "scale.reward_actors=1: takes 3 CPUs"),
+        ):
+            with pytest.raises(UserError, match=expected):
+                ray_run._check_resources(composition.compose([*arguments, "scale=ray"]))
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -115,9 +140,10 @@ def test_what_a_cluster_lacks_is_told_in_one_line(tmp_path):
     [
         ([*TINY, "scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
         ([*TINY, "scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
-        ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has num_workers"),
+        ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has forms, num_workers"),
         (["env=user_need", "algo=grpo"], "env=user_need scale=ray takes usersal, usersal_plus"),
-        (["env=point_prompt", "algo=ppo"], "env=point_prompt scale=ray takes"),
+        (["env=point_prompt", "algo=grpo"], "env=point_prompt scale=ray takes ppo_rllib"),
+        (["env=point_prompt", "algo=ppo", "algo.normalize_advantage=false"], "algo=ppo_rllib has"),
     ],
 )
 def test_what_needs_no_cluster_to_be_refused(maskgym_run, tmp_path, arguments, expected):
