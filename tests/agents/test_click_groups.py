@@ -133,3 +133,10 @@ def test_settings_out_of_range(sam, tmp_path):
         make_agent("grpo", env, tmp_path, group_size=3)
     with pytest.raises(UserError, match=r"algo.epochs=0"):
         make_agent("cgpo", env, tmp_path, epochs=0)
+
+
+def test_the_checkpoint_of_another_algorithm_is_refused(sam, tmp_path):
+    env = make_env(sam)
+    train(make_agent("grpo", env, tmp_path), env, 1)
+    with pytest.raises(UserError, match=r"clicks\.pt: a checkpoint of GRPOAgent: expected one of CGPOAgent"):
+        train(make_agent("cgpo", env, tmp_path), env, 2, resume=True)

@@ -199,3 +199,10 @@ def test_what_does_not_fit_is_refused(make_agent, squares_env, detector, need_en
     detector.size_divisor = 24
     with pytest.raises(UserError, match="env.image_size=32: expected a multiple of 24"):
         make_agent()
+
+
+def test_the_checkpoint_of_another_algorithm_is_refused(make_agent, squares_env):
+    env = squares_env(8)
+    train(make_agent("usersal", env, save_every=1), env, 1)
+    with pytest.raises(UserError, match=r"a checkpoint of UserSalAgent: expected one of UserSalPlusAgent"):
+        train(make_agent("usersal_plus", env), env, 2, resume=True)

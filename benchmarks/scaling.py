@@ -1,0 +1,191 @@
+"""What workers add: environment steps and scores a second at one and two, what an actor costs, and a guess at N.
+
+    python benchmarks/scaling.py                     # about five minutes on two cores
+    python benchmarks/scaling.py --bandwidth 5e10    # of the network of the guess, bytes a second
+
+Every process has one thread. Measurements of one and of two processes alternate, and medians are compared, so that the
+efficiency, what two do over twice what one does, is of one run on one machine. Two processes on the two hyper-threads
+of one core share its arithmetic: their efficiency is that of the core.
+
+- *environment steps*: random clicks in ``maskgym/PointPrompt-v0``, 16 sub-environments a process.
+- *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
+- *overhead of an actor*: milliseconds an answer that the same scoring takes longer through Ray than in this process.
+- *bytes*: of a request and its answer, and of the gradients that a worker sends and receives in an update.
+
+The guess: an update of N workers, each with its own share of prompts (the batch grows with N), takes as long as the
+slowest of N draws from the measured times of one worker's updates of that kind, policy or supervised, which all make at
+the same time; and then the time to sum the gradients in a ring: 2 (N - 1) / N times their bytes at the network's
+bandwidth, and 2 (N - 1) times its latency. Assumed: scoring keeps pace
+(actors grow with N), workers' times are independent, the sum does not overlap with the backward pass, the first worker
+does not evaluate meanwhile, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import ray
+
+from maskgym.experiments import composition, reward_pool, run, run_folder
+
+STEPS, ANSWERS, UPDATES = 60, 64, 30
+SIZES = (1, 2, 8, 64, 512, 1000)
+CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label=positive")
+TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
+
+
+@ray.remote(num_cpus=1)
+class Player:
+    """Steps an environment with random clicks."""
+
+    def __init__(self) -> None:
+        config = composition.compose(CLICKS)
+        self.env = run.make_env(config, "point_prompt", "train", run.make_parts(config))
+        self.env.reset(seed=0)
+        self.play()
+
+    def play(self) -> int:
+        """Return how many steps were taken, over all sub-environments."""
+        for _ in range(STEPS):
+            self.env.step(self.env.action_space.sample())
+        return STEPS * self.env.num_envs
+
+
+def rates(one: Callable[[int], Any], rounds: int) -> dict[int, float]:
+    """Return how much a second one and two processes do, medians over rounds that alternate.
+
+    Args:
+        one: Called with the number of processes; returns what to wait for, counts of what each did.
+        rounds: Of each.
+    """
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, values in found.items():
+            start = time.perf_counter()
+            done = sum(ray.get(one(count)))
+            values.append(done / (time.perf_counter() - start))
+    return {count: statistics.median(values) for count, values in found.items()}
+
+
+def show(name: str, found: dict[int, float]) -> None:
+    """Print rates and their efficiency."""
+    print(f"{name}: {found[1]:.1f} a second, two {found[2]:.1f}, efficiency {found[2] / found[1] / 2:.2f}", flush=True)
+
+
+def steps(rounds: int) -> None:
+    """Measure environment steps."""
+    players = [Player.remote() for _ in range(2)]
+    ray.get([player.play.remote() for player in players])
+    show("environment steps", rates(lambda count: [player.play.remote() for player in players[:count]], rounds))
+    for player in players:
+        ray.kill(player)
+
+
+def scores(rounds: int) -> None:
+    """Measure scores of actors, and what asking one costs."""
+    config = composition.compose([*TEXT, "scale=ray", "scale.reward_actors=2"])
+    answers = rationales(config, 2 * ANSWERS * (2 * rounds + 1))
+    taken = iter(range(0, len(answers), ANSWERS))
+
+    def batch() -> tuple[list[int], list[str]]:
+        place = next(taken)
+        indices, texts = zip(*answers[place : place + ANSWERS], strict=True)
+        return list(indices), list(texts)
+
+    with reward_pool.started(config) as actors:
+
+        def ask(count: int) -> list[Any]:
+            return [counted.remote(actor.score.remote(0, *batch())) for actor in actors[:count]]
+
+        ray.get(ask(2))
+        show("scores", rates(ask, rounds))
+        # The second time all masks are there: what is left is the metrics, and the way to the actor and back.
+        indices, texts = (list(column) for column in zip(*answers[:ANSWERS], strict=True))
+        local = reward_pool.Scorer(config, os.getcwd())
+        ways = {
+            "here": lambda: local.score_all([(0, indices, texts)]),
+            "actor": lambda: ray.get(actors[0].score.remote(0, indices, texts)),
+        }
+        spent: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(2 * rounds + 1):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                spent[name].append(time.perf_counter() - start)
+        here, there = (1000 * statistics.median(spent[name][1:]) / ANSWERS for name in ways)
+        print(f"an answer whose masks are known: {here:.2f} ms here, {there - here:+.2f} ms through an actor")
+        sent = len(pickle.dumps((0, indices, texts))) + len(pickle.dumps(ways["actor"]()))
+        print(f"a request of {ANSWERS} answers and its reply: {sent / ANSWERS:.0f} bytes an answer", flush=True)
+
+
+@ray.remote(num_cpus=0)
+def counted(scored: Any) -> int:
+    """Return how many answers were scored."""
+    return len(scored[0][0])
+
+
+def rationales(config: dict[str, Any], count: int) -> list[tuple[int, str]]:
+    """Return samples with the answers that describe them, each but once."""
+    env = run.make_env(config, "sis", "train", run.make_parts(config))
+    base = env.unwrapped
+    return [(index, base.dataset[index % base.num_samples].rationale) for index in range(min(count, base.num_samples))]
+
+
+def update_times() -> tuple[list[list[float]], int]:
+    """Return the seconds of one worker's updates of CGPO, by kind, and the bytes of its gradients."""
+    config = composition.compose([*TEXT, f"algo.updates={UPDATES}", "evaluation.samples=1", "evaluation.pictures=0"])
+    with tempfile.TemporaryDirectory() as folder:
+        run.run(config, Path(folder))
+        rows = run_folder.read_metrics(Path(folder) / run_folder.METRICS)
+        agent, _ = run.untrained(config, Path(folder))
+    updates = [row for row in rows if "loss" in row]
+    kinds: dict[bool, list[float]] = {True: [], False: []}
+    for last, row in itertools.pairwise(updates):
+        kinds["reward" in row].append(row["wall_s"] - last["wall_s"])
+    trained = sum(value.numel() for value in agent.policy.model.parameters() if value.requires_grad)
+    return [seconds for seconds in kinds.values() if seconds], 4 * trained
+
+
+def guess(kinds: list[list[float]], gradients: int, bandwidth: float, latency: float) -> None:
+    """Print what N workers would do, from the times of one."""
+    rng, alone = np.random.default_rng(0), np.mean(np.concatenate(kinds))
+    shown = " and ".join(f"{len(own)} of {np.mean(own):.2f} s (deviation {np.std(own):.2f})" for own in kinds)
+    print(f"updates of one worker: {shown}, {gradients:,} bytes of gradients")
+    print("\n| workers | an update, s | of it the sum, s | efficiency |\n|---|---|---|---|")
+    for size in SIZES:
+        waits = [len(own) * rng.choice(own, (2000, size)).max(axis=1).mean() for own in kinds]
+        slowest = sum(waits) / sum(map(len, kinds))
+        summed = 2 * (size - 1) / size * gradients / bandwidth + 2 * (size - 1) * latency
+        total = slowest + summed
+        print(f"| {size} | {total:.2f} | {summed:.4f} | {alone / total:.2f} |")
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bandwidth", type=float, default=5e10, help="bytes a second, each way (%(default)s)")
+    parser.add_argument("--latency", type=float, default=2e-5, help="seconds a message (%(default)s)")
+    given = parser.parse_args()
+    ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    steps(given.rounds)
+    scores(given.rounds)
+    ray.shutdown()
+    guess(*update_times(), given.bandwidth, given.latency)
+
+
+if __name__ == "__main__":
+    main()
