@@ -11,8 +11,8 @@ end.
 - *actor*: a reward actor is killed (kill -9).
 - *player*: a process that plays episodes for RLlib's PPO is killed (kill -9).
 - *interrupt*: Ctrl-C; the command ends with status 130, and is resumed.
-- *disk*: the disk is full from then on; the command ends with status 2 and one line, and is resumed with room. Needs the right to
-  mount a small file system.
+- *disk*: the disk is full from then on; the command ends with status 2 and one line, and is resumed with room. Needs the
+  right to mount a small file system.
 - *wandb*: wandb's service is killed (kill -9); it logs offline.
 """
 
@@ -36,19 +36,12 @@ import numpy as np
 from maskgym.experiments import run, run_folder
 
 NO_PICTURES = ("evaluation.samples=2", "evaluation.pictures=0", "algo.save_every=2")
-MASKS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=40", "scale=ray", *NO_PICTURES)
-TEXT = ("env=sis", "algo=grpo", "algo.batch_size=8", "algo.group_size=4", "algo.updates=15", "scale=ray", *NO_PICTURES)
-CLICKS = (
-    "env=point_prompt",
-    "algo=ppo",
-    "env.num_envs=8",
-    "algo.updates=30",
-    "algo.epochs=2",
-    "scale=ray",
-    *NO_PICTURES,
-)
+NEEDS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=40", *NO_PICTURES)
+TEXT = ("env=sis", "algo=grpo", "algo.batch_size=8", "algo.group_size=4", "algo.updates=15", *NO_PICTURES)
+CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=8", "algo.updates=30", "algo.epochs=2", *NO_PICTURES)
+RAY = "scale=ray"
 PATIENCE_S = 600
-DISK = "size=64m"
+DISK = "size=256m"
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Fault:
         same: Whether the losses have to be those of the run that nothing happened to.
     """
 
-    run: tuple[str, ...] = MASKS
+    run: tuple[str, ...] = (*NEEDS, RAY)
     victim: str = ""
     signal: int = signal.SIGKILL
     status: int = 0
@@ -73,11 +66,11 @@ class Fault:
 FAULTS = {
     "driver": Fault(status=-signal.SIGKILL),
     "worker": Fault(victim="ray::RayTrainWorker"),
-    "actor": Fault((*TEXT, "scale.num_workers=1", "scale.reward_actors=1"), victim="ray::Scorer", same=False),
-    "player": Fault(CLICKS, victim="ray::RolloutRunner", same=False),
+    "actor": Fault((*TEXT, RAY, "scale.num_workers=1", "scale.reward_actors=1"), victim="ray::Scorer", same=False),
+    "player": Fault((*CLICKS, RAY), victim="ray::RolloutRunner", same=False),
     "interrupt": Fault(signal=signal.SIGINT, status=130),
     "disk": Fault(signal=0, status=2),
-    "wandb": Fault((*MASKS, "logger=wandb", "logger.mode=offline", "scale=local"), victim="wandb-core"),
+    "wandb": Fault((*NEEDS, "logger=wandb", "logger.mode=offline"), victim="wandb-core"),
 }
 
 
