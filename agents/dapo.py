@@ -172,6 +172,7 @@ class DAPOTrainer(GroupTrainer):
 
     def _answer(self, rows: list[dict[str, Any]]) -> list[Group]:
         """Return the answers to prompts, each of which comes ``num_generations`` times in a row."""
+        self._prompted = rows
         prompts = with_images(rows) if {"image", "images"} & set(rows[0]) else [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, completions, _, _, images, _ = super()._generate(prompts)
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids)

@@ -252,7 +252,8 @@ class LanguageAgent:
             resume: Go on from the last whole checkpoint in ``output``, where there is one.
             supervised: Environments whose rationales supervised steps imitate, where there are any; None takes
                 ``envs``.
-            scorer: What scores answers in place of ``envs``; it has the methods ``step`` and ``cost`` of `Episodes`.
+            scorer: What scores answers in place of ``envs``; it has the methods ``step`` and ``cost`` of `Episodes`,
+                and perhaps ``expect``, called with the task, the sample and an answer that ``step`` will ask for.
 
         Raises:
             UserError: If supervised steps are asked for and the samples have no rationale.
@@ -269,6 +270,8 @@ class LanguageAgent:
             callbacks=[_Logs(on_log, reward.cost)],
             **self._more(config, episodes, Episodes(supervised or envs)),
         )
+        if hasattr(scorer, "expect"):
+            trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], answer)
         trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
         checkpoint = last_checkpoint(self.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -14,13 +14,14 @@ only:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import RepeatSampler
@@ -28,6 +29,8 @@ from trl.trainer.utils import RepeatSampler
 from ..errors import UserError
 from ..policies.mllm import vision_token_ids
 from .response_types import confidence, mean_by_type, rank_normalized, response_types, shares
+
+OnAnswer = Callable[[Mapping[str, Any], str], None]  # called with a prompt's row and the text of an answer to it
 
 AT_LEAST_ONE = (
     "num_generations",
@@ -106,6 +109,30 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(self.seed + epoch)
 
 
+class Listener(StoppingCriteria):
+    """Stops nothing: tells of each answer when its end has been generated, while others are still under way.
+
+    Args:
+        ends: Tokens that end an answer.
+        tell: Called with the row of the batch, and the answer's tokens, its end included.
+    """
+
+    def __init__(self, ends: Sequence[int], tell: Callable[[int, list[int]], None]) -> None:
+        self.ends, self.tell = torch.tensor(ends), tell
+        self.over: torch.Tensor | None = None  # bool (B,)
+        self.start = 0  # of the answers, behind the prompts
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return bool (B,), nothing to stop, for prompts with what was generated so far, int64 (B, L)."""
+        if self.over is None:
+            self.over, self.start = torch.zeros_like(input_ids[:, 0], dtype=torch.bool), input_ids.shape[1] - 1
+        new = torch.isin(input_ids[:, -1], self.ends.to(input_ids.device)) & ~self.over
+        self.over |= new
+        for row in new.nonzero().flatten().tolist():
+            self.tell(row, input_ids[row, self.start :].tolist())
+        return torch.zeros_like(new)
+
+
 # The mixin's parent is one of TRL's trainers, by the class that mixes it in.
 if TYPE_CHECKING:
     from trl import GRPOTrainer as _Parent
@@ -139,6 +166,8 @@ class ResumableTrainer(_Parent):
             raise UserError(f"args: got {type(args).__name__}, expected a {self.config_class.__name__}")
         self._log_probabilities: list[torch.Tensor] = []  # of answers, in the order in which models scored them
         self._answers: list[torch.Tensor] = []  # of the update under way, see `_log_answers`
+        self._prompted: list[dict[str, Any]] = []  # rows that answers are being generated to
+        self.on_answer: OnAnswer | None = None  # told of each answer as soon as it is whole, with its prompt's row
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
         suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
@@ -172,8 +201,25 @@ class ResumableTrainer(_Parent):
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         self._log_probabilities.clear()
-        outputs = super()._generate_and_score_completions(self._read(inputs))
+        self._prompted = self._read(inputs)
+        outputs = super()._generate_and_score_completions(self._prompted)
         return {**outputs, "rewards": self._local(self._total_rewards(), len(inputs))}
+
+    def _generate_single_turn(self, *arguments: Any, **settings: Any) -> Any:
+        if self.on_answer is None:
+            return super()._generate_single_turn(*arguments, **settings)
+        model: Any = self.model
+        # TRL's own call has no place for it. vLLM does not ask the model, and tells of nothing.
+        criteria = StoppingCriteriaList([Listener(self.eos_token_ids, self._tell)])
+        model.generate = partial(model.generate, stopping_criteria=criteria)
+        try:
+            return super()._generate_single_turn(*arguments, **settings)
+        finally:
+            del model.generate
+
+    def _tell(self, row: int, tokens: list[int]) -> None:
+        assert self.on_answer is not None
+        self.on_answer(self._prompted[row], self.processing_class.batch_decode([tokens], skip_special_tokens=True)[0])
 
     def _read(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """Return the rows of a batch of row numbers, each read once, or the batch itself where it holds rows."""

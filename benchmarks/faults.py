@@ -11,8 +11,8 @@ end.
 - *actor*: a reward actor is killed (kill -9).
 - *player*: a process that plays episodes for RLlib's PPO is killed (kill -9).
 - *interrupt*: Ctrl-C; the command ends with status 130, and is resumed.
-- *disk*: the disk is full from then on; the command ends with status 2 and one line, and is resumed with room. Needs the
-  right to mount a small file system.
+- *disk*: the disk is full from then on; the command ends with status 2 and one line, and is resumed with room. Needs
+  the right to mount a small file system.
 - *wandb*: wandb's service is killed (kill -9); it logs offline.
 """
 

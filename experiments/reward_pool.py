@@ -91,23 +91,38 @@ class RewardPool:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
         self._counts = {place: (0, 0) for place in range(len(self.actors))}
+        self._expected: dict[tuple[int, int, str], Any] = {}  # what was asked for already, by task, sample and answer
+
+    def expect(self, task: int, index: int, answer: str) -> None:
+        """Have an answer scored that `step` will ask for: others are still being generated."""
+        key = (task, int(index), answer)
+        if key not in self._expected:
+            self._expected[key] = self.actors[key[1] % len(self.actors)].score.remote(task, [key[1]], [answer])
 
     def step(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> Scores:
         """Answer samples of one task; return the rewards and their named terms, float64 (B,) each."""
         import ray
 
-        owners = np.asarray(indices) % len(self.actors)
-        rows = {int(owner): np.flatnonzero(owners == owner) for owner in np.unique(owners)}
+        keys = [(task, int(index), answer) for index, answer in zip(indices, answers, strict=True)]
+        # One request an owner, but for what is expected already.
+        groups: dict[Any, list[int]] = {}
+        for place, key in enumerate(keys):
+            groups.setdefault(self._expected.get(key, key[1] % len(self.actors)), []).append(place)
         asked = [
-            self.actors[owner].score.remote(task, [int(indices[i]) for i in places], [answers[i] for i in places])
-            for owner, places in rows.items()
+            self.actors[group].score.remote(task, [keys[i][1] for i in places], [answers[i] for i in places])
+            if isinstance(group, int)
+            else group
+            for group, places in groups.items()
         ]
-        values: np.ndarray = np.zeros(len(indices))
+        values: np.ndarray = np.zeros(len(keys))
         terms: dict[str, np.ndarray] = {}
-        for (owner, places), ((own, named), counts) in zip(rows.items(), ray.get(asked), strict=True):
-            values[places], self._counts[owner] = own, counts
+        for places, ((own, named), counts) in zip(groups.values(), ray.get(asked), strict=True):
+            values[places] = own  # of one that is expected, the same for all who gave that answer
+            owner = keys[places[0]][1] % len(self.actors)
+            self._counts[owner] = max(self._counts[owner], counts, key=sum)
             for name, term in named.items():
-                terms.setdefault(name, np.zeros(len(indices)))[places] = term
+                terms.setdefault(name, np.zeros(len(keys)))[places] = term
+        self._expected = {key: asked for key, asked in self._expected.items() if key[0] != task}
         return values, terms
 
     def cost(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -211,3 +212,24 @@ def test_random_answers_are_in_form(task: str) -> None:
     assert answers == agents.make("random", seed=0).act(
         [{name: value[i] for name, value in observations.items()} for i in range(4)]
     )
+
+
+@pytest.mark.parametrize("name", ["cgpo", "rloo", "dapo"])
+def test_answers_are_told_of_while_others_are_generated(name: str, tmp_path: Path) -> None:
+    class Scorer(Episodes):
+        expected: ClassVar[set] = set()
+        asked: ClassVar[set] = set()
+
+        def expect(self, task: int, index: int, answer: str) -> None:
+            assert (task, index, answer) not in self.asked
+            self.expected.add((task, index, answer))
+
+        def step(self, task: int, indices: list[int], answers: list[str]) -> tuple:
+            self.asked.update((task, int(index), answer) for index, answer in zip(indices, answers, strict=True))
+            return super().step(task, indices, answers)
+
+    env = make_env("sis")
+    scorer = Scorer([env])
+    agent = make_agent(name, tmp_path, max_new_tokens=64)
+    agent.train([env], 1, lambda step, values: None, scorer=scorer)
+    assert scorer.expected and scorer.expected <= scorer.asked  # the others were cut off at the longest length

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from maskgym.agents.language import Episodes
-from maskgym.experiments import composition, reward_pool, run
+from maskgym.experiments import composition, ray_run, reward_pool, run
 from maskgym.experiments.run_folder import read_metrics
+
+ray = pytest.importorskip("ray")
 
 GIVEN = ("env=saliency", "env.num_envs=4")
 ANSWERS = {0: "<rg>a red star</rg>", 1: "<ins>a red star</ins>", 2: "<rg>a blue ring</rg>"}
@@ -75,6 +77,29 @@ def test_an_error_reaches_all_that_asked(scorer):
     found = asyncio.run(ask())
     assert "index" in str(found[0])
     assert len(found[1][0][0]) == 1  # asked for while the first was at work
+
+
+def test_what_is_expected_is_asked_for_once_and_before(config):
+    given = [(task, indices, list(answers)) for task, indices, answers in requests()]
+    scaled = {**config, "scale": {"reward_actors": 2, "use_gpu": False}}
+    with ray_run.connected(None), reward_pool.started(scaled) as actors:
+        asked = reward_pool.RewardPool(actors)
+        expected = [asked.step(*request) for request in given]
+        early = reward_pool.RewardPool(actors)
+        for task, indices, answers in given[:3]:
+            for index, answer in [*zip(indices, answers, strict=True)] * 2:
+                early.expect(task, index, answer)
+        early.expect(0, 9, "which nobody gave")
+        refs = list(early._expected.values())
+        assert len(refs) == 6 + 1  # one answer is in two requests
+        assert early.step(*given[3])[0] == pytest.approx(expected[3][0])  # not expected
+        ray.get(refs)
+        for actor in actors:
+            ray.kill(actor)
+        for request, (values, terms) in zip(given[:2], expected, strict=False):
+            found, named = early.step(*request)
+            assert found == pytest.approx(values, abs=1e-3) and set(named) == set(terms)
+        assert early._expected == {}
 
 
 def test_a_run_goes_on_when_its_actor_is_killed(tmp_path, worker_of):
