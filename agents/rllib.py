@@ -174,10 +174,12 @@ class RLlibPPOAgent(ClickAgent):
         """Make one update, and bring what was learned here; return named scalars."""
         algorithm.learner_group.foreach_learner(partial(SeededLearner.begin, numbers=(self.seed, update)))
         # RLlib sends weights too, but leaves that out where an answer is late.
-        given = {"numbers": (self.seed, update), "weights": _by_part(self.policy)}
-        given["recalibration"] = None if self.recalibration is None else _state(self.recalibration)
+        module = None if self.recalibration is None else _state(self.recalibration)
+        begin = partial(
+            RolloutRunner.begin, numbers=(self.seed, update), weights=_by_part(self.policy), recalibration=module
+        )
         runners = algorithm.env_runner_group
-        runners.foreach_env_runner(partial(RolloutRunner.begin, **given), local_env_runner=False)
+        runners.foreach_env_runner(begin, local_env_runner=False)
         results = algorithm.train()
         played = runners.foreach_env_runner(RolloutRunner.end, local_env_runner=False)
         if not played or "learners" not in results:
@@ -206,13 +208,15 @@ class GridModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """Make the networks for the spaces."""
-        networks = PointActorCritic(**self.model_config["networks"])  # beside settings of RLlib
-        self.trunk = networks.trunk(self.observation_space)
-        self.actor = networks.actor(self.observation_space, self.action_space)
-        self.critic = networks.critic(self.observation_space)
-        if isinstance(self.action_space, spaces.MultiDiscrete):
-            lengths = [int(count) for count in self.action_space.nvec]
-            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=lengths)
+        seen: Any = self.observation_space
+        acted: Any = self.action_space
+        settings: Any = self.model_config  # RLlib adds its own
+        networks = PointActorCritic(**settings["networks"])
+        self.trunk, self.actor, self.critic = networks.trunk(seen), networks.actor(seen, acted), networks.critic(seen)
+        if isinstance(acted, spaces.MultiDiscrete):
+            lengths = [int(count) for count in acted.nvec]
+            distribution: Any = TorchMultiCategorical
+            self.action_dist_cls = distribution.get_partial_dist_cls(input_lens=lengths)
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         features = self.trunk(batch[Columns.OBS])
@@ -300,7 +304,8 @@ class RolloutRunner(SingleAgentEnvRunner):
     @property
     def rollout(self) -> Any:
         """The environment inside RLlib's own wrapper."""
-        return self.env.env
+        wrapper: Any = self.env
+        return wrapper.env
 
 
 def _parts(networks: Any) -> dict[str, torch.nn.Module]:

@@ -144,7 +144,7 @@ def started(config: dict[str, Any]) -> Iterator[list[Any]]:
     actor = ray.remote(Scorer).options(
         num_cpus=1, num_gpus=int(scale["use_gpu"]), max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
-    actors = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
+    actors: list[Any] = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
     try:
         yield actors
     finally:

@@ -428,7 +428,8 @@ def _make_agent(config: Mapping[str, Any], folder: Path, env: Any, parts: Mappin
     policy = _make(policies.make, "policy", config["policy"])
     if not set(config["env"]["ids"]) <= set(policy.tasks):
         raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")
-    kind, given = agents.get(config["algo"]["name"]), {"output": folder / run_folder.CHECKPOINTS}
+    kind = agents.get(config["algo"]["name"])
+    given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if config["policy"]["name"] == "none" and getattr(kind, "learns", True):
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
     if _takes(kind, "segmenter"):

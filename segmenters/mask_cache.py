@@ -50,8 +50,8 @@ class MaskCache:
         missing = [[key[1] for key in row if bits[key] is None] for row in keys]
         found = self.segmenter.segment(images, missing) if any(missing) else []
         new: dict[tuple[bytes, str], np.ndarray] = {}
-        for row, phrases, masks in zip(keys, missing, found, strict=False):
-            new |= {(row[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
+        for own, phrases, masks in zip(keys, missing, found, strict=False):
+            new |= {(own[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
         self.misses += len(new)
         self.hits += sum(map(len, keys)) - len(new)
         bits |= new
