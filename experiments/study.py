@@ -297,8 +297,11 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
 
 @cache
 def config_of(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Return the config of a run, wherever it lies and is made."""
-    return {name: part for name, part in composition.compose(arguments).items() if name != "scale"} | {"out": None}
+    """Return the config of a run, wherever it lies and is made; of its scale what its numbers depend on."""
+    config = composition.compose(arguments) | {"out": None}
+    scale = config.pop("scale")
+    kept = {name: scale[name] for name in ("name", "num_workers", "reward_actors")} if scale["name"] != "local" else {}
+    return config | ({"scale": kept} if kept else {})
 
 
 def _run_digest(arguments: tuple[str, ...]) -> str:

@@ -101,3 +101,11 @@ def test_what_is_no_study(tmp_path, capsys):
     with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
         study.load(str(tmp_path / "a.yaml"))
     assert study.main([str(write(tmp_path)), "--jobs", "0"]) == 2
+
+
+def test_where_a_run_is_made_counts_where_its_numbers_depend_on_it():
+    base = ("env=sod", "algo=cgpo")
+    two = study.config_of((*base, "scale=ray"))
+    assert study.config_of((*base, "scale=local")) == study.config_of(base) != two
+    assert study.config_of((*base, "scale=ray", "scale.max_failures=9")) == two
+    assert study.config_of((*base, "scale=ray", "scale.num_workers=1")) != two
