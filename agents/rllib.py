@@ -181,7 +181,8 @@ class RLlibPPOAgent(ClickAgent):
         runners = algorithm.env_runner_group
         runners.foreach_env_runner(begin, local_env_runner=False)
         results = algorithm.train()
-        played = runners.foreach_env_runner(RolloutRunner.end, local_env_runner=False)
+        ended = runners.foreach_env_runner(RolloutRunner.end, local_env_runner=False)
+        played = [found for found in ended if found is not None]
         if not played or "learners" not in results:
             raise RuntimeError("no process is left that plays episodes")
         values = {name: float(np.mean([own[name] for own, _ in played])) for name in played[0][0]}
@@ -296,8 +297,10 @@ class RolloutRunner(SingleAgentEnvRunner):
         if recalibration is not None:
             _restore(self.rollout.unwrapped.recalibration, recalibration)
 
-    def end(self) -> tuple[dict[str, float], dict[str, Any] | None]:
-        """Return named scalars of the rollout, and the recalibration module as it is now."""
+    def end(self) -> tuple[dict[str, float], dict[str, Any] | None] | None:
+        """Return named scalars of the rollout, and the recalibration module; None of a process that was just started."""
+        if not self.rollout.ious:
+            return None
         module = self.rollout.unwrapped.recalibration
         return self.rollout.account(), None if module is None else _state(module)
 

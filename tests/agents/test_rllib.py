@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from maskgym import data
+from maskgym.agents.ppo import PPOAgent
 from maskgym.errors import UserError
 from maskgym.policies.point import PointActorCritic
 from maskgym.policies.recalibration import SemanticRecalibration
@@ -81,6 +82,11 @@ def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
     rows = train(agent, 25)
     first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(23, 26)))
     assert last > first + 2  # of 8: four clicks of -1 or 1
+    agent.save(tmp_path / "policy")
+    other = PPOAgent(NETWORKS, make_env(4, "SameStep"), output=tmp_path, seed=1)
+    other.load(tmp_path / "policy")
+    for name, value in agent.policy.state_dict().items():
+        torch.testing.assert_close(other.policy.state_dict()[name], value, atol=0, rtol=0)
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(cluster, tmp_path):
