@@ -298,7 +298,7 @@ class RolloutRunner(SingleAgentEnvRunner):
             _restore(self.rollout.unwrapped.recalibration, recalibration)
 
     def end(self) -> tuple[dict[str, float], dict[str, Any] | None] | None:
-        """Return named scalars of the rollout, and the recalibration module; None of a process that was just started."""
+        """Return named scalars of the rollout, and the recalibration module; None if none was played since a start."""
         if not self.rollout.ious:
             return None
         module = self.rollout.unwrapped.recalibration
