@@ -24,6 +24,7 @@ from maskgym.policies.saliency_backbone import SaliencyBackbone
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's workers give way, here to the other tests
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of the cores, and so what it starts
     threads = max(1, (os.cpu_count() or 1) // int(workers))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
