@@ -168,7 +168,6 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
     except ImportError as error:
         raise UserError("Ray is not installed: pip install 'maskgym[ray]'") from error
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of constructors with long arguments
     if address is None:
         settings["include_dashboard"] = False
     try:
