@@ -155,7 +155,7 @@ class RLlibPPOAgent(ClickAgent):
             RuntimeError: If no process is left that plays.
         """
         first = self.restore() if resume else 0
-        if first == updates:
+        if first >= updates:
             return
         with _quiet():
             algorithm = self.config.build_algo()

@@ -106,10 +106,13 @@ def _report(checkpoints: Path, every: int, step: int, values: Mapping[str, float
     """
     from ray import train
 
+    told = {"step": step, **values}
+    if train.get_context().get_world_rank() or step == 1 or (step - 1) % every:
+        train.report(told)
+        return
     with tempfile.TemporaryDirectory() as place:
-        new = train.get_context().get_world_rank() == 0 and step > 1 and (step - 1) % every == 0
         run_folder.write_json(Path(place) / POINTER, {"path": str(checkpoints)})
-        train.report({"step": step, **values}, checkpoint=train.Checkpoint.from_directory(place) if new else None)
+        train.report(told, checkpoint=train.Checkpoint.from_directory(place))
 
 
 def _fault(error: Any) -> str:
