@@ -275,6 +275,15 @@ class LanguageAgent:
         trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
         checkpoint = last_checkpoint(self.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.is_fsdp_enabled:
+            self._gather(trainer)
+
+    def _gather(self, trainer: Any) -> None:
+        """Give the first worker a policy of its own, whole: one whose weights are dealt out answers only on all."""
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        del self.policy.model
+        if not parallel.rank():
+            self.policy.model.load_state_dict(state)
 
     def _more(self, config: Any, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
         """Return arguments that this agent's trainer takes beside the common ones."""

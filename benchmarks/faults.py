@@ -170,13 +170,15 @@ def place(small: bool) -> Iterator[Path]:
 def main() -> None:
     """Try each fault, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("faults", nargs="*", choices=list(FAULTS), default=list(FAULTS), help="(all)")
+    parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)} (all)")
     parser.add_argument("--tries", type=int, default=10, help="of each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
     given = parser.parse_args()
+    if unknown := [name for name in given.faults if name not in FAULTS]:
+        parser.error(f"unknown fault {unknown[0]}: expected {', '.join(FAULTS)}")
     moments, expected = random.Random(given.seed), {}
     print("| fault | tried | survived | what went wrong |\n|---|---|---|---|", flush=True)
-    for name in given.faults:
+    for name in given.faults or FAULTS:
         fault, wrong = FAULTS[name], []
         for _ in range(given.tries):
             with place(fault.signal == 0) as folder:

@@ -142,6 +142,8 @@ def _check(config: Mapping[str, Any]) -> None:
             raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
     if scale["reward_actors"] and not _takes_scorer(agents.get(config["algo"]["name"])):
         raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
+    if config["algo"].get("fsdp") and config["evaluation"]["every"]:
+        raise UserError("evaluation.every: with algo.fsdp the first worker has all weights at the end only")
 
 
 def _starts_workers(config: Mapping[str, Any]) -> bool:

@@ -53,6 +53,21 @@ def test_each_worker_fills_its_share_up(logged):
         assert all(row["reward_calls"] % 4 == 0 for row in rows)
 
 
+def test_weights_that_are_dealt_out_train_as_whole_ones(logged):
+    one, two = logged("grpo, sharded")  # both resumed in the middle
+    assert [row.get("lacking") for row in two] == [*[pytest.approx(0.5, abs=0.01)] * 5, None]
+    for alone, together in zip(one, two, strict=True):
+        for name in {"loss", "grad_norm", "moved", "kl"} & set(alone):
+            assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-5), name
+    assert one[-1]["moved"] > 0.1
+
+
+def test_cpus_do_not_shard(tmp_path):
+    policy = policies.make("qwen2_5_vl_tiny", device="cpu")
+    with pytest.raises(UserError, match=r"algo\.fsdp: accelerate shards on GPUs only"):
+        agents.make("grpo", policy=policy, output=tmp_path, batch_size=8, group_size=4, fsdp=True)
+
+
 def test_a_process_on_its_own_is_one_worker():
     assert (parallel.rank(), parallel.size(), parallel.total([1.5, 2])) == (0, 1, [1.5, 2])
 

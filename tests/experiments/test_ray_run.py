@@ -141,6 +141,7 @@ def test_what_a_cluster_lacks_is_told_in_one_line():
         ([*TINY, "scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
         ([*TINY, "scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
         ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has forms, num_workers"),
+        (["env=sis", "algo=grpo", "+algo.fsdp=true", "evaluation.every=2"], "evaluation.every: with algo.fsdp"),
         (["env=user_need", "algo=grpo"], "env=user_need scale=ray takes usersal, usersal_plus"),
         (["env=point_prompt", "algo=grpo"], "env=point_prompt scale=ray takes ppo_rllib"),
         (["env=point_prompt", "algo=ppo", "algo.normalize_advantage=false"], "algo=ppo_rllib has"),
