@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from maskgym.experiments import run, run_folder
 
@@ -180,7 +181,7 @@ def main() -> None:
     print("| fault | tried | survived | what went wrong |\n|---|---|---|---|", flush=True)
     for name in given.faults or FAULTS:
         fault, wrong = FAULTS[name], []
-        for _ in range(given.tries):
+        for _ in tqdm(range(given.tries), desc=name, unit="try"):
             with place(fault.signal == 0) as folder:
                 if fault.run not in expected:
                     status, said = finish(start(*fault.run, f"out={folder / 'whole'}"))

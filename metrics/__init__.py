@@ -5,11 +5,13 @@ never changes them. A target may be given as `prepare` returns it, which pays wh
 """
 
 from .instances import Matches, average_precision, iasm, match_instances
+from .levels import measure_levels
 from .masks import PreparedMask, prepare
 from .pixels import EMeasure, FMeasure, SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae
 from .ranking import RankingScores, rank_map, sa_sor, sor
 from .referring import ReferringScores
 from .structure import s_measure
+from .weighted import weighted_f
 
 __all__ = [
     "EMeasure",
@@ -29,9 +31,11 @@ __all__ = [
     "iou",
     "mae",
     "match_instances",
+    "measure_levels",
     "prepare",
     "rank_map",
     "s_measure",
     "sa_sor",
     "sor",
+    "weighted_f",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
 from .structure import EPSILON, s_measure
+from .weighted import weighted_f
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure, as all of the saliency literature has it
 
@@ -106,7 +108,7 @@ def ber(prediction: Any, target: Any) -> float | np.ndarray:
     References:
         Vicente et al., Leave-one-out kernel optimization for shadow detection, ICCV 2015.
     """
-    return per_image(lambda image, mask: _balanced_error(_confusion(image, mask)), prediction, target)
+    return per_image(lambda image, mask: balanced_error(_confusion(image, mask)), prediction, target)
 
 
 def f_measure(prediction: Any, target: Any) -> FMeasure:
@@ -217,29 +219,42 @@ class SaliencyScores:
             "mae": mae(maps, masks),
             "iou": iou(maps, masks),
             "ber_mean": ber(maps, masks),
+            "weighted_f": weighted_f(maps, masks),
             "confusion": per_image(_confusion, maps, masks),
             "f": per_image(_f_values, maps, masks),
             "e": per_image(_e_values, maps, masks),
         }
         single = maps.ndim == 2
-        for name, value in measures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value if single else value.sum(axis=0))
-        self.images += 1 if single else len(maps)
+        if single:
+            self.add_measures(measures)
+        else:
+            self._add({name: value.sum(axis=0) for name, value in measures.items()}, len(maps))
+
+    def add_measures(self, measures: Mapping[str, Any]) -> None:
+        """Add what `maskgym.metrics.measure_levels` returned for one image."""
+        self._add(measures, 1)
+
+    def _add(self, sums: Mapping[str, Any], images: int) -> None:
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self.images += images
 
     def result(self) -> dict[str, float]:
         """Return the values over all images so far.
 
         Returns:
-            ``s_measure``, ``mae``, ``iou``, ``ber_mean`` and ``f_mean``, ``f_max``, ``f_adaptive``, ``e_mean``,
-            ``e_max``, ``e_adaptive``; and ``ber_pooled``, the balanced error over the pixels of all images together.
+            ``s_measure``, ``mae``, ``iou``, ``ber_mean``, ``weighted_f`` and ``f_mean``, ``f_max``, ``f_adaptive``,
+            ``e_mean``, ``e_max``, ``e_adaptive``; and ``ber_pooled``, the balanced error over the pixels of all images
+            together. Without ``weighted_f`` if it was not measured.
 
         Raises:
             ValueError: If no image was added.
         """
         if not self.images:
             raise ValueError("no image was added: the scores of nothing are not defined")
-        scores = {name: float(self._sums[name] / self.images) for name in ("s_measure", "mae", "iou", "ber_mean")}
-        scores["ber_pooled"] = _balanced_error(self._sums["confusion"])
+        names = ("s_measure", "mae", "iou", "ber_mean", "weighted_f")
+        scores = {name: float(self._sums[name] / self.images) for name in names if name in self._sums}
+        scores["ber_pooled"] = balanced_error(self._sums["confusion"])
         for name in ("f", "e"):
             mean, maximum, adaptive = _summarise(self._sums[name] / self.images)
             scores |= {f"{name}_mean": mean, f"{name}_max": maximum, f"{name}_adaptive": adaptive}
@@ -270,25 +285,37 @@ def _confusion(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
     return np.array([target.area - hits, target.area, false, target.size - target.area], dtype=np.float64)
 
 
-def _balanced_error(counts: np.ndarray) -> float:
+def balanced_error(counts: np.ndarray) -> float:
+    """Return the balanced error of counts (4,): foreground missed, foreground, background marked, background."""
     missed, foreground, false, background = counts
     shares = [wrong / of for wrong, of in ((missed, foreground), (false, background)) if of]
     return float(np.mean(shares))
 
 
 def _f_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
-    """Return float64 (257,): the F curve, and the adaptive value last."""
-    hits, marked = _count(prediction, target)
+    return f_of_counts(*_count(prediction, target), target.area)
+
+
+def _e_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
+    return e_of_counts(*_count(prediction, target), target.area, target.size)
+
+
+def f_of_counts(hits: np.ndarray, marked: np.ndarray, area: int) -> np.ndarray:
+    """Return the F-measure, float64 (n,), at n thresholds.
+
+    Args:
+        hits: Foreground pixels marked at each, int64 (n,).
+        marked: All pixels marked at each, likewise.
+        area: Foreground pixels.
+    """
     # Where nothing is marked there are no hits, and the score is 0 whatever stands below.
-    precision, recall = hits / np.maximum(marked, 1), hits / max(target.area, 1)
+    precision, recall = hits / np.maximum(marked, 1), hits / max(area, 1)
     denominator = BETA_SQUARED * precision + recall
     return (1 + BETA_SQUARED) * precision * recall / np.where(hits > 0, denominator, 1)
 
 
-def _e_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
-    """Return float64 (257,): the E curve, and the adaptive value last."""
-    hits, marked = _count(prediction, target)
-    size, area = target.size, target.area
+def e_of_counts(hits: np.ndarray, marked: np.ndarray, area: int, size: int) -> np.ndarray:
+    """Return the E-measure, float64 (n,), at n thresholds; arguments as of `f_of_counts`, ``size`` all pixels."""
     if area in (0, size):
         return (marked if area else size - marked) / (size - 1 + EPSILON)
     share, truth = marked / size, area / size

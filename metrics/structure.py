@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -63,7 +65,7 @@ def s_measure_of_masks(
     """
     size, area = target.size, target.area
     if area in (0, size):
-        return _score_uniform_target(prediction.area / size, area)
+        return score_uniform_target(prediction.area / size, area)
     blocks = target.blocks
     guessed_blocks = prediction.count_blocks(blocks.cut)
     common = intersection or prediction.intersection(target)
@@ -90,7 +92,7 @@ def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
     """Score a float map (H, W) by its moments: sums of p, p² and p·g over the four blocks and over the foreground."""
     size, area = target.size, target.area
     if area in (0, size):
-        return _score_uniform_target(float(prediction.mean()), area)
+        return score_uniform_target(float(prediction.mean()), area)
     blocks = target.blocks
     rows, columns = blocks.indicators
     values = prediction.astype(np.float64, copy=False)
@@ -99,8 +101,46 @@ def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
     products = rows[:, target.box[0]] @ (inside @ columns[target.box[1]])  # (2, 2)
     squares = _sum_squares(values, blocks)  # (2, 2)
 
-    hits, hit_squares = float(products.sum()), float(np.vdot(inside, inside))
-    total, total_squares = float(sums.sum()), float(squares.sum())
+    return s_measure_of_moments(
+        target,
+        BlockMoments(sums, squares, products),
+        float(np.vdot(inside, inside)),
+        lambda block: score_uniform_block(prediction[blocks.slices[block]]),
+    )
+
+
+@dataclass(frozen=True)
+class BlockMoments:
+    """Sums over the four blocks of a map p with a truth g, each float64 (2, 2) or (4,), in the blocks' order.
+
+    Attributes:
+        sums: Of p.
+        squares: Of p².
+        products: Of p · g.
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
+    products: np.ndarray
+
+
+def s_measure_of_moments(
+    target: PreparedMask, moments: BlockMoments, hit_squares: float, uniform: Callable[[int], float]
+) -> float:
+    """Score a map by its moments, against a truth that is neither empty nor full.
+
+    Args:
+        target: The truth.
+        moments: Of the map, in the truth's blocks.
+        hit_squares: The sum of p² on the foreground.
+        uniform: Called with the number of a block in which the truth does not vary; returns its similarity.
+
+    Returns:
+        The S-measure, a float in [0, 1].
+    """
+    size, area, blocks = target.size, target.area, target.blocks
+    hits = float(moments.products.sum())
+    total, total_squares = float(moments.sums.sum()), float(moments.squares.sum())
     foreground = _score_object(area, hits, hit_squares)
     # The background is scored on q = 1 - p: sum(q) = n - sum(p), sum(q²) = n - 2 sum(p) + sum(p²).
     outside = size - area
@@ -108,17 +148,13 @@ def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
     background = _score_object(outside, outside - rest, outside - 2 * rest + rest_squares)
 
     region = 0.0
-    for pixels, true, where, block_sum, block_squares, block_product in zip(
-        blocks.sizes,
-        blocks.areas,
-        blocks.slices,
-        *(moment.ravel().tolist() for moment in (sums, squares, products)),
-        strict=True,
-    ):
+    columns = (moments.sums, moments.squares, moments.products)
+    rows = zip(blocks.sizes, blocks.areas, *(moment.ravel().tolist() for moment in columns), strict=True)
+    for block, (pixels, true, block_sum, block_squares, block_product) in enumerate(rows):
         if 0 < true < pixels:
             region += pixels * _score_block(pixels, true, block_sum, block_squares, block_product)
         elif pixels:
-            region += pixels * _score_uniform_block(prediction[where])
+            region += pixels * uniform(block)
     return _combine(foreground, background, area / size, region / size)
 
 
@@ -131,7 +167,7 @@ def _sum_squares(values: np.ndarray, blocks: Blocks) -> np.ndarray:
     return np.array([(part, whole - part) for part, whole in zip(left, both, strict=True)])
 
 
-def _score_uniform_target(mean: float, area: int) -> float:
+def score_uniform_target(mean: float, area: int) -> float:
     """Score a prediction of this mean against a target that is all background (area 0) or all foreground."""
     return mean if area else 1 - mean
 
@@ -163,7 +199,7 @@ def _pairs(pixels: int) -> int:
     return pixels * (pixels - 1) or 1
 
 
-def _score_uniform_block(block: np.ndarray) -> float:
+def score_uniform_block(block: np.ndarray) -> float:
     """Return the similarity where the truth does not vary: 1 if the prediction does not vary either, else 0.
 
     The reference asks for a variance of exactly zero, so for a constant such as 0.3 its answer hangs on how the mean

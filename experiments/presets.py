@@ -1,0 +1,104 @@
+"""How papers measure predicted maps: what is done to a map first, and which of its numbers they print.
+
+Each paper leaves some of it open; what was chosen then is said in `Preset.note`, which goes below every table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskgym.errors import UserError
+
+NAMES = {  # of measures, as tables print them
+    "s_measure": "S",
+    "e_mean": "mean E",
+    "e_max": "max E",
+    "e_adaptive": "adaptive E",
+    "f_mean": "mean F",
+    "f_max": "max F",
+    "f_adaptive": "adaptive F",
+    "weighted_f": "weighted F",
+    "mae": "MAE",
+    "iou": "IoU",
+    "ber_mean": "BER",
+    "ber_pooled": "pooled BER",
+    "ap50": "AP50",
+    "ap70": "AP70",
+    "sor": "SOR",
+    "sa_sor": "SA-SOR",
+    "miou": "mIoU",
+    "oiou": "oIoU",
+    "class_iou": "mIoU of classes",
+}
+LESS_IS_BETTER = frozenset({"mae", "ber_mean", "ber_pooled"})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How maps are measured.
+
+    Attributes:
+        stretch: Whether a map of 8 bits is min-max normalised before S, E, F, IoU and BER, unless it is constant.
+        stretch_error: Whether it is before the MAE.
+        measures: Those that a table has by default, in this order.
+        note: In words, for below the table: thresholds, sizes, averages, and what the paper leaves open.
+    """
+
+    stretch: bool
+    stretch_error: bool
+    measures: tuple[str, ...]
+    note: str
+
+
+_COMMON = (
+    "Masks are what is above level 128. A prediction of another size is resized to its mask, bilinearly; masks never. "
+    "F has beta² 0.3; curves of E and F over 256 thresholds are averaged over images before their mean or maximum is "
+    "taken; all else is the mean over images. "
+)
+PRESETS = {
+    "pysodmetrics": Preset(
+        True,
+        True,
+        ("s_measure", "e_mean", "e_max", "f_mean", "f_max", "f_adaptive", "weighted_f", "mae"),
+        _COMMON + "Predictions are min-max normalised, as PySODMetrics does by default.",
+    ),
+    "saliency_r1": Preset(
+        True,
+        True,
+        ("s_measure", "e_mean", "f_max", "mae"),
+        _COMMON + "Predictions are min-max normalised, which leaves masks as they are. The paper says maximum F; which "
+        "E it prints it does not say: here the mean.",
+    ),
+    "cosod": Preset(
+        True,
+        False,
+        ("s_measure", "e_max", "f_max", "mae"),
+        _COMMON + "Predictions are min-max normalised, but for the MAE, as the evaluation code of co-salient detection "
+        "does; unlike it, the S-measure cuts as its authors' code does (third decimal).",
+    ),
+    "alignsam": Preset(
+        False,
+        False,
+        ("f_max", "e_mean", "mae", "iou", "ber_mean"),
+        _COMMON + "Predictions are taken as they are. The paper does not say which F and E it prints, nor whether BER "
+        "is pooled: here maximum F, mean E, and the mean over images of BER (`ber_pooled` beside it in the CSV).",
+    ),
+    "usersod": Preset(
+        True,
+        True,
+        ("mae", "f_max", "e_max", "s_measure"),
+        _COMMON
+        + "Predictions are min-max normalised. Which F and E the paper prints it does not say: here the maxima.",
+    ),
+}
+
+
+def find(name: str) -> Preset:
+    """Return the preset of this name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset '{name}': expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
