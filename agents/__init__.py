@@ -20,6 +20,7 @@ register("grpo_clicks", "maskgym.agents.click_groups:GRPOAgent")  # on clicks: e
 register("cgpo_clicks", "maskgym.agents.click_groups:CGPOAgent")  # on clicks: one episode a sample, less its confidence
 register("oracle", "maskgym.agents.oracle:OracleAgent")  # clicks searched for with the truth at hand: the ceiling
 register("referring", "maskgym.agents.referring:ReferringAgent")  # segments what a need says: RefCOCO's evaluation
+register("openai", "maskgym.agents.served:ServedAgent")  # a model behind a server, asked without training: Table 3
 register("usersal", "maskgym.agents.supervised:UserSalAgent")  # masks of needs, supervised
 register("usersal_plus", "maskgym.agents.supervised:UserSalPlusAgent")  # with the appearance loss
 register("grpo_masks", "maskgym.agents.mask_policy:GRPOAgent")  # on masks: those drawn for one need, compared

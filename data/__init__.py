@@ -1,6 +1,9 @@
 """Data sets: scenes made by a program, and readers of folders of real photographs."""
 
+from functools import partial
+
 from ..registry import Registry
+from .published import PUBLISHED, make_published
 from .sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
 
 _registry = Registry("data set")
@@ -10,5 +13,12 @@ register("scenes", "maskgym.data.scenes:Scenes")  # procedural, offline: the def
 register("folder", "maskgym.data.folder:Folder")  # image/mask pairs
 register("coco", "maskgym.data.coco:Coco")  # COCO-style instances
 register("groups", "maskgym.data.groups:Groups")  # one folder a group of images
+register("label_maps", "maskgym.data.label_maps:LabelMaps")  # instances as values of a picture
+register("voc", "maskgym.data.voc:VOC")  # PASCAL VOC 2012: classes, or objects
+register("expressions", "maskgym.data.refcoco:RefCOCO")  # RefCOCO's: a sentence a sample
+register("ranked", "maskgym.data.ranking:RankedObjects")  # objects by salience: ASSR, IRSR
+register("hf", "maskgym.data.hf:HuggingFace")  # a folder or a repository of Hugging Face's datasets
+for _name in PUBLISHED:  # each of these readers, or one above, with the arguments that a published set takes
+    register(_name, partial(make_published, _name))
 
 __all__ = ["SPLITS", "Dataset", "Sample", "Subset", "few_shot", "make", "names", "register", "split_of"]

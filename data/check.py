@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,12 +12,19 @@ from tqdm import tqdm
 from ..errors import UserError
 from . import make
 from .coco import find_annotations
-from .images import DataFault
-from .layout import find_pairs, split_in_name
+from .images import DataFault, describe_mask
+from .layout import find_pairs, first, split_in_name
+from .published import PUBLISHED
 from .sample import SPLITS, Sample
 
 COUNTED = ("samples", "images", "instances")
-FORMATS = ("folder", "coco", "groups")
+_SIGNS = {  # files that only one reader's data sets have
+    "voc": ("SegmentationClass", "VOC2012/SegmentationClass", "VOCdevkit/VOC2012/SegmentationClass"),
+    "expressions": ("refs(*).p", "refcoco*/refs(*).p"),
+    "ranked": ("rank_order", "Annotations/*.pkl", "obj_seg_data_*.json"),
+}
+_SIGNS_OF_LABELS = ("[Ii]nstance*", "*/[Ii]nstance*", "ImageSets/*id*.txt")
+READERS = ("folder", "coco", "groups", "label_maps", "voc", "expressions", "ranked")
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     """Read every sample of every split and report every fault, without stopping at the first.
 
     Args:
-        name: ``folder``, ``coco`` or ``groups``; None, or ``auto``, to tell from what lies in the folder.
+        name: Of a reader of folders, or of a published data set; None, or ``auto``, to tell from the folder.
         root: The data set's folder.
         task: As the reader takes it; None for the reader's default.
         **arguments: Other arguments of the reader.
@@ -81,8 +89,8 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     """
     if name in (None, "auto"):
         name = detect(root)
-    if name not in FORMATS:
-        raise UserError(f"data={name}: expected one of {', '.join(FORMATS)} to check a folder")
+    if name not in (*READERS, *PUBLISHED):
+        raise UserError(f"data={name}: expected one of {', '.join((*READERS, *PUBLISHED))} to check a folder")
     given = {} if task is None else {"task": task}
     reader = make(name, root=root, split="all", strict=False, **given, **arguments)
     counts = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
@@ -99,13 +107,16 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
         row["instances"] += sum(len(masks) for masks in sample.masks)
         notes += _empty_masks(reader, index, sample)
     notes += [f"no sample is in split {split}" for split in SPLITS if not counts[split]["samples"]]
+    notes += [*_compare(name, reader, counts), *_doubtful(reader)]
     return Report(name, str(root), reader.task, counts, tuple(faults), tuple(notes))
 
 
 def detect(root: str | Path) -> str:
-    """Return the name of the reader for a folder.
+    """Return the name of the data set, or of the reader, for a folder.
 
-    ``coco`` where such JSON lies, ``groups`` where photos lie in several folders that are not splits, else ``folder``.
+    A published set is told by its folder's name. Else it is ``voc``, ``expressions`` or ``ranked`` where files of
+    theirs lie, ``coco`` where such JSON does, ``label_maps`` where a folder says instances, ``groups`` where photos lie
+    in several folders that are not splits, and ``folder`` otherwise.
 
     Raises:
         UserError: If several JSON files or folders could be meant.
@@ -113,10 +124,46 @@ def detect(root: str | Path) -> str:
     path = Path(root).expanduser()
     if not path.is_dir():
         return "folder"  # which says what is wrong with the root
+    for name, published in PUBLISHED.items():
+        if path.resolve().name.lower() in {folder.lower() for folder in published.folder}:
+            return name
+    for reader, patterns in _SIGNS.items():
+        if _holds(path, patterns):
+            return reader
     if find_annotations(path):
         return "coco"
+    if _holds(path, _SIGNS_OF_LABELS):
+        return "label_maps"
     parents = {PurePosixPath(pair.key).parent for pair in find_pairs(path)[0]}
     return "groups" if len(parents) > 1 and not all(split_in_name(parent.name) for parent in parents) else "folder"
+
+
+def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def _compare(name: str, reader: Any, counts: dict[str, dict[str, int]]) -> list[str]:
+    """Return a note for each split that has another number of photos than the authors of the data set state."""
+    published = PUBLISHED.get(name)
+    notes = []
+    for split, stated in published.counts.items() if published else ():
+        found = counts[split]["images"]
+        if published and published.part:
+            own = (key for key, other in zip(reader.keys, reader.splits, strict=True) if other == split)
+            found = len({key.partition(published.part)[0] for key in own})
+        if found != stated:
+            notes.append(f"split {split} has {found:,} photos without fault; its authors state {stated:,}")
+    return notes
+
+
+def _doubtful(reader: Any) -> list[str]:
+    """Return a note on the masks that are unusual in each way, where they have a file each."""
+    kinds: dict[str, list[str]] = {}
+    for _, path in getattr(reader, "mask_files", ()):
+        with suppress(DataFault):  # told before
+            if kind := describe_mask(path):
+                kinds.setdefault(kind, []).append(path.name)
+    return [f"{len(names)} masks {kind}: foreground is above 128: {first(names)}" for kind, names in kinds.items()]
 
 
 def _empty_masks(reader: Any, index: int, sample: Sample) -> list[str]:

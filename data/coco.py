@@ -20,6 +20,7 @@ from .layout import (
     check_listing,
     check_root,
     image_folders,
+    left_out,
     select,
     split_in_name,
     subfolders,
@@ -117,7 +118,9 @@ class Coco:
             if needed and not found and not self.faults:
                 raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
             check_listing(self.root, split, (assigned[photo.key] for photo in found), self.faults)
-        self.notes = _left_out(photos, found, "a need" if needed else "an instance")
+        kept = {photo.key for photo in found}
+        lacking = "a need" if needed else "an instance"
+        self.notes = left_out((photo.path.name for photo in photos if photo.key not in kept), f"without {lacking}")
         excluded = check_excluded(exclude, assigned)
         chosen = [photo for photo in found if select(split, assigned[photo.key]) and photo.key not in excluded]
         self.splits = tuple(assigned[photo.key] for photo in chosen for _ in asked[photo.key])
@@ -134,22 +137,31 @@ class Coco:
             DataFault: If the photo cannot be decoded or has another size than the JSON says, a segmentation cannot
                 be read, or an instance covers no pixel.
         """
-        photo = self._photos[index]
-        image = read_image(photo.path)
-        shape = image.shape[:2]
-        if photo.size is not None:
-            check_same_size(photo.path, image, str(photo.source), photo.size)
-        instances = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.instances)
-        masks = np.ascontiguousarray(np.stack(instances))  # COCO's run down the columns
-        return Sample(
-            key=photo.key,
-            images=(image,),
-            masks=(masks,),
-            void=_read_void(photo, masks) if photo.crowds else None,
-            phrases=_phrases(photo.instances),
-            category=_category(photo) if photo.need is not None else None,
-            need=photo.need,
-        )
+        return read_sample(self._photos[index])
+
+
+def read_sample(photo: Photo) -> Sample:
+    """Return a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in their order, and its need.
+
+    Raises:
+        DataFault: If the photo cannot be decoded or has another size than is stated, a segmentation cannot be read, or
+            an instance covers no pixel.
+    """
+    image = read_image(photo.path)
+    shape = image.shape[:2]
+    if photo.size is not None:
+        check_same_size(photo.path, image, str(photo.source), photo.size)
+    instances = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.instances)
+    masks = np.ascontiguousarray(np.stack(instances))  # COCO's run down the columns
+    return Sample(
+        key=photo.key,
+        images=(image,),
+        masks=(masks,),
+        void=_read_void(photo, masks) if photo.crowds else None,
+        phrases=_phrases(photo.instances),
+        category=_category(photo) if photo.need is not None else None,
+        need=photo.need,
+    )
 
 
 def find_annotations(root: Path) -> dict[str | None, Path]:
@@ -234,7 +246,7 @@ def _list_photos(
     source: Path, folders: list[Path], split: str | None, salient_only: bool, faults: list[str]
 ) -> list[Photo]:
     """Return the photos of one JSON file whose file exists; add to ``faults`` what is wrong with the others."""
-    records, annotations, categories = _read_json(source, faults)
+    records, annotations, categories = read_coco(source, faults)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
         if record["id"] in by_image:
@@ -264,15 +276,29 @@ def _list_photos(
     return list(photos.values())
 
 
-def _read_json(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
-    """Return the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id."""
+def read_json(source: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataFault: If it cannot be read, or is no JSON.
+    """
     try:
-        content = json.loads(source.read_bytes())
+        return json.loads(source.read_bytes())
     except OSError as error:
-        faults.append(f"{source}: cannot be read: {error.strerror}")
-        return [], [], {}
+        raise DataFault(f"{source}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        faults.append(f"{source}: not JSON: {error}")
+        raise DataFault(f"{source}: not JSON: {error}") from None
+
+
+def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    """Return the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id.
+
+    What is wrong with the file, or with other records, is added to ``faults``.
+    """
+    try:
+        content = read_json(source)
+    except DataFault as error:
+        faults += error.faults
         return [], [], {}
     if not isinstance(content, dict):
         faults.append(f"{source}: a {type(content).__name__}: expected an object with images and annotations")
@@ -311,7 +337,7 @@ def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, i
     """Return the mask of one annotation, bool (H, W); a fault if it is malformed or empty."""
     name = f"{photo.source}: annotation {annotation.get('id')} of {photo.path.name}"
     try:
-        mask = _rasterise(annotation["segmentation"], shape)
+        mask = rasterise(annotation["segmentation"], shape)
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise DataFault(f"{name}: unreadable segmentation: {error}") from None
     if not mask.any():
@@ -319,7 +345,12 @@ def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, i
     return mask
 
 
-def _rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+def rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of polygons or of a run-length code.
+
+    Raises:
+        ValueError: If it is malformed, or of another size.
+    """
     height, width = shape
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
@@ -365,10 +396,3 @@ def _category(photo: Photo) -> str | None:
     """Return the name of the category that all instances have, if they have one in common."""
     names = {category_of(annotation, photo.categories) for annotation in photo.instances}
     return names.pop() if len(names) == 1 else None
-
-
-def _left_out(photos: Iterable[Photo], found: Iterable[Photo], lacking: str) -> tuple[str, ...]:
-    kept = {photo.key for photo in found}
-    names = [photo.path.name for photo in photos if photo.key not in kept]
-    more = ", …" if len(names) > 5 else ""
-    return (f"{len(names)} photos without {lacking} are left out: {', '.join(names[:5])}{more}",) if names else ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .images import FOREGROUND, DataFault, read_pair
-from .layout import Pair, assign_splits, check_excluded, check_listing, check_root, find_pairs, select
+from .layout import Pair, assign_splits, check_excluded, check_listing, check_root, find_pairs, leave_out, select
 from .sample import CATEGORIES, Sample
 
 
@@ -24,8 +24,9 @@ class Folder:
         images: Folder of the photos under the root, where its name is not a usual one.
         masks: Folder of the masks likewise; may be the same.
         splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` where these exist, else by
-            the hash of the key; ``hash``: always by hash.
-        exclude: Keys to leave out, such as the three pairs of DUTS-TR whose sizes differ.
+            the hash of the key; ``hash``: always by hash; ``test``: all of it is the test split, and so on.
+        exclude: Keys to leave out.
+        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
         strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
 
     Attributes:
@@ -33,7 +34,7 @@ class Folder:
         splits: The split of each sample (None: on none of the lists).
         shown: What the masks show, the ``task`` given; ``task`` itself is ``sod``, as there is one region an image.
         faults: What listing found wrong, one line each.
-        notes: Nothing: what listing leaves out without a fault.
+        notes: What listing leaves out without a fault: the ``faulty`` ones.
 
     Raises:
         UserError: If an argument cannot be used, or the split is empty.
@@ -49,13 +50,15 @@ class Folder:
         masks: str | None = None,
         splits: str = "auto",
         exclude: Sequence[str] = (),
+        faulty: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
         self.shown, self.task, self.split = task, "sod", split  # one region an image is read as ``sod``
-        pairs, faults = find_pairs(self.root, images, masks)
+        listed, faults = find_pairs(self.root, images, masks, faulty)
+        pairs, self.notes = leave_out(listed, faulty)
         assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
-        self.faults, self.notes = (*faults, *list_faults), ()
+        self.faults = (*faults, *list_faults)
         if strict:
             check_listing(self.root, split, assigned.values(), self.faults)
         excluded = check_excluded(exclude, assigned)
@@ -65,6 +68,11 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    @property
+    def mask_files(self) -> tuple[tuple[str, Path], ...]:
+        """The key of each photo, and the file of its mask."""
+        return tuple((pair.key, pair.mask) for pair in self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
         """Return one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
 from .images import FOREGROUND, DataFault, read_all, read_pair
-from .layout import Pair, assign_splits, check_excluded, check_listing, check_root, find_pairs, select
+from .layout import Pair, assign_splits, check_excluded, check_listing, check_root, find_pairs, leave_out, select
 from .sample import Sample
 
 
@@ -24,15 +24,17 @@ class Groups:
         images: Folder of the photos under the root, where its name is not a usual one.
         masks: Folder of the masks likewise.
         splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` (names of groups) where these
-            exist, else by the hash of the group's name; ``hash``: always by hash.
+            exist, else by the hash of the group's name; ``hash``: always by hash; ``test``: all of it is the test
+            split, and so on.
         exclude: Photos to leave out, as ``group/stem``.
+        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
         strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
 
     Attributes:
         keys: The key of each sample: ``group/chunk``, chunks counted from 0.
         splits: The split of each sample (None: on none of the lists).
         faults: What listing found wrong, one line each.
-        notes: Nothing: what listing leaves out without a fault.
+        notes: What listing leaves out without a fault: the ``faulty`` ones.
 
     Raises:
         UserError: If an argument cannot be used, or the split is empty.
@@ -49,13 +51,15 @@ class Groups:
         masks: str | None = None,
         splits: str = "auto",
         exclude: Sequence[str] = (),
+        faulty: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("groups", root, task, ("cosod",), split)
         if group_size is not None and group_size < 1:
             raise UserError(f"data.group_size={group_size}: expected a number of photos, 1 or more, or null")
         self.task, self.split = task, split
-        pairs, faults = find_pairs(self.root, images, masks)
+        listed, faults = find_pairs(self.root, images, masks, faulty)
+        pairs, self.notes = leave_out(listed, faulty)
         excluded = check_excluded(exclude, (pair.key for pair in pairs))
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
@@ -64,7 +68,7 @@ class Groups:
         if loose := groups.pop(".", []):
             faults.append(f"{loose[0].image}: in no group: expected one folder a group ({len(loose)} such photos)")
         assigned, list_faults = assign_splits(self.root, groups, splits)
-        self.faults, self.notes = (*faults, *list_faults), ()
+        self.faults = (*faults, *list_faults)
         if strict:
             check_listing(self.root, split, assigned.values(), self.faults)
         self._chunks = [
@@ -79,6 +83,11 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self._chunks)
+
+    @property
+    def mask_files(self) -> tuple[tuple[str, Path], ...]:
+        """The key of each photo, ``group/stem``, and the file of its mask."""
+        return tuple((pair.key, pair.mask) for _, _, pairs in self._chunks for pair in pairs)
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
         """Return the files of one sample."""

@@ -14,6 +14,7 @@ from ..errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 FOREGROUND = 128  # a mask's pixel is foreground above this grey level, as in PySODMetrics
+_FEW_LEVELS = 8  # a mask of no more has them on purpose, not from smooth edges
 _COLOUR_TOLERANCE = 16  # JPEG leaves a little colour in a grey picture
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -95,6 +96,67 @@ def read_mask(path: Path) -> np.ndarray:
     return np.array(picture.convert("L"))
 
 
+def read_labels(path: Path, palette: bool = False) -> np.ndarray:
+    """Return a picture whose values are labels as int32 (H, W): the values of the file, never converted.
+
+    Of a palette the index, of grey the level with all its bits (of one bit 0 or 1), of colours R·65536 + G·256 + B.
+    An alpha channel is dropped.
+
+    Args:
+        path: The file.
+        palette: Whether it must have a palette.
+
+    Raises:
+        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or has no palette and must.
+    """
+    picture = _load_exact(path)
+    if palette and picture.mode != "P":
+        raise DataFault(f"{path}: no palette (mode {picture.mode}): expected a palette PNG, its indices the labels")
+    if picture.mode in ("LA", "PA"):
+        picture = picture.getchannel(0)
+    if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
+        return np.asarray(picture).astype(np.int32)
+    red, green, blue = np.moveaxis(np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0)
+    return red << 16 | green << 8 | blue
+
+
+def read_levels(path: Path) -> np.ndarray:
+    """Return the grey levels of a picture as int32 (H, W), with all their bits: ranks, unlike masks, are not scaled.
+
+    Grey may be written as colours or with a palette.
+
+    Raises:
+        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or is coloured.
+    """
+    picture = _load_exact(path)
+    if picture.mode.startswith("I"):
+        return np.asarray(picture).astype(np.int32)
+    if picture.mode not in ("1", "L", "LA") and np.ptp(np.asarray(picture.convert("RGB")), axis=2).any():
+        raise DataFault(f"{path}: a coloured picture (mode {picture.mode}): expected grey levels")
+    return np.asarray(picture.convert("L")).astype(np.int32)
+
+
+def describe_mask(path: Path) -> str | None:
+    """Return what is unusual about a mask that can be read, in words that name no file; None if nothing is.
+
+    Above level 128 it is foreground, whatever it is.
+
+    Raises:
+        DataFault: As `read_mask`.
+    """
+    levels, picture = np.unique(read_mask(path)), _load(path)
+    between = levels[(levels > 0) & (levels < 255)]
+    if picture.mode.startswith("I"):
+        return "of 16 bits, read as 8"
+    if not len(between):
+        return None
+    if picture.format in ("JPEG", "MPO"):
+        return "JPEGs, with levels between black and white"
+    if len(levels) <= _FEW_LEVELS:
+        return f"of {len(levels)} levels ({', '.join(map(str, levels))}), perhaps of several classes"
+    return "grey, with levels between black and white"
+
+
 def check_same_size(path: Path, image: np.ndarray, other: str, shape: tuple[int, int]) -> None:
     """Raise a DataFault unless the photo has ``shape`` = (H, W), the size that ``other`` has or states."""
     height, width = image.shape[:2]
@@ -116,16 +178,31 @@ def read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray
 
 def _decode(path: Path) -> Image.Image:
     """Return the fully decoded picture, upright, at 8 bits a channel."""
+    picture = _load(path)
+    if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    return picture
+
+
+def _load_exact(path: Path) -> Image.Image:
+    """Return the decoded picture of a file whose every value counts."""
+    picture = _load(path)
+    if picture.format in ("JPEG", "MPO"):
+        raise DataFault(f"{path}: a JPEG: expected values without loss, as in a PNG")
+    return picture
+
+
+def _load(path: Path) -> Image.Image:
+    """Return the fully decoded picture, upright, with the format of its file."""
     try:
         with Image.open(path) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
+            upright.format = picture.format
     except FileNotFoundError:
         raise DataFault(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:
         raise DataFault(f"{path}: cannot be decoded: not a picture of a known format") from None
     except _DECODING_ERRORS as error:
         raise DataFault(f"{path}: cannot be decoded: {error}") from None
-    if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
     return upright

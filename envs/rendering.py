@@ -51,6 +51,33 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
     return np.asarray(canvas)
 
 
+def contact_sheet(samples: Sequence[Sample], columns: int = 6) -> np.ndarray:
+    """Return samples in a grid, the masks of each over its first image, its key and what it asks for below.
+
+    Args:
+        samples: At least one.
+        columns: Most in a row.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    panels = [_fit(overlay(sample.images[0], sample.masks[0])) for sample in samples]
+    width, tall = max(panel.width for panel in panels) + GAP, PANEL + 2 * LINE + GAP
+    columns = min(columns, len(panels))
+    sheet = Image.new("RGB", (columns * width + GAP, -(-len(panels) // columns) * tall + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    fits = max(8, width // 7)  # characters
+    for number, (sample, panel) in enumerate(zip(samples, panels, strict=True)):
+        left, top = GAP + number % columns * width, GAP + number // columns * tall
+        sheet.paste(panel, (left, top))
+        more = f" ({len(sample.images)} images)" if len(sample.images) > 1 else ""
+        asked = sample.need or sample.category or f"{len(sample.masks[0])} masks"
+        for line, text in enumerate((sample.key, asked + more)):
+            shown = text if len(text) <= fits else f"…{text[1 - fits :]}" if line == 0 else f"{text[: fits - 1]}…"
+            draw.text((left, top + PANEL + line * LINE), shown, "black", font)
+    return np.asarray(sheet)
+
+
 def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the image with each mask of bool (n, H, W) tinted and outlined; what no mask covers is dimmed."""
     canvas = image.astype(np.float32)

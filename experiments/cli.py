@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from maskgym.errors import UserError
 from maskgym.experiments.command import Parser, status
@@ -39,36 +40,37 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Evaluate the trained agent of a run folder again."""
-    from maskgym.experiments import run as runner
+    """Score predictions or the agent of a run; a paper's table with ours below."""
+    from maskgym.experiments import tabulate
 
-    options: list[tuple[str, dict]] = [
-        ("folder", {"type": Path, "metavar": "RUN_DIR"}),
-        ("changes", {"nargs": "*", "metavar": "key=value", "help": "what is to be different from the run"}),
-    ]
-    given = _parse("evaluate", evaluate, arguments, options)
-    print(json.dumps(runner.scores(runner.evaluate_again(given.folder, given.changes)), indent=2))
-    return 0
+    return tabulate.main(arguments)
 
 
 def data_check(arguments: Sequence[str]) -> int:
     """Read a whole data set and list its faults by name."""
-    from maskgym.data.check import FORMATS, check
+    from maskgym.data.check import check
 
-    given = _parse(
-        "data check",
-        data_check,
-        arguments,
-        [
-            ("folder", {"metavar": "DIR"}),
-            ("--data", {"choices": ("auto", *FORMATS), "default": "auto", "help": "the reader (default: %(default)s)"}),
-            ("--task", {"choices": (*TASKS, "need"), "help": "how the masks are meant (default: the reader's)"}),
-            ("--json", {"action": "store_true", "help": "print JSON"}),
-        ],
-    )
-    report = check(given.data, given.folder, task=given.task)
+    given = _parse("data check", data_check, arguments, [*_reader(), ("--json", {"action": "store_true"})])
+    name, settings = _chosen(given)
+    report = check(name, given.folder, given.task, **settings)
     print(json.dumps(report.as_dict(), indent=2) if given.json else report)
     return 0 if report.ok else 1
+
+
+def data_show(arguments: Sequence[str]) -> int:
+    """Draw samples of a data set with their masks, on one sheet."""
+    from maskgym.experiments import contact_sheet
+
+    more: list[tuple[str, dict]] = [
+        ("--out", {"type": Path, "default": Path("contact_sheet.png"), "help": "the picture (%(default)s)"}),
+        ("--split", {"default": "all", "help": "train, validation or test (%(default)s)"}),
+        ("--samples", {"type": int, "default": 24, "help": "at most so many, spread evenly (%(default)s)"}),
+    ]
+    given = _parse("data show", data_show, arguments, [*_reader(), *more])
+    name, settings = _chosen(given)
+    count = contact_sheet.draw(name, given.folder, given.out, given.task, given.split, given.samples, **settings)
+    print(f"{given.out}: {count} samples")
+    return 0
 
 
 def data_dig(arguments: Sequence[str]) -> int:
@@ -76,6 +78,13 @@ def data_dig(arguments: Sequence[str]) -> int:
     from maskgym.experiments.digging import dig
 
     return dig.main(arguments)
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write what the agent of a run does as JSON lines, for training elsewhere."""
+    from maskgym.experiments import trajectories
+
+    return trajectories.main(arguments)
 
 
 def rewards_audit(arguments: Sequence[str]) -> int:
@@ -119,11 +128,42 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,
+    ("export",): export,
     ("data", "check"): data_check,
+    ("data", "show"): data_show,
     ("data", "dig"): data_dig,
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
 }
+
+
+def _reader() -> list[tuple[str, dict]]:
+    """Return the arguments that choose a reader of a folder."""
+    from maskgym.data.check import READERS
+    from maskgym.data.published import PUBLISHED
+
+    names = ", ".join((*READERS, *PUBLISHED))
+    tasks = "sod, sis, cosod, need, blur, shadow, glass, semantic, ranking"
+    return [
+        ("folder", {"metavar": "DIR"}),
+        ("settings", {"nargs": "*", "metavar": "key=value", "help": "of the reader, such as splits=hash"}),
+        ("--data", {"default": "auto", "help": f"the data set or the reader: {names} (default: told from the folder)"}),
+        ("--task", {"help": f"how the masks are meant: {tasks} (default: the reader's)"}),
+    ]
+
+
+def _chosen(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the name of the reader, told from the folder if need be, and its arguments that are given.
+
+    Raises:
+        UserError: If it has no such argument, or takes another kind of value.
+    """
+    from maskgym.data.check import detect
+    from maskgym.experiments import composition
+
+    name = detect(given.folder) if given.data == "auto" else given.data
+    found = composition.compose(["env=sod", f"data={name}", *(f"data.{setting}" for setting in given.settings)])["data"]
+    return name, {setting.partition("=")[0]: found[setting.partition("=")[0]] for setting in given.settings}
 
 
 def _parse(
@@ -132,7 +172,7 @@ def _parse(
     parser = Parser(prog=f"maskgym {name}", description=command.__doc__)
     for flag, settings in options:
         parser.add_argument(flag, **settings)
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.experiments import mask_evaluation
 from maskgym.experiments.batches import chunks, filled, first_rows
 from maskgym.experiments.mask_evaluation import is_drawn
-from maskgym.metrics import ReferringScores, SaliencyScores, average_precision
+from maskgym.metrics import InstanceScores, ReferringScores, SaliencyScores
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
 
@@ -27,9 +27,9 @@ MEASURES = {  # registered names of rewards
 }
 SET_MEASURES = (
     *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive"),
-    *("ber_mean", "ber_pooled"),
+    *("ber_mean", "ber_pooled", "weighted_f"),
 )
-AP_THRESHOLDS = {"ap50": 0.5, "ap70": 0.7}
+AP_THRESHOLDS = (0.5, 0.7)
 CLICKS_SHOWN = (1, 5, 10, 15, 20)  # IoU after so many clicks
 CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # number of clicks until such an IoU
 
@@ -66,42 +66,51 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
         UserError: If a sample cannot be read or scored.
     """
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
+        played = episodes(agent, env, indices)
         if is_clicked(env):
-            return _score_clicks(env, _play_clicks(env, indices, partial(_decide, agent, env)), bar)
+            return _score_clicks(env, played, bar)
         if is_drawn(env):
-            episodes = mask_evaluation.play(env, indices, mask_evaluation.decide(agent))
-            return Evaluation(*mask_evaluation.score(env, episodes, bar))
-        answers: list[str] = []
+            return Evaluation(*mask_evaluation.score(env, played, bar))
+        return _score_texts(env, played, bar)
+
+
+def episodes(agent: Any, env: VectorEnv, indices: Sequence[int]) -> Iterator[tuple[Transition, dict[str, float]]]:
+    """Yield, for each sample, what the agent's greedy episode led to, and its numbers; arguments as of `evaluate`."""
+    if is_clicked(env):
+        yield from _play_clicks(env, indices, partial(_decide, agent, env))
+    elif is_drawn(env):
+        yield from mask_evaluation.play(env, indices, mask_evaluation.decide(agent))
+    else:
         for chunk in chunks(indices, env.num_envs):
             observations, _ = env.reset(options={"index": filled(chunk, env.num_envs)})
-            answers += list(agent.act(first_rows(observations, len(chunk)), greedy=True))
-            bar.update(len(chunk))
-        return _score_texts(env, indices, answers)
+            yield from _play_texts(env, chunk, agent.act(first_rows(observations, len(chunk)), greedy=True))
 
 
-def _score_texts(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Evaluation:
-    base: Any = env.unwrapped
-    task = base.task
+def _score_texts(env: VectorEnv, played: Iterable[tuple[Transition, dict[str, float]]], bar: tqdm) -> Evaluation:
+    task = env.unwrapped.task
     measures = [rewards.make(name) for name in MEASURES[task]]
     per_sample: list[dict[str, Any]] = []
-    pixels, predicted, true = SaliencyScores(), [], []
-    for transition, numbers in play(env, indices, answers):
+    answers: list[str] = []
+    pixels, instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
+    for transition, numbers in played:
         row = {"key": transition.sample.key, **numbers}
         for measure in measures:
             row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
-        assert transition.answer is not None  # `play` parses one
+        assert transition.answer is not None  # `episodes` parses one
         row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
         per_sample.append(row)
+        answers.append(transition.action)
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
-            predicted.append(predictions)
-            true.append(targets)
+            instances.add(predictions, targets)
+        bar.update()
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
     over_set = pixels.result()
     scores |= {name: over_set[name] for name in SET_MEASURES}
     if task == "sis":
-        scores |= {name: average_precision(predicted, true, threshold=at) for name, at in AP_THRESHOLDS.items()}
-    return Evaluation(scores, per_sample, list(answers))
+        pooled = instances.result()
+        scores |= {f"ap{100 * at:.0f}": pooled[f"ap{100 * at:.0f}"] for at in AP_THRESHOLDS}
+    return Evaluation(scores, per_sample, answers)
 
 
 def _score_clicks(env: VectorEnv, episodes: Iterable[tuple[Transition, dict[str, float]]], bar: tqdm) -> Evaluation:

@@ -79,9 +79,9 @@ PRESETS = {
     "alignsam": Preset(
         False,
         False,
-        ("f_max", "e_mean", "mae", "iou", "ber_mean"),
-        _COMMON + "Predictions are taken as they are. The paper does not say which F and E it prints, nor whether BER "
-        "is pooled: here maximum F, mean E, and the mean over images of BER (`ber_pooled` beside it in the CSV).",
+        ("f_max", "e_mean", "mae", "iou", "ber_pooled"),
+        _COMMON + "Predictions are taken as they are. Which F and E the paper prints, and whether it pools BER, it "
+        "does not say: here maximum F, mean E, and BER pooled over all pixels, as the shadow benchmark's authors do.",
     ),
     "usersod": Preset(
         True,

@@ -187,6 +187,22 @@ def run(
 def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Return the evaluation of the trained agent of a finished run on held-out samples, by task.
 
+    Arguments and errors are those of `trained`.
+    """
+    from maskgym.experiments import evaluation
+
+    config, agent, envs = trained(folder, changes)
+    return {
+        task: evaluation.evaluate(
+            agent, env, evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
+        )
+        for task, env in envs.items()
+    }
+
+
+def trained(folder: Path, changes: Sequence[str] = ()) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Return the config of a finished run, its trained agent, and its environments of held-out samples by task.
+
     Args:
         folder: Of the run.
         changes: ``key=value``: what is to be different from the run, such as ``env.horizon=20``. ``algo=random`` lets
@@ -195,24 +211,19 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds no run that is finished, or a change cannot be made.
     """
-    from maskgym.experiments import evaluation
-
-    trained = composition.load(folder / run_folder.CONFIG)
+    own = composition.load(folder / run_folder.CONFIG)
     if not (folder / run_folder.RESULTS).exists():
         raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
-    config = composition.change(trained, changes)
+    config = composition.change(own, changes)
     _seed(config["seed"])
-    parts, found = make_parts(config), {}
+    parts = make_parts(config)
     envs = {task: _make_held_out_env(config, task, parts) for task in config["env"]["ids"]}
-    agent = _make_agent(config | {"algo": trained["algo"]}, folder, next(iter(envs.values())), parts)
+    agent = _make_agent(config | {"algo": own["algo"]}, folder, next(iter(envs.values())), parts)
     agent.load(folder / run_folder.POLICY)
-    if config["algo"] != trained["algo"]:
+    if config["algo"] != own["algo"]:
         _check(config)
         agent = _make_agent(config, folder, next(iter(envs.values())), parts)
-    for task, env in envs.items():
-        indices = evaluation.held_out(env.unwrapped.num_samples, config["evaluation"]["samples"])
-        found[task] = evaluation.evaluate(agent, env, indices)
-    return found
+    return config, agent, envs
 
 
 def untrained(config: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -4,7 +4,7 @@ Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or
 never changes them. A target may be given as `prepare` returns it, which pays when many predictions meet one truth.
 """
 
-from .instances import Matches, average_precision, iasm, match_instances
+from .instances import InstanceScores, Matches, average_precision, iasm, match_instances
 from .levels import measure_levels
 from .masks import PreparedMask, prepare
 from .pixels import EMeasure, FMeasure, SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae
@@ -16,6 +16,7 @@ from .weighted import weighted_f
 __all__ = [
     "EMeasure",
     "FMeasure",
+    "InstanceScores",
     "Matches",
     "PreparedMask",
     "RankingScores",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,27 +147,110 @@ def average_precision(
             f", {len(scores)} scores" if scores is not None else ""
         )
         raise ValueError(f"expected one entry an image in each list, got {counts}")
-    hits, confidences, positives = [np.zeros(0, bool)], [np.zeros(0)], 0
+    pooled = InstanceScores((threshold,))
     for index in range(images):
-        guesses, truths = _checked(predictions_per_image[index], targets_per_image[index], threshold)
-        confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores[index], np.float64)
+        confidences = None if scores is None else scores[index]
+        try:
+            pooled.add(predictions_per_image[index], targets_per_image[index], confidences)
+        except ValueError as error:
+            raise ValueError(f"image {index}: {error}") from None
+    return pooled.average_precision(threshold)
+
+
+class InstanceScores:
+    """Measures of instances over a data set, gathered photo by photo; no mask is kept.
+
+    Args:
+        thresholds: IoU from which on a prediction is a true positive, each in [0, 1].
+
+    Example:
+        >>> scores, target = InstanceScores(), np.eye(4, dtype=bool)[None]
+        >>> scores.add(np.concatenate([target, ~target]), target)
+        >>> result = scores.result()
+        >>> [round(result[name], 3) for name in ("ap50", "precision", "recall", "iasm")]
+        [1.0, 0.5, 1.0, 0.5]
+    """
+
+    def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
+        for threshold in thresholds:
+            _check_threshold(threshold)
+        self.positives = 0  # targets
+        self._hits: dict[float, list[np.ndarray]] = {threshold: [] for threshold in thresholds}
+        self._confidences: list[np.ndarray] = []
+        self._iasm: list[float] = []
+
+    def add(self, predictions: Any, targets: Any, scores: Any = None) -> None:
+        """Add one photo.
+
+        Args:
+            predictions: (m, H, W), as in `match_instances`.
+            targets: (n, H, W), likewise.
+            scores: m confidences; without them all are equally confident.
+
+        Raises:
+            ValueError: If sizes differ, there is not one score a prediction, or a value is NaN or outside [0, 1].
+        """
+        self.add_measures(self.measure(predictions, targets, scores))
+
+    def measure(self, predictions: Any, targets: Any, scores: Any = None) -> dict[str, Any]:
+        """Return what is kept of one photo, in numbers and lists of them, and add nothing; arguments as of `add`."""
+        guesses, truths = _checked(predictions, targets, 0)
+        confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores, np.float64)
         if confidence.shape != (len(guesses),) or np.isnan(confidence).any():
-            raise ValueError(f"scores[{index}]: expected {len(guesses)} numbers, one a prediction, got {confidence}")
+            raise ValueError(f"scores: expected {len(guesses)} numbers, one a prediction, got {confidence}")
         order = np.argsort(-confidence, kind="stable")[:MAX_DETECTIONS]
         table, _ = _intersect([guesses[i] for i in order], truths)
-        hits.append(_take_greedily(table, threshold))
-        confidences.append(confidence[order])
-        positives += len(truths)
-    if not positives:
-        return float("nan")
-    ranking = np.argsort(-np.concatenate(confidences), kind="stable")
-    return _interpolate(np.concatenate(hits)[ranking], positives)
+        return {
+            "hits": [_take_greedily(table, threshold).tolist() for threshold in self._hits],
+            "confidences": confidence[order].tolist(),
+            "positives": len(truths),
+            "iasm": iasm(tuple(guesses), tuple(truths)),
+        }
+
+    def add_measures(self, measures: Mapping[str, Any]) -> None:
+        """Add one photo by what `measure` returned for it, with the same thresholds."""
+        for hits, own in zip(self._hits.values(), measures["hits"], strict=True):
+            hits.append(np.array(own, bool))
+        self._confidences.append(np.array(measures["confidences"], np.float64))
+        self.positives += measures["positives"]
+        self._iasm.append(measures["iasm"])
+
+    def average_precision(self, threshold: float) -> float:
+        """Return the average precision at one of the thresholds, NaN where no photo has a target."""
+        if not self.positives:
+            return float("nan")
+        ranking = np.argsort(-np.concatenate(self._confidences), kind="stable")
+        return _interpolate(np.concatenate(self._hits[threshold])[ranking], self.positives)
+
+    def result(self) -> dict[str, float]:
+        """Return the values over all photos so far, in [0, 1].
+
+        Returns:
+            ``ap50``, ``ap70`` and so on for the thresholds (NaN where no photo has a target); ``precision``,
+            ``recall`` and ``f1`` of all instances at the first threshold, which no order of them moves; and ``iasm``,
+            the mean over photos, unmatched instances scoring 0.
+
+        Raises:
+            ValueError: If no photo was added.
+        """
+        if not self._iasm:
+            raise ValueError("no photo was added: the scores of nothing are not defined")
+        found = {f"ap{100 * threshold:.0f}": self.average_precision(threshold) for threshold in self._hits}
+        hits = np.concatenate(next(iter(self._hits.values())))
+        precision, recall = hits.sum() / max(len(hits), 1), hits.sum() / max(self.positives, 1)
+        found |= {"precision": float(precision), "recall": float(recall)}
+        found["f1"] = float(2 * precision * recall / (precision + recall)) if hits.any() else 0.0
+        return found | {"iasm": float(np.mean(self._iasm))}
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected an IoU in [0, 1], got {threshold}")
 
 
 def _checked(predictions: Any, targets: Any, threshold: float) -> tuple[Sequence[PreparedMask], Sequence[PreparedMask]]:
     """Check the arguments that every function here has, and cut both sets to their boxes."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected an IoU in [0, 1], got {threshold}")
+    _check_threshold(threshold)
     guesses, guess_shape = _instances(predictions, "predictions")
     truths, truth_shape = _instances(targets, "targets")
     if None not in (guess_shape, truth_shape) and guess_shape != truth_shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -197,9 +197,13 @@ class RankingScores:
             "sa_sor": sa_sor(predictions, scores, targets, truth),
             "mae": float(np.abs(shown - true).mean()),
         }
-        for name, value in found.items():
-            self._values[name].append(value)
+        self.add_values(found)
         return found
+
+    def add_values(self, values: Mapping[str, float]) -> None:
+        """Add one photo by what `add` returned for it."""
+        for name, value in values.items():
+            self._values[name].append(value)
 
     def result(self) -> dict[str, float]:
         """Return the values over all photos so far.

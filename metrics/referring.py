@@ -50,8 +50,12 @@ class ReferringScores:
         """
         maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
         for both, either in per_image(_areas, maps, masks).reshape(-1, 2):
-            self._ious.append(both / either if either else 1.0)
-            self._areas += both, either
+            self.add_areas(both, either)
+
+    def add_areas(self, intersection: float, union: float) -> None:
+        """Add one expression by the areas of intersection and union, in pixels."""
+        self._ious.append(intersection / union if union else 1.0)
+        self._areas += intersection, union
 
     def result(self) -> dict[str, float]:
         """Return ``miou``, ``oiou`` and ``p@0.5`` to ``p@0.9`` over all expressions so far, in [0, 1].

@@ -20,7 +20,7 @@ register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"
 register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the paper's
 register("qwen2_5_vl_tiny", "maskgym.policies.mllm:tiny_policy")  # embedded, the default
 register("point_actor_critic", "maskgym.policies.point:PointActorCritic")  # clicks: convolutions over the patch grid
-register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, on masks
+register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, but on clicks
 register("usersal", "maskgym.policies.usersal:usersal")  # masks: a frozen detector, told of needs by prompt tokens
 register("usersal_plus", "maskgym.policies.usersal:usersal_plus")  # and by what in the image looks alike
 

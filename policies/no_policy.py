@@ -10,4 +10,4 @@ from typing import ClassVar
 class NoPolicy:
     """What stands in a config where an agent has no use for a policy."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "user_need", "ranking")

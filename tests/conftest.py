@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
+import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +186,92 @@ def backbone() -> SmallBackbone:
 @pytest.fixture
 def need_encoder() -> HashEncoder:
     return HashEncoder()
+
+
+class ChatHandler(BaseHTTPRequestHandler):
+    """Chat completions as OpenAI's server has them."""
+
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        server = self.server
+        with server.lock:
+            server.requests.append(body)
+            server.keys.append(self.headers.get("authorization"))
+            todo = server.plan.pop(0) if server.plan else None
+            server.busy += 1
+            server.most = max(server.most, server.busy)
+        try:
+            self._act(todo, body)
+        finally:
+            with server.lock:
+                server.busy -= 1
+
+    def _act(self, todo: str | bytes | None, body: dict) -> None:
+        time.sleep(self.server.seconds)
+        if isinstance(todo, bytes):
+            self._send(200, todo)
+        elif todo == "gone":
+            self.close_connection = True
+        elif todo is not None and todo.isdigit():
+            self._send(int(todo), b'{"error": {"message": "as planned"}}')
+        else:
+            text = self.server.reply(parts_of(body)) if todo is None else todo
+            usage = {"prompt_tokens": 100, "completion_tokens": 10}
+            choices = [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+            self._send(200, json.dumps({"model": "model-7", "choices": choices, "usage": usage}).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments) -> None:
+        """Say nothing."""
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Answers chat completions by ``plan``, one entry a request, then by ``reply``.
+
+    An entry is a text to answer with, a status, ``gone`` for a connection that ends, or the bytes of a whole body.
+    ``reply`` is called with the question's texts and pictures (PNG).
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ChatHandler)
+        self.plan: list[str | bytes] = []
+        self.reply: Callable[[list[str | bytes]], str] = lambda parts: "I see a thing."
+        self.requests: list[dict] = []
+        self.keys: list[str | None] = []
+        self.lock, self.busy, self.most, self.seconds = threading.Lock(), 0, 0, 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """Say nothing: clients that give up are part of the plan."""
+
+
+def parts_of(body: dict) -> list[str | bytes]:
+    """Return the texts and the pictures of a request."""
+    return [
+        part["text"] if part["type"] == "text" else base64.b64decode(part["image_url"]["url"].split(",")[1])
+        for part in body["messages"][0]["content"]
+    ]
+
+
+@pytest.fixture
+def chat_server():
+    """Return a server that speaks as OpenAI's does, on a port of this machine."""
+    with ChatServer() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()

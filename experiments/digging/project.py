@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -155,23 +155,28 @@ class Project:
         """Return where a record lies."""
         return self.folder / stage / f"{name}.json"
 
-    @contextmanager
-    def alone(self, work: str) -> Iterator[None]:
-        """Hold the project for one kind of work; the system lets it go when the process ends, however it ends.
+    def alone(self, work: str) -> AbstractContextManager[None]:
+        """Hold the project for one kind of work; see `alone`."""
+        return alone(self.folder, work)
 
-        Raises:
-            UserError: If another process holds it.
-        """
-        with (self.folder / f".{work}.lock").open("w") as lock:
-            try:
-                import fcntl
 
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows has none: two at a time are then the user's to avoid
-                pass
-            except OSError:
-                raise UserError(f"{self.folder}: another process is at work here ({work}): wait for it") from None
-            yield
+@contextmanager
+def alone(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder for one kind of work; the system lets it go when the process ends, however it ends.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    with (folder / f".{work}.lock").open("w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has none: two at a time are then the user's to avoid
+            pass
+        except OSError:
+            raise UserError(f"{folder}: another process is at work here ({work}): wait for it") from None
+        yield
 
 
 def provenance(by: str, **details: Any) -> dict[str, Any]:

@@ -1,15 +1,12 @@
 """Writers of commands: MMLM(Pmt, O_i, M_i ⊙ I) of Eq. 1.
 
 `Templates` needs no model: it puts what the data says of an object into sentences. `ModelWriter` asks a multimodal
-model, on this machine (`maskgym.experiments.digging.local`) or behind a server (`maskgym.experiments.digging.server`).
+model (`maskgym.policies.chat`), on this machine or behind a server.
 Each answer is stored under the hash of its question as soon as it is there, so that no question is asked twice.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,16 +15,15 @@ from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from maskgym.errors import UserError
 from maskgym.experiments import run_folder
 from maskgym.experiments.digging import commands
 from maskgym.experiments.digging.project import ANSWERS, Project, Settings, digest, provenance, write
+from maskgym.policies.chat import Refused, Reply, Unreachable, backoff, to_png
 
 VERBS = ("find {}", "look for {}", "show me {}", "i am looking for {}", "point out {}", "where is {}", "i need {}")
 LARGEST = 512  # side of the picture that a model is shown, pixels
-LONGEST_PAUSE = 60.0  # seconds
 UNREACHABLE, UNUSABLE = "unreachable", "unusable"  # nothing came; what came is of no use
 
 
@@ -72,23 +68,6 @@ class Writer(Protocol):
         """
 
 
-class Unreachable(Exception):
-    """No answer came; another try may help.
-
-    Args:
-        reason: Why.
-        pause: Seconds that the server asks to wait, or None.
-    """
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
-
-
-class Refused(Exception):
-    """The model will not answer this question, however often it is asked."""
-
-
 class Templates:
     """Commands from what the data says of an object: its descriptions, else its category. No two runs differ.
 
@@ -111,17 +90,6 @@ class Templates:
         if not needs:
             return Written((), by, faults[0], UNUSABLE)
         return Written(tuple(needs[: self.count]), by)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model answered: the text, the model as it names itself, tokens, and when."""
-
-    text: str
-    model: str
-    input_tokens: int
-    output_tokens: int
-    at: str = ""
 
 
 class ModelWriter(ABC):
@@ -152,7 +120,7 @@ class ModelWriter(ABC):
         """Return what fixes the answers beside the prompt and the picture; no secrets."""
 
     @abstractmethod
-    def answer(self, prompt: str, picture: bytes) -> Answer:
+    def answer(self, prompt: str, picture: bytes) -> Reply:
         """Return the model's answer to a prompt and a picture, PNG.
 
         Raises:
@@ -169,7 +137,7 @@ class ModelWriter(ABC):
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
         """Return the model's commands; see `Writer`. After an answer of no use it is told what was wrong with it."""
         first = self.prompt.replace("{category}", category).replace("{count}", str(self.count))
-        prompt, picture, reason = first, to_png(shown), "nothing was asked"
+        prompt, picture, reason = first, to_png(shown, LARGEST), "nothing was asked"
         best: list[str] = []
         given, kind = answers, UNUSABLE
         by = provenance(self.name, **self.settings)
@@ -180,7 +148,7 @@ class ModelWriter(ABC):
                 found = self._stored_or_asked(prompt, picture, given)
             except Unreachable as error:
                 reason, kind = str(error), UNREACHABLE
-                if attempt + 1 < self.attempts and self.stopping.wait(self._wait(attempt, error.pause)):
+                if attempt + 1 < self.attempts and self.stopping.wait(backoff(self.pause, attempt, error.pause)):
                     break
                 continue
             except Refused as error:
@@ -198,21 +166,15 @@ class ModelWriter(ABC):
         kept = tuple(best) if kind == UNUSABLE else ()
         return Written(kept, by, reason, kind, given)
 
-    def _stored_or_asked(self, prompt: str, picture: bytes, number: int) -> Answer:
+    def _stored_or_asked(self, prompt: str, picture: bytes, number: int) -> Reply:
         question = digest(self.name, self.settings, prompt, picture.hex(), number)
         file = self._project.file(ANSWERS, question)
         if file.exists():
-            return Answer(**run_folder.read_json(file))
+            return Reply(**run_folder.read_json(file))
         found = self.answer(prompt, picture)
-        found = Answer(**{**asdict(found), "at": provenance("")["at"]})
+        found = Reply(**{**asdict(found), "at": provenance("")["at"]})
         write(file, run_folder.to_json(asdict(found), indent=1) + "\n")
         return found
-
-    def _wait(self, attempt: int, wanted: float | None) -> float:
-        """Return the seconds before the next try: doubled each time, spread so that many do not come at once."""
-        if wanted is not None:
-            return min(wanted, LONGEST_PAUSE)
-        return min(self.pause * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
 
 
 def read_prompt(file: str | None) -> str:
@@ -231,20 +193,6 @@ def read_prompt(file: str | None) -> str:
         if place not in text:
             raise UserError(f"--prompt {file}: holds no {place}: expected it where that belongs")
     return text
-
-
-def to_png(image: np.ndarray) -> bytes:
-    """Return a picture as PNG, made smaller if it is large."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "png")
-    return stream.getvalue()
-
-
-def data_url(png: bytes) -> str:
-    """Return a PNG as the URL that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def make_writer(project: Project, settings: Settings) -> Writer:

@@ -13,7 +13,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from maskgym import agents, policies
-from maskgym.agents.language import EnvReward, Episodes, Rows, last_checkpoint
+from maskgym.agents.language import last_checkpoint
+from maskgym.agents.reward_function import EnvReward, Episodes, Rows
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 

@@ -164,3 +164,27 @@ def test_real_photographs(real_data, name, data, expected):
     report = check(None, real_data / name)
     assert report.data == data and report.faults == ()
     assert report.as_dict()["counts"]["total"] == expected
+
+
+def test_masks_that_are_unusual_are_noted_by_name(folder, mask):
+    truths = folder / "train" / "masks"
+    levels = np.zeros((12, 16), np.uint8)
+    levels[:6, :8], levels[8:, 8:] = 255, 100
+    Image.fromarray(levels).save(truths / "0.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(truths / "1.png")
+    (truths / "2.png").unlink()
+    Image.fromarray(np.uint8(255) * (levels > 128)).resize((48, 36)).save(truths / "2.jpg", quality=30)
+    Image.fromarray(np.zeros((36, 48, 3), np.uint8)).save(folder / "train" / "images" / "2.jpg")
+    ramp = np.tile(np.arange(16, dtype=np.uint8) * 17, (12, 1))
+    Image.fromarray(ramp).save(folder / "test" / "masks" / "0.png")
+    report = check("folder", folder)
+    assert report.ok
+    words = {
+        "0.png": "of 3 levels (0, 100, 255), perhaps of several classes",
+        "1.png": "of 16 bits, read as 8",
+        "2.jpg": "JPEGs, with levels between black and white",
+    }
+    for name, kind in words.items():
+        assert f"1 masks {kind}: foreground is above 128: {name}" in report.notes
+    assert "1 masks grey, with levels between black and white: foreground is above 128: 0.png" in report.notes
+    assert len(report.notes) == 5  # and no sample for validation

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgym.data.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask, read_pair
+from maskgym.data.images import (
+    FOREGROUND,
+    DataFault,
+    check_same_size,
+    read_all,
+    read_image,
+    read_labels,
+    read_levels,
+    read_mask,
+    read_pair,
+)
 from maskgym.errors import UserError
 
 
@@ -136,3 +146,53 @@ def test_fault_is_a_user_error_of_one_line_and_survives_pickling():
     fault = DataFault("a: two\nlines")
     assert isinstance(fault, UserError) and str(fault) == "a: two lines"
     assert pickle.loads(pickle.dumps(DataFault("a", "b"))).faults == ("a", "b")
+
+
+def test_labels_are_the_values_of_the_file(tmp_path):
+    pixels = np.array([[0, 1, 200]], np.uint8)
+    palette = Image.frombytes("P", (3, 1), pixels.tobytes())
+    palette.putpalette([9, 9, 9] * 256)
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    Image.fromarray(pixels.astype(np.uint16) * 300).save(tmp_path / "grey16.png")
+    Image.fromarray(np.array([[[0, 0, 0], [0, 0, 1], [1, 2, 3]]], np.uint8)).save(tmp_path / "colour.png")
+    grey, opaque = Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())
+    Image.merge("LA", (grey, opaque)).save(tmp_path / "alpha.png")
+    Image.fromarray(pixels > 0).save(tmp_path / "bit.png")
+    read = {path.stem: read_labels(path).tolist() for path in tmp_path.iterdir()}
+    assert read == {
+        "palette": [[0, 1, 200]],
+        "grey": [[0, 1, 200]],
+        "grey16": [[0, 300, 60000]],
+        "colour": [[0, 1, 65536 + 512 + 3]],
+        "alpha": [[0, 1, 200]],
+        "bit": [[0, 1, 1]],
+    }
+    assert read_labels(tmp_path / "palette.png", palette=True).tolist() == [[0, 1, 200]]
+    with pytest.raises(DataFault, match=r"grey\.png: no palette \(mode L\)"):
+        read_labels(tmp_path / "grey.png", palette=True)
+
+
+@pytest.mark.parametrize("read", [read_labels, read_levels])
+def test_values_that_count_are_not_read_from_a_jpeg(tmp_path, photo, read):
+    photo(tmp_path / "a.jpg").rename(tmp_path / "a.png")
+    with pytest.raises(DataFault, match=r"a\.png: a JPEG: expected values without loss"):
+        read(tmp_path / "a.png")
+    with pytest.raises(DataFault, match=r"b\.png: no such file"):
+        read(tmp_path / "b.png")
+
+
+def test_levels_are_grey_with_all_their_bits(tmp_path):
+    pixels = np.array([[0, 7, 255]], np.uint8)
+    palette = Image.frombytes("P", (3, 1), bytes([2, 1, 0]))
+    palette.putpalette([255, 255, 255, 7, 7, 7, 0, 0, 0])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(np.stack([pixels] * 3, axis=2)).save(tmp_path / "colours.png")
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    for path in tmp_path.iterdir():
+        assert read_levels(path).tolist() == [[0, 7, 255]]
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "grey.png")
+    assert read_levels(tmp_path / "grey.png").tolist() == [[0, 7 * 257, 65535]]
+    Image.new("RGB", (2, 2), (1, 1, 2)).save(tmp_path / "blue.png")
+    with pytest.raises(DataFault, match=r"blue\.png: a coloured picture \(mode RGB\): expected grey levels"):
+        read_levels(tmp_path / "blue.png")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from maskgym.metrics import average_precision, iasm, iou, match_instances, prepare, s_measure
+from maskgym.metrics import InstanceScores, average_precision, iasm, iou, match_instances, prepare, s_measure
 
 
 def cells(*places, shape=(6, 8)):
@@ -110,7 +110,7 @@ def test_average_precision_thresholds_and_edges():
     assert average_precision([twice, target], [target, target]) < 1  # the second of two equal answers is a miss
     with pytest.raises(ValueError, match="1 predictions, 2 targets"):
         average_precision([guess], [target, target])
-    with pytest.raises(ValueError, match=r"scores\[0\]: expected 1 numbers"):
+    with pytest.raises(ValueError, match="image 0: scores: expected 1 numbers"):
         average_precision([guess], [target], scores=[[0.1, 0.2]])
 
 
@@ -164,3 +164,30 @@ def test_average_precision_agrees_with_coco(kind):
     for threshold, value in zip(thresholds, expected, strict=True):
         given = None if kind == "constant" else scores
         assert average_precision(predictions, targets, threshold, given) == pytest.approx(value, abs=1e-9)
+
+
+def test_scores_over_a_set_keep_no_mask():
+    rng = np.random.default_rng(0)
+    targets = [rng.random((int(rng.integers(0, 4)), 6, 6)) > 0.6 for _ in range(20)]
+    guesses = [np.concatenate((target[:2], rng.random((1, 6, 6)) > 0.7)) for target in targets]
+    confidences = [rng.random(len(guess)) for guess in guesses]
+    scores = InstanceScores((0.5, 0.7))
+    for guess, target, confidence in zip(guesses, targets, confidences, strict=True):
+        scores.add(guess, target, confidence)
+    found = scores.result()
+    assert found["ap50"] == average_precision(guesses, targets, 0.5, confidences)
+    assert found["ap70"] == average_precision(guesses, targets, 0.7, confidences) != found["ap50"]
+    assert found["iasm"] == pytest.approx(np.mean([iasm(*pair) for pair in zip(guesses, targets, strict=True)]))
+
+
+def test_precision_and_recall_by_hand():
+    scores = InstanceScores()
+    scores.add(cells((0, 0, 2, 5), (4, 0, 6, 2)), cells((0, 0, 2, 5)))  # one found, one wrong
+    scores.add(cells(), cells((0, 0, 2, 2), (3, 3, 5, 5)))  # two missed
+    found = scores.result()
+    assert (found["precision"], found["recall"]) == (0.5, pytest.approx(1 / 3))
+    assert found["f1"] == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="no photo was added"):
+        InstanceScores().result()
+    with pytest.raises(ValueError, match="threshold: expected an IoU"):
+        InstanceScores((1.5,))

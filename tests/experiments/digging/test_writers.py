@@ -8,7 +8,8 @@ from PIL import Image
 
 from maskgym.errors import UserError
 from maskgym.experiments.digging.project import Project, Settings
-from maskgym.experiments.digging.writers import VERBS, Answer, ModelWriter, Refused, Unreachable, make_writer, to_png
+from maskgym.experiments.digging.writers import LARGEST, VERBS, ModelWriter, make_writer
+from maskgym.policies.chat import Refused, Reply, Unreachable, backoff, to_png
 
 SHOWN = np.full((20, 30, 3), 90, np.uint8)
 GOOD = '["find one", "find two", "find three"]'
@@ -28,7 +29,7 @@ class Planned(ModelWriter):
         todo = self.plan.pop(0)
         if isinstance(todo, Exception):
             raise todo
-        return Answer(todo, "m-1", 10, 5)
+        return Reply(todo, "m-1", 10, 5)
 
 
 @pytest.fixture
@@ -102,18 +103,16 @@ def test_a_lost_answer_is_asked_for_again_and_a_refusal_is_not(project):
     assert (refused.kind, refused.reason) == ("unusable", "not that one")
 
 
-def test_pauses_grow_and_a_server_may_name_its_own(project):
-    writer = Planned(project)
-    writer.pause = 2.0
+def test_pauses_grow_and_a_server_may_name_its_own():
     for attempt, expected in enumerate((2, 4, 8)):
-        assert 0.75 * expected <= writer._wait(attempt, None) <= 1.25 * expected
-    assert writer._wait(30, None) <= 75 and writer._wait(0, 7.0) == 7 and writer._wait(0, 1e9) == 60
+        assert 0.75 * expected <= backoff(2.0, attempt) <= 1.25 * expected
+    assert backoff(2.0, 30) <= 75 and backoff(2.0, 0, 7.0) == 7 and backoff(2.0, 0, 1e9) == 60
 
 
 def test_a_model_sees_the_whole_appearance_not_larger_than_it_needs():
-    picture = Image.open(io.BytesIO(to_png(np.zeros((300, 2000, 3), np.uint8))))
+    picture = Image.open(io.BytesIO(to_png(np.zeros((300, 2000, 3), np.uint8), LARGEST)))
     assert picture.size == (512, 77)
-    assert (np.asarray(Image.open(io.BytesIO(to_png(SHOWN)))) == SHOWN).all()
+    assert (np.asarray(Image.open(io.BytesIO(to_png(SHOWN, LARGEST)))) == SHOWN).all()
 
 
 @pytest.mark.parametrize(

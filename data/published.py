@@ -1,0 +1,105 @@
+"""Published data sets by name: which reader takes their official folders, and how many photos they should have.
+
+``make("ecssd", root=DIR)`` is the reader with its arguments; ``maskgym data check DIR --data ecssd`` compares what is
+there with the numbers of the authors. Sources and doubts are beside each entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that others publish.
+
+    Attributes:
+        reader: Name of what reads it.
+        task: What its masks show, as the reader takes it; the reader's first where another is not asked for.
+        folder: Names that its folder has among others', in any letter case.
+        counts: Photos in each split, by the authors, less those known to be wrong; none where no number was found.
+        arguments: Of the reader, where they differ from its own.
+        part: Where a sample is a part of a photo: what comes between the photo's name and the part's in a key.
+    """
+
+    reader: str
+    task: str
+    folder: tuple[str, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
+
+
+TEST_ONLY = {"splits": "test"}
+DUTS_OF_TWO_SIZES = ("ILSVRC2014_train_00023530", "n04442312_17818", "n01532829_13482")
+PUBLISHED = {
+    # Salient objects.
+    "duts": Published(  # Wang et al. 2017; three training pairs differ in size, old zips hold two stray test masks
+        "folder",
+        "sod",
+        ("DUTS",),
+        {"train": 10550, "test": 5019},  # of 10,553
+        {"faulty": (*DUTS_OF_TWO_SIZES, "mILSVRC2012_test_00036002", "msun_bcogaqperiljqupq")},
+    ),
+    "ecssd": Published("folder", "sod", ("ECSSD",), {"test": 1000}, TEST_ONLY),  # Yan et al. 2013
+    "pascal_s": Published("folder", "sod", ("PASCAL-S", "PASCALS"), {"test": 850}, TEST_ONLY),  # Li et al. 2014
+    "dut_omron": Published(  # Yang et al. 2013; a common copy has 5,166
+        "folder", "sod", ("DUT-OMRON", "DUTOMRON", "DUT-O", "DUTS-OMRON"), {"test": 5168}, TEST_ONLY
+    ),
+    "hku_is": Published("folder", "sod", ("HKU-IS", "HKUIS"), {"test": 4447}, TEST_ONLY),  # Li and Yu 2015
+    # Salient instances.
+    "ilso": Published(  # Li et al. 2017: ILSO-1K; ILSO-2K has 1,000, 400 and 600
+        "label_maps",
+        "sis",
+        ("ILSO", "ILSO-1K", "ILSO-2K", "ISOD", "LI1000"),
+        {"train": 500, "validation": 200, "test": 300},
+    ),
+    "sis10k": Published("coco", "sis", ("SIS10K",)),  # Pei et al. 2022: 10,300 photos; sizes of splits not verified
+    "soc": Published(  # Fan et al. 2018; half of its 6,000 photos have no salient object
+        "label_maps", "sis", ("SOC",), {"train": 1800, "validation": 600, "test": 600}
+    ),
+    # Co-salient objects.
+    "cocoseg": Published("groups", "cosod", ("CoCoSeg", "COCO-SEG"), {}, {"splits": "train"}),  # Wang et al. 2019
+    "coca": Published("groups", "cosod", ("CoCA",), {"test": 1295}, TEST_ONLY),  # Zhang et al. 2020
+    "cosal2015": Published("groups", "cosod", ("CoSal2015",), {"test": 2015}, TEST_ONLY),  # Zhang et al. 2016
+    "cosod3k": Published("groups", "cosod", ("CoSOD3k",), {"test": 3316}, TEST_ONLY),  # Fan et al. 2020
+    # Blur, shadow, mirrors, classes.
+    "cuhk_blur": Published("folder", "blur", ("CUHK", "CUHK-blur")),  # Shi et al. 2014: 1,000 photos without a split
+    "sbu": Published("folder", "shadow", ("SBU", "SBU-shadow"), {"train": 4089, "test": 638}),  # Vicente et al. 2016
+    "msd": Published(  # Yang et al. 2019; a test photo has a wrong mask, and the authors skip it
+        "folder", "glass", ("MSD",), {"train": 3063, "test": 954}, {"faulty": ("1751_512x640",)}
+    ),
+    "voc2012": Published("voc", "semantic", ("VOC2012", "VOCdevkit"), {"train": 1464, "validation": 1449}, part="/"),
+    # Needs and expressions.
+    "usersod": Published("coco", "need", ("UserSOD",)),  # not public: as `maskgym data dig` exports it
+    "refcoco": Published("expressions", "need", ("refcoco",), {}, {"version": "refcoco"}, "#"),
+    "refcoco_plus": Published("expressions", "need", ("refcoco+",), {}, {"version": "refcoco+"}, "#"),
+    # Ranks.
+    "assr": Published(  # Siris et al. 2020
+        "ranked", "ranking", ("ASSR",), {"train": 7646, "validation": 1436, "test": 2418}
+    ),
+    "salmon": Published(  # UserSOD's Table 3 has this name; most likely IRSR, Liu et al. 2021, made from SALICON
+        "ranked", "ranking", ("SalMon", "IRSR"), {"train": 6059, "test": 2929}
+    ),
+}
+
+
+def make_published(name: str, **given: Any) -> Any:
+    """Return the reader of a published data set.
+
+    Args:
+        name: In `PUBLISHED`.
+        **given: Arguments of the reader, ``root`` among them.
+
+    Raises:
+        UserError: As the reader.
+    """
+    from . import make
+
+    published = PUBLISHED[name]
+    arguments = {**published.arguments, **given}
+    if arguments.get("splits") == "auto" and "splits" in published.arguments:
+        arguments["splits"] = published.arguments["splits"]
+    return make(published.reader, **{"task": published.task, **arguments})

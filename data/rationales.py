@@ -1,0 +1,104 @@
+"""Rationales from a file: texts to imitate for samples that have none, as ``maskgym data reason`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .images import DataFault
+from .sample import Dataset, Sample
+
+
+class WithRationales:
+    """The samples of a data set that a file has a rationale for, with it, in the data set's order.
+
+    Samples without one are left out: there would be nothing to imitate. Rows of other tasks, and of samples that the
+    data set does not have (of another split, say), are passed over.
+
+    Args:
+        dataset: Whose samples; best one with ``keys``: without them each sample is read once to learn its own.
+        file: JSON Lines; of each row ``key``, ``task``, ``rationale`` (the whole answer text) and, where it is there,
+            ``images`` are read: a list as long as the sample has images.
+
+    Attributes:
+        task, split: Those of the data set.
+        keys: The key of each sample.
+
+    Raises:
+        UserError: If the file cannot be read, or has no rationale for any sample.
+        DataFault: If a line is none: cut off, without one of the three fields, or the second for one sample.
+    """
+
+    def __init__(self, dataset: Dataset, file: str | Path) -> None:
+        self.dataset, self.file = dataset, Path(file).expanduser()
+        self.task, self.split = dataset.task, dataset.split
+        rationales = _read(self.file, dataset.task)
+        every = getattr(dataset, "keys", None) or tuple(dataset[index].key for index in range(len(dataset)))
+        self._indices = [index for index, key in enumerate(every) if key in rationales]
+        self.keys = tuple(every[index] for index in self._indices)
+        self._rows = [rationales[key] for key in self.keys]
+        if not self.keys:
+            raise UserError(
+                f"{self.file}: {len(rationales)} rationales for {self.task}, none of them for the {len(every)} samples "
+                f"of the {self.split} split: expected a file made from this data set"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a sample of the data set with its rationale from the file.
+
+        Raises:
+            UserError: If the rationale was written of another number of images: groups were cut otherwise.
+        """
+        sample, row = self.dataset[self._indices[index]], self._rows[index]
+        count = len(row["images"]) if isinstance(row.get("images"), list) else len(sample.images)
+        if count != len(sample.images):
+            raise UserError(
+                f"{self.file}: the rationale for '{sample.key}' is of {count} images, the sample has "
+                f"{len(sample.images)}: expected groups of the same size"
+            )
+        return replace(sample, rationale=row["rationale"])
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each line of a file of JSON Lines, from 1, and the object in it; empty lines have none.
+
+    Raises:
+        UserError: If the file cannot be read.
+        DataFault: If a line is no JSON object.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataFault(f"{file}: line {number}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataFault(f"{file}: line {number}: a {type(row).__name__} in place of a JSON object")
+        yield number, row
+
+
+def _read(file: Path, task: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a task by the key of their sample."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in read_rows(file):
+        for name in ("key", "task", "rationale"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise DataFault(f"{file}: line {number}: '{name}' is {json.dumps(row.get(name))[:60]}: expected a text")
+        if row["task"] != task:
+            continue
+        if row["key"] in found:
+            raise DataFault(f"{file}: line {number}: a second rationale for '{row['key']}'")
+        found[row["key"]] = row
+    return found

@@ -1,0 +1,153 @@
+"""Published data sets by name, each on a miniature of its official layout."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskgym.data import make, names
+from maskgym.data.check import check, detect
+from maskgym.data.images import DataFault
+from maskgym.data.published import PUBLISHED
+
+# Of each set with one mask a photo: files of photos and masks as the official archives unpack, and the splits.
+LAYOUTS = {
+    "duts": (
+        ("DUTS-TR/DUTS-TR-Image/n04442312_17818.jpg", "DUTS-TR/DUTS-TR-Mask/n04442312_17818.png", None),
+        ("DUTS-TR/DUTS-TR-Image/sun_a.jpg", "DUTS-TR/DUTS-TR-Mask/sun_a.png", "train"),
+        ("DUTS-TE/DUTS-TE-Image/ILSVRC2012_test_00000003.jpg", "DUTS-TE/DUTS-TE-Mask/ILSVRC2012_test_00000003.png", "test"),
+    ),
+    "ecssd": (("images/0001.jpg", "ground_truth_mask/0001.png", "test"),),
+    "pascal_s": (("datasets/imgs/pascal/1.jpg", "datasets/masks/pascal/1.png", "test"),),
+    "dut_omron": (("DUT-OMRON-image/DUT-OMRON-image/im005.jpg", "pixelwiseGT-new-PNG/im005.png", "test"),),
+    "hku_is": (("imgs/0004.png", "gt/0004.png", "test"), ("imgs/9057.png", "gt/9057.png", "test")),
+    "cuhk_blur": (("image/out_of_focus0016.JPG", "gt/out_of_focus0016.png", ...),),
+    "sbu": (
+        ("SBU-shadow/SBUTrain4KRecoveredSmall/ShadowImages/lssd577.jpg", "SBU-shadow/SBUTrain4KRecoveredSmall/ShadowMasks/lssd577.png", "train"),
+        ("SBU-shadow/SBU-Test/ShadowImages/lssd9.jpg", "SBU-shadow/SBU-Test/ShadowMasks/lssd9.png", "test"),
+    ),
+    "msd": (
+        ("train/image/1_512x640.jpg", "train/mask/1_512x640.png", "train"),
+        ("test/image/2_512x640.jpg", "test/mask/2_512x640.png", "test"),
+        ("test/image/1751_512x640.jpg", "test/mask/1751_512x640.png", None),
+    ),
+    "coca": (("image/alarm clock/51499.jpg", "binary/alarm clock/51499.png", "test"),),
+    "cosal2015": (("Image/aeroplane/aeroplane_001.jpg", "GroundTruth/aeroplane/aeroplane_001.png", "test"),),
+    "cosod3k": (("Image/bear/ILSVRC2012_val_00000009.jpg", "GroundTruth/bear/ILSVRC2012_val_00000009.png", "test"),),
+    "cocoseg": (("img/dog/1.png", "gt/dog/1.png", "train"), ("img/cat/1.png", "gt/cat/1.png", "train")),
+}  # fmt: skip
+HIDDEN = ("Thumbs.db", "desktop.ini", ".DS_Store", "._a.png")
+
+
+@pytest.fixture
+def lay_out(tmp_path, photo, mask):
+    """Return a function that writes the files of a set, with those that operating systems leave among them."""
+
+    def write(name):
+        for image, truth, _ in LAYOUTS[name]:
+            photo(tmp_path / image)
+            mask(tmp_path / truth)
+            for hidden in HIDDEN:
+                (tmp_path / image).with_name(hidden).write_bytes(b"hidden")
+                (tmp_path / truth).with_name(hidden).write_bytes(b"hidden")
+        (tmp_path / "__MACOSX" / "masks").mkdir(parents=True)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_official_layout_is_read_whole(lay_out, name):
+    dataset = make(name, root=lay_out(name), split="all")
+    splits = [split for _, _, split in LAYOUTS[name] if split is not None]
+    assert len(dataset) == len(splits) and dataset.faults == ()
+    if ... not in splits:
+        assert sorted(dataset.splits) == sorted(splits)
+    for index in range(len(dataset)):
+        assert dataset[index].masks[0].sum() == 6 * 8
+    assert len(dataset.mask_files) == len(dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "category"), [("cuhk_blur", "blur"), ("sbu", "shadow"), ("msd", "glass"), ("ecssd", "salient object")]
+)
+def test_what_the_masks_show(lay_out, name, category):
+    assert make(name, root=lay_out(name), split="all")[0].category == category
+
+
+def test_what_is_known_to_be_wrong_is_left_out_and_noted(lay_out, mask, photo):
+    root = lay_out("duts")
+    mask(root / "DUTS-TR/DUTS-TR-Mask/n04442312_17818.png", size=(9, 9))
+    mask(root / "DUTS-TE/DUTS-TE-Mask/msun_bcogaqperiljqupq.jpg")
+    dataset = make("duts", root=root, split="train")
+    assert dataset.keys == ("DUTS-TR/sun_a",)
+    assert dataset.notes == ("1 photos that are known to be wrong are left out: n04442312_17818.jpg",)
+    mask(root / "DUTS-TE/DUTS-TE-Mask/other.png")
+    with pytest.raises(DataFault, match=r"other.png: no photo of this name"):
+        make("duts", root=root, split="train")
+
+
+def test_a_pickle_of_edges_beside_masks_is_passed_over(lay_out, mask):
+    root = lay_out("duts")
+    mask(root / "DUTS-TR/DUTS-TR-Mask/sun_a_edge.png")
+    assert make("duts", root=root, split="train").keys == ("DUTS-TR/sun_a",)
+
+
+def test_arguments_of_the_reader_win(lay_out):
+    root = lay_out("ecssd")
+    assert make("ecssd", root=root, split="train", splits="train").keys == ("0001",)
+    assert make("ecssd", root=root, split="test", splits="auto").keys == ("0001",)  # its own: all of it is test
+
+
+def test_counts_are_compared_with_the_authors(lay_out):
+    report = check("ecssd", lay_out("ecssd"))
+    assert report.ok and "split test has 1 photos without fault; its authors state 1,000" in report.notes
+
+
+def test_photos_are_counted_where_samples_are_parts_of_them(tmp_path, photo):
+    home = tmp_path / "VOCdevkit" / "VOC2012"
+    levels = np.zeros((12, 16), np.uint8)
+    levels[:4, :4], levels[8:, 8:] = 1, 15
+    for folder in ("SegmentationClass", "SegmentationObject"):
+        (home / folder).mkdir(parents=True)
+        picture = Image.fromarray(levels, "P")
+        picture.putpalette(list(range(256)) * 3)
+        picture.save(home / folder / "2007_000032.png")
+    photo(home / "JPEGImages" / "2007_000032.jpg")
+    lists = home / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, text in (("train", "2007_000032\n"), ("val", ""), ("trainval", "2007_000032\n")):
+        (lists / f"{name}.txt").write_text(text)
+    dataset = make("voc2012", root=tmp_path, split="train")
+    assert [dataset[index].category for index in range(2)] == ["aeroplane", "person"]
+    assert "split train has 1 photos without fault; its authors state 1,464" in check("voc2012", tmp_path).notes
+    assert detect(tmp_path) == "voc" and detect(tmp_path / "VOCdevkit") == "voc2012"
+
+
+def test_a_set_is_told_by_the_name_of_its_folder(lay_out, tmp_path, photo, mask):
+    photo(tmp_path / "dut-omron" / "images" / "a.jpg")
+    mask(tmp_path / "dut-omron" / "masks" / "a.png")
+    assert detect(tmp_path / "dut-omron") == "dut_omron"
+    assert detect(lay_out("coca")) == "folder"  # one group is told from none by its name only
+
+
+def test_sets_of_json_take_their_reader(tmp_path, photo):
+    for split in ("train", "test"):
+        photo(tmp_path / split / "images" / "1.jpg")
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+        crowd = annotation | {"id": 2, "iscrowd": 1, "segmentation": {"size": [12, 16], "counts": [0, 12, 180]}}
+        content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [annotation, crowd]}
+        content["categories"] = [{"id": 1, "name": "salient"}]
+        (tmp_path / split / f"SIS10K_{split}.json").write_text(json.dumps(content))
+    dataset = make("sis10k", root=tmp_path, split="all")
+    assert len(dataset) == 2 and [len(dataset[0].masks[0]), dataset[0].void[0].any()] == [1, True]
+
+
+def test_every_published_set_has_a_reader():
+    assert {published.reader for published in PUBLISHED.values()} <= set(names())
+    for name, published in PUBLISHED.items():
+        assert published.task in ("sod", "sis", "cosod", "blur", "shadow", "glass", "semantic", "need", "ranking"), name
+        assert all(count > 0 for count in published.counts.values())
