@@ -90,6 +90,7 @@ class ServedAgent:
         self._number = 0 if temperature == 0 else seed
         self._asker = Asker(chat, Path(output) / "answers" if cache is None else cache, retries, pause)
         self._answered = False
+        self._fault: Exception = Unreachable("nothing was asked")
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
         """Return at once: nothing is learned."""
@@ -109,6 +110,9 @@ class ServedAgent:
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 found = list(pool.map(self._answer, observations))
+            except (Unreachable, UserError):
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise self._told(self._fault) from None
             except BaseException:
                 self._asker.stopping.set()  # what is on its way comes in and is kept; nothing more is asked
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -127,11 +131,21 @@ class ServedAgent:
             return self._asker.ask(question(observation), self._number).text
         except Refused as refusal:
             return refusal
-        except Unreachable as error:
-            raise UserError(
-                f"{self._asker.chat.settings['base_url']}: no answer after {self._asker.retries + 1} tries ({error}): "
-                f"what was answered is in {self._asker.folder}: algo.cache={self._asker.folder} goes on from there"
-            ) from None
+        except (Unreachable, UserError) as error:
+            if not self._asker.stopping.is_set():  # else it may be for that reason only
+                self._fault = error
+                self._asker.stopping.set()  # here, before another question is begun
+            raise
+
+    def _told(self, fault: Exception) -> UserError:
+        """Return what the user is told of a fault that ended it."""
+        if isinstance(fault, UserError):
+            return fault
+        tries, kept = self._asker.retries + 1, self._asker.folder
+        return UserError(
+            f"{self._asker.chat.settings['base_url']}: no answer after {tries} tries ({fault}): "
+            f"what was answered is in {kept}: algo.cache={kept} goes on from there"
+        )
 
 
 def question(observation: Mapping[str, Any]) -> list[Part]:

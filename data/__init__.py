@@ -4,10 +4,11 @@ from functools import partial
 
 from ..registry import Registry
 from .published import PUBLISHED, make_published
+from .rationales import WithRationales
 from .sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
 
 _registry = Registry("data set")
-register, make, names = _registry.register, _registry.make, _registry.names
+register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("scenes", "maskgym.data.scenes:Scenes")  # procedural, offline: the default
 register("folder", "maskgym.data.folder:Folder")  # image/mask pairs
@@ -21,4 +22,16 @@ register("hf", "maskgym.data.hf:HuggingFace")  # a folder or a repository of Hug
 for _name in PUBLISHED:  # each of these readers, or one above, with the arguments that a published set takes
     register(_name, partial(make_published, _name))
 
-__all__ = ["SPLITS", "Dataset", "Sample", "Subset", "few_shot", "make", "names", "register", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Sample",
+    "Subset",
+    "WithRationales",
+    "few_shot",
+    "get",
+    "make",
+    "names",
+    "register",
+    "split_of",
+]

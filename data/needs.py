@@ -72,4 +72,4 @@ def _texts(annotation: dict[str, Any], categories: Mapping[Any, str], source: st
     category = category_of(annotation, categories)
     if category is None:
         return [], [f"{name}: category {annotation.get('category_id')} is not in categories"]
-    return [f"find a {category}"], []
+    return [f"find {'an' if category[:1].lower() in 'aeiou' else 'a'} {category}"], []

@@ -51,27 +51,31 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
     return np.asarray(canvas)
 
 
-def contact_sheet(samples: Sequence[Sample], columns: int = 6) -> np.ndarray:
-    """Return samples in a grid, the masks of each over its first image, its key and what it asks for below.
+def contact_sheet(samples: Sequence[Sample], width: int = 1600) -> np.ndarray:
+    """Return samples side by side, the masks of each over its first image, its key and what it asks for below.
 
     Args:
         samples: At least one.
-        columns: Most in a row.
+        width: Where rows break, pixels.
 
     Returns:
         uint8 (height, width, 3).
     """
     panels = [_fit(overlay(sample.images[0], sample.masks[0])) for sample in samples]
-    width, tall = max(panel.width for panel in panels) + GAP, PANEL + 2 * LINE + GAP
-    columns = min(columns, len(panels))
-    sheet = Image.new("RGB", (columns * width + GAP, -(-len(panels) // columns) * tall + GAP), "white")
+    places, left, top, tall = [], GAP, GAP, PANEL + 2 * LINE + GAP
+    for panel in panels:
+        if left > GAP and left + panel.width > width:
+            left, top = GAP, top + tall
+        places.append((left, top))
+        left += max(panel.width, PANEL // 2) + GAP
+    right = max(left + panel.width for (left, _), panel in zip(places, panels, strict=True))
+    sheet = Image.new("RGB", (max(width, right + GAP), top + tall), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    fits = max(8, width // 7)  # characters
-    for number, (sample, panel) in enumerate(zip(samples, panels, strict=True)):
-        left, top = GAP + number % columns * width, GAP + number // columns * tall
+    for (left, top), sample, panel in zip(places, samples, panels, strict=True):
         sheet.paste(panel, (left, top))
         more = f" ({len(sample.images)} images)" if len(sample.images) > 1 else ""
         asked = sample.need or sample.category or f"{len(sample.masks[0])} masks"
+        fits = max(panel.width, PANEL // 2) // 7  # characters
         for line, text in enumerate((sample.key, asked + more)):
             shown = text if len(text) <= fits else f"…{text[1 - fits :]}" if line == 0 else f"{text[: fits - 1]}…"
             draw.text((left, top + PANEL + line * LINE), shown, "black", font)

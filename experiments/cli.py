@@ -80,6 +80,13 @@ def data_dig(arguments: Sequence[str]) -> int:
     return dig.main(arguments)
 
 
+def data_reason(arguments: Sequence[str]) -> int:
+    """Have a model write rationales to imitate: it sees the masks, and says how to come to them."""
+    from maskgym.experiments import reasoning_data
+
+    return reasoning_data.main(arguments)
+
+
 def export(arguments: Sequence[str]) -> int:
     """Write what the agent of a run does as JSON lines, for training elsewhere."""
     from maskgym.experiments import trajectories
@@ -132,6 +139,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "check"): data_check,
     ("data", "show"): data_show,
     ("data", "dig"): data_dig,
+    ("data", "reason"): data_reason,
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
 }
@@ -158,12 +166,20 @@ def _chosen(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: If it has no such argument, or takes another kind of value.
     """
+    import inspect
+
+    from maskgym import data
     from maskgym.data.check import detect
+    from maskgym.data.published import PUBLISHED
     from maskgym.experiments import composition
 
     name = detect(given.folder) if given.data == "auto" else given.data
-    found = composition.compose(["env=sod", f"data={name}", *(f"data.{setting}" for setting in given.settings)])["data"]
-    return name, {setting.partition("=")[0]: found[setting.partition("=")[0]] for setting in given.settings}
+    taken = inspect.signature(data.get(PUBLISHED[name].reader if name in PUBLISHED else name)).parameters
+    keys = [setting.partition("=")[0] for setting in given.settings]
+    if unknown := [key for key in keys if key not in taken]:
+        raise UserError(f"argument '{unknown[0]}': data={name} takes {', '.join(taken)}")
+    found = composition.compose(["env=sod", f"data={name}", *(f"++data.{setting}" for setting in given.settings)])
+    return name, {key: found["data"][key] for key in keys}
 
 
 def _parse(

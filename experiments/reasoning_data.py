@@ -234,6 +234,9 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
             return author.write(sample, before["attempts"] if before else 0)
         except Unreachable as error:
             return error
+        except UserError:
+            author.asker.stopping.set()  # here, before another sample is begun
+            raise
 
     silent, unanswered = 0, list[Unreachable]()
     with ThreadPoolExecutor(jobs) as pool:

@@ -371,8 +371,11 @@ def make_env(config: Mapping[str, Any], task: str, split: str, parts: Mapping[st
 
     settings = {key: value for key, value in config["env"].items() if key not in READ_HERE}
     group = {"group_size": settings["group_size"]} if task == "cosod" else {}
-    source = {"name": data_name} if data_name else config["data"]
+    source = {"name": data_name} if data_name else dict(config["data"])
+    rationales = source.pop("rationales", None)
     dataset = _make(data.make, "data", source, task=config["env"].get("task", task), split=split, **group)
+    if rationales is not None and split == "train":
+        dataset = data.WithRationales(dataset, rationales)
     if not len(dataset):
         raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
     if split == "train" and config["train_samples"] is not None and not data_name:

@@ -149,7 +149,9 @@ def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"argument '{other[0]}': predictions take data=… and data.… only")
     if not any(change.startswith("data=") for change in changes):
         raise UserError("what is it to be scored against? Expected --truth DIR, data=… data.root=DIR, or --table")
-    return composition.compose(["env=sod", *changes])["data"]
+    settings = composition.compose(["env=sod", *changes])["data"]
+    settings.pop("rationales", None)  # of training
+    return settings
 
 
 def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str, dataset: str = "") -> Scored:

@@ -136,7 +136,9 @@ def test_real_photos_are_asked_for_by_category(real_data):
         content = json.load(file)
     names = {record["id"]: record["name"] for record in content["categories"]}
     photos = {record["id"]: record["file_name"].partition(".")[0] for record in content["images"]}
-    pairs = {(photos[a["image_id"]], f"find a {names[a['category_id']]}") for a in content["annotations"]}
+    articles = {name: "an" if name[0] in "aeiou" else "a" for name in names.values()}
+    asked = {number: f"find {articles[name]} {name}" for number, name in names.items()}
+    pairs = {(photos[a["image_id"]], asked[a["category_id"]]) for a in content["annotations"]}
     assert {(key.partition("#")[0], data[i].need) for i, key in enumerate(data.keys[:12])} <= pairs
     assert len(data) == len(pairs)
     np.testing.assert_array_equal(data[0].masks[0].any(axis=(1, 2)), True)

@@ -13,12 +13,13 @@ from maskgym.data.check import check, detect
 from maskgym.data.images import DataFault
 from maskgym.data.published import PUBLISHED
 
+SBU, SBU_TRAIN = "SBU-shadow", "SBU-shadow/SBUTrain4KRecoveredSmall"
 # Of each set with one mask a photo: files of photos and masks as the official archives unpack, and the splits.
 LAYOUTS = {
     "duts": (
         ("DUTS-TR/DUTS-TR-Image/n04442312_17818.jpg", "DUTS-TR/DUTS-TR-Mask/n04442312_17818.png", None),
         ("DUTS-TR/DUTS-TR-Image/sun_a.jpg", "DUTS-TR/DUTS-TR-Mask/sun_a.png", "train"),
-        ("DUTS-TE/DUTS-TE-Image/ILSVRC2012_test_00000003.jpg", "DUTS-TE/DUTS-TE-Mask/ILSVRC2012_test_00000003.png", "test"),
+        ("DUTS-TE/DUTS-TE-Image/ILSVRC2012_test_03.jpg", "DUTS-TE/DUTS-TE-Mask/ILSVRC2012_test_03.png", "test"),
     ),
     "ecssd": (("images/0001.jpg", "ground_truth_mask/0001.png", "test"),),
     "pascal_s": (("datasets/imgs/pascal/1.jpg", "datasets/masks/pascal/1.png", "test"),),
@@ -26,8 +27,8 @@ LAYOUTS = {
     "hku_is": (("imgs/0004.png", "gt/0004.png", "test"), ("imgs/9057.png", "gt/9057.png", "test")),
     "cuhk_blur": (("image/out_of_focus0016.JPG", "gt/out_of_focus0016.png", ...),),
     "sbu": (
-        ("SBU-shadow/SBUTrain4KRecoveredSmall/ShadowImages/lssd577.jpg", "SBU-shadow/SBUTrain4KRecoveredSmall/ShadowMasks/lssd577.png", "train"),
-        ("SBU-shadow/SBU-Test/ShadowImages/lssd9.jpg", "SBU-shadow/SBU-Test/ShadowMasks/lssd9.png", "test"),
+        (f"{SBU_TRAIN}/ShadowImages/1.jpg", f"{SBU_TRAIN}/ShadowMasks/1.png", "train"),
+        (f"{SBU}/SBU-Test/ShadowImages/lssd9.jpg", f"{SBU}/SBU-Test/ShadowMasks/lssd9.png", "test"),
     ),
     "msd": (
         ("train/image/1_512x640.jpg", "train/mask/1_512x640.png", "train"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from maskgym.experiments import cli
 
@@ -22,7 +23,13 @@ def test_without_a_command_it_lists_them(capsys):
         (["data", "check"], "required: DIR"),
         (["data", "check", "nowhere"], "nowhere"),
         (["rewards", "audit", "--task", "x"], "invalid choice: 'x'"),
-        (["evaluate", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["evaluate", "nowhere"], "nowhere: no such folder"),
+        (["export", "nowhere", "out"], "nowhere/config.yaml: no such file"),
+        (["data", "show", "nowhere"], "data.root=nowhere: no such folder"),
+        (["data", "check", ".", "--data", "nope"], "unknown data set 'nope'"),
+        (["data", "check", ".", "--data", "folder", "size=3"], "argument 'size': data=folder takes root, task"),
+        (["data", "show", ".", "--out", "sheet.jpg"], "expected a name that ends in .png"),
+        (["data", "show", ".", "--samples", "0"], "--samples 0: expected at least 1"),
         (["run", "env=nope"], "unknown env 'nope'"),
         (["segmenter", "finetune", "steps"], "argument 'steps'"),
     ],
@@ -41,6 +48,19 @@ def test_data_check(capsys, photo_folder):
     report = json.loads(capsys.readouterr().out)
     assert report["counts"]["total"]["samples"] == 39
     assert any("000" in fault for fault in report["faults"])
+
+
+def test_arguments_of_the_reader(capsys, photo_folder):
+    assert cli.main(["data", "check", str(photo_folder), "splits=test", "exclude=['000', '001']"]) == 0
+    assert capsys.readouterr().out.split("test")[-1].split()[:3] == ["38", "38", "38"]
+
+
+def test_data_show(capsys, photo_folder, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert cli.main(["data", "show", str(photo_folder), "--samples", "7", "--out", str(sheet)]) == 0
+    assert capsys.readouterr().out == f"{sheet}: 7 samples\n"
+    wide, high = Image.open(sheet).size
+    assert wide >= 1600 and 224 < high < 3 * 300
 
 
 def test_rewards_audit(capsys):

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from maskgym import agents
+from maskgym.data.folder import Folder
 from maskgym.experiments import run
 from maskgym.segmenters.evf_sam import EMBEDDED
 
@@ -426,6 +427,20 @@ def test_a_run_without_reasoning_imitates_the_answer_alone(maskgym_run, tmp_path
 
 
 # --- Stopping and going on -------------------------------------------------------------------------------------------
+
+
+def test_rationales_of_a_file_are_imitated(maskgym_run, tmp_path, photo_folder):
+    answer = "<think>It stands out.</think><answer><rg>the left half</rg></answer>"
+    keys = Folder(photo_folder, split="train").keys[:6]
+    rows = [{"key": key, "task": "sod", "images": ["x.png"], "rationale": answer} for key in keys]
+    (tmp_path / "rationales.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    few = ("algo.updates=2", "algo.batch_size=4", "evaluation.samples=2", "evaluation.pictures=0")
+    given = ("env=sod", "algo=sft", "data=folder", f"data.root={photo_folder}", *few)
+    status, out, error = maskgym_run(*given, f"data.rationales={tmp_path}/rationales.jsonl", f"out={tmp_path}/run")
+    assert status == 0, error
+    assert "rationales to imitate: those of scenes" not in out
+    line = refused(maskgym_run(*given, f"data.rationales={tmp_path}/none.jsonl", f"out={tmp_path}/other"))
+    assert "none.jsonl: cannot be read" in line
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, monkeypatch):
