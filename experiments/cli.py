@@ -41,9 +41,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Score predictions or the agent of a run; a paper's table with ours below."""
-    from maskgym.experiments import tabulate
+    from maskgym.experiments import evaluate_command
 
-    return tabulate.main(arguments)
+    return evaluate_command.main(arguments)
 
 
 def data_check(arguments: Sequence[str]) -> int:

@@ -75,6 +75,8 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
             """Leave Ctrl-C to the run, which says how to go on; Ray's own handler ends the process."""
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
+    if config["scale"]["address"] is None:  # nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
     with reward_pool.started(config) as actors:
         return Trainer(

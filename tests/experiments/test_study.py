@@ -30,15 +30,15 @@ def write(tmp_path, **changes):
 def test_every_study_composes_and_shares_its_runs(name, tmp_path):
     content = study.load(name)
     assert (study.STUDIES / f"{name}.yaml").read_text().startswith(f"# python experiments/study.py {name}")
-    groups = study.cells(content, content["seeds"])
+    assert len(content["seeds"]) >= 3
+    groups = study.cells(content, content["seeds"][:1])
     for group in groups.values():
-        assert len(group) == len(content["seeds"]) >= 3
         composition.change(composition.compose(group[0].arguments), group[0].changes)
         if group[0].baseline:
             baselines.parse([*group[0].command()[2:], "--out=results.json"])
     trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
     most = 35 if name == "learning_rates" else 28  # the sweep has nothing to share
-    assert len(trained) <= most * len(content["seeds"])
+    assert len(trained) <= most
 
 
 def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):

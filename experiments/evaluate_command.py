@@ -30,7 +30,7 @@ from tqdm import tqdm
 from maskgym import data
 from maskgym.data.published import PUBLISHED
 from maskgym.errors import UserError
-from maskgym.experiments import composition, predictions, presets, run_folder, scoring, tables
+from maskgym.experiments import composition, paper_tables, predictions, presets, run_folder, scoring
 from maskgym.experiments.command import Parser
 from maskgym.experiments.scoring import Scored
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     table = replace(table, ours=((name, values),), notes=(*table.notes, *_notes(table, found)))
     if given.out:
         _write(given.out, table, found)
-    print(tables.to_markdown(table))
+    print(paper_tables.to_markdown(table))
     return 0
 
 
@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("source", type=Path, metavar="FOLDER", help="of a finished run, or of predictions")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="the data; of a run, what is to be different")
     parser.add_argument("--truth", type=Path, metavar="DIR", help="folder of masks, in place of data=… data.root=…")
-    parser.add_argument("--table", metavar="PAPER/TABLE", help=f"one of {', '.join(tables.names())}")
+    parser.add_argument("--table", metavar="PAPER/TABLE", help=f"one of {', '.join(paper_tables.names())}")
     parser.add_argument("--root", type=Path, metavar="DIR", help="holds the data sets of the table")
     parser.add_argument("--preset", help=f"how to measure: {', '.join(presets.PRESETS)} (the paper's; pysodmetrics)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
@@ -85,7 +85,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     return given
 
 
-def _plain(given: Any, of_run: bool) -> tuple[tables.Table, dict[str, Scored]]:
+def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
     """Return an empty table of one data set, and its scores."""
     preset = given.preset or "pysodmetrics"
     if given.truth:
@@ -101,12 +101,12 @@ def _plain(given: Any, of_run: bool) -> tuple[tables.Table, dict[str, Scored]]:
         name for name in scored.scores if name in presets.NAMES
     ]
     columns = tuple(("", name) for name in shown)
-    return tables.Table("", columns, preset=preset), {"": scored}
+    return paper_tables.Table("", columns, preset=preset), {"": scored}
 
 
-def _published(given: Any, of_run: bool) -> tuple[tables.Table, dict[str, Scored]]:
+def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
     """Return a paper's table, and the scores on those of its data sets that are there."""
-    table = tables.published(given.table)
+    table = paper_tables.published(given.table)
     preset = given.preset or table.preset
     roots = {name: root for name in table.datasets if (root := _folder_of(given.root, name))}
     if not roots:
@@ -311,7 +311,7 @@ def _lines_so_far(file: Path) -> set[str]:
     return set(predictions.read_lines(file))
 
 
-def _notes(table: tables.Table, found: Mapping[str, Scored]) -> list[str]:
+def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
     """Return the lines below the table: how it was measured, what is missing, what was done about what."""
     conventions = dict.fromkeys(scored.convention for scored in found.values())
     lines = [f"Measured as {table.preset}: {' '.join(conventions)}"]
@@ -320,8 +320,12 @@ def _notes(table: tables.Table, found: Mapping[str, Scored]) -> list[str]:
     return lines + [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
 
 
-def _write(out: Path, table: tables.Table, found: Mapping[str, Scored]) -> None:
-    for suffix, make in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
+def _write(out: Path, table: paper_tables.Table, found: Mapping[str, Scored]) -> None:
+    for suffix, make in (
+        ("md", paper_tables.to_markdown),
+        ("tex", paper_tables.to_latex),
+        ("csv", paper_tables.to_csv),
+    ):
         run_folder.write(out / f"table.{suffix}", make(table))
     for name, scored in found.items():
         file = out / f"{name.replace('/', '-') or 'images'}.csv"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskgym import data
-from maskgym.experiments import cli, run, tabulate
+from maskgym.experiments import cli, evaluate_command, run
 from maskgym.metrics import SaliencyScores
 
 DATA = Path(os.environ.get("MASKGYM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -169,11 +169,11 @@ def test_an_agent_is_not_asked_again_for_what_is_there(trained, tmp_path):
     env, asked = envs["sis"], []
     original = agent.act
     agent.act = lambda observations, greedy: asked.append(len(observations)) or original(observations, greedy=greedy)
-    tabulate.predict(agent, env, tmp_path, instances=True)
+    evaluate_command.predict(agent, env, tmp_path, instances=True)
     file = tmp_path / "instances.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # cut off in the fourth line
-    tabulate.predict(agent, env, tmp_path, instances=True)
+    evaluate_command.predict(agent, env, tmp_path, instances=True)
     assert sum(asked) == 4 + 1
     assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == [
         env.unwrapped.dataset[i].key for i in range(4)

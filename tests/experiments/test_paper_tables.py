@@ -8,9 +8,9 @@ import io
 import pytest
 
 from maskgym.errors import UserError
-from maskgym.experiments import tables
+from maskgym.experiments import paper_tables
 
-TABLE = tables.Table(
+TABLE = paper_tables.Table(
     caption="Paper & Table 1: 50 % of it",
     columns=(("ecssd", "s_measure"), ("ecssd", "mae"), ("pascal_s", "s_measure")),
     rows=(("VST_x", (0.9, 0.04, 0.8)), ("a|b", (0.8, 0.03, None))),
@@ -20,7 +20,7 @@ TABLE = tables.Table(
 
 
 def test_markdown():
-    lines = tables.to_markdown(TABLE).splitlines()
+    lines = paper_tables.to_markdown(TABLE).splitlines()
     assert lines[0] == "**Paper & Table 1: 50 % of it**"
     assert lines[2] == "| method | ECSSD S ↑ | ECSSD MAE ↓ | PASCAL-S S ↑ |"
     assert lines[4:7] == [
@@ -32,7 +32,7 @@ def test_markdown():
 
 
 def test_latex():
-    text = tables.to_latex(TABLE)
+    text = paper_tables.to_latex(TABLE)
     assert r"\caption{Paper \& Table 1: 50 \% of it}" in text
     assert r" & \multicolumn{2}{c}{ECSSD} & \multicolumn{1}{c}{PASCAL-S} \\" in text
     assert r"VST\_x & \textbf{0.900} & 0.040 & 0.800 \\" in text
@@ -41,34 +41,36 @@ def test_latex():
 
 
 def test_csv_says_where_a_row_is_from():
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(TABLE))))
+    rows = list(csv.DictReader(io.StringIO(paper_tables.to_csv(TABLE))))
     assert [row["source"] for row in rows] == ["published", "published", "measured"]
     assert (rows[1]["pascal_s/s_measure"], rows[2]["ecssd/mae"]) == ("", "0.0301")
 
 
 def test_one_row_has_no_best_value_and_no_star():
-    table = tables.Table("", (("", "mae"),), ours=(("run", (0.5,)),))
-    assert "| run | 0.500 |" in tables.to_markdown(table) and "measured here" not in tables.to_markdown(table)
-    assert "textbf" not in tables.to_latex(table) and "multicolumn" not in tables.to_latex(table)
+    table = paper_tables.Table("", (("", "mae"),), ours=(("run", (0.5,)),))
+    assert "| run | 0.500 |" in paper_tables.to_markdown(table) and "measured here" not in paper_tables.to_markdown(
+        table
+    )
+    assert "textbf" not in paper_tables.to_latex(table) and "multicolumn" not in paper_tables.to_latex(table)
 
 
 def test_every_published_table_can_be_printed():
-    names = tables.names()
+    names = paper_tables.names()
     assert len(names) > 25 and {"saliency_r1/4-sod", "alignsam/3", "usersod/1"} <= set(names)
     for name in names:
-        table = tables.published(name)
-        for make in (tables.to_markdown, tables.to_latex, tables.to_csv):
+        table = paper_tables.published(name)
+        for make in (paper_tables.to_markdown, paper_tables.to_latex, paper_tables.to_csv):
             assert table.rows[0][0] in make(table) or "_" in table.rows[0][0] or "&" in table.rows[0][0]
 
 
 def test_percentages_are_scaled_like_the_published_ones():
-    table = tables.published("alignsam/2-shadow")
+    table = paper_tables.published("alignsam/2-shadow")
     assert table.scale == 100
-    ours = tables.Table(**{**vars(table), "ours": (("run", (0.5, 0.25)),)})
+    ours = paper_tables.Table(**{**vars(table), "ours": (("run", (0.5, 0.25)),)})
     assert ours.all_rows()[-1] == ("run", [50.0, 25.0])
 
 
 @pytest.mark.parametrize("name", ["saliency_r1/9", "nothing/1", "saliency_r1", ""])
 def test_an_unknown_table_is_refused(name):
     with pytest.raises(UserError, match="expected one of alignsam/2-blur"):
-        tables.published(name)
+        paper_tables.published(name)
