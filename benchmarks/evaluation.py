@@ -59,10 +59,10 @@ def read(folder: Path, name: str) -> np.ndarray:
 
 def ours(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:
     """Return the scores as the command computes them."""
-    from maskgym.experiments import predictions, presets
+    from maskgym.experiments import predictions, presets, scoring
 
     pairs = [predictions.Pair(name, folder / "pred" / name, folder / "gt" / name) for name in names]
-    return predictions.score(pairs, presets.find("pysodmetrics"), weighted="weighted_f" in wanted).scores
+    return scoring.score(predictions.Maps(pairs, presets.find("pysodmetrics"), "weighted_f" in wanted)).scores
 
 
 def theirs(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from maskgym.experiments import run, run_folder
 
 NO_PICTURES = ("evaluation.samples=2", "evaluation.pictures=0", "algo.save_every=2")
-NEEDS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=40", *NO_PICTURES)
+NEEDS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=100", *NO_PICTURES)
 TEXT = ("env=sis", "algo=grpo", "algo.batch_size=8", "algo.group_size=4", "algo.updates=15", *NO_PICTURES)
 CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=8", "algo.updates=30", "algo.epochs=2", *NO_PICTURES)
 RAY = "scale=ray"

@@ -32,6 +32,7 @@ STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, 
 POINTER = "pointer.json"  # says where a checkpoint lies
 CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
 GONE = ("health check failed", "Connection closed by peer")  # how Ray and the other workers notice
+ASKED_S = 0.5  # Ray asks workers how they are, and takes their reports, this often; its own default is 2
 BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
 
 
@@ -77,6 +78,7 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
     if config["scale"]["address"] is None:  # nobody takes this machine away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(ASKED_S))
     scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
     with reward_pool.started(config) as actors:
         return Trainer(
@@ -97,17 +99,21 @@ def _work(settings: Mapping[str, Any]) -> None:
     os.chdir(settings["directory"])
     scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
     config, folder = settings["config"], Path(settings["folder"])
-    every = config["algo"].get("save_every", 1)
-    runs.run(config, folder, settings["resume"], scorer, partial(_report, folder / run_folder.CHECKPOINTS, every))
+    every, last = config["algo"].get("save_every", 1), config["algo"]["updates"]
+    report = partial(_report, folder / run_folder.CHECKPOINTS, every, last)
+    runs.run(config, folder, settings["resume"], scorer, report)
 
 
-def _report(checkpoints: Path, every: int, step: int, values: Mapping[str, float]) -> None:
-    """Tell Ray what an update logged and, from the first worker, where the checkpoint is that was written before it.
+def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping[str, float]) -> None:
+    """Tell Ray what the last update logged, and the first one after each checkpoint, with where that lies.
 
-    Ray is given a file that says where: it would copy the checkpoint itself, which lies where all can read it.
+    Ray takes one report at a time, when it next asks how workers are: one an update would have them wait. It is given a
+    file that says where the checkpoint is: it would copy the checkpoint itself, which lies where all can read it.
     """
     from ray import train
 
+    if (step - 1) % every and step != last:
+        return
     told = {"step": step, **values}
     if train.get_context().get_world_rank() or step == 1 or (step - 1) % every:
         train.report(told)

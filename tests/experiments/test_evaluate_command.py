@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from maskgym import data
 from maskgym.experiments import cli, evaluate_command, run
 from maskgym.metrics import SaliencyScores
 
-DATA = Path(os.environ.get("MASKGYM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @pytest.fixture
@@ -101,6 +102,34 @@ def test_each_measure_of_the_real_fixture_is_the_references(evaluate, tmp_path):
         names |= {f"{ours}_mean": f"mean{theirs}", f"{ours}_max": f"max{theirs}", f"{ours}_adaptive": f"adp{theirs}"}
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(expected[theirs], abs=1e-6), ours
+
+
+def test_predictions_made_of_real_masks_score_as_the_references(evaluate, tmp_path):
+    library = pytest.importorskip("py_sod_metrics")
+    masks = sorted((DATA / "real_sod" / "masks").glob("*.png"))[::10]
+    if not masks:
+        pytest.skip("no real data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        s, e, f = library.Smeasure(), library.Emeasure(), library.Fmeasure()
+        mae, weighted = library.MAE(), library.WeightedFmeasure()
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "maps").mkdir()
+    for number, path in enumerate(masks):
+        mask = Image.open(path).convert("L")
+        blurred = mask.filter(ImageFilter.GaussianBlur(3 + number % 5)).rotate(number % 7 - 3)
+        mask.save(tmp_path / "gt" / path.name)
+        blurred.save(tmp_path / "maps" / path.name)
+        for measure in (s, e, f, mae, weighted):
+            measure.step(np.asarray(blurred), np.asarray(mask))
+    assert evaluate(tmp_path / "maps", "--truth", tmp_path / "gt", "--out", tmp_path / "out")[0] == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
+    expected = {"s_measure": s.get_results()["sm"], "mae": mae.get_results()["mae"]}
+    expected["weighted_f"] = weighted.get_results()["wfm"]
+    for name, result in (("e", e.get_results()["em"]), ("f", f.get_results()["fm"])):
+        curve = result["curve"]
+        expected |= {f"{name}_mean": curve.mean(), f"{name}_max": curve.max(), f"{name}_adaptive": result["adp"]}
+    assert len(masks) == 15 and {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
