@@ -130,11 +130,19 @@ def benchmark(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def doctor(arguments: Sequence[str]) -> int:
+    """Say what is installed, on what machine, and whether it works."""
+    from maskgym.experiments import doctor as examiner
+
+    return examiner.main(arguments)
+
+
 COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("run",): run,
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,
+    ("doctor",): doctor,
     ("export",): export,
     ("data", "check"): data_check,
     ("data", "show"): data_show,
