@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -11,8 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from maskgym.envs.rendering import PALETTE
 from maskgym.experiments import run_folder
 from maskgym.experiments.evaluation import bootstrap_interval
+from maskgym.rewards import parse
 
 # Titles of the curves' panels with what belongs in them; a name goes to the first that fits it.
 PANELS = {
@@ -63,7 +66,9 @@ pre { padding: .8rem; border: 1px solid var(--line); white-space: pre-wrap; over
 .c4 { stroke: #56b4e9; }
 .c5 { stroke: #d55e00; }
 .c6 { stroke: #999; }
-"""
+mark { color: #000; border-radius: 3px; padding: 0 .2em; }
+figcaption p { margin: .3rem 0; overflow-wrap: anywhere; }
+""" + "".join(f".m{number} {{ background: rgb{tuple(colour.tolist())}; }}\n" for number, colour in enumerate(PALETTE))
 
 
 def write(folder: Path) -> None:
@@ -83,7 +88,6 @@ def render(folder: Path) -> str:
     title = escape(f"{results['env']} {results['algo']}, seed {results['seed']}")
     facts = f"{results['steps']} updates in {results['wall_s']:.0f} s on {results['device']}"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    pictures = sorted((folder / run_folder.SAMPLES).glob("*.png"))
     split = escape(results["split"])
     config = (folder / run_folder.CONFIG).read_text(encoding="utf-8")
     return f"""<!doctype html>
@@ -104,7 +108,9 @@ gains are paired. Measures of a whole set have none.</p>
 <h2>Training</h2>
 <div class="panels">{_panels(rows)}</div>
 <h2>Samples</h2>
-{"".join(_figure(picture) for picture in pictures)}
+<p class="soft">Those whose reward fell most and those where it rose most, in turn. Expressions have the colours of their
+masks.</p>
+<div class="gallery">{_gallery(folder / run_folder.SAMPLES, samples)}</div>
 <h2>Config</h2>
 <pre>{escape(config)}</pre>
 <p class="soft">{escape(versions)}</p>
@@ -206,6 +212,42 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _figure(picture: Path) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(picture.stem, quote=True)}"></figure>'
+def _gallery(folder: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+    """Return a figure for each sample that has a picture, the largest loss first, the largest gain next, and so on."""
+    shown = sorted((row for row in samples if row.get("picture")), key=_gain)
+    falling = [row for row in shown if _gain(row) < 0]
+    rising = [row for row in reversed(shown) if _gain(row) >= 0]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(falling, rising))
+    return "".join(_figure(folder / row["picture"], row) for row in turns if row is not None)
+
+
+def _gain(row: Mapping[str, Any]) -> float:
+    return row["after"]["reward"] - row["before"]["reward"]
+
+
+def _figure(picture: Path, row: Mapping[str, Any]) -> str:
+    data, key = base64.b64encode(picture.read_bytes()).decode(), escape(str(row["key"]), quote=True)
+    before, after, gain = row["before"]["reward"], row["after"]["reward"], _gain(row)
+    kind = "good" if gain > 0 else "bad" if gain < 0 else ""
+    text = f'{key}: reward {before:.3f} → {after:.3f} <span class="{kind}">({gain:+.3f})</span>'
+    answers = "".join(
+        f"<p><b>{when}</b> {_coloured(row[when]['answer'], row['task'])}</p>"
+        for when in ("before", "after")
+        if "<" in str(row[when].get("answer", ""))  # texts; clicks are in the picture, and masks no one reads
+    )
+    image = f'<img src="data:image/png;base64,{data}" alt="{key}: image, truth, before and after">'
+    return f"<figure>{image}<figcaption>{text}{answers}</figcaption></figure>"
+
+
+def _coloured(text: str, task: str) -> str:
+    """Return an answer as HTML; in one that is well-formed, expressions have the colours of their masks."""
+    if not parse(text, task).tagged:
+        return escape(text)
+    head, opening, rest = text.partition("<answer>")
+    pieces, number = [escape(head), escape(opening)], -1
+    for piece in re.split(r"(</?(?:rg|ins)>)", rest):
+        if piece in ("<rg>", "<ins>"):
+            number += 1
+        inside = pieces[-1] in ("&lt;rg&gt;", "&lt;ins&gt;")
+        pieces.append(f'<mark class="m{number % len(PALETTE)}">{escape(piece)}</mark>' if inside else escape(piece))
+    return "".join(pieces)

@@ -503,16 +503,27 @@ def _write_samples(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> None:
-    """Write every held-out answer with its scores, before and after, and pictures of some."""
+    """Write every held-out answer with its scores, before and after, and pictures of those that moved most."""
     from maskgym.experiments import evaluation
 
     answers = []
     for task, env in envs.items():
         rows = evaluation.compare(task, indices[task], before[task], after[task])
-        shown = [indices[task][i] for i in evaluation.held_out(len(indices[task]), config["evaluation"]["pictures"])]
-        _write_pictures(folder / run_folder.SAMPLES, task, env, {row["index"]: row for row in rows}, shown)
+        by_index = {row["index"]: row for row in rows}
+        shown = _most_moved(rows, config["evaluation"]["pictures"])
+        for number, index in enumerate(shown):
+            by_index[index]["picture"] = f"{task}-{number:02d}.png"
+        _write_pictures(folder / run_folder.SAMPLES, task, env, by_index, shown)
         answers += rows
     run_folder.write(folder / run_folder.ANSWERS, "".join(f"{run_folder.to_json(row)}\n" for row in answers))
+
+
+def _most_moved(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+    """Return the indices of the samples whose reward fell most, and then as many of those where it rose most."""
+    ordered = sorted(rows, key=lambda row: row["after"]["reward"] - row["before"]["reward"])
+    fell = ordered[: -(-min(count, len(ordered)) // 2)]
+    rose = ordered[len(fell) :][::-1][: count - len(fell)]
+    return [row["index"] for row in (*fell, *rose)]
 
 
 def _write_pictures(
@@ -544,7 +555,7 @@ def _write_pictures(
             image = picture(old.sample, panels, f"before: {old.action}\nafter: {new.action}")
         stream = BytesIO()
         Image.fromarray(image).save(stream, "PNG")
-        run_folder.write(folder / f"{task}-{number:02d}.png", stream.getvalue())
+        run_folder.write(folder / rows[indices[number]]["picture"], stream.getvalue())
 
 
 def scores(evaluations: Mapping[str, Any]) -> dict[str, float]:

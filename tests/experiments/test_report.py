@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,7 @@ from maskgym.errors import UserError
 from maskgym.experiments import report, run_folder
 
 HOSTILE = "<script>alert('x')</script>&\""
+ANSWER = f"<think>{HOSTILE}</think><answer><ins>one & only</ins><ins>two</ins></answer>"
 VOID = {"meta", "img"}
 
 
@@ -55,11 +57,12 @@ def folder(tmp_path):
             "task": "sis",
             "index": i,
             "key": HOSTILE,
-            "before": {"reward": 0.2 + 0.1 * i},
-            "after": {"reward": 0.7 + 0.1 * i},
+            "before": {"reward": 0.2 + 0.1 * i, "answer": f"<think>{HOSTILE}</think>"},
+            "after": {"reward": 0.7 + 0.1 * i, "answer": ANSWER},
         }
         for i in range(2)
     ]
+    rows[0]["picture"] = "sis-00.png"
     run_folder.write(tmp_path / "samples" / "answers.jsonl", "".join(f"{run_folder.to_json(row)}\n" for row in rows))
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "samples" / "sis-00.png")
     run_folder.write(tmp_path / "config.yaml", f"out: {HOSTILE}\n")
@@ -79,6 +82,24 @@ def test_text_is_escaped(folder):
     page = report.render(folder)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5  # title, heading, measure, legend, config, versions
+
+
+def test_expressions_have_the_colours_of_their_masks(folder):
+    page = report.render(folder)
+    assert '<mark class="m0">one &amp; only</mark>' in page and '<mark class="m1">two</mark>' in page
+    assert ".m0 { background: rgb(230, 159, 0); }" in page
+    assert "reward 0.200 → 0.700" in page and '<span class="good">(+0.500)</span>' in page
+    assert report._coloured("<answer><ins>a</ins> b</answer>", "sis") == escape("<answer><ins>a</ins> b</answer>")
+
+
+def test_losses_and_gains_take_turns(folder):
+    def row(number, gain):
+        return {"key": f"k{number}", "task": "sis", "before": {"reward": 0.5}, "after": {"reward": 0.5 + gain}}
+
+    gains = [0.1, -0.3, 0.4, -0.1, 0.2]
+    rows = [row(number, gain) | {"picture": "sis-00.png"} for number, gain in enumerate(gains)]
+    shown = report._gallery(folder / "samples", [*rows, row(9, 0.9)])
+    assert re.findall(r"<figcaption>(k\d)", shown) == ["k1", "k2", "k3", "k4", "k0"]
 
 
 def test_curves_are_drawn_where_there_are_numbers(folder):

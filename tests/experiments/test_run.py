@@ -28,6 +28,14 @@ RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
+def test_pictures_are_of_what_fell_and_rose_most():
+    gains = [0.1, -0.3, 0.4, -0.1, 0.2]
+    rows = [{"index": i, "before": {"reward": 0.5}, "after": {"reward": 0.5 + gain}} for i, gain in enumerate(gains)]
+    assert run._most_moved(rows, 4) == [1, 3, 2, 4]
+    assert run._most_moved(rows, 3) == [1, 3, 2]
+    assert run._most_moved(rows, 0) == [] and run._most_moved(rows, 9) == [1, 3, 0, 2, 4]
+
+
 @pytest.mark.parametrize("env", ["sod", "sis", "cosod", "saliency"])
 def test_a_run_writes_every_file(maskgym_run, tmp_path, env):
     status, out, error = maskgym_run(f"env={env}", *RANDOM, "seed=3", f"out={tmp_path}/run")
@@ -53,6 +61,7 @@ def test_a_run_writes_every_file(maskgym_run, tmp_path, env):
     assert [row["task"] for row in answers] == [task for task in tasks for _ in range(4)]
     assert all(row[when]["answer"].startswith("<think>") for row in answers for when in ("before", "after"))
     pictures = sorted(path.name for path in (folder / "samples").glob("*.png"))
+    assert sorted(row["picture"] for row in answers if "picture" in row) == pictures
     assert pictures == sorted(f"{task}-{number:02d}.png" for task in tasks for number in range(2))
     with Image.open(folder / "samples" / pictures[0]) as picture:
         assert picture.width > 4 * 200  # image, truth, before, after
