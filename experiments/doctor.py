@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
+
+import numpy as np
 
 from maskgym.experiments.command import Parser
 
@@ -109,7 +112,7 @@ def optional() -> dict[str, dict[str, Any]]:
 def self_test() -> Iterator[Check]:
     """Yield the outcome of each check: episodes of each kind, a policy's answer, an update, a picture."""
     for name, kind in EPISODES.items():
-        yield _timed(f"an episode of {name}, answered by {kind}", lambda name=name: _play(name))
+        yield _timed(f"an episode of {name}, answered by {kind}", partial(_play, name))
     yield _timed("an answer of the embedded policy", _answer)
     yield _timed("an update of CGPO, and its run folder", _update)
 
@@ -118,15 +121,15 @@ def _play(name: str) -> None:
     """Play an episode with random actions, and draw its end."""
     import gymnasium as gym
 
-    env = gym.make(name, render_mode="rgb_array")
+    env: Any = gym.make(name, render_mode="rgb_array")
     env.reset(seed=0)
     env.action_space.seed(0)
     over = False
     while not over:
         _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         over = terminated or truncated
-    assert reward == reward, "the reward is no number"
-    assert env.render().ndim == 3
+    assert np.isfinite(reward), "the reward is no number"
+    assert np.ndim(env.render()) == 3, "no picture"
 
 
 def _answer() -> None:

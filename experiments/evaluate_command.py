@@ -115,7 +115,8 @@ def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, 
     found = {}
     for name, root in roots.items():
         if of_run:
-            changes = [*given.changes, f"data={name.partition('/')[0]}", f"data.root={root}"]
+            part = [f"data.{key}={value}" for key, value in _part(name).items()]
+            changes = [*given.changes, f"data={name.partition('/')[0]}", f"data.root={root}", *part]
             found[name] = _score_run(given, changes, table.task, given.out / "predictions" / name, preset)
         else:
             folder = _folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)

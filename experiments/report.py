@@ -108,8 +108,8 @@ gains are paired. Measures of a whole set have none.</p>
 <h2>Training</h2>
 <div class="panels">{_panels(rows)}</div>
 <h2>Samples</h2>
-<p class="soft">Those whose reward fell most and those where it rose most, in turn. Expressions have the colours of their
-masks.</p>
+<p class="soft">Those whose reward fell most and those where it rose most, in turn. Expressions have the colours of
+their masks.</p>
 <div class="gallery">{_gallery(folder / run_folder.SAMPLES, samples)}</div>
 <h2>Config</h2>
 <pre>{escape(config)}</pre>

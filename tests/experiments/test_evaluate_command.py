@@ -220,6 +220,18 @@ def test_a_run_is_scored_on_another_data_set(evaluate, trained, tmp_path):
     assert len(list((tmp_path / "out" / "predictions" / "ecssd").glob("*.png"))) == 3
 
 
+def test_groups_are_written_and_scored_photo_by_photo(evaluate, trained, tmp_path):
+    write_set(tmp_path / "CoCA", "image/alarm clock", "binary/alarm clock", count=3)
+    write_set(tmp_path / "CoCA", "image/bear", "binary/bear", count=2, seed=5)
+    folder = trained("cosod", "env=cosod", "algo=random", "env.group_size=2")
+    given = ("data=coca", f"data.root={tmp_path / 'CoCA'}", "--out", tmp_path / "out")
+    assert evaluate(folder, *given, "--preset", "cosod")[0] == 0
+    names = [path.relative_to(tmp_path / "out/predictions").as_posix() for path in (tmp_path / "out").rglob("0*.png")]
+    assert sorted(names) == [f"{group}/000{k}.png" for group, n in (("alarm clock", 3), ("bear", 2)) for k in range(n)]
+    rows = list(csv.DictReader((tmp_path / "out" / "images.csv").open()))
+    assert sorted(row["key"] for row in rows) == [name[:-4] for name in sorted(names)]
+
+
 def test_predictions_of_another_run_are_not_taken_for_these(evaluate, trained, tmp_path):
     folder = trained("sod", "env=sod", "algo=random")
     assert evaluate(folder, "--out", tmp_path)[0] == 0
