@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -75,6 +76,15 @@ class Registry:
     def make(self, name: str, **kwargs: Any) -> Any:
         """Return ``get(name)(**kwargs)``."""
         return self.get(name)(**kwargs)
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """Return the folder of each plugin's module, imported or not, in order of name."""
+    places = []
+    for plugin in sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name):
+        spec = importlib.util.find_spec(plugin.module.partition(".")[0])
+        places += [Path(place) for place in (spec.submodule_search_locations or () if spec else ())]
+    return tuple(dict.fromkeys(places))
 
 
 def load_plugins() -> None:

@@ -159,8 +159,13 @@ class ReasoningVectorEnv(SampleVectorEnv):
             info["rationale"] = rewards.without_reasoning(info["rationale"])
         return info
 
+    @property
+    def instruction(self) -> str:
+        """What is asked of the agent; a subclass may ask otherwise."""
+        return instruction(self.task, self.reasoning)
+
     def _observe(self, sample: Sample) -> dict[str, Any]:
-        text = instruction(self.task, self.reasoning)
+        text = self.instruction
         if self.task == "cosod":
             assert self.image_size is not None
             shown = [letterbox(image, self.image_size) for image in sample.images[: self.group_size]]

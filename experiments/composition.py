@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskgym.errors import UserError
+from maskgym.registry import plugin_folders
 
 CONF = Path(__file__).parent / "conf"
 ROOT = "config"  # the root file, a list of choices
@@ -35,10 +36,26 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
 
 
+@lru_cache(maxsize=1)
+def folders() -> tuple[Path, ...]:
+    """Return where options lie: in ``conf/`` here, and in that of each plugin (entry points `maskgym.plugins`)."""
+    return (CONF, *(place / "conf" for place in plugin_folders() if (place / "conf").is_dir()))
+
+
 def groups() -> dict[str, tuple[str, ...]]:
     """Return the name of each config group with its options."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
-    return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
+    names = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    return {
+        name: tuple(sorted({file.stem for folder in folders() for file in (folder / name).glob("*.yaml")}))
+        for name in names
+    }
+
+
+def option(group: str, name: str | None) -> dict[str, Any]:
+    """Return what the file of an option says; nothing if there is none."""
+    files = [folder / group / f"{name}.yaml" for folder in folders()]
+    file = next((file for file in files if file.is_file()), None)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
 
 
 def root_keys() -> tuple[str, ...]:
@@ -151,8 +168,9 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _compose(arguments: Sequence[str]) -> DictConfig:
+    others = ",".join(f"'file://{folder}'" for folder in folders()[1:])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose(ROOT, list(arguments))
+        return hydra_compose(ROOT, [*([f"hydra.searchpath=[{others}]"] if others else []), *arguments])
 
 
 def _defaults(overrides: Sequence[Override]) -> dict[str, Any]:
@@ -171,8 +189,7 @@ def _with_forms(arguments: Sequence[str]) -> list[str]:
     named = dict(argument.partition("=")[::2] for argument in arguments)
     forms: dict[str, str] = {}
     for group in ("env", "scale"):
-        file = CONF / group / f"{named.get(group)}.yaml"
-        forms |= yaml.safe_load(file.read_text(encoding="utf-8")).get("forms", {}) if file.is_file() else {}
+        forms |= option(group, named.get(group)).get("forms", {})
     chosen = forms.get(named.get("algo", ""))
     return [f"algo={chosen}" if chosen and argument.startswith("algo=") else argument for argument in arguments]
 
@@ -183,8 +200,7 @@ def _parts(overrides: Sequence[Override]) -> list[str]:
     wanted: dict[str, str] = {}
     for group in ("env", "algo"):
         if group in named:
-            option = yaml.safe_load((CONF / group / f"{named[group]}.yaml").read_text(encoding="utf-8"))
-            wanted |= option.get("parts", {})
+            wanted |= option(group, named[group]).get("parts", {})
     return [f"{group}={name}" for group, name in wanted.items() if group not in named]
 
 

@@ -10,6 +10,7 @@ import yaml
 from gymnasium.envs.registration import load_env_creator
 
 from maskgym import agents, data, policies, rewards, segmenters
+from maskgym.data.published import PUBLISHED
 from maskgym.errors import UserError
 from maskgym.experiments import composition, study
 from maskgym.policies.mllm import LanguagePolicy
@@ -18,6 +19,7 @@ GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
 READ_BY_THE_RUN = {
     "algo": {"updates", "rationales", "parts"},
+    "data": {"rationales"},
     "env": {"ids", "answers", "parts", "forms", "task", "recalibration", "attention"},
 }
 
@@ -37,12 +39,13 @@ def test_an_option_is_named_after_its_file_and_documents_every_key(group, option
     lines = file.read_text().splitlines()
     assert yaml.safe_load(file.read_text())["name"] == option
     assert len(lines) <= 40
-    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "ids:")))
+    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "ids:", "defaults:")))
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, name) for group in REGISTRIES for name in GROUPS[group]])
 def test_every_key_of_an_option_is_an_argument_of_what_it_makes(group, option):
     settings = composition.compose([f"{group}={option}"])[group]
+    option = PUBLISHED[option].reader if group == "data" and option in PUBLISHED else option
     target = REGISTRIES[group].make.__self__.get(option) if group != "reward" else _reward(option)
     accepted = set(inspect.signature(target).parameters)
     if "arguments" in accepted:  # policies hand on to one class
