@@ -80,6 +80,8 @@ def _parse(arguments: Sequence[str]) -> Any:
         raise UserError(f"--jobs {given.jobs}: expected at least 1")
     if given.table and not given.root:
         raise UserError(f"--table {given.table}: expected --root DIR too, which holds its data sets")
+    if given.root and not given.root.is_dir():
+        raise UserError(f"--root {given.root}: no such folder")
     if given.truth and (given.table or given.changes):
         raise UserError("--truth: expected alone, without --table and key=value")
     return given
@@ -155,7 +157,7 @@ def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str, dataset: str = "") -> Scored:
+def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
     """Score maps against files of masks."""
     paths, notes = predictions.pair_up(folder, [key for key, _ in masks], given.partial)
     pairs = [

@@ -141,6 +141,7 @@ def test_predictions_made_of_real_masks_score_as_the_references(evaluate, tmp_pa
         (["maps", "data=ecsd", "data.root=maps"], "unknown data 'ecsd'"),
         (["maps", "--truth", "maps", "data=ecssd"], "--truth: expected alone"),
         (["maps", "--table", "saliency_r1/4-sod"], "expected --root DIR too"),
+        (["maps", "--table", "saliency_r1/4-sod", "--root", "none"], "--root none: no such folder"),
         (["maps", "--table", "saliency_r1/4-sod", "--root", "maps"], "none of the data sets of saliency_r1/4-sod"),
         (["maps", "--truth", "maps", "--preset", "mine"], "preset 'mine': expected one of pysodmetrics"),
         (["maps", "--truth", "maps", "--out"], "expected one argument"),
