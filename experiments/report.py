@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.rendering import PALETTE
 from maskgym.experiments import run_folder
 from maskgym.experiments.evaluation import bootstrap_interval
@@ -233,7 +234,7 @@ def _figure(picture: Path, row: Mapping[str, Any]) -> str:
     answers = "".join(
         f"<p><b>{when}</b> {_coloured(row[when]['answer'], row['task'])}</p>"
         for when in ("before", "after")
-        if "<" in str(row[when].get("answer", ""))  # texts; clicks are in the picture, and masks no one reads
+        if row["task"] in INSTRUCTIONS and row[when].get("answer")  # clicks are in the picture, and masks no one reads
     )
     image = f'<img src="data:image/png;base64,{data}" alt="{key}: image, truth, before and after">'
     return f"<figure>{image}<figcaption>{text}{answers}</figcaption></figure>"

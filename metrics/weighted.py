@@ -40,8 +40,8 @@ def weighted_f(prediction: Any, target: Any) -> float | np.ndarray:
 
     Example:
         >>> target = np.eye(4, dtype=bool)
-        >>> round(weighted_f(target, target), 9), round(weighted_f(~target, target), 9)
-        (1.0, 0.0)
+        >>> round(weighted_f(target, target), 6), round(weighted_f(np.ones((4, 4)), target), 6)
+        (1.0, 0.363275)
     """
     return per_image(_weighted_f, prediction, target)
 

@@ -92,6 +92,12 @@ def test_expressions_have_the_colours_of_their_masks(folder):
     assert report._coloured("<answer><ins>a</ins> b</answer>", "sis") == escape("<answer><ins>a</ins> b</answer>")
 
 
+def test_answers_that_are_no_texts_are_not_shown(folder):
+    row = {"key": "k", "task": "user_need", "picture": "sis-00.png"}
+    sides = {when: {"reward": 0.5, "answer": '[{"counts": "<ins>0"}]'} for when in ("before", "after")}
+    assert "counts" not in report._gallery(folder / "samples", [row | sides])
+
+
 def test_losses_and_gains_take_turns(folder):
     def row(number, gain):
         return {"key": f"k{number}", "task": "sis", "before": {"reward": 0.5}, "after": {"reward": 0.5 + gain}}

@@ -23,7 +23,7 @@ from maskgym.experiments import run
 from maskgym.segmenters.evf_sam import EMBEDDED
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
-TEXT = "cgpo, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
+TEXT = "cgpo, dapo, dr_grpo, grpo, gspo, openai, rloo, sft, spo"
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -106,8 +106,8 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
-        "cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, ppo, ppo_rllib, "
-        "random, referring, rloo, sft, spo, usersal, usersal_plus",
+        "cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, openai, oracle, ppo, "
+        "ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
