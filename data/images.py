@@ -72,7 +72,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataFault: If the file is absent, truncated, or cannot be decoded.
     """
-    picture = _decode(path)
+    picture = _eight_bits(_load(path))
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns when a palette with transparency skips this step
     return np.array(picture.convert("RGB"))
@@ -88,7 +88,11 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         DataFault: If the file is absent, truncated, cannot be decoded, or is coloured.
     """
-    picture = _decode(path)
+    return _grey(path, _load(path))
+
+
+def _grey(path: Path, loaded: Image.Image) -> np.ndarray:
+    picture = _eight_bits(loaded)
     if picture.mode not in ("1", "L", "LA"):
         channels = np.asarray(picture.convert("RGB")).astype(np.int16)
         if np.ptp(channels, axis=2).max() > _COLOUR_TOLERANCE:
@@ -144,7 +148,8 @@ def describe_mask(path: Path) -> str | None:
     Raises:
         DataFault: As `read_mask`.
     """
-    levels, picture = np.unique(read_mask(path)), _load(path)
+    picture = _load(path)
+    levels = np.unique(_grey(path, picture))
     between = levels[(levels > 0) & (levels < 255)]
     if picture.mode.startswith("I"):
         return "of 16 bits, read as 8"
@@ -176,9 +181,8 @@ def read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray
     return image, levels
 
 
-def _decode(path: Path) -> Image.Image:
-    """Return the fully decoded picture, upright, at 8 bits a channel."""
-    picture = _load(path)
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a picture at 8 bits a channel."""
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     return picture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from maskgym import data
@@ -14,6 +12,7 @@ from maskgym.envs.rendering import contact_sheet
 from maskgym.errors import UserError
 from maskgym.experiments import run_folder
 from maskgym.experiments.evaluation import held_out
+from maskgym.policies.chat import to_png
 
 
 def draw(
@@ -41,7 +40,5 @@ def draw(
     dataset = data.make(name, root=root, split=split, **given, **arguments)
     chosen = held_out(len(dataset), samples)
     sheet = contact_sheet([dataset[index] for index in tqdm(chosen, desc="draw", unit="sample", disable=None)])
-    stream = BytesIO()
-    Image.fromarray(sheet).save(stream, "PNG")
-    run_folder.write(out, stream.getvalue())
+    run_folder.write(out, to_png(sheet))
     return len(chosen)

@@ -20,7 +20,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from maskgym.errors import UserError
 from maskgym.experiments import composition, paper_tables, predictions, presets, run_folder, scoring
 from maskgym.experiments.command import Parser
 from maskgym.experiments.scoring import Scored
+from maskgym.policies.chat import to_png
 
 SOURCE = "source.json"  # whose predictions a folder holds
 OF_SAMPLES = {"need": predictions.Needs, "semantic": predictions.Classes, "ranking": predictions.Ranks}
@@ -74,7 +74,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--name", help="of our row (the folder's)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     parser.add_argument("--partial", action="store_true", help="score what there is a prediction for")
-    parser.add_argument("--no-weighted", action="store_true", help="leave the weighted F out: three times as fast")
+    parser.add_argument("--no-weighted", action="store_true", help="leave the weighted F out: four times as fast")
     given = parser.parse_intermixed_args(arguments)
     if given.jobs < 1:
         raise UserError(f"--jobs {given.jobs}: expected at least 1")
@@ -264,7 +264,7 @@ def predict(agent: Any, env: Any, folder: Path, instances: bool = False) -> None
                 for path, levels in zip(
                     _files(base.dataset, index, keys[index], folder), _maps(transition), strict=True
                 ):
-                    run_folder.write(path, _png(levels))
+                    run_folder.write(path, to_png(levels))
             bar.update()
 
 
@@ -286,14 +286,6 @@ def _maps(transition: Any) -> Iterator[np.ndarray]:
     for masks in transition.masks:
         shown = rank_map(masks, -np.arange(len(masks))) if transition.task == "ranking" else union(masks)
         yield np.rint(np.asarray(shown, np.float64) * 255).astype(np.uint8)
-
-
-def _png(levels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = BytesIO()
-    Image.fromarray(levels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _append(file: Path, key: str, masks: np.ndarray) -> None:

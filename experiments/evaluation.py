@@ -102,7 +102,8 @@ def _score_texts(env: VectorEnv, played: Iterable[tuple[Transition, dict[str, fl
         answers.append(transition.action)
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
-            instances.add(predictions, targets)
+            if task == "sis":
+                instances.add(predictions, targets)
         bar.update()
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
     over_set = pixels.result()

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from maskgym.data.images import DataFault
+from maskgym.data.layout import first
 from maskgym.experiments import run_folder
 from maskgym.experiments.batches import chunks
 
 CHUNK = 50  # images that are scored, and kept, together
 PARTS = ".parts"  # folder of what is scored so far
-NAMED = 5  # files that a message names
 
 Row = dict[str, Any]  # what is kept of an image: as JSON holds it
 
@@ -103,7 +103,7 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
 
 def shorten(statement: str, names: Sequence[str]) -> str:
     """Return a statement with the first names that it is about."""
-    return f"{statement}: {', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''}"
+    return f"{statement}: {first(names)}"
 
 
 def _measure_chunks(

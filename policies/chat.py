@@ -160,7 +160,7 @@ def backoff(pause: float, attempt: int, wanted: float | None = None) -> float:
 
 
 def to_png(image: np.ndarray, largest: int | None = None) -> bytes:
-    """Return uint8 (H, W, 3) as PNG, made smaller where a side is longer than ``largest`` pixels."""
+    """Return uint8 (H, W, 3), or grey (H, W), as PNG, made smaller where a side is longer than ``largest`` pixels."""
     picture = Image.fromarray(image)
     if largest is not None:
         picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
