@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -22,6 +23,7 @@ from maskgym.errors import UserError
 from maskgym.registry import plugin_folders
 
 CONF = Path(__file__).parent / "conf"
+SHORTEN = "MASKGYM_UPDATES"  # for those who try whether a command runs
 ROOT = "config"  # the root file, a list of choices
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
@@ -82,7 +84,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
         config = _compose([*_parts(overrides), *(str(override.input_line) for override in overrides)])
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
-        return values
+        return _shortened(values)
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
         raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error
@@ -143,6 +145,15 @@ def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
         *path, last = override.key_or_group.split(".")
         _look_up(changed, path)[last] = _look_up(asked, [*path, last])
     return changed
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with at most the updates that the environment variable MASKGYM_UPDATES allows."""
+    if text := os.environ.get(SHORTEN):
+        if not text.isdecimal():
+            raise UserError(f"{SHORTEN}={text}: expected a whole number")
+        config["algo"]["updates"] = min(config["algo"]["updates"], int(text))
+    return config
 
 
 def dump(config: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -275,3 +276,62 @@ def chat_server():
         yield running
         running.shutdown()
         thread.join()
+
+
+BROWSERS, DRIVER = ("chromium", "chromium-browser", "google-chrome"), "chromedriver"
+BROWSER_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
+)
+
+
+class Browser:
+    """A headless Chromium: its ``driver`` (selenium), what its console said, and what axe-core finds wrong."""
+
+    def __init__(self, driver) -> None:
+        self.driver = driver
+
+    def console(self) -> list[str]:
+        """Return what the console said since the last call."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def faults(self) -> list[str]:
+        """Return what axe-core calls serious or critical on the page as it is, a line a rule."""
+        from axe_core_python.selenium import Axe
+
+        found = Axe().run(self.driver)["violations"]
+        worst = [one for one in found if one["impact"] in ("serious", "critical")]
+        return [f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']]}" for one in worst]
+
+    def size(self, width: int, height: int, dark: bool = False) -> None:
+        """Show pages as a screen of this size does, in pixels; ``dark`` as one that prefers dark pages."""
+        asked = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", asked)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
+@pytest.fixture(scope="session")
+def _driver(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    program, helper = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which(DRIVER)
+    if not program or not helper:
+        pytest.skip("no Chromium with its chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(helper))
+    yield running
+    running.quit()
+
+
+@pytest.fixture
+def browser(_driver) -> Browser:
+    """Return a browser on an empty page, of the size of a laptop's, that prefers light pages."""
+    _driver.get("about:blank")
+    found = Browser(_driver)
+    found.console()  # what an earlier page left
+    found.size(1280, 900)
+    return found

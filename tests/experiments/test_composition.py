@@ -195,3 +195,12 @@ def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
 def test_the_root_file_only_lists_choices():
     root = yaml.safe_load((composition.CONF / "config.yaml").read_text())
     assert {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} == set(GROUPS)
+
+
+def test_updates_can_be_capped_from_outside(monkeypatch):
+    monkeypatch.setenv("MASKGYM_UPDATES", "2")
+    assert composition.compose(["env=sis", "algo.updates=7"])["algo"]["updates"] == 2
+    assert composition.compose(["env=sis", "algo.updates=1"])["algo"]["updates"] == 1
+    monkeypatch.setenv("MASKGYM_UPDATES", "two")
+    with pytest.raises(UserError, match="MASKGYM_UPDATES=two: expected a whole number"):
+        composition.compose(["env=sis"])

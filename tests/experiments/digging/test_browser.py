@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -15,34 +14,14 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
-BROWSERS, DRIVER = ("chromium", "chromium-browser", "google-chrome"), "chromedriver"
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
-)
 HOSTILE = '<img src=x onerror="document.title=1"> & find </script><script>document.title="2"</script> it'
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    browser, helper = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which(DRIVER)
-    if not browser or not helper:
-        pytest.skip("no Chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(helper))
-    yield running
-    running.quit()
 
 
 class Page:
     """What a person sees and does."""
 
-    def __init__(self, driver, folder) -> None:
-        self.driver, self.folder = driver, folder
+    def __init__(self, browser, folder) -> None:
+        self.driver, self.log, self.folder = browser.driver, browser.console, folder
 
     def open(self, address: str) -> None:
         self.driver.get(address)
@@ -76,15 +55,10 @@ class Page:
     def mask(self):
         return self.driver.execute_script("return shown.mask")
 
-    def log(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
 
 @pytest.fixture
-def page(driver, project):
-    driver.get("about:blank")
-    driver.get_log("browser")  # what an earlier page left
-    return Page(driver, project.folder)
+def page(browser, project):
+    return Page(browser, project.folder)
 
 
 def test_a_session_of_work(page, project, serve):
