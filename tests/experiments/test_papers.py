@@ -1,4 +1,4 @@
-"""The published tables, and the page that says what of each paper is where."""
+"""The published tables, the page that says what of each paper is where, and the page of commands."""
 
 from __future__ import annotations
 
@@ -174,7 +174,8 @@ def test_tables_agree_where_the_papers_repeat_themselves():
 
 PAGE = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 CODE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+COMMAND_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE + COMMAND_PAGE, re.DOTALL)).replace("\\\n", " ")
 LINES = [line.partition("  #")[0].strip() for line in BLOCKS.splitlines()] + CODE
 FILES = [code for code in CODE if re.fullmatch(r"[\w./-]+\.(py|yaml|md|json)", code)]
 PLACES = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", PAGE)
@@ -238,19 +239,19 @@ def test_the_keys_of_the_page_are_there():
 
 def runs():
     for line in LINES:
-        if line.startswith("python experiments/run.py "):
+        if line.startswith("python experiments/run.py ") and "resume=" not in line:
             words = shlex.split(line)[2:]
-            yield " ".join(word for word in words if not word.startswith("-"))
+            yield " ".join(word for word in words if "=" in word)
 
 
-@pytest.mark.parametrize("arguments", sorted(set(runs())))
+@pytest.mark.parametrize("arguments", sorted(filter(None, set(runs()))))
 def test_a_run_of_the_page_composes(arguments):
     for row in composition.expand(shlex.split(arguments)):
         assert composition.compose(row)["env"]["name"]
 
 
 def test_the_other_commands_of_the_page_exist():
-    lists = {"study": "studies", "benchmark": "matrices"}
+    lists = {"study": "studies", "benchmark": "matrices", "sweep": "sweeps"}
     found = set()
     for line in LINES:
         script = re.match(r"python ((?:experiments|benchmarks)/\w+\.py)(?: (\w+))?", line)
