@@ -33,7 +33,7 @@ OPTIONAL = {  # module: what it is for, and what installs it
     "tensorboard": ("logger=tensorboard", "maskgym[tensorboard]"),
     "rliable": ("maskgym benchmark: intervals over seeds", "maskgym[benchmark]"),
     "openai": ("algo=openai, maskgym data reason, needs by a server", "maskgym[dig]"),
-    "starlette": ("maskgym data dig: the page on which people correct", "maskgym[dig]"),
+    "starlette": ("maskgym play, maskgym data dig: pages on this machine", "maskgym[play]"),
     "sb3_contrib": ("MaskablePPO and RecurrentPPO on clicks", "maskgym[contrib]"),
     "vllm": ("algo.use_vllm=true: faster generation of the group methods", "trl[vllm]"),
 }

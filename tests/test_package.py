@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = {"build", "dist", "results", "runs"}  # ignored by git
-EXTRAS = ("benchmark", "dig", "ray", "tensorboard", "wandb")  # imported where they are used
+EXTRAS = ("benchmark", "dig", "play", "ray", "tensorboard", "wandb")  # imported where they are used
 # Needed at run time by packages that do not ask for them: see setup.cfg.
 INDIRECT = {"protobuf", "sentencepiece", "torchvision"}
 

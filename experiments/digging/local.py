@@ -14,7 +14,8 @@ class LocalWriter(ModelWriter):
     """Asks a `LocalChat`.
 
     Args:
-        project, settings: See `ModelWriter`; ``model`` is a folder as ``save_pretrained`` writes it, or a hub name.
+        project: See `ModelWriter`.
+        settings: See `ModelWriter`; ``model`` is a folder as ``save_pretrained`` writes it, or a hub name.
 
     Raises:
         UserError: See `LocalChat`.

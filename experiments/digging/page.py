@@ -1,20 +1,10 @@
-"""The page on which people correct: a small server, on this machine alone unless it is told otherwise.
-
-The page is one file, `page.html`, without requests to anywhere else; what it shows of the data it shows as text. A
-policy of the browser backs that: only the page's own script may run. Requests that change something must be JSON, so
-that no other site's form can send them, and must name a host that we serve, so that no other name can lead here.
-"""
+"""The page on which people correct: what it asks of a project, served as `maskgym.experiments.pages` serves."""
 
 from __future__ import annotations
 
-import hmac
 import io
-import ipaddress
-import json
-import secrets
-import socket
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,28 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskgym.data.images import DataFault
 from maskgym.errors import UserError
+from maskgym.experiments import pages
 from maskgym.experiments.digging import commands, masks, review
 
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.middleware import Middleware
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-    from starlette.routing import Route
-except ImportError as error:
-    raise UserError("the page needs starlette and uvicorn: pip install 'maskgym[dig]'") from error
-
 PAGE = Path(__file__).with_name("page.html")
-COOKIE = "maskgym_token"
-MOST_POINTS, MOST_NEEDS, LARGEST_BODY = 64, 20, 100_000  # the last in bytes
-LOCAL = ("127.0.0.1", "localhost", "::1")
-ASK = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>maskgym: token</title><form><label>Token, as the terminal shows it:
-<input name="token" type="password" autofocus></label> <button>Open</button></form>"""
+MOST_POINTS, MOST_NEEDS = 64, 20
 
 
 class Desk:
@@ -172,166 +146,27 @@ class Desk:
         return found
 
 
-def make_app(desk: Desk, hosts: Sequence[str] = LOCAL, token: str | None = None) -> Starlette:
-    """Return the application.
-
-    Args:
-        desk: What it serves.
-        hosts: Names that requests may be addressed to; ``*`` for any, with a token.
-        token: Asked for before anything is shown; None asks for none.
-    """
-
-    async def page(request: Request) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; "
-            "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-        )
-        text = PAGE.read_text(encoding="utf-8").replace("NONCE", nonce)
-        return HTMLResponse(text, headers={"content-security-policy": policy})
-
-    def reading(act: Callable[[str], Any]) -> Callable:
-        async def answer(request: Request) -> Response:
-            return await _answered(act, request.path_params["name"])
-
-        return answer
-
-    def changing(act: Callable[[dict[str, Any]], Any]) -> Callable:
-        async def answer(request: Request) -> Response:
-            if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-                return JSONResponse({"error": "expected JSON"}, 415)
-            body = b""
-            async for part in request.stream():
-                body += part
-                if len(body) > LARGEST_BODY:
-                    return JSONResponse({"error": f"expected at most {LARGEST_BODY} bytes"}, 413)
-            return await _answered(lambda: act(_object(body)))
-
-        return answer
-
-    async def overview(request: Request) -> Response:
-        return await _answered(desk.overview)
-
-    routes = [
-        Route("/", page),
-        Route("/api/objects", overview),
-        Route("/api/objects/{name}", reading(desk.show)),
-        Route("/api/pictures/{name}", reading(desk.picture)),
-        Route("/api/mask", changing(desk.mask), methods=["POST"]),
-        Route("/api/decide", changing(desk.decide), methods=["POST"]),
-    ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=tuple(hosts), token=token)])
-
-
-class Guard:
-    """Lets in what names one of our hosts and, if there is one, knows the token.
-
-    Args:
-        app: What is guarded.
-        hosts: See `make_app`.
-        token: See `make_app`.
-    """
-
-    HEADERS = (
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
-        (b"cache-control", b"no-store"),
+def make_app(desk: Desk, hosts: Sequence[str] = pages.LOCAL, token: str | None = None) -> pages.Starlette:
+    """Return the application of a desk; hosts and token are those of `pages.make_app`."""
+    return pages.make_app(
+        PAGE,
+        reading={
+            "/api/objects": desk.overview,
+            "/api/objects/{name}": desk.show,
+            "/api/pictures/{name}": desk.picture,
+        },
+        changing={"/api/mask": desk.mask, "/api/decide": desk.decide},
+        hosts=hosts,
+        token=token,
     )
-
-    def __init__(self, app: Any, hosts: tuple[str, ...], token: str | None) -> None:
-        self._app, self._hosts, self._token = app, hosts, token
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, or hand it on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def hardened(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *self.HEADERS]}
-            await send(message)
-
-        refusal = self._refusal(Request(scope))
-        await (refusal or self._app)(scope, receive, hardened)
-
-    def _refusal(self, request: Request) -> Response | None:
-        try:
-            named = request.url.hostname
-        except ValueError:
-            named = None
-        if "*" not in self._hosts and named not in self._hosts:
-            return JSONResponse({"error": "this name does not lead here"}, 421)
-        if self._token is None or self._knows(request.cookies.get(COOKIE)):
-            return None
-        if request.url.path != "/":
-            return JSONResponse({"error": "the token is missing or wrong"}, 401)
-        if not self._knows(request.query_params.get("token")):
-            return HTMLResponse(ASK, 401)
-        answer = RedirectResponse("/", 303)  # so that the token does not stay in the address
-        answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
-        return answer
-
-    def _knows(self, given: str | None) -> bool:
-        return self._token is not None and hmac.compare_digest((given or "").encode(), self._token.encode())
 
 
 def serve(desk: Desk, host: str, port: int, announce: Callable[[str], object] = print) -> None:
-    """Serve the page until the process is interrupted.
-
-    Args:
-        desk: What is served.
-        host: Address to bind. Anything but this machine's own asks for a token, which is shown once, here.
-        port: Number; 0 takes a free one.
-        announce: Told the address.
-
-    Raises:
-        UserError: If the address cannot be had.
-    """
-    own = is_own(host)
-    token = None if own else secrets.token_urlsafe(24)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """Serve the page until the process is interrupted; arguments and errors are those of `pages.serve`."""
     try:
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
-    with listening:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}/"
-        announce(f"{address}?token={token}" if token else address)
-        app = make_app(desk, (*LOCAL, host) if own else ("*",), token)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
-        try:
-            server.run([listening])
-        finally:
-            desk.decisions.save()
-
-
-def is_own(host: str) -> bool:
-    """Return whether an address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-async def _answered(act: Callable, *arguments: Any) -> Response:
-    """Return what an action gives, made in a thread; mistakes come as one line."""
-    try:
-        found = await run_in_threadpool(act, *arguments)
-    except (UserError, DataFault) as error:
-        return JSONResponse({"error": " ".join(str(error).split())}, 400)
-    return Response(found, media_type="image/png") if isinstance(found, bytes) else JSONResponse(found)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError("expected a JSON object")
-    return found
+        pages.serve(partial(make_app, desk), host, port, announce)
+    finally:
+        desk.decisions.save()
 
 
 def _clicks(given: dict[str, Any], shape: Sequence[int]) -> tuple[list[list[float]], list[int], bool]:

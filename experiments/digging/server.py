@@ -14,7 +14,8 @@ class ServerWriter(ModelWriter):
     """Asks a `ChatServer`; the key comes from ``OPENAI_API_KEY``.
 
     Args:
-        project, settings: See `ModelWriter`.
+        project: See `ModelWriter`.
+        settings: See `ModelWriter`.
 
     Raises:
         UserError: See `ChatServer`.

@@ -181,13 +181,6 @@ def test_wider_than_this_machine_a_token_is_asked_for(project, serve):
     assert ask(address, "api/objects", Cookie=cookie.partition(";")[0])[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("host", "own"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
-)
-def test_which_addresses_are_this_machines_own(host, own):
-    assert page.is_own(host) is own and not page.is_own("192.168.0.1") and not page.is_own("example.org")
-
-
 def test_a_port_that_is_taken_is_told(desk, server):
     with pytest.raises(UserError, match=f"--port {server.server_port}: .*in use"):
         page.serve(desk, "127.0.0.1", server.server_port)
