@@ -46,6 +46,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     return evaluate_command.main(arguments)
 
 
+def play(arguments: Sequence[str]) -> int:
+    """Play an environment in a browser, beside an oracle or a trained policy."""
+    from maskgym.experiments import play as player
+
+    return player.main(arguments)
+
+
 def data_check(arguments: Sequence[str]) -> int:
     """Read a whole data set and list its faults by name."""
     from maskgym.data.check import check
@@ -85,6 +92,23 @@ def data_reason(arguments: Sequence[str]) -> int:
     from maskgym.experiments import reasoning_data
 
     return reasoning_data.main(arguments)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write the page of a finished run again, or one page that compares several."""
+    from maskgym.experiments import compare_report
+    from maskgym.experiments import report as pages
+
+    options: list[tuple[str, dict]] = [
+        ("runs", {"nargs": "+", "type": Path, "metavar": "RUN", "help": "folder of a finished run"}),
+        ("--out", {"type": Path, "help": "the page (report.html of the run; of several comparison.html, here)"}),
+    ]
+    given = _parse("report", report, arguments, options)
+    if len(given.runs) == 1:
+        print(pages.write(given.runs[0], given.out))
+    else:
+        print(compare_report.write(given.runs, given.out or Path("comparison.html")))
+    return 0
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -142,8 +166,10 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,
+    ("play",): play,
     ("doctor",): doctor,
     ("export",): export,
+    ("report",): report,
     ("data", "check"): data_check,
     ("data", "show"): data_show,
     ("data", "dig"): data_dig,

@@ -2,253 +2,227 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
-import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from maskgym.envs.instructions import INSTRUCTIONS
-from maskgym.envs.rendering import PALETTE
-from maskgym.experiments import run_folder
-from maskgym.experiments.evaluation import bootstrap_interval
-from maskgym.rewards import parse
+from maskgym.experiments import composition, curves, finished_run, report_page, run_folder
+from maskgym.experiments.finished_run import SECONDS, Points, Run, better, differences, reward_gain
 
-# Titles of the curves' panels with what belongs in them; a name goes to the first that fits it.
+# Titles of the curves' panels with what belongs in them, in groups; a name goes to the first that fits it.
 PANELS = {
-    "Held-out": r"held_out/(.*/)?(reward|iasm|s_measure|iou|format)$",
-    "Reward and its terms": r"reward$|reward/",
-    "Confidence and advantage": r"cgpo/(confidence|advantage)",
-    "Response types (share of the extremes)": r"response_types/",
-    "Rank-normalised advantage of the response types": r"response_advantage/",
-    "Groups without signal (share)": r"group/share_without_signal$",
-    "Divergence from the policy before training": r"kl$",
-    "Entropy": r"entropy$",
-    "Response length (tokens)": r"completions/(mean|min|max)_length$",
-    "Clip fraction": r"clip_ratio/region_mean$",
-    "Loss": r"(isr/)?loss$",
-    "Learning rate": r"learning_rate$",
-    "Gradient norm": r"grad_norm$",
+    "Learning": {
+        "Reward and its terms": r"reward$|reward/",
+        "Held-out reward": r"held_out/(.*/)?reward$",
+        "Held-out measures": r"held_out/(.*/)?(iasm|s_measure|iou|format|sa_sor)$",
+        "IoU and repeated clicks": r"(iou|repeated)$",
+        "Confidence": r"cgpo/confidence$",
+        "Advantage": r"(cgpo|spo)/advantage|train/advantage",
+        "Response types (share of the extremes)": r"response_types/",
+        "Rank-normalised advantage of the response types": r"response_advantage/",
+        "Groups without signal (share)": r"group/share_without_signal$",
+        "Entropy": r"(train/)?entropy(_loss)?$",
+        "Response length (tokens)": r"completions/(mean|min|max)_length$",
+        "Cells that the draw changed (share)": r"changed$",
+    },
+    "Optimisation": {
+        "Loss": r"(isr/|train/)?loss$|train/(mse|appearance)$",
+        "Losses of policy and value": r"train/(policy_gradient|value)_loss$",
+        "Loss of the recalibration": r"recalibration/loss$",
+        "Explained variance of returns": r"train/explained_variance$",
+        "Divergence from the policy before": r"kl$|train/approx_kl$",
+        "Clip fraction": r"clip_ratio/region_mean$|train/clip_fraction$",
+        "Learning rate": r"(train/)?learning_rate$",
+        "Gradient norm": r"(train/)?grad_norm$",
+    },
+    "Cost": {
+        "Seconds an update": rf"{SECONDS}$",
+        "Tokens generated an update": r"generated_tokens$",
+        "Rewards computed an update": r"reward_calls$",
+        "Scoring, seconds an update": r"(scoring|reward)_seconds$",
+        "Scoring, share of the time": r"scoring_share$",
+        "Peak memory (MiB)": r"peak_memory_mib$",
+    },
 }
-LESS = ("noc85", "noc90", "repeated", "mae")  # measures of which less is better
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 420, 210, 52, 24, 8, 10  # of a panel, units of its view box
-
-STYLE = """
-:root { color-scheme: light dark;
-  --text: #1c1e21; --page: #fff; --line: #d5d8dc; --soft: #667; --good: #00734f; --bad: #b3400a; }
-@media (prefers-color-scheme: dark) { :root {
-  --text: #e6e8eb; --page: #15171a; --line: #3a3f46; --soft: #9aa3ad; --good: #4cc9a0; --bad: #ff9a5c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
-  margin: 2rem auto; max-width: 1000px; padding: 0 1rem; }
-table { border-collapse: collapse; }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; }
-.good { color: var(--good); }
-.bad { color: var(--bad); }
-.soft, figcaption { color: var(--soft); }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 1rem; }
-figure { margin: 0 0 1rem; }
-svg { width: 100%; height: auto; }
-svg.key { width: 18px; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-img { max-width: 100%; height: auto; }
-pre { padding: .8rem; border: 1px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere; }
-.axis { stroke: var(--line); fill: none; }
-.curve { fill: none; stroke-width: 1.6; stroke-linecap: round; }
-.c0 { stroke: #0072b2; }
-.c1 { stroke: #e69f00; }
-.c2 { stroke: #009e73; }
-.c3 { stroke: #cc79a7; }
-.c4 { stroke: #56b4e9; }
-.c5 { stroke: #d55e00; }
-.c6 { stroke: #999; }
-mark { color: #000; border-radius: 3px; padding: 0 .2em; }
-figcaption p { margin: .3rem 0; overflow-wrap: anywhere; }
-""" + "".join(f".m{number} {{ background: rgb{tuple(colour.tolist())}; }}\n" for number, colour in enumerate(PALETTE))
+ORDERS = {  # of the gallery: what a figure's place is kept as, and what the control says
+    "turn": "losses and gains in turn",
+    "loss": "largest loss first",
+    "gain": "largest gain first",
+    "data": "as in the data",
+}
 
 
-def write(folder: Path) -> None:
-    """Write ``report.html`` from the other files of a run folder."""
-    run_folder.write(folder / run_folder.REPORT, render(folder))
+def write(folder: Path, file: Path | None = None) -> Path:
+    """Write the report of a run folder from its other files; return where: ``report.html`` there, or ``file``.
+
+    Raises:
+        UserError: As `render`; or if it cannot be written.
+    """
+    file = file or folder / run_folder.REPORT
+    report_page.save(file, render(folder))
+    return file
 
 
 def render(folder: Path) -> str:
     """Return the report of a run folder as HTML.
 
     Raises:
-        UserError: If a file that it is made from is missing or cannot be read.
+        UserError: If its run is not finished, or a file that the report is made from cannot be read.
     """
-    results = run_folder.read_json(folder / run_folder.RESULTS)
-    rows = run_folder.read_metrics(folder / run_folder.METRICS)
-    samples = [json.loads(line) for line in (folder / run_folder.ANSWERS).read_text(encoding="utf-8").splitlines()]
-    title = escape(f"{results['env']} {results['algo']}, seed {results['seed']}")
-    facts = f"{results['steps']} updates in {results['wall_s']:.0f} s on {results['device']}"
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    split = escape(results["split"])
-    config = (folder / run_folder.CONFIG).read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>maskgym: {title}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{escape(facts)}.</p>
-<h2>Before and after</h2>
-<p class="soft">Greedy answers to the same held-out samples ({split} split). Intervals: 95 %, bootstrap over samples;
-gains are paired. Measures of a whole set have none.</p>
-<div class="scroll">{_table(results, samples)}</div>
-<h2>Training</h2>
-<div class="panels">{_panels(rows)}</div>
-<h2>Samples</h2>
-<p class="soft">Those whose reward fell most and those where it rose most, in turn. Expressions have the colours of
-their masks.</p>
-<div class="gallery">{_gallery(folder / run_folder.SAMPLES, samples)}</div>
-<h2>Config</h2>
-<pre>{escape(config)}</pre>
-<p class="soft">{escape(versions)}</p>
-</body>
-</html>
-"""
+    run = finished_run.read(folder)
+    versions = ", ".join(f"{name} {version}" for name, version in run.results["versions"].items())
+    config = escape(composition.dump(run.config))
+    sections = {
+        "Before and after": _scores(run),
+        "Training": _training(run),
+        "Samples": _samples(run),
+        "Config": f"<details><summary>Every setting of the run</summary><pre>{config}</pre></details>"
+        f'<p class="soft">{escape(versions)}</p>',
+    }
+    return report_page.document(run.title, "report of a run", _head(run), sections)
 
 
-def _table(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> str:
+def panel_of(name: str) -> str | None:
+    """Return the title of the panel that a logged name belongs in, or None for the rest."""
+    panels = (pair for group in PANELS.values() for pair in group.items())
+    return next((title for title, pattern in panels if re.match(pattern, name)), None)
+
+
+def cost(run: Run) -> str:
+    """Return what a run cost, in words."""
+    parts = {
+        "tokens generated": run.total("generated_tokens"),
+        "rewards computed": run.total("reward_calls"),
+        "MiB of memory at most": run.peak_memory_mib,
+    }
+    told = ", ".join(f"{value:,.0f} {name}" for name, value in parts.items() if value is not None)
+    updates = f"{run.results['steps']:,} update" + "s" * (run.results["steps"] != 1)
+    time = finished_run.duration(run.results["wall_s"])
+    return f"{updates} in {time} on {run.results['device']}" + f": {told}" * bool(told) + "."
+
+
+def _head(run: Run) -> str:
+    """Return the main measures, and what they cost."""
+    entries = [
+        (
+            f"{name}, before → after",
+            f"{report_page.number(run.results['before'].get(name))} → {report_page.number(run.results['after'][name])}",
+            f"gain {_gain_cell(run, name)}",
+        )
+        for name in run.main
+    ]
+    return f'<p class="lead">{escape(cost(run))}</p>{report_page.tiles(entries)}'
+
+
+def _scores(run: Run) -> str:
     """Return the scores before and after as a table, with intervals where a score is a mean over samples."""
-    several = len({row["task"] for row in samples}) > 1
-    lines = []
-    for name in results["after"]:
-        task, _, measure = name.rpartition("/")
-        chosen = [row for row in samples if not several or row["task"] == task]
-        old, new = ([row[when].get(measure) for row in chosen] for when in ("before", "after"))
-        known = None not in old and None not in new
-        gain = [b - a for a, b in zip(old, new, strict=True)] if known else None
-        cells = [
-            _number(results["before"].get(name), old if known else None),
-            _number(results["after"][name], new if known else None),
-            _number(
-                _difference(results["before"].get(name), results["after"][name]), gain, -1 if measure in LESS else 1
-            ),
+    rows = [
+        [
+            escape(name),
+            report_page.number(run.results["before"].get(name), run.values(name, "before")),
+            report_page.number(value, run.values(name, "after")),
+            _gain_cell(run, name),
         ]
-        lines.append(f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>")
-    head = "<tr><th>measure</th><th>before</th><th>after</th><th>gain</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _number(value: float | None, values: Sequence[float] | None, better: int = 0) -> str:
-    """Return a cell: the value, and the interval of the mean of ``values``.
-
-    A gain says which way is ``better``, 1 or -1; it is coloured where its interval excludes 0.
-    """
-    if value is None:
-        return "<td>–</td>"
-    text = f"{value:+.3f}" if better else f"{value:.3f}"
-    if not values:
-        return f"<td>{text}</td>"
-    low, high = bootstrap_interval(values)
-    away = better * ((low > 0) - (high < 0))
-    kind = {1: "good", -1: "bad", 0: ""}[away]
-    return f'<td class="{kind}">{text} <span class="soft">[{low:.3f}, {high:.3f}]</span></td>'
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _panels(rows: Sequence[Mapping[str, float]]) -> str:
-    """Return one figure a panel that has curves."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "wall_s"))
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {title: {} for title in PANELS}
-    for name in names:
-        title = next((title for title, pattern in PANELS.items() if re.match(pattern, name)), None)
-        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-        if title and points:
-            panels[title][name] = points
-    return "".join(_panel(title, curves) for title, curves in panels.items() if curves)
-
-
-def _panel(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Return a figure with named curves, each (step, value) points, as an inline picture."""
-    steps = [step for points in curves.values() for step, _ in points]
-    values = [value for points in curves.values() for _, value in points]
-    (first, last), (low, high) = _range(steps), _range(values)
-
-    def place(step: float, value: float) -> str:
-        x = LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
-        return f"{x:.1f},{y:.1f}"
-
-    lines, legend = [], []
-    for number, (name, points) in enumerate(curves.items()):
-        kind = f"c{number % 7}"
-        marks = " ".join(place(*point) for point in points)
-        # A curve of one point has no length: round caps make it a dot.
-        lines.append(f'<polyline class="curve {kind}" points="{marks} {place(*points[-1])}"/>')
-        key = f'<svg class="key" viewBox="0 0 18 8" aria-hidden="true"><path class="curve {kind}" d="M0 4H18"/></svg>'
-        legend.append(f"{key} {escape(name)} {points[-1][1]:.3g}")
-    axis = f"M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"
-    labels = [
-        f'<text x="{LEFT - 6}" y="{TOP + 9}" text-anchor="end">{high:.3g}</text>',
-        f'<text x="{LEFT - 6}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.3g}</text>',
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first:.0f}</text>',
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">update {last:.0f}</text>',
+        for name, value in run.results["after"].items()
     ]
     return (
-        f'<figure><strong>{escape(title)}</strong><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<title>{escape(title)}</title><path class="axis" d="{axis}"/>{"".join(labels)}{"".join(lines)}</svg>'
-        f"<figcaption>{' &nbsp; '.join(legend)}</figcaption></figure>"
+        f'<p class="soft">Greedy answers to the same {len(run.samples):,} held-out samples '
+        f"({escape(run.results['split'])} split). Intervals: 95 %, bootstrap over samples; gains are paired, and "
+        "coloured where their interval excludes 0. Measures of a whole set have none.</p>"
+        + report_page.table("Measures before and after", ["measure", "before", "after", "gain"], rows)
     )
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis, never equal."""
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def _gain_cell(run: Run, name: str) -> str:
+    gains = differences(run.values(name, "before"), run.values(name, "after"))
+    return report_page.number(run.gain(name), gains, better(name))
 
 
-def _gallery(folder: Path, samples: Sequence[Mapping[str, Any]]) -> str:
-    """Return a figure for each sample that has a picture, the largest loss first, the largest gain next, and so on."""
-    shown = sorted((row for row in samples if row.get("picture")), key=_gain)
-    falling = [row for row in shown if _gain(row) < 0]
-    rising = [row for row in reversed(shown) if _gain(row) >= 0]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(falling, rising))
-    return "".join(_figure(folder / row["picture"], row) for row in turns if row is not None)
+def _training(run: Run) -> str:
+    """Return the curves in groups of panels, and what belongs in none folded up."""
+    logged, parts = run.curves(), []
+    if not logged:
+        return '<p class="soft">Nothing was logged.</p>'
+    for group, titles in PANELS.items():
+        panels = {title: {name: logged[name] for name in logged if panel_of(name) == title} for title in titles}
+        drawn = "".join(_panel(title, found) for title, found in panels.items() if found)
+        parts.append(f'<h3>{group}</h3><div class="panels">{drawn}</div>' * bool(drawn))
+    if rest := [_panel(name, {name: points}) for name, points in logged.items() if panel_of(name) is None]:
+        parts.append(folded_panels(rest))
+    return smoothing_note(logged.values()) + "".join(parts)
 
 
-def _gain(row: Mapping[str, Any]) -> float:
-    return row["after"]["reward"] - row["before"]["reward"]
+def folded_panels(panels: Sequence[str]) -> str:
+    """Return panels of less interest, folded up."""
+    return (
+        f"<details><summary>Everything else that was logged: {len(panels)} more</summary>"
+        f'<div class="panels">{"".join(panels)}</div></details>'
+    )
 
 
-def _figure(picture: Path, row: Mapping[str, Any]) -> str:
-    data, key = base64.b64encode(picture.read_bytes()).decode(), escape(str(row["key"]), quote=True)
-    before, after, gain = row["before"]["reward"], row["after"]["reward"], _gain(row)
+def smoothing_note(drawn: Iterable[Points]) -> str:
+    """Return what is to be said of smoothed curves, where there are some."""
+    if not any(map(curves.is_smoothed, drawn)):
+        return ""
+    return (
+        f'<p class="soft">Curves of more than {curves.SMOOTHED_FROM} points are means of their neighbours; '
+        "the faint line is what was logged.</p>"
+    )
+
+
+def _panel(title: str, found: Mapping[str, Points]) -> str:
+    return curves.figure(
+        title, [curves.Curve(name, points, style) for style, (name, points) in enumerate(found.items())]
+    )
+
+
+def _samples(run: Run) -> str:
+    """Return the samples that have a picture, and a control that says in which order."""
+    moved = [reward_gain(row) for row in run.samples]
+    up, down = sum(gain > 0 for gain in moved), sum(gain < 0 for gain in moved)
+    still = len(moved) - up - down
+    told = f"Of {len(moved):,} samples the reward rose in {up:,}, fell in {down:,} and stayed in {still:,}."
+    places = _places([row for row in run.samples if run.picture(row)])
+    if not places:
+        return f'<p class="soft">{told} No picture was kept.</p>'
+    choices = "".join(
+        f'<label><input type="radio" name="order" value="{name}"{" checked" * (name == "turn")}>{text}</label>'
+        for name, text in ORDERS.items()
+    )
+    figures = "".join(_figure(run, row, kept) for row, kept in places)
+    return (
+        f'<p class="soft">{told} Below are those where it moved most. Expressions have the colours of their masks; '
+        f"clicks are numbered.</p><fieldset><legend>Order:</legend>{choices}</fieldset>"
+        f'<div class="gallery">{figures}</div>'
+    )
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
+    """Return samples, losses and gains in turn, each with its place in every order."""
+    worst = sorted(rows, key=reward_gain)
+    falling = [row for row in worst if reward_gain(row) < 0]
+    rising = [row for row in reversed(worst) if reward_gain(row) >= 0]
+    both = itertools.chain.from_iterable(itertools.zip_longest(falling, rising))
+    turn = [row for row in both if row is not None]
+    orders = {"turn": turn, "loss": worst, "gain": worst[::-1], "data": rows}
+    place = {name: {id(row): place for place, row in enumerate(order)} for name, order in orders.items()}
+    return [(row, {name: place[name][id(row)] for name in ORDERS}) for row in turn]
+
+
+def _figure(run: Run, row: Mapping[str, Any], places: Mapping[str, int]) -> str:
+    """Return a sample: its picture, its rewards, its answers. Where it stands in each order is for the style sheet."""
+    picture, key, gain = run.picture(row), str(row["key"]), reward_gain(row)
+    assert picture is not None  # `_samples` left the others out
     kind = "good" if gain > 0 else "bad" if gain < 0 else ""
-    text = f'{key}: reward {before:.3f} → {after:.3f} <span class="{kind}">({gain:+.3f})</span>'
-    answers = "".join(
-        f"<p><b>{when}</b> {_coloured(row[when]['answer'], row['task'])}</p>"
-        for when in ("before", "after")
-        if row["task"] in INSTRUCTIONS and row[when].get("answer")  # clicks are in the picture, and masks no one reads
+    rewards = f"reward {row['before']['reward']:.3f} → {row['after']['reward']:.3f}"
+    said = {when: report_page.answer(row[when].get("answer"), row["task"]) for when in ("before", "after")}
+    answers = "".join(f"<p><strong>{when}</strong> {text}</p>" for when, text in said.items() if text)
+    style = "; ".join(f"--{name}: {place}" for name, place in places.items())
+    return (
+        f'<figure style="{style}">{report_page.picture(picture, f"{key}: image, truth, before and after")}'
+        f'<figcaption><p><strong>{escape(key)}</strong>: {rewards} <span class="{kind}">({gain:+.3f})</span></p>'
+        f"{answers}</figcaption></figure>"
     )
-    image = f'<img src="data:image/png;base64,{data}" alt="{key}: image, truth, before and after">'
-    return f"<figure>{image}<figcaption>{text}{answers}</figcaption></figure>"
-
-
-def _coloured(text: str, task: str) -> str:
-    """Return an answer as HTML; in one that is well-formed, expressions have the colours of their masks."""
-    if not parse(text, task).tagged:
-        return escape(text)
-    head, opening, rest = text.partition("<answer>")
-    pieces, number = [escape(head), escape(opening)], -1
-    for piece in re.split(r"(</?(?:rg|ins)>)", rest):
-        if piece in ("<rg>", "<ins>"):
-            number += 1
-        inside = pieces[-1] in ("&lt;rg&gt;", "&lt;ins&gt;")
-        pieces.append(f'<mark class="m{number % len(PALETTE)}">{escape(piece)}</mark>' if inside else escape(piece))
-    return "".join(pieces)
