@@ -154,6 +154,13 @@ def benchmark(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """Run a wandb sweep's file without wandb: as experiments/sweep.py."""
+    from maskgym.experiments import sweep as runner
+
+    return runner.main(arguments)
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """Say what is installed, on what machine, and whether it works."""
     from maskgym.experiments import doctor as examiner
@@ -166,6 +173,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,
+    ("sweep",): sweep,
     ("play",): play,
     ("doctor",): doctor,
     ("export",): export,
