@@ -2,7 +2,7 @@
 BIN ?= .venv/bin
 TOOLS := $(abspath $(BIN))
 
-.PHONY: check format lint spelling types test
+.PHONY: check format lint spelling types test site
 
 check: lint spelling types test
 
@@ -24,3 +24,6 @@ types:
 
 test:
 	$(TOOLS)/pytest
+
+site:  ## the documentation, in build/site; the tests build it too
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --strict

@@ -69,11 +69,11 @@ SUPPORTED = {
 class CGPOConfig(GRPOConfig):
     """Settings of :class:`CGPOTrainer`: those of ``GRPOConfig``, with the paper's defaults, and the ones below.
 
-    Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused.
+    Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused. Its ``beta`` is the weight of
+    the divergence from the policy before training (Eq. 8), and takes the place of ISR.
 
     Args:
         num_generations: Answers a prompt; the paper takes one.
-        beta: Weight of the divergence from the policy before training (Eq. 8). It takes the place of ISR.
         confidence: ``mean_probability`` (Eq. 10) or ``exp_mean_log``, the exponential of the mean log-probability.
         full_gradient: Minimise Eq. 11, the confidence differentiated, whose gradient has Eq. 12 as a factor: unstable
             where the confidence is near 0 or 1. There is no ratio in it, so an answer serves for one update.

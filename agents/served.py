@@ -46,10 +46,14 @@ class ServedAgent:
         seed: Where the temperature is not 0, another seed is answered anew.
         output: Folder of the run's checkpoints; replies are kept in ``answers`` there.
         model: The server's name for the model.
-        base_url, key_variable, timeout: See `maskgym.policies.chat_server.ChatServer`.
-        temperature, max_tokens: Of an answer; None leaves them to the server.
+        base_url: See `maskgym.policies.chat_server.ChatServer`.
+        key_variable: See `maskgym.policies.chat_server.ChatServer`.
+        timeout: See `maskgym.policies.chat_server.ChatServer`.
+        temperature: Of sampling; None leaves it to the server.
+        max_tokens: Longest answer; None leaves it to the server.
         concurrency: Questions on their way at a time.
-        retries, pause: See `maskgym.policies.chat.Asker`.
+        retries: See `maskgym.policies.chat.Asker`.
+        pause: See `maskgym.policies.chat.Asker`.
         cache: Folder of replies that several runs share; None for the run's own.
         options: More of the request, as it is: ``reasoning_effort``, ``max_completion_tokens``, ….
 

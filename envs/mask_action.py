@@ -30,7 +30,10 @@ class MaskVectorEnv(SampleVectorEnv):
     says what a mask leads to with `_take`, and what else its episodes hold with `_begin`, `_picture` and `_step_info`.
 
     Args:
-        num_envs, reward, render_mode, autoreset_mode: As `SampleVectorEnv`.
+        num_envs: As `SampleVectorEnv`.
+        reward: As `SampleVectorEnv`.
+        render_mode: As `SampleVectorEnv`.
+        autoreset_mode: As `SampleVectorEnv`.
         dataset: A name in `maskgym.data`, or a data set whose samples have one image.
         split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
         task: Of a data set that is given by name.

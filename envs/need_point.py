@@ -31,8 +31,17 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         As of PointPrompt, and
         need: float32 (D,), the deepest feature that the encoder gives the need; 0 for an empty one.
 
-    Action Space, Reward, Starting State, Episode End:
+    Action Space:
         As of PointPrompt.
+
+    Reward:
+        As of PointPrompt.
+
+    Starting State:
+        As of PointPrompt.
+
+    Episode End:
+        As of PointPrompt. Termination: never. Truncation: after ``horizon`` clicks.
 
     Info:
         As of PointPrompt, and ``need``, the words, at reset and at every step.

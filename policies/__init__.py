@@ -10,6 +10,7 @@ register, make, names = _registry.register, _registry.make, _registry.names
 
 
 def _language_model(path: str, **arguments: Any) -> Any:
+    """Return the `LanguagePolicy` of a model of the hub: Qwen2.5-VL of one size."""
     from .mllm import LanguagePolicy
 
     return LanguagePolicy(path, **arguments)

@@ -434,7 +434,11 @@ class SAMed(TrainedSam):
     Args:
         segmenter: Whose weights to start from; it is not changed.
         rank: Of the updates.
-        steps, batch_size, learning_rate, weight_decay, seed: See `TrainedSam`; the learning rate is the authors'.
+        steps: See `TrainedSam`.
+        batch_size: See `TrainedSam`.
+        learning_rate: See `TrainedSam`; the authors'.
+        weight_decay: See `TrainedSam`.
+        seed: See `TrainedSam`.
 
     References:
         Zhang and Liu, Customized Segment Anything Model for Medical Image Segmentation, arXiv 2304.13785, Section 3.
@@ -503,7 +507,11 @@ class MSA(TrainedSam):
     Args:
         segmenter: Whose weights to start from; it is not changed.
         bottleneck: Channels of an embedding for one inside an adapter.
-        steps, batch_size, learning_rate, weight_decay, seed: See `TrainedSam`.
+        steps: See `TrainedSam`.
+        batch_size: See `TrainedSam`.
+        learning_rate: See `TrainedSam`.
+        weight_decay: See `TrainedSam`.
+        seed: See `TrainedSam`.
 
     References:
         Wu et al., Medical SAM Adapter: Adapting Segment Anything Model for Medical Image Segmentation, arXiv

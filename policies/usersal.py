@@ -207,13 +207,22 @@ class UserSalPlus(UserSal):
     other is described in `AppearanceSimilarityAdder`.
 
     Args:
-        backbone, encoder, tokens, hidden, bypass: See `UserSal`.
+        backbone: See `UserSal`.
+        encoder: See `UserSal`.
+        tokens: See `UserSal`.
+        hidden: See `UserSal`.
+        bypass: See `UserSal`.
         similarity: Similarity computer (SC).
         adder: Appearance information adder (AIA).
         appearance_loss: Train with Eq. 4 (AL).
         multi_scale: At every scale (MS), or at the coarsest alone.
-        siamese, width, heads, window, most_keys: See `AppearanceSimilarityAdder`.
-        kl_axis, kl_temperature: See `maskgym.policies.appearance.appearance_loss`.
+        siamese: See `AppearanceSimilarityAdder`.
+        width: See `AppearanceSimilarityAdder`.
+        heads: See `AppearanceSimilarityAdder`.
+        window: See `AppearanceSimilarityAdder`.
+        most_keys: See `AppearanceSimilarityAdder`.
+        kl_axis: See `maskgym.policies.appearance.appearance_loss`.
+        kl_temperature: See `maskgym.policies.appearance.appearance_loss`.
         appearance_weight: Of the appearance loss, summed over scales; 1 is Eq. 5.
 
     Raises:

@@ -65,7 +65,8 @@ class ClipSurgery(HubNetwork):
             one cell a patch. None means the side that the model was trained at; the paper takes 512 for finer maps.
         surgered_blocks: How many of the last image blocks get the second path, 0 to all.
         templates: Prompts with ``{}`` for the text; features are averaged over them.
-        device, dtype: See `FrozenNetwork`.
+        device: See `FrozenNetwork`.
+        dtype: See `FrozenNetwork`.
         batch_size: Most images encoded at a time.
 
     Raises:

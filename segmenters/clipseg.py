@@ -24,7 +24,9 @@ class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device, dtype, batch_size: See `ReferringSegmenter`.
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
 
     Raises:
         UserError: See `HubNetwork`.

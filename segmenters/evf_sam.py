@@ -145,7 +145,9 @@ class EvfSamSegmenter(ReferringSegmenter):
             ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
             unless it lies beside, is then the published one.
         tokenizer: The tokenizer's file or folder, where it is not beside the weights.
-        device, dtype, batch_size: See `ReferringSegmenter`.
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
 
     Raises:
         UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.

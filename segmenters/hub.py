@@ -25,7 +25,9 @@ class HubNetwork(FrozenNetwork):
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, which is
             downloaded at construction unless it is in the cache.
-        device, dtype, batch_size: See `FrozenNetwork`.
+        device: See `FrozenNetwork`.
+        dtype: See `FrozenNetwork`.
+        batch_size: See `FrozenNetwork`.
 
     Raises:
         UserError: If the checkpoint is missing, cannot be read, is of another model, or lacks weights.

@@ -22,7 +22,8 @@ class ReferringSegmenter(FrozenNetwork):
     stretched to a square, `_resize`.
 
     Args:
-        device, dtype: See `FrozenNetwork`.
+        device: See `FrozenNetwork`.
+        dtype: See `FrozenNetwork`.
         batch_size: Most images encoded, and most phrases decoded, at a time.
     """
 

@@ -105,7 +105,9 @@ class SamSegmenter(PromptableSegmenter):
     Args:
         checkpoint: An official ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
         model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` takes what the weights are. A folder has its own config.
-        device, dtype, batch_size: See `PromptableSegmenter`.
+        device: See `PromptableSegmenter`.
+        dtype: See `PromptableSegmenter`.
+        batch_size: See `PromptableSegmenter`.
 
     Raises:
         UserError: If a file is missing or cannot be read, or is of another model. What concerns the weights' content

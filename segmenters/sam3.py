@@ -33,7 +33,9 @@ class Sam3Segmenter(HubNetwork, ReferringSegmenter):
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
         score_threshold: In [0, 1].
-        device, dtype, batch_size: See `ReferringSegmenter`.
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
 
     Raises:
         UserError: If the threshold is outside [0, 1]; else see `HubNetwork`.

@@ -36,8 +36,10 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device, dtype, batch_size: See `PromptableSegmenter`. transformers rounds the points to the dtype too, in
-            bfloat16 to about one pixel of 1024.
+        device: See `PromptableSegmenter`.
+        dtype: See `PromptableSegmenter`. transformers rounds the points to it too, in bfloat16 to about one
+            pixel of 1024.
+        batch_size: See `PromptableSegmenter`.
 
     Raises:
         UserError: See `HubNetwork`; also, at first use, if the image processor and the config differ in size.
@@ -126,7 +128,9 @@ class Sam2Segmenter(SamHfSegmenter):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device, dtype, batch_size: See `SamHfSegmenter`.
+        device: See `SamHfSegmenter`.
+        dtype: See `SamHfSegmenter`.
+        batch_size: See `SamHfSegmenter`.
 
     Raises:
         UserError: See `SamHfSegmenter`.
