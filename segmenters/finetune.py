@@ -223,9 +223,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _value(argument: str, text: str) -> Any:
     import yaml
+    from omegaconf import OmegaConf
 
-    try:
-        return yaml.safe_load(text)
+    try:  # where PyYAML alone takes 1e-3 for a text
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except yaml.YAMLError as error:
         raise UserError(f"argument '{argument}': the value cannot be read") from error
 

@@ -1,18 +1,15 @@
-"""Run the examples: those of the docstrings, and the README's."""
+"""Run the examples of the docstrings; those of pages are run by test_tutorials.py."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
-import re
 from pathlib import Path
 
 import pytest
 
 import maskgym
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def has_examples(name: str) -> bool:
@@ -25,8 +22,3 @@ def has_examples(name: str) -> bool:
 )
 def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
-
-
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_readme(code):
-    exec(code, {})

@@ -183,6 +183,7 @@ def test_the_command_trains_and_its_mistakes_are_one_line(start, tmp_path, capsy
         f"segmenter.checkpoint={start.weights_file.parent}",
         "segmenter.device=cpu",
         "steps=2",
+        "learning_rate=1e-3",  # which YAML takes for a text
     ]
     assert main([*base, f"out={tmp_path / 'out'}"]) == 0
     assert "in 2 steps" in capsys.readouterr().out
