@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import trim_mean
 
 from maskgym.errors import UserError
 
@@ -28,7 +29,8 @@ def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the interquartile means (points,) along curves (seeds, tasks, points), and their intervals (2, points)."""
 
     def along(drawn: np.ndarray) -> np.ndarray:
-        return np.array([_metrics().aggregate_iqm(drawn[..., point]) for point in range(drawn.shape[-1])])
+        # What rliable's aggregate_iqm calls, for all points at a time: SciPy's checks take longer than its sums.
+        return trim_mean(drawn.reshape(-1, drawn.shape[-1]), 0.25, axis=0)
 
     return _estimate([scores], along)
 

@@ -49,6 +49,7 @@ def test_without_masks_everything_may_be_clicked():
 
 
 def test_recurrent_ppo_plays():
-    model = contrib.RecurrentPPO("MultiInputLstmPolicy", make_env(label="positive"), n_steps=8, batch_size=16, seed=0)
+    small = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"lstm_hidden_size": 8}}
+    model = contrib.RecurrentPPO("MultiInputLstmPolicy", make_env(label="positive"), seed=0, **small)
     model.learn(32)
     assert model.num_timesteps == 32

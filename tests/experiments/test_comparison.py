@@ -53,3 +53,9 @@ def test_curves_have_a_middle_and_a_band():
     assert (low < middle).all() and (middle < high).all()
     picture = comparison.draw_curves({"updates": {"cgpo": [([0, 1], [0.1, 0.2])] * 2}}, "iasm")
     assert picture.startswith(b"\x89PNG")
+
+
+def test_the_points_of_a_curve_have_the_interquartile_means_of_rliable():
+    scores = np.random.default_rng(0).random((5, 3, 4))
+    middle, _ = comparison.iqm_curve(scores)
+    assert middle == pytest.approx([comparison.iqm(scores[..., point])[0] for point in range(4)])
