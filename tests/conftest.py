@@ -43,15 +43,6 @@ settings.load_profile("maskgym")
 sys.modules.setdefault(Path(__file__).parents[1].name, maskgym)
 
 
-# Files of long tests begin, so that no core waits for the other at the end.
-LONG = ("tutorials", "ray_run", "run", "study", "benchmark", "sweep", "reward_pool", "parallel", "rllib", "site")
-
-
-def pytest_collection_modifyitems(items):
-    places = {f"test_{name}": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
-
-
 class Halves:
     """Segments ``left`` and ``right``; anything else is empty. Counts its calls."""
 
