@@ -29,6 +29,7 @@ NAMED = 3  # settings in the name of a group, at most
 # Curves that are not folded up, beside those of the main measures.
 CURVES = ("reward", "iou", "cgpo/confidence", "entropy", "train/entropy", "completions/mean_length")
 COSTS = (SECONDS, "generated_tokens", "reward_calls", "peak_memory_mib")
+ABSENT = object()  # no value of a config
 Row = Mapping[str, Any]
 
 
@@ -151,9 +152,6 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return [key for key in keys if len({_text(group.settings.get(key, ABSENT)) for group in groups}) > 1]
 
 
-ABSENT = object()  # no value of a config
-
-
 def _read(folders: Sequence[Path]) -> list[Run]:
     """Read every run, and refuse one that is there twice."""
     places: dict[Path, Path] = {}
@@ -248,18 +246,25 @@ def _measures(groups: Sequence[Group]) -> str:
     names = list(dict.fromkeys(name for group in groups for name in group.runs[0].results["after"]))
     main = [name for name in names if name in groups[0].runs[0].main]
     rest = [name for name in names if name not in main]
-    of_seeds = [group.over_seeds for group in groups]
-    over = (
-        "seeds where a group has three of them, else over samples" if any(of_seeds) else "samples: no group has 3 seeds"
-    )
-    over = "seeds" if all(of_seeds) else over
     more = _measure_table("More measures", rest, groups)
     return (
         '<p class="soft">Greedy answers to held-out samples, as means over the seeds of a group. Intervals: 95 %, '
-        f"bootstrap over {over}. Gains are coloured where their interval excludes 0.</p>"
+        f"bootstrap over {_over(groups)}. Gains are coloured where their interval excludes 0.</p>"
         f"{_measure_table('Measures', main, groups)}<h3>Cost of a run</h3>{_cost_table(groups)}"
         + f"<details><summary>{len(rest)} more measures</summary>{more}</details>"
         * bool(rest)
+    )
+
+
+def _over(groups: Sequence[Group]) -> str:
+    """Return what intervals are over, in words."""
+    over_seeds = [group.over_seeds for group in groups]
+    if all(over_seeds):
+        return "seeds"
+    return (
+        "seeds where a group has three of them, else over samples"
+        if any(over_seeds)
+        else "samples: no group has 3 seeds"
     )
 
 

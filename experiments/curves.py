@@ -12,10 +12,8 @@ from maskgym.experiments.report_page import table
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 48, 24, 10, 12  # of a figure, units of its view box
 STYLES = 7  # of lines, as `report_page.STYLE` has them
-SMOOTHED_FROM, WINDOWS = (
-    40,
-    12,
-)  # points that a smoothed curve has at least; about so many stretches it is smoothed over
+SMOOTHED_FROM = 40  # points that a curve has at most to be shown as it is
+WINDOWS = 12  # a longer one is smoothed over about so many stretches
 TICKS = 7  # of an axis, about, at most
 ROWS = 8  # of the table, at most
 
@@ -39,10 +37,8 @@ class Curve:
 
 def figure(title: str, curves: Sequence[Curve]) -> str:
     """Return curves with axes, a legend and their numbers as HTML."""
-    x, y = (
-        _Axis([step for curve in curves for step, _ in curve.points], LEFT, WIDTH - RIGHT, whole=True),
-        _y_axis(curves),
-    )
+    x = _Axis([step for curve in curves for step, _ in curve.points], LEFT, WIDTH - RIGHT, whole=True)
+    y = _y_axis(curves)
     grid = [f'<path class="grid" d="M{LEFT} {y.place(value):.1f}H{WIDTH - RIGHT}"/>' for value in y.ticks]
     labels = [
         f'<text x="{LEFT - 6}" y="{y.place(value) + 4:.1f}" text-anchor="end">{text}</text>'
@@ -83,14 +79,12 @@ def shown(value: float) -> str:
 class _Axis:
     """Places values between two ends, with round numbers for ticks."""
 
-    def __init__(
-        self, values: Sequence[float], start: float, end: float, whole: bool = False, margin: float = 0
-    ) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = False) -> None:
         low, high = min(values), max(values)
         if high == low:
             spread = 0.5 if whole or not low else abs(low) / 10
             low, high = low - spread, high + spread
-        self._low, self._high = low - margin * (high - low), high + margin * (high - low)
+        self._low, self._high = low, high
         self._start, self._end = start, end
         step = _round_step((self._high - self._low) / TICKS)
         if whole:

@@ -323,6 +323,7 @@ def _driver(tmp_path_factory):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     running = webdriver.Chrome(options=options, service=webdriver.ChromeService(helper))
+    running.set_script_timeout(120)  # seconds: axe-core on a long page, on a busy machine
     yield running
     running.quit()
 

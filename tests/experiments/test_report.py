@@ -367,7 +367,6 @@ def real(tmp_path_factory):
 @pytest.fixture
 def opened(browser, tmp_path):
     """Return a function that shows a page from disk, and checks all that holds of every page."""
-    browser.driver.set_script_timeout(120)
 
     def call(page, faults=((1280, False), (1280, True), (390, False))):
         file = tmp_path / "page.html"
