@@ -189,6 +189,8 @@ def main() -> None:
                         sys.exit(f"{name}: the run that nothing happened to: status {status}: {said}")
                     expected[fault.run] = losses(folder / "whole")
                 wrong.append(once(fault, folder / "run", expected[fault.run], moments.uniform(0.05, 0.9)))
+                if wrong[-1]:
+                    tqdm.write(f"{name}, try {len(wrong)}: {wrong[-1]}", file=sys.stderr)
         kept = wrong.count("")
         print(f"| {name} | {given.tries} | {kept} | {'; '.join(sorted({*wrong} - {''}))} |", flush=True)
 

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from maskgym.errors import UserError
 from maskgym.registry import plugin_folders
 
 CONF = Path(__file__).parent / "conf"
-SHORTEN = "MASKGYM_UPDATES"  # for those who try whether a command runs
+# Environment variables that cap keys, for those who try whether a command runs.
+CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation", "samples")}
 ROOT = "config"  # the root file, a list of choices
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
@@ -38,12 +39,13 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
 
 
-@lru_cache(maxsize=1)
+@cache
 def folders() -> tuple[Path, ...]:
     """Return where options lie: in ``conf/`` here, and in that of each plugin (entry points `maskgym.plugins`)."""
     return (CONF, *(place / "conf" for place in plugin_folders() if (place / "conf").is_dir()))
 
 
+@cache
 def groups() -> dict[str, tuple[str, ...]]:
     """Return the name of each config group with its options."""
     names = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -53,13 +55,15 @@ def groups() -> dict[str, tuple[str, ...]]:
     }
 
 
+@cache
 def option(group: str, name: str | None) -> dict[str, Any]:
-    """Return what the file of an option says; nothing if there is none."""
+    """Return what the file of an option says, not to be changed; nothing if there is none."""
     files = [folder / group / f"{name}.yaml" for folder in folders()]
     file = next((file for file in files if file.is_file()), None)
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
 
 
+@cache
 def root_keys() -> tuple[str, ...]:
     """Return every key of a config's first level: the groups, and what the root file adds."""
     root = yaml.safe_load((CONF / f"{ROOT}.yaml").read_text(encoding="utf-8"))
@@ -81,7 +85,11 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _check_choice(override)
     try:
-        config = _compose([*_parts(overrides), *(str(override.input_line) for override in overrides)])
+        config = deepcopy(_chosen(overrides))
+        for override in overrides:
+            if override.key_or_group not in groups():
+                added = override.is_add() or override.is_force_add()
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=added)
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
         return _shortened(values)
@@ -148,11 +156,12 @@ def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _shortened(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with at most the updates that the environment variable MASKGYM_UPDATES allows."""
-    if text := os.environ.get(SHORTEN):
-        if not text.isdecimal():
-            raise UserError(f"{SHORTEN}={text}: expected a whole number")
-        config["algo"]["updates"] = min(config["algo"]["updates"], int(text))
+    """Return a config with at most the updates and samples that environment variables allow."""
+    for variable, (group, key) in CAPS.items():
+        if text := os.environ.get(variable):
+            if not text.isdecimal():
+                raise UserError(f"{variable}={text}: expected a whole number")
+            config[group][key] = min(config[group][key], int(text))
     return config
 
 
@@ -178,21 +187,21 @@ def load(file: Path) -> dict[str, Any]:
     return config
 
 
-def _compose(arguments: Sequence[str]) -> DictConfig:
-    others = ",".join(f"'file://{folder}'" for folder in folders()[1:])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose(ROOT, [*([f"hydra.searchpath=[{others}]"] if others else []), *arguments])
-
-
-def _defaults(overrides: Sequence[Override]) -> dict[str, Any]:
+def _chosen(overrides: Sequence[Override]) -> DictConfig:
     """Return the config of the chosen options, every key as the options have it; not to be changed."""
     chosen = [str(override.input_line) for override in overrides if override.key_or_group in groups()]
-    return _defaults_of((*_parts(overrides), *chosen))
+    return _compose((*_parts(overrides), *chosen))
 
 
 @lru_cache(maxsize=64)  # rows of a study differ in numbers more than in options, and Hydra takes its time
-def _defaults_of(options: tuple[str, ...]) -> Any:
-    return OmegaConf.to_container(_compose(options), resolve=True)
+def _compose(options: tuple[str, ...]) -> DictConfig:
+    others = ",".join(f"'file://{folder}'" for folder in folders()[1:])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(ROOT, [*([f"hydra.searchpath=[{others}]"] if others else []), *options])
+
+
+def _defaults(overrides: Sequence[Override]) -> Any:
+    return OmegaConf.to_container(_chosen(overrides), resolve=True)
 
 
 def _with_forms(arguments: Sequence[str]) -> list[str]:
@@ -247,10 +256,13 @@ def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
     """Raise a UserError if an argument's value is of another kind than the default it replaces."""
     defaults = _defaults(overrides)
     for override in overrides:
-        if override.is_add() or override.is_force_add() or override.key_or_group in groups():
-            continue  # has no default
+        if override.key_or_group in groups():
+            continue
         path = override.key_or_group.split(".")
-        default, value = _look_up(defaults, path), _look_up(values, path)
+        try:
+            default, value = _look_up(defaults, path), _look_up(values, path)
+        except (KeyError, TypeError):
+            continue  # added, and has no default
         kinds, expected = KINDS[NULLS.get(path[-1], str) if default is None else type(default)]
         if value is not None and type(value) not in kinds:
             example = "" if default is None else f", such as {default}"

@@ -603,10 +603,12 @@ def _seed(seed: int) -> None:
 
 def _silence_transformers() -> None:
     """Leave progress and faults to us: what a checkpoint lacks is one line of our own."""
-    import transformers
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if "transformers" in sys.modules:  # has read them; and many a run does without it, and the seconds that it takes
+        import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
 
 

@@ -197,10 +197,14 @@ def test_the_root_file_only_lists_choices():
     assert {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} == set(GROUPS)
 
 
-def test_updates_can_be_capped_from_outside(monkeypatch):
-    monkeypatch.setenv("MASKGYM_UPDATES", "2")
-    assert composition.compose(["env=sis", "algo.updates=7"])["algo"]["updates"] == 2
-    assert composition.compose(["env=sis", "algo.updates=1"])["algo"]["updates"] == 1
-    monkeypatch.setenv("MASKGYM_UPDATES", "two")
-    with pytest.raises(UserError, match="MASKGYM_UPDATES=two: expected a whole number"):
+@pytest.mark.parametrize(
+    ("variable", "key"), [("MASKGYM_UPDATES", "algo.updates"), ("MASKGYM_SAMPLES", "evaluation.samples")]
+)
+def test_runs_can_be_made_short_from_outside(monkeypatch, variable, key):
+    group, name = key.split(".")
+    monkeypatch.setenv(variable, "2")
+    assert composition.compose(["env=sis", f"{key}=7"])[group][name] == 2
+    assert composition.compose(["env=sis", f"{key}=1"])[group][name] == 1
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(UserError, match=f"{variable}=two: expected a whole number"):
         composition.compose(["env=sis"])

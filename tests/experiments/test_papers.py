@@ -1,10 +1,11 @@
-"""The published tables, the page that says what of each paper is where, and the page of commands."""
+"""The published tables, the page that says what of each paper is where, and the commands and files on all pages."""
 
 from __future__ import annotations
 
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -174,9 +175,13 @@ def test_tables_agree_where_the_papers_repeat_themselves():
 
 PAGE = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
 CODE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
-COMMAND_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE + COMMAND_PAGE, re.DOTALL)).replace("\\\n", " ")
-LINES = [line.partition("  #")[0].strip() for line in BLOCKS.splitlines()] + CODE
+READ = [file for file in sorted((ROOT / "docs").rglob("*.md")) if file.parent.name != "tutorials"]  # those are run
+PAGES = {file: file.read_text(encoding="utf-8") for file in READ}
+BLOCKS = [
+    (file.name, *found) for file, text in PAGES.items() for found in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+]
+BASH = "".join(text for _, language, text in BLOCKS if language == "bash").replace("\\\n", " ")
+LINES = [line.partition("  #")[0].strip() for line in BASH.splitlines()] + CODE
 FILES = [code for code in CODE if re.fullmatch(r"[\w./-]+\.(py|yaml|md|json)", code)]
 PLACES = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", PAGE)
 
@@ -239,18 +244,18 @@ def test_the_keys_of_the_page_are_there():
 
 def runs():
     for line in LINES:
-        if line.startswith("python experiments/run.py ") and "resume=" not in line:
+        if line.startswith(("python experiments/run.py ", "maskgym run ")) and "resume=" not in line:
             words = shlex.split(line)[2:]
             yield " ".join(word for word in words if "=" in word)
 
 
 @pytest.mark.parametrize("arguments", sorted(filter(None, set(runs()))))
-def test_a_run_of_the_page_composes(arguments):
+def test_a_run_of_a_page_composes(arguments):
     for row in composition.expand(shlex.split(arguments)):
         assert composition.compose(row)["env"]["name"]
 
 
-def test_the_other_commands_of_the_page_exist():
+def test_the_other_commands_of_the_pages_exist():
     lists = {"study": "studies", "benchmark": "matrices", "sweep": "sweeps"}
     found = set()
     for line in LINES:
@@ -266,6 +271,18 @@ def test_the_other_commands_of_the_page_exist():
             assert any(words[: len(command)] == command for command in COMMANDS), line
             found.add("maskgym")
     assert found >= {"experiments/run.py", "experiments/study.py", "experiments/benchmark.py", "maskgym"}
+
+
+@pytest.mark.parametrize(("page", "text"), [(page, text) for page, language, text in BLOCKS if language == "yaml"])
+def test_yaml_of_a_page_can_be_read(page, text):
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_commands_of_the_pages_are_such():
+    for page, language, text in BLOCKS:
+        if language == "bash":
+            done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{page}: {done.stderr}"
 
 
 def test_every_study_and_matrix_is_on_the_page():

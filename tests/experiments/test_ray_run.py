@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maskgym.errors import UserError
 from maskgym.experiments import composition, ray_run, run
@@ -133,6 +135,15 @@ def test_what_a_cluster_lacks_is_told_in_one_line():
                 ray_run._check_resources(composition.compose([*arguments, "scale=ray"]))
     finally:
         ray.shutdown()
+
+
+def test_ray_takes_the_cluster_that_the_page_describes():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    page = (RUN.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    cluster = yaml.safe_load(re.search(r"```yaml\n(cluster_name:.*?)```", page, re.DOTALL)[1])
+    util.validate_config(util.prepare_config(cluster))
+    with pytest.raises(Exception, match="head_ips"):
+        util.validate_config(util.prepare_config(cluster | {"head_ips": []}))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     process = subprocess.Popen([sys.executable, sweep.__file__, str(file), "--out", str(out)])
     while not list(out.glob("runs/*/results.json")):
         assert process.poll() is None
+        time.sleep(0.05)
     process.kill()
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
