@@ -59,7 +59,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
                 return run_folder.read_json(folder / run_folder.RESULTS)
             except TrainingFailedError as error:
                 fault = _fault(error)
-                if failures > config["scale"]["max_failures"]:
+                # Starting again makes no room on a full disk.
+                if failures > config["scale"]["max_failures"] or run_folder.is_full(folder):
                     raise
             tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
             resume = (folder / run_folder.CONFIG).exists()

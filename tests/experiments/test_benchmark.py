@@ -83,14 +83,22 @@ def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(t
     assert composition.compose(runs[0].arguments)["env"]["name"] == "saliency"
 
 
-def test_a_benchmark_runs_reports_and_repeats_nothing(tmp_path, capsys):
-    file, out, runs = write(tmp_path), tmp_path / "out", tmp_path / "runs"
-    command = [str(file), "--out", str(out), "--runs", str(runs)]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a benchmark's command, run once, the folder of its results and what each run left there."""
+    folder = tmp_path_factory.mktemp("made")
+    file, out = write(folder), folder / "out"
+    command = [str(file), "--out", str(out), "--runs", str(folder / "runs")]
     assert benchmark.main(command) == 0
-    text = (out / "small.md").read_text()
     kept = sorted(path for path in (out / "small").glob("*.json") if path.name != "cost.json")
+    return command, out, {json.loads(path.read_text())["algo"]: path for path in kept}
+
+
+def test_a_benchmark_runs_reports_and_repeats_nothing(made):
+    command, out, kept = made
+    text = (out / "small.md").read_text()
     assert len(kept) == 2 and len(list((out / "small").glob("*.png"))) == 1
-    found = {run["algo"]: run for run in map(json.loads, (path.read_text() for path in kept))}
+    found = {name: json.loads(path.read_text()) for name, path in kept.items()}
     assert found["cgpo"]["held_out"]["step"] == [0, 1, 2]
     assert found["cgpo"]["held_out"]["iasm"][-1] == pytest.approx(found["cgpo"]["after"]["iasm"], rel=1e-5)
     assert found["grpo"]["updates"]["reward_calls"] == [8, 8]
@@ -100,21 +108,18 @@ def test_a_benchmark_runs_reports_and_repeats_nothing(tmp_path, capsys):
     (round_,) = next(iter(cost.values()))
     assert round_["reward_calls"] == 8 and round_["step_s"] > 0 and round_["peak_memory_mib"] > 100
     assert f"| grpo | 8 | {round_['generated_tokens']:,.0f} | {round_['step_s']:.2f} (" in text
-    stamps = {path: path.stat().st_mtime_ns for path in [*kept, out / "small" / "cost.json"]}
+    stamps = {path: path.stat().st_mtime_ns for path in [*kept.values(), out / "small" / "cost.json"]}
     assert benchmark.main(command) == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert (out / "small.md").read_text() == text  # intervals too
 
 
-def test_the_same_seed_gives_the_same_row(tmp_path):
+def test_the_same_seed_gives_the_same_row(made, tmp_path):
     section = {**MATRIX["sections"][0], "rows": {"grpo": {"with": ["algo=grpo"]}}, "against": "grpo"}
     file = write(tmp_path, sections=[section], costs=[])
-    texts = []
-    for number in range(2):
-        out, runs = tmp_path / f"out{number}", tmp_path / f"runs{number}"
-        assert benchmark.main([str(file), "--out", str(out), "--runs", str(runs)]) == 0
-        texts += [path.read_text() for path in (out / "small").glob("*.json")]
-    assert len(texts) == 2 and texts[0] == texts[1]
+    assert benchmark.main([str(file), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
+    (again,) = (tmp_path / "out" / "small").glob("*.json")
+    assert again.read_text() == made[2]["grpo"].read_text()
 
 
 def test_equal_budgets_are_read_between_evaluations(tmp_path):

@@ -66,18 +66,24 @@ def alone(tmp_path_factory):
     return losses(folder), json.loads((folder / "results.json").read_text())
 
 
-def test_workers_share_each_batch_and_one_that_is_killed_is_replaced(alone, tmp_path, worker_of):
+def test_a_run_with_a_killed_worker_that_is_interrupted_and_resumed_is_the_one_of_one_process(
+    alone, tmp_path, worker_of
+):
     process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
-    wait_for(tmp_path / "run", 5)
+    wait_for(tmp_path / "run", 3)
     os.kill(worker_of(process.pid, "ray::RayTrainWorker"), signal.SIGKILL)
-    status, out, error = finish(process)
-    assert status == 0, error
+    wait_for(tmp_path / "run", 8)
+    process.send_signal(signal.SIGINT)
+    status, _, error = finish(process)
+    assert (status, error.splitlines()[-1]) == (130, f"interrupted: continue with resume={tmp_path}/run")
     assert "one was killed, or its machine went away" in error
+    status, out, error = finish(start(f"resume={tmp_path}/run"))
+    assert status == 0, error
+    assert "report.html" in out
     expected, results = alone
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert found["after"]["s_measure"] == pytest.approx(results["after"]["s_measure"], abs=1e-3)
-    assert "report.html" in out
 
 
 def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, tmp_path, capsys):
@@ -89,17 +95,6 @@ def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, 
     with result.checkpoint.as_directory() as place:
         told = json.loads((Path(place) / ray_run.POINTER).read_text())
     assert Path(told["path"]) == tmp_path / "checkpoints"
-
-
-def test_an_interrupted_run_ends_cleanly_and_goes_on(alone, tmp_path):
-    process = start(*TINY, "algo.updates=12", "algo.save_every=2", "scale=ray", f"out={tmp_path}/run")
-    wait_for(tmp_path / "run", 5)
-    process.send_signal(signal.SIGINT)
-    status, _, error = finish(process)
-    assert (status, error.splitlines()[-1]) == (130, f"interrupted: continue with resume={tmp_path}/run")
-    status, _, error = finish(start(f"resume={tmp_path}/run"))
-    assert status == 0, error
-    assert losses(tmp_path / "run") == pytest.approx(alone[0], abs=1e-5)
 
 
 def test_episodes_are_played_on_when_a_player_is_killed(tmp_path, worker_of):
