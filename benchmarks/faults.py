@@ -1,6 +1,6 @@
-"""What runs survive: real runs on Ray, of about half a minute, met by a fault at a random moment.
+"""What runs survive: real runs on Ray, of one to two minutes, met by a fault at a random moment.
 
-    python benchmarks/faults.py --tries 10 driver worker      # about a minute a try on two cores
+    python benchmarks/faults.py --tries 10 driver worker      # two to four minutes a try on two cores
 
 A run that goes on by itself, or that ``resume`` continues, has survived if it ends with the losses of the run that
 nothing happened to, to 1e-5. Where an actor scores, sums depend on what it was asked together, and the run has only to
