@@ -1,6 +1,6 @@
 """maskgym: Gymnasium environments whose episodes end in a mask. Importing it registers them."""
 
-from . import envs
+from maskgym import envs
 
 __version__ = "0.1.0"
 __all__ = ["envs"]

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from maskgym.errors import UserError
 
 PLUGIN_GROUP = "maskgym.plugins"
 _plugins_loaded = False

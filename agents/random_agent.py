@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import VectorEnv
 
-from ..data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
-from ..rewards import format_answer
+from maskgym.data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
+from maskgym.rewards import format_answer
 
 
 class RandomAgent:

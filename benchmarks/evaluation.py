@@ -59,7 +59,7 @@ def read(folder: Path, name: str) -> np.ndarray:
 
 def ours(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:
     """Return the scores as the command computes them."""
-    from maskgym.experiments import predictions, presets, scoring
+    from maskgym.experiments.evaluation import predictions, presets, scoring
 
     pairs = [predictions.Pair(name, folder / "pred" / name, folder / "gt" / name) for name in names]
     return scoring.score(predictions.Maps(pairs, presets.find("pysodmetrics"), "weighted_f" in wanted)).scores

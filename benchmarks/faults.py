@@ -34,7 +34,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from maskgym.experiments import run, run_folder
+from maskgym.experiments import run
+from maskgym.experiments.wiring import run_folder
 
 NO_PICTURES = ("evaluation.samples=2", "evaluation.pictures=0", "algo.save_every=2")
 NEEDS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=100", *NO_PICTURES)

@@ -29,7 +29,7 @@ from paper_shape import QWEN_3B_TEXT, QWEN_3B_VISION
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from maskgym.policies.mllm import LORA_TARGETS
+from maskgym.policies.text.mllm import LORA_TARGETS
 
 GIB = 2**30
 MODELS = {"3B": (QWEN_3B_TEXT, QWEN_3B_VISION), "7B": (SHAPES["7b-random"].text, SHAPES["7b-random"].vision)}

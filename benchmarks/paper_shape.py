@@ -22,8 +22,8 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 from maskgym import segmenters
 from maskgym.data.scenes import vocabulary
 from maskgym.experiments import run
-from maskgym.policies.mllm import TINY
-from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, save_checkpoint
+from maskgym.policies.text.mllm import TINY
+from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig, save_checkpoint
 from maskgym.segmenters.text import word_tokenizer
 
 QWEN_3B_TEXT = {

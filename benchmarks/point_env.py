@@ -30,11 +30,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import maskgym  # noqa: F401  (registers the environments)
 from maskgym import data
-from maskgym.agents.sb3 import SampleVecEnv
+from maskgym.agents.clicks.sb3 import SampleVecEnv
 from maskgym.envs.point import PointPromptEnv
-from maskgym.experiments.memory import keep_freed_memory
-from maskgym.segmenters.embeddings import EmbeddingCache
-from maskgym.segmenters.sam import PUBLISHED, SamSegmenter, sam_tiny
+from maskgym.experiments.wiring.process import keep_freed_memory
+from maskgym.segmenters.points.embeddings import EmbeddingCache
+from maskgym.segmenters.points.sam import PUBLISHED, SamSegmenter, sam_tiny
 
 SAMPLES, HORIZON = 32, 15
 BARS = {"sync": 3.0, "floor": 1.15}  # at 16 sub-environments: native over sync at least, over the floor's time at most

@@ -39,7 +39,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import ray
 
-from maskgym.experiments import composition, reward_pool, run, run_folder
+from maskgym.experiments import run
+from maskgym.experiments.on_ray import reward_pool
+from maskgym.experiments.wiring import composition, run_folder
 
 STEPS, ANSWERS, UPDATES = 60, 64, 30
 SIZES = (1, 2, 8, 64, 512, 1000)

@@ -2,23 +2,23 @@
 
 from functools import partial
 
-from ..registry import Registry
-from .published import PUBLISHED, make_published
-from .rationales import WithRationales
-from .sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
+from maskgym.data.published import PUBLISHED, make_published
+from maskgym.data.rationales import WithRationales
+from maskgym.data.sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
+from maskgym.registry import Registry
 
 _registry = Registry("data set")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("scenes", "maskgym.data.scenes:Scenes")  # procedural, offline: the default
-register("folder", "maskgym.data.folder:Folder")  # image/mask pairs
-register("coco", "maskgym.data.coco:Coco")  # COCO-style instances
-register("groups", "maskgym.data.groups:Groups")  # one folder a group of images
-register("label_maps", "maskgym.data.label_maps:LabelMaps")  # instances as values of a picture
-register("voc", "maskgym.data.voc:VOC")  # PASCAL VOC 2012: classes, or objects
-register("expressions", "maskgym.data.refcoco:RefCOCO")  # RefCOCO's: a sentence a sample
-register("ranked", "maskgym.data.ranking:RankedObjects")  # objects by salience: ASSR, IRSR
-register("hf", "maskgym.data.hf:HuggingFace")  # a folder or a repository of Hugging Face's datasets
+register("folder", "maskgym.data.readers.folder:Folder")  # image/mask pairs
+register("coco", "maskgym.data.readers.coco:Coco")  # COCO-style instances
+register("groups", "maskgym.data.readers.groups:Groups")  # one folder a group of images
+register("label_maps", "maskgym.data.readers.label_maps:LabelMaps")  # instances as values of a picture
+register("voc", "maskgym.data.readers.voc:VOC")  # PASCAL VOC 2012: classes, or objects
+register("expressions", "maskgym.data.readers.refcoco:RefCOCO")  # RefCOCO's: a sentence a sample
+register("ranked", "maskgym.data.readers.ranking:RankedObjects")  # objects by salience: ASSR, IRSR
+register("hf", "maskgym.data.readers.hf:HuggingFace")  # a folder or a repository of Hugging Face's datasets
 for _name in PUBLISHED:  # each of these readers, or one above, with the arguments that a published set takes
     register(_name, partial(make_published, _name))
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from . import make
-from .coco import find_annotations
-from .images import DataFault, describe_mask
-from .layout import find_pairs, first, split_in_name
-from .published import PUBLISHED
-from .sample import SPLITS, Sample
+from maskgym.data import make
+from maskgym.data.layout.folders import find_pairs, first, split_in_name
+from maskgym.data.layout.images import DataFault, describe_mask
+from maskgym.data.published import PUBLISHED
+from maskgym.data.readers.coco import find_annotations
+from maskgym.data.sample import SPLITS, Sample
+from maskgym.errors import UserError
 
 COUNTED = ("samples", "images", "instances")
 _SIGNS = {  # files that only one reader's data sets have

@@ -96,7 +96,7 @@ def make_published(name: str, **given: Any) -> Any:
     Raises:
         UserError: As the reader.
     """
-    from . import make
+    from maskgym.data import make
 
     published = PUBLISHED[name]
     arguments = {**published.arguments, **given}

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .images import DataFault
-from .sample import Dataset, Sample
+from maskgym.data.layout.images import DataFault
+from maskgym.data.sample import Dataset, Sample
+from maskgym.errors import UserError
 
 
 class WithRationales:

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ..errors import UserError
+from maskgym.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 # What is asked for, in words, by tasks whose samples all ask for the same.

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .sample import CATEGORIES, SPLITS, Sample
+from maskgym.data.sample import CATEGORIES, SPLITS, Sample
+from maskgym.errors import UserError
 
 COLOURS = {
     "red": (215, 45, 45),

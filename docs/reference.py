@@ -31,12 +31,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from maskgym import agents, data, policies, rewards, segmenters
-from maskgym.agents.oracle import OracleAgent
+from maskgym.agents.clicks.oracle import OracleAgent
 from maskgym.data.published import PUBLISHED, make_published
 from maskgym.envs.point import PointPromptEnv
 from maskgym.envs.rendering import GAP, PANEL, TITLE
 from maskgym.errors import UserError
-from maskgym.experiments.composition import CONF, folders, groups, option
+from maskgym.experiments.wiring.composition import CONF, folders, groups, option
 from maskgym.registry import Registry
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from .. import rewards
-from ..data import Dataset, Sample
-from ..errors import UserError
-from ..rewards import Reward
+from maskgym import rewards
+from maskgym.data import Dataset, Sample
+from maskgym.errors import UserError
+from maskgym.rewards import Reward
 
 CACHED_SAMPLES = 256  # decoded samples kept: what one update shows is scored again a moment later
 

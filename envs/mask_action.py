@@ -11,14 +11,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from .. import data
-from ..data import Dataset, Sample
-from ..errors import UserError
-from ..rewards import Reward, Transition
-from .base import SampleVectorEnv
-from .letterbox import letterbox, unletterbox
-from .rendering import picture
-from .spaces import FreeText
+from maskgym import data
+from maskgym.data import Dataset, Sample
+from maskgym.envs.base import SampleVectorEnv
+from maskgym.envs.letterbox import letterbox, unletterbox
+from maskgym.envs.rendering import picture
+from maskgym.envs.spaces import FreeText
+from maskgym.errors import UserError
+from maskgym.rewards import Reward, Transition
 
 MAX_NEED = 65536  # characters of a need that are shown
 

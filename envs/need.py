@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ..data import Dataset
-from ..metrics import iou
-from ..rewards import Reward, Transition
-from .base import ScalarEnv
-from .mask_action import MaskVectorEnv
+from maskgym.data import Dataset
+from maskgym.envs.base import ScalarEnv
+from maskgym.envs.mask_action import MaskVectorEnv
+from maskgym.metrics import iou
+from maskgym.rewards import Reward, Transition
 
 
 class UserNeedVectorEnv(MaskVectorEnv):

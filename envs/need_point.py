@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from .. import segmenters
-from ..data import Sample
-from ..errors import UserError
-from ..rewards import Click
-from ..segmenters.need_features import NeedFeatures
-from ..segmenters.text import split_semantic
-from .point import CATEGORY, PointPromptEnv, PointPromptVectorEnv
+from maskgym import segmenters
+from maskgym.data import Sample
+from maskgym.envs.point import CATEGORY, PointPromptEnv, PointPromptVectorEnv
+from maskgym.errors import UserError
+from maskgym.rewards import Click
+from maskgym.segmenters.attention.need_features import NeedFeatures
+from maskgym.segmenters.text import split_semantic
 
 NEED = "need"  # as text: what each sample's user looks for
 
@@ -52,7 +52,7 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         text: What to attend to; ``"need"`` takes each sample's own need, ``"category"`` its category. An empty need
             attends to everything alike.
         encoder: What encodes needs: ``encode(needs)`` returns a float tensor (B, levels, D), ``width`` is D, as of
-            `maskgym.policies.need_encoder.NeedEncoder`; or a name among `maskgym.segmenters.attention_names`, whose
+            `maskgym.policies.needs.need_encoder.NeedEncoder`; or a name among `maskgym.segmenters.attention_names`, whose
             text encoder it is.
         need: Whether the need is shown. If not, its text is empty.
         settings: The other arguments of PointPrompt.

@@ -19,13 +19,13 @@ from gymnasium.vector.utils import batch_space
 from PIL import Image
 from torch.nn import functional as F
 
-from .. import data, segmenters
-from ..data import Dataset, Sample
-from ..errors import UserError
-from ..rewards import Click, Reward, Transition
-from ..segmenters.embeddings import EmbeddingCache
-from .base import SampleVectorEnv, ScalarEnv
-from .rendering import clicks_picture
+from maskgym import data, segmenters
+from maskgym.data import Dataset, Sample
+from maskgym.envs.base import SampleVectorEnv, ScalarEnv
+from maskgym.envs.rendering import clicks_picture
+from maskgym.errors import UserError
+from maskgym.rewards import Click, Reward, Transition
+from maskgym.segmenters.points.embeddings import EmbeddingCache
 
 LABELS = ("policy", "positive", "srm", "oracle")
 INITIAL = ("auto", "truth", "srm", "none")
@@ -108,7 +108,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         label: Who labels a click.
         initial: The first prompts.
         recalibration: Gives the probability that each patch is foreground, by ``probabilities(observations)``, as
-            `maskgym.policies.recalibration.SemanticRecalibration` does.
+            `maskgym.policies.clicks.recalibration.SemanticRecalibration` does.
         attention: A name among `maskgym.segmenters.attention_names`, or what attends; needed for a text.
         text: What to attend to; ``"category"`` takes each sample's own.
         cache_bytes: Memory for embeddings.

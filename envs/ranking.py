@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ..data import Dataset, Sample
-from ..errors import UserError
-from ..metrics.ranking import iou_table
-from ..rewards import Ranked, Reward, Transition, Unscored
-from .base import ScalarEnv
-from .mask_action import MaskVectorEnv
+from maskgym.data import Dataset, Sample
+from maskgym.envs.base import ScalarEnv
+from maskgym.envs.mask_action import MaskVectorEnv
+from maskgym.errors import UserError
+from maskgym.metrics.ranking import iou_table
+from maskgym.rewards import Ranked, Reward, Transition, Unscored
 
 FOUND = 0.5  # smallest IoU of an object that counts as found, as in SA-SOR
 

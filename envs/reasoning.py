@@ -15,16 +15,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from .. import data, rewards, segmenters
-from ..data import Dataset, Sample
-from ..errors import UserError
-from ..metrics import iou
-from ..rewards import Reward, Transition
-from .base import SampleVectorEnv, ScalarEnv
-from .instructions import INSTRUCTIONS, instruction
-from .letterbox import letterbox
-from .rendering import picture
-from .spaces import FreeText, ImageSpace
+from maskgym import data, rewards, segmenters
+from maskgym.data import Dataset, Sample
+from maskgym.envs.base import SampleVectorEnv, ScalarEnv
+from maskgym.envs.instructions import INSTRUCTIONS, instruction
+from maskgym.envs.letterbox import letterbox
+from maskgym.envs.rendering import picture
+from maskgym.envs.spaces import FreeText, ImageSpace
+from maskgym.errors import UserError
+from maskgym.metrics import iou
+from maskgym.rewards import Reward, Transition
 
 MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, and scored all the same
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
-from ..data import Sample
+from maskgym.data import Sample
 
 # Distinct on photographs and for most colour-blind readers (Okabe and Ito).
 PALETTE = np.array(

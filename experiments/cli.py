@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgym.errors import UserError
-from maskgym.experiments.command import Parser, status
+from maskgym.experiments.wiring.command import Parser, status
 
 TASKS = ("sod", "sis", "cosod")
 
@@ -41,14 +41,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Score predictions or the agent of a run; a paper's table with ours below."""
-    from maskgym.experiments import evaluate_command
+    from maskgym.experiments.evaluation import evaluate_command
 
     return evaluate_command.main(arguments)
 
 
 def play(arguments: Sequence[str]) -> int:
     """Play an environment in a browser, beside an oracle or a trained policy."""
-    from maskgym.experiments import play as player
+    from maskgym.experiments.web import play as player
 
     return player.main(arguments)
 
@@ -66,7 +66,7 @@ def data_check(arguments: Sequence[str]) -> int:
 
 def data_show(arguments: Sequence[str]) -> int:
     """Draw samples of a data set with their masks, on one sheet."""
-    from maskgym.experiments import contact_sheet
+    from maskgym.experiments.annotation import contact_sheet
 
     more: list[tuple[str, dict]] = [
         ("--out", {"type": Path, "default": Path("contact_sheet.png"), "help": "the picture (%(default)s)"}),
@@ -82,22 +82,22 @@ def data_show(arguments: Sequence[str]) -> int:
 
 def data_dig(arguments: Sequence[str]) -> int:
     """Dig user needs: detect, segment, write commands, correct them in a browser, export."""
-    from maskgym.experiments.digging import dig
+    from maskgym.experiments.annotation.needs import dig
 
     return dig.main(arguments)
 
 
 def data_reason(arguments: Sequence[str]) -> int:
     """Have a model write rationales to imitate: it sees the masks, and says how to come to them."""
-    from maskgym.experiments import reasoning_data
+    from maskgym.experiments.annotation import reasoning_data
 
     return reasoning_data.main(arguments)
 
 
 def report(arguments: Sequence[str]) -> int:
     """Write the page of a finished run again, or one page that compares several."""
-    from maskgym.experiments import compare_report
-    from maskgym.experiments import report as pages
+    from maskgym.experiments.report import compare_report
+    from maskgym.experiments.report import report as pages
 
     options: list[tuple[str, dict]] = [
         ("runs", {"nargs": "+", "type": Path, "metavar": "RUN", "help": "folder of a finished run"}),
@@ -113,7 +113,7 @@ def report(arguments: Sequence[str]) -> int:
 
 def export(arguments: Sequence[str]) -> int:
     """Write what the agent of a run does as JSON lines, for training elsewhere."""
-    from maskgym.experiments import trajectories
+    from maskgym.experiments.evaluation import trajectories
 
     return trajectories.main(arguments)
 
@@ -135,28 +135,28 @@ def rewards_audit(arguments: Sequence[str]) -> int:
 
 def segmenter_finetune(arguments: Sequence[str]) -> int:
     """Fine-tune EVF-SAM's mask decoder on referring expressions."""
-    from maskgym.segmenters import finetune
+    from maskgym.experiments.pretraining import finetune
 
     return finetune.main(arguments)
 
 
 def study(arguments: Sequence[str]) -> int:
-    """Make a table of a paper: as experiments/study.py."""
-    from maskgym.experiments import study as runner
+    """Make a table of a paper: as experiments/grids/study.py."""
+    from maskgym.experiments.grids import study as runner
 
     return runner.main(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Compare algorithms: as experiments/benchmark.py."""
-    from maskgym.experiments import benchmark as runner
+    """Compare algorithms: as experiments/grids/benchmark.py."""
+    from maskgym.experiments.grids import benchmark as runner
 
     return runner.main(arguments)
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Run a wandb sweep's file without wandb: as experiments/sweep.py."""
-    from maskgym.experiments import sweep as runner
+    """Run a wandb sweep's file without wandb: as experiments/grids/sweep.py."""
+    from maskgym.experiments.grids import sweep as runner
 
     return runner.main(arguments)
 
@@ -213,7 +213,7 @@ def _chosen(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from maskgym import data
     from maskgym.data.check import detect
     from maskgym.data.published import PUBLISHED
-    from maskgym.experiments import composition
+    from maskgym.experiments.wiring import composition
 
     name = detect(given.folder) if given.data == "auto" else given.data
     taken = inspect.signature(data.get(PUBLISHED[name].reader if name in PUBLISHED else name)).parameters

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from maskgym.experiments.command import Parser
+from maskgym.experiments.wiring.command import Parser
 
 REQUIRED = (
     *("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "gymnasium", "stable-baselines3"),

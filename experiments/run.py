@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from maskgym.errors import UserError
-from maskgym.experiments import composition, run_folder
-from maskgym.experiments.memory import keep_freed_memory, peak_mib
+from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.process import keep_freed_memory, peak_mib
 
 USAGE = """usage: python experiments/run.py [group=option ...] [key=value ...]
        python experiments/run.py -m [--jobs N] [--ray ADDRESS] [group=option,option ...] [key=value,value ...]
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(usage())
             return 0
         if {"-m", "--multirun"} & set(arguments):
-            from maskgym.experiments import sweep
+            from maskgym.experiments.grids import sweep
 
             return sweep.multirun([argument for argument in arguments if argument not in ("-m", "--multirun")])
         return _run_one(arguments)
@@ -97,7 +97,7 @@ def run(
         folder: An existing folder.
         resume: Continue what lies there.
         scorer: What scores answers in text while training, in place of the environments: see
-            `maskgym.experiments.reward_pool.RewardPool`.
+            `maskgym.experiments.on_ray.reward_pool.RewardPool`.
         report: Called in every worker after each update, with its number and named scalars.
 
     Returns:
@@ -106,9 +106,10 @@ def run(
     Raises:
         UserError: If the config asks for what cannot be had.
     """
-    from maskgym.agents import parallel
-    from maskgym.experiments import evaluation, loggers
-    from maskgym.experiments import report as pages
+    from maskgym.agents.common import parallel
+    from maskgym.experiments.evaluation import evaluation
+    from maskgym.experiments.report import report as pages
+    from maskgym.experiments.training import loggers
 
     keep_freed_memory()
     _seed(config["seed"])
@@ -189,7 +190,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
 
     Arguments and errors are those of `trained`.
     """
-    from maskgym.experiments import evaluation
+    from maskgym.experiments.evaluation import evaluation
 
     config, agent, envs = trained(folder, changes)
     return {
@@ -258,7 +259,7 @@ def _run_one(arguments: Sequence[str]) -> int:
     resume = "resume" in asked
     try:
         if config["scale"]["name"] == "ray":
-            from maskgym.experiments import ray_run
+            from maskgym.experiments.on_ray import workers as ray_run
 
             results = ray_run.run(config, folder, resume)
         else:
@@ -339,7 +340,7 @@ def make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["env"].get("label") == "srm":
         if config["env"]["recalibration"]["branch"] == "explicit" and config["env"]["text"] is None:
             raise UserError("env.recalibration.branch=explicit: attends to a text: expected env.text=… too")
-        from maskgym.policies.recalibration import SemanticRecalibration
+        from maskgym.policies.clicks.recalibration import SemanticRecalibration
 
         module = {"name": "recalibration", **config["env"]["recalibration"]}
         channels = getattr(segmenter, "embedding_shape", (0,))[0]
@@ -504,7 +505,7 @@ def _write_samples(
     after: Mapping[str, Any],
 ) -> None:
     """Write every held-out answer with its scores, before and after, and pictures of those that moved most."""
-    from maskgym.experiments import evaluation
+    from maskgym.experiments.evaluation import evaluation
 
     answers = []
     for task, env in envs.items():
@@ -533,7 +534,7 @@ def _write_pictures(
     from PIL import Image
 
     from maskgym.envs.rendering import clicks_picture, picture
-    from maskgym.experiments import evaluation
+    from maskgym.experiments.evaluation import evaluation
 
     before, after = (
         [

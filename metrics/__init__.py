@@ -4,14 +4,25 @@ Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or
 never changes them. A target may be given as `prepare` returns it, which pays when many predictions meet one truth.
 """
 
-from .instances import InstanceScores, Matches, average_precision, iasm, match_instances
-from .levels import measure_levels
-from .masks import PreparedMask, prepare
-from .pixels import EMeasure, FMeasure, SaliencyScores, ber, e_curve, e_measure, f_curve, f_measure, iou, mae
-from .ranking import RankingScores, rank_map, sa_sor, sor
-from .referring import ReferringScores
-from .structure import s_measure
-from .weighted import weighted_f
+from maskgym.metrics.instances import InstanceScores, Matches, average_precision, iasm, match_instances
+from maskgym.metrics.levels import measure_levels
+from maskgym.metrics.masks import PreparedMask, prepare
+from maskgym.metrics.pixels import (
+    EMeasure,
+    FMeasure,
+    SaliencyScores,
+    ber,
+    e_curve,
+    e_measure,
+    f_curve,
+    f_measure,
+    iou,
+    mae,
+)
+from maskgym.metrics.ranking import RankingScores, rank_map, sa_sor, sor
+from maskgym.metrics.referring import ReferringScores
+from maskgym.metrics.structure import s_measure
+from maskgym.metrics.weighted import weighted_f
 
 __all__ = [
     "EMeasure",

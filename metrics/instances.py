@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .masks import PreparedMask, as_maps, as_mask
-from .structure import s_measure_of_masks
+from maskgym.metrics.masks import PreparedMask, as_maps, as_mask
+from maskgym.metrics.structure import s_measure_of_masks
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads the precision
 MAX_DETECTIONS = 100  # COCO keeps an image's best hundred

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .masks import FOREGROUND, PreparedMask
-from .pixels import balanced_error, e_of_counts, f_of_counts
-from .structure import BlockMoments, s_measure_of_moments, score_uniform_block, score_uniform_target
-from .weighted import weighted_f
+from maskgym.metrics.masks import FOREGROUND, PreparedMask
+from maskgym.metrics.pixels import balanced_error, e_of_counts, f_of_counts
+from maskgym.metrics.structure import BlockMoments, s_measure_of_moments, score_uniform_block, score_uniform_target
+from maskgym.metrics.weighted import weighted_f
 
 LEVELS = 256
 _CLOSE = 1e-9  # a level this near to the adaptive threshold is decided as the reference rounds

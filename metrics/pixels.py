@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
-from .structure import EPSILON, s_measure
-from .weighted import weighted_f
+from maskgym.metrics.masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
+from maskgym.metrics.structure import EPSILON, s_measure
+from maskgym.metrics.weighted import weighted_f
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure, as all of the saliency literature has it
 

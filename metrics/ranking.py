@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .masks import as_maps, as_mask
+from maskgym.metrics.masks import as_maps, as_mask
 
 GREYS = (255, 229, 204, 178, 153)  # of the five most salient objects, as the maps of ASSR are written
 LEVELS = ("mode", "mean")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
+from maskgym.metrics.masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
 
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 

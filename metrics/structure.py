@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .masks import Blocks, PreparedMask, per_image
+from maskgym.metrics.masks import Blocks, PreparedMask, per_image
 
 EPSILON = float(np.spacing(1))  # the reference adds it to denominators
 

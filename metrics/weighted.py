@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import correlate1d, distance_transform_edt
 
-from .masks import PreparedMask, per_image
-from .structure import EPSILON
+from maskgym.metrics.masks import PreparedMask, per_image
+from maskgym.metrics.structure import EPSILON
 
 RADIUS, SIGMA = 3, 5.0  # of the window that errors on the foreground are smoothed with, pixels
 HALVED_AT = 5.0  # distance from the foreground at which a false alarm weighs 1.5, halfway from 1 to 2, pixels

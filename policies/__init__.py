@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from ..registry import Registry
+from maskgym.registry import Registry
 
 _registry = Registry("policy")
 register, make, names = _registry.register, _registry.make, _registry.names
@@ -11,39 +11,47 @@ register, make, names = _registry.register, _registry.make, _registry.names
 
 def _language_model(path: str, **arguments: Any) -> Any:
     """Return the `LanguagePolicy` of a model of the hub: Qwen2.5-VL of one size."""
-    from .mllm import LanguagePolicy
+    from maskgym.policies.text.mllm import LanguagePolicy
 
     return LanguagePolicy(path, **arguments)
 
 
-register("qwen2_5_vl", "maskgym.policies.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
+register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
 register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"))
 register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the paper's
-register("qwen2_5_vl_tiny", "maskgym.policies.mllm:tiny_policy")  # embedded, the default
-register("point_actor_critic", "maskgym.policies.point:PointActorCritic")  # clicks: convolutions over the patch grid
+register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # embedded, the default
+register(
+    "point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic"
+)  # clicks: convolutions over the patch grid
 register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, but on clicks
-register("usersal", "maskgym.policies.usersal:usersal")  # masks: a frozen detector, told of needs by prompt tokens
-register("usersal_plus", "maskgym.policies.usersal:usersal_plus")  # and by what in the image looks alike
+register(
+    "usersal", "maskgym.policies.needs.usersal:usersal"
+)  # masks: a frozen detector, told of needs by prompt tokens
+register("usersal_plus", "maskgym.policies.needs.usersal:usersal_plus")  # and by what in the image looks alike
 
 # Parts of the policies of needs, each with names of its own: salient-object networks, and text encoders.
 _backbones = Registry("backbone")
 register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
 
-register_backbone("vst", "maskgym.policies.vst:vst")  # the paper's: published sizes by default, weights by checkpoint
-register_backbone("vst_tiny", "maskgym.policies.vst:vst_tiny")  # the same, small, for scenes
-register_backbone("swin", "maskgym.policies.hub_backbone:SwinBackbone")  # transformers, with a light decoder
-register_backbone("dinov3", "maskgym.policies.hub_backbone:Dinov3Backbone")  # the same with a plain ViT
+register_backbone(
+    "vst", "maskgym.policies.needs.vst:vst"
+)  # the paper's: published sizes by default, weights by checkpoint
+register_backbone("vst_tiny", "maskgym.policies.needs.vst:vst_tiny")  # the same, small, for scenes
+register_backbone("swin", "maskgym.policies.needs.hub_backbone:SwinBackbone")  # transformers, with a light decoder
+register_backbone("dinov3", "maskgym.policies.needs.hub_backbone:Dinov3Backbone")  # the same with a plain ViT
 
 _need_encoders = Registry("need encoder")
 register_need_encoder, make_need_encoder = _need_encoders.register, _need_encoders.make
 need_encoder_names = _need_encoders.names
 
-register_need_encoder("clip", "maskgym.policies.need_encoders:ClipNeedEncoder")  # from transformers, as the next three
-register_need_encoder("siglip", "maskgym.policies.need_encoders:SiglipNeedEncoder")
-register_need_encoder("blip", "maskgym.policies.need_encoders:BlipNeedEncoder")
-register_need_encoder("bert", "maskgym.policies.need_encoders:BertNeedEncoder")
-register_need_encoder("clip_tiny", "maskgym.policies.need_encoders:clip_tiny")  # embedded
-register_need_encoder("bag_of_words", "maskgym.policies.bag_of_words:BagOfWords")  # a table, without order
+register_need_encoder(
+    "clip", "maskgym.policies.needs.need_encoders:ClipNeedEncoder"
+)  # from transformers, as the next three
+register_need_encoder("siglip", "maskgym.policies.needs.need_encoders:SiglipNeedEncoder")
+register_need_encoder("blip", "maskgym.policies.needs.need_encoders:BlipNeedEncoder")
+register_need_encoder("bert", "maskgym.policies.needs.need_encoders:BertNeedEncoder")
+register_need_encoder("clip_tiny", "maskgym.policies.needs.need_encoders:clip_tiny")  # embedded
+register_need_encoder("bag_of_words", "maskgym.policies.needs.bag_of_words:BagOfWords")  # a table, without order
 
 __all__ = [
     "backbone_names",

@@ -19,12 +19,24 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import UserError
-from ..registry import Registry
-from .answers import Answer, format_answer, parse, without_reasoning
-from .terms import IASM, SASOR, Correctness, DeltaIoU, ForegroundHit, Format, IoU, MaskTerm, OneMinusMAE, SMeasure, Term
-from .transition import Click, Ranked, Transition, Unscored
-from .weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
+from maskgym.errors import UserError
+from maskgym.registry import Registry
+from maskgym.rewards.answers import Answer, format_answer, parse, without_reasoning
+from maskgym.rewards.terms import (
+    IASM,
+    SASOR,
+    Correctness,
+    DeltaIoU,
+    ForegroundHit,
+    Format,
+    IoU,
+    MaskTerm,
+    OneMinusMAE,
+    SMeasure,
+    Term,
+)
+from maskgym.rewards.transition import Click, Ranked, Transition, Unscored
+from maskgym.rewards.weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
 
 _registry = Registry("reward")
 register, names = _registry.register, _registry.names

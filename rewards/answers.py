@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import UserError
+from maskgym.errors import UserError
 
 TAGS = {"sod": "rg", "sis": "ins", "cosod": "rg"}  # Eq. 2: region or instance
 SEMANTIC = "[semantic]"

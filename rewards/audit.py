@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data import Sample
-from ..errors import UserError
-from . import Answer, Transition, format_answer, make, parse
+from maskgym.data import Sample
+from maskgym.errors import UserError
+from maskgym.rewards import Answer, Transition, format_answer, make, parse
 
 _REGIONS = ("s_measure", "iou", "format", "saliency_r1")  # saliency_strict differs on instances alone
 REWARDS = {

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import UserError
-from ..metrics import iasm, iou, mae, s_measure, sa_sor
-from .transition import Click, Transition, Unscored
+from maskgym.errors import UserError
+from maskgym.metrics import iasm, iou, mae, s_measure, sa_sor
+from maskgym.rewards.transition import Click, Transition, Unscored
 
 
 class Term(ABC):

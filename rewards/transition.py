@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Sample
-from .answers import Answer
+from maskgym.data import Sample
+from maskgym.rewards.answers import Answer
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UserError
-from .terms import SASOR, Correctness, Format, SMeasure, Term
-from .transition import Transition
+from maskgym.errors import UserError
+from maskgym.rewards.terms import SASOR, Correctness, Format, SMeasure, Term
+from maskgym.rewards.transition import Transition
 
 
 class Reward(ABC):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
-from ..errors import UserError
+from maskgym.errors import UserError
 
 
 class BoundedStore:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .frozen import FrozenNetwork
-from .weights import find_weights, refuse_mismatch, weight_files
+from maskgym.errors import UserError
+from maskgym.segmenters.frozen import FrozenNetwork
+from maskgym.segmenters.weights import find_weights, refuse_mismatch, weight_files
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase

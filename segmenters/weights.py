@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from maskgym.errors import UserError
 
 WEIGHT_NAMES = (
     "model.safetensors",

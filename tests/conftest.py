@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import maskgym
-from maskgym.policies.need_encoder import NeedEncoder
-from maskgym.policies.saliency_backbone import SaliencyBackbone
+from maskgym.policies.needs.need_encoder import NeedEncoder
+from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 
 # Read when the libraries are imported, so set before any test is.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from maskgym import agents, data, policies, rewards, segmenters
-from maskgym.experiments.composition import groups
+from maskgym.experiments.wiring.composition import groups
 
 pytest.importorskip("mkdocs")
 from mkdocs.structure.files import File, Files

@@ -18,7 +18,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from maskgym.data.scenes import SceneObject, Scenes, vocabulary
 from maskgym.experiments.pretraining.loop import descend, training
-from maskgym.segmenters.clip_surgery import project, surgered_tokens
+from maskgym.segmenters.attention.clip_surgery import project, surgered_tokens
 from maskgym.segmenters.text import tokenize, word_tokenizer
 
 EFFECTS = ("shadow", "glass", "blur")

@@ -15,9 +15,9 @@ from tqdm import trange
 
 from maskgym.data.scenes import STYLES, SceneObject, Scenes, random_reference, vocabulary
 from maskgym.experiments.pretraining.loop import descend, mask_loss, training
-from maskgym.segmenters.beit3 import Beit3Config
-from maskgym.segmenters.evf_sam import EvfSam, EvfSamConfig, save_checkpoint
-from maskgym.segmenters.sam import PIXEL_DEVIATION, PIXEL_MEAN, SamConfig
+from maskgym.segmenters.phrases.beit3 import Beit3Config
+from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig, save_checkpoint
+from maskgym.segmenters.points.sam import PIXEL_DEVIATION, PIXEL_MEAN, SamConfig
 from maskgym.segmenters.text import tokenize, word_tokenizer
 
 LONGEST_PHRASE = 32  # tokens, <s> and </s> included

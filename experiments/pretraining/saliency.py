@@ -23,10 +23,10 @@ from transformers import SwinConfig
 
 from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, Scenes
 from maskgym.experiments.pretraining.loop import descend, training
-from maskgym.policies.hub_backbone import SwinBackbone
-from maskgym.policies.saliency_backbone import SaliencyBackbone
-from maskgym.policies.vst import TINY, VST
-from maskgym.policies.vst_layers import Predictions
+from maskgym.policies.needs.hub_backbone import SwinBackbone
+from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
+from maskgym.policies.needs.vst import TINY, VST
+from maskgym.policies.needs.vst_layers import Predictions
 from maskgym.segmenters.weights import write_state
 
 SIDE: int = TINY["image_size"]

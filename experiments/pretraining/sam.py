@@ -15,8 +15,8 @@ from tqdm import trange
 from maskgym.data.scenes import Scenes
 from maskgym.experiments.pretraining.evf_sam import DEVIATION, MEAN, TINY_EVF_SAM
 from maskgym.experiments.pretraining.loop import descend, mask_loss, training
-from maskgym.segmenters.evf_sam import evf_sam_tiny
-from maskgym.segmenters.sam import decode_points, save_sam
+from maskgym.segmenters.phrases.evf_sam import evf_sam_tiny
+from maskgym.segmenters.points.sam import decode_points, save_sam
 
 
 @dataclass

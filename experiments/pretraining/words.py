@@ -25,8 +25,8 @@ from maskgym.experiments.pretraining.clip import (
     draw_caption,
 )
 from maskgym.experiments.pretraining.loop import descend, training
-from maskgym.policies.bag_of_words import BagOfWords
-from maskgym.segmenters.clip_surgery import EMBEDDED, project, surgered_tokens
+from maskgym.policies.needs.bag_of_words import BagOfWords
+from maskgym.segmenters.attention.clip_surgery import EMBEDDED, project, surgered_tokens
 from maskgym.segmenters.text import tokenize, word_tokenizer
 
 MASKED = 0.3  # share of words to be guessed: captions are short (BERT: 0.15)

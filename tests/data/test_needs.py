@@ -9,7 +9,7 @@ import pytest
 
 from maskgym.data import make
 from maskgym.data.check import check
-from maskgym.data.images import DataFault
+from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
 
 SHAPE = (12, 16)

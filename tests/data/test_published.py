@@ -10,7 +10,7 @@ from PIL import Image
 
 from maskgym.data import make, names
 from maskgym.data.check import check, detect
-from maskgym.data.images import DataFault
+from maskgym.data.layout.images import DataFault
 from maskgym.data.published import PUBLISHED
 
 SBU, SBU_TRAIN = "SBU-shadow", "SBU-shadow/SBUTrain4KRecoveredSmall"

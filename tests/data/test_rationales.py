@@ -7,7 +7,7 @@ import json
 import pytest
 
 from maskgym import data
-from maskgym.data.images import DataFault
+from maskgym.data.layout.images import DataFault
 from maskgym.data.rationales import WithRationales
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError

@@ -14,9 +14,9 @@ from gymnasium.utils.env_checker import check_env
 from maskgym import data, segmenters
 from maskgym.envs.need_point import UserNeedPointEnv, UserNeedPointVectorEnv
 from maskgym.errors import UserError
-from maskgym.policies.point import PointActorCritic
-from maskgym.policies.recalibration import SemanticRecalibration
-from maskgym.segmenters.sam import sam_tiny
+from maskgym.policies.clicks.point import PointActorCritic
+from maskgym.policies.clicks.recalibration import SemanticRecalibration
+from maskgym.segmenters.points.sam import sam_tiny
 
 ID = "maskgym/UserNeedPoint-v0"
 

@@ -16,8 +16,8 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from maskgym import data, segmenters
 from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv, stretch
 from maskgym.errors import UserError
-from maskgym.policies.recalibration import SemanticRecalibration
-from maskgym.segmenters.sam import sam_tiny
+from maskgym.policies.clicks.recalibration import SemanticRecalibration
+from maskgym.segmenters.points.sam import sam_tiny
 
 ID = "maskgym/PointPrompt-v0"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskgym.experiments import composition
 from maskgym.experiments.cli import COMMANDS
+from maskgym.experiments.wiring import composition
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "papers"
@@ -270,7 +270,7 @@ def test_the_other_commands_of_the_pages_exist():
             words = tuple(line.split()[1:])
             assert any(words[: len(command)] == command for command in COMMANDS), line
             found.add("maskgym")
-    assert found >= {"experiments/run.py", "experiments/study.py", "experiments/benchmark.py", "maskgym"}
+    assert found >= {"experiments/run.py", "experiments/grids/study.py", "experiments/grids/benchmark.py", "maskgym"}
 
 
 @pytest.mark.parametrize(("page", "text"), [(page, text) for page, language, text in BLOCKS if language == "yaml"])

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 
 from maskgym import agents
-from maskgym.data.folder import Folder
+from maskgym.data.readers.folder import Folder
 from maskgym.experiments import run
-from maskgym.segmenters.evf_sam import EMBEDDED
+from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
 TEXT = "cgpo, dapo, dr_grpo, grpo, gspo, openai, rloo, sft, spo"
@@ -239,7 +239,7 @@ def test_a_segmenter_checkpoint_that_lacks_a_key_or_has_a_wrong_shape(maskgym_ru
 def test_a_policy_checkpoint_that_lacks_a_key(maskgym_run, tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    from maskgym.policies.mllm import TINY
+    from maskgym.policies.text.mllm import TINY
 
     folder = tmp_path / "policy"
     shutil.copytree(TINY, folder)
@@ -305,7 +305,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_of_it(maskgy
     status, _, error = maskgym_run(*given, "algo.updates=4", "algo.learning_rate=1e36", f"out={tmp_path}/run")
     assert status == 2
     assert "stopped; the last good checkpoint is in" in error[-1] and " nan" in error[-1]
-    from maskgym.agents.checkpoints import read_checkpoint
+    from maskgym.agents.common.checkpoints import read_checkpoint
 
     kept = read_checkpoint(tmp_path / "run" / "checkpoints" / "masks.pt")
     assert 0 < kept["update"] < int(re.search(r"update (\d+):", error[-1])[1])
@@ -334,7 +334,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
         assert process.returncode == 2, error
         assert error.splitlines()[-1].startswith(f"error: {disk}/run: the disk is full: make room, and continue with")
         filler.unlink()
-        from maskgym.agents.checkpoints import read_checkpoint
+        from maskgym.agents.common.checkpoints import read_checkpoint
 
         assert read_checkpoint(state)["update"] >= 1
         assert not list(state.parent.glob("*.tmp"))
@@ -412,7 +412,7 @@ def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, 
     from safetensors.numpy import load_file
 
     from maskgym.experiments import cli
-    from maskgym.policies.mllm import TINY
+    from maskgym.policies.text.mllm import TINY
 
     settings = ["algo.updates=2", "env.answers=4", "algo.isr_sft_steps=0", "algo.learning_rate=0.01"]
     policy = ["policy=qwen2_5_vl", f"policy.path={TINY}", "policy.lora_rank=2", "policy.dtype=float32"]

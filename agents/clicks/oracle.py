@@ -1,0 +1,106 @@
+"""The oracle: clicks that are searched for with the true mask at hand. No policy; what clicks can do at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from scipy import ndimage
+
+from maskgym.agents.common.checkpoints import check_at_least
+from maskgym.envs.point import PointState
+
+
+class OracleAgent:
+    """Greedy clicks on the true mask, or with ``width`` above 1 a beam search; never learns.
+
+    At each step every state is tried with the clicks that go deepest into the largest region where its mask is wrong;
+    those whose masks have the best IoU are kept. All trials of a step are one batched decoding.
+
+    Args:
+        policy: Unused; taken so that every agent is made alike.
+        env: Unused likewise: `search` is handed the one to search in.
+        seed: Unused likewise: nothing is left to chance.
+        output: Unused likewise.
+        width: States kept a step; 1 is greedy.
+        candidates: Clicks tried from each.
+
+    Raises:
+        UserError: If a number is below 1.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
+    learns: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: Any = None,
+        env: VectorEnv | None = None,
+        seed: int = 0,
+        output: str | Path | None = None,
+        width: int = 1,
+        candidates: int = 8,
+    ) -> None:
+        check_at_least(1, width=width, candidates=candidates)
+        self.width, self.candidates = width, candidates
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
+        """Return at once: there is nothing to learn."""
+
+    def save(self, path: str | Path) -> None:
+        """Write nothing: there are no weights."""
+
+    load = save
+
+    def search(self, env: VectorEnv) -> list[PointState]:
+        """Return the best states that whole episodes reach from where each sub-environment stands."""
+        base: Any = env.unwrapped
+        beams = [[state] for state in base.get_state()]
+        trials = base.branch(len(beams) * self.width * self.candidates)
+        for _ in range(base.horizon - len(beams[0][0].patches)):
+            rows = [(owner, state) for owner, beam in enumerate(beams) for state in beam]
+            owners, states, actions = [], [], []
+            views = base.branch(len(rows))
+            views.set_state([state for _, state in rows])
+            for (owner, state), (mask, truth) in zip(rows, views.peek(), strict=True):
+                for action in self._clicks(base, state, mask, truth):
+                    owners.append(owner)
+                    states.append(state)
+                    actions.append(action)
+            beams = self._best(trials, owners, states, actions, len(beams))
+        return [beam[0] for beam in beams]
+
+    def _clicks(self, base: Any, state: PointState, mask: np.ndarray, truth: np.ndarray) -> list[Any]:
+        """Return the actions to try from a state with this mask, bool (H, W), and this truth."""
+        height, width = truth.shape
+        centres = (base.centres() / base.image_size * (width, height)).astype(int)  # (g², 2)
+        regions, count = ndimage.label(mask != truth)
+        areas = np.bincount(regions.ravel(), minlength=2)[1:]
+        depth = ndimage.distance_transform_edt(regions == 1 + areas.argmax()) if count else np.zeros(truth.shape)
+        order = np.argsort(-depth[centres[:, 1], centres[:, 0]], kind="stable")
+        if not base.repeats:
+            order = order[~np.isin(order, state.patches)]
+        tried = order[: self.candidates]
+        labels = truth[centres[tried, 1], centres[tried, 0]].astype(int)
+        return [
+            (int(patch), int(label)) if base.label == "policy" else int(patch)
+            for patch, label in zip(tried, labels, strict=True)
+        ]
+
+    def _best(
+        self, trials: Any, owners: list[int], states: list[PointState], actions: list[Any], count: int
+    ) -> list[list[PointState]]:
+        """Return the best states that follow, for each of ``count`` samples the best first."""
+        idle = trials.num_envs - len(actions)  # the last trial again
+        trials.set_state([*states, *states[-1:] * idle])
+        infos = trials.step(np.array([*actions, *actions[-1:] * idle]))[-1]
+        after, quality = trials.get_state(), infos["iou"][: len(actions)]
+        found: list[list[PointState]] = [[] for _ in range(count)]
+        for trial in np.argsort(-quality, kind="stable"):
+            beam = found[owners[trial]]
+            if len(beam) < self.width:
+                beam.append(after[trial])
+        return found

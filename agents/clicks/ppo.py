@@ -1,0 +1,149 @@
+"""PPO on point prompting, by Stable-Baselines3 (AlignSAM, Eq. 5-10 and Algorithm 1).
+
+Where the paper is at odds with itself, this is plain PPO: Eq. 8 divides the probabilities of different steps; the ratio
+here is that of the new and the old policy at the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from maskgym.agents.clicks.acting import ClickAgent
+from maskgym.agents.clicks.sb3 import GridPolicy, SampleVecEnv
+from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.policies.clicks.point import PointActorCritic
+
+
+class PPOAgent(ClickAgent):
+    """PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), advantages as they are (Eq. 7).
+
+    Args:
+        policy: A `maskgym.policies.clicks.point.PointActorCritic`.
+        env: A vector environment with the spaces that it will act in.
+        seed: Seed of the weights, of sampling, and of the samples shown.
+        output: Folder of the checkpoints.
+        learning_rate: Of Adam.
+        gamma: Discount.
+        gae_lambda: λ of the advantage; 1 is Eq. 6.
+        clip_range: ε of Eq. 9.
+        epochs: K, passes over a rollout.
+        minibatch_size: Steps a gradient.
+        value_weight: Of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper gives none.
+        entropy_weight: Of the entropy bonus; the paper has none.
+        normalize_advantage: Bring a minibatch's advantages to mean 0 and deviation 1; the paper does not.
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP  # of the environment that it trains in
+
+    def __init__(
+        self,
+        policy: PointActorCritic,
+        env: VectorEnv,
+        seed: int = 0,
+        output: str | Path = "checkpoints",
+        learning_rate: float = 3e-4,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        clip_range: float = 0.2,
+        epochs: int = 20,
+        minibatch_size: int = 240,
+        value_weight: float = 0.5,
+        entropy_weight: float = 0.0,
+        normalize_advantage: bool = False,
+        save_every: int = 10,
+    ) -> None:
+        check_at_least(1, epochs=epochs, minibatch_size=minibatch_size)
+        base: Any = env.unwrapped
+        self.model = PPO(
+            GridPolicy,
+            SampleVecEnv(env),
+            n_steps=base.horizon,
+            batch_size=minibatch_size,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            n_epochs=epochs,
+            vf_coef=value_weight,
+            ent_coef=entropy_weight,
+            normalize_advantage=normalize_advantage,
+            policy_kwargs={"networks": policy},
+            seed=seed,
+            device="auto",
+        )
+        made: Any = self.model.policy
+        super().__init__(made, env, seed, output, save_every)
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
+        """Train for a number of updates: a rollout of one episode a sub-environment, then K epochs over it.
+
+        Args:
+            envs: One, the one that the agent was made with.
+            updates: In all, those before a resumed checkpoint included.
+            on_log: Called after each with its number, from 1, and named scalars.
+            resume: Go on from the checkpoint in ``output``, where there is one.
+        """
+        first = self.restore() if resume else 0
+        if first < updates:
+            steps = self.model.n_steps * self.model.n_envs * (updates - first)
+            never: Any = None  # to print its own table
+            self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=never)
+
+
+class _Rollouts(BaseCallback):
+    """Begin every rollout with fresh episodes and chance of its own, and log what came of the last one."""
+
+    def __init__(self, agent: PPOAgent, first: int, on_log: OnLog) -> None:
+        super().__init__()
+        self.agent, self.update, self.on_log = agent, first, on_log
+        self.totals: list[float] = []
+        self.ious: list[float] = []
+        self.repeats: list[float] = []
+        self.losses: list[float] = []
+
+    def _on_rollout_start(self) -> None:
+        self._finish()
+        numbers = np.random.SeedSequence([self.agent.seed, self.update]).generate_state(3)
+        torch.manual_seed(int(numbers[0]))
+        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with it
+        environment: Any = self.model.env
+        environment.seed(int(numbers[2] % 2**31))
+        self.model._last_obs = environment.reset()
+        self.model._last_episode_starts = np.ones(environment.num_envs, bool)
+        self.totals, self.ious, self.repeats = [], [], []
+        self.losses = self.agent.along.begin(environment.targets)
+
+    def _on_step(self) -> bool:
+        seen: Any = self.model._last_obs  # what the action answered
+        self.losses += self.agent.along.learn(seen)
+        self.totals.append(float(np.mean(self.locals["rewards"])))
+        self.ious.append(float(np.mean([info["iou"] for info in self.locals["infos"]])))
+        self.repeats.append(float(np.mean([info["repeated"] for info in self.locals["infos"]])))
+        return True
+
+    def _on_training_end(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        """Log the rollout that is behind, and the update that followed it."""
+        if not self.totals:
+            return
+        self.update += 1
+        losses = {name: float(v) for name, v in self.logger.name_to_value.items() if name.startswith("train/")}
+        rollout = {"reward": sum(self.totals), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
+        rollout |= {"recalibration/loss": float(np.mean(self.losses))} if self.losses else {}
+        self.on_log(self.update, rollout | losses)
+        if self.update % self.agent.save_every == 0:
+            self.agent.checkpoint(self.update)

@@ -1,0 +1,1 @@
+"""What agents with a training loop of their own share."""

@@ -1,0 +1,140 @@
+"""What agents that answer a need with a mask share: a policy of needs, its optimiser, and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from maskgym.agents.common import parallel
+from maskgym.agents.common.checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
+from maskgym.envs.letterbox import letterbox
+from maskgym.errors import UserError
+from maskgym.policies.needs.usersal import UserSal
+
+CHECKPOINT = "masks.pt"
+SHOWN_AT_ONCE = 16  # images a forward pass where nothing is learned
+
+
+class MaskAgent:
+    """A `UserSal` that acts, is saved and resumes; a subclass trains it.
+
+    Args:
+        policy: What acts.
+        env: The vector environment that it will act in: an image and a need, answered with a mask of its square.
+        seed: Seed of all chance in training.
+        output: Folder of the checkpoints.
+        learning_rate: Of Adam.
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If a number is out of range, the policy is another, or the image does not fit it.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
+    kinds: ClassVar[tuple[str, ...]] = ("usersal", "usersal_plus")  # of policy
+
+    def __init__(
+        self,
+        policy: UserSal,
+        env: VectorEnv,
+        seed: int = 0,
+        output: str | Path = "checkpoints",
+        learning_rate: float = 1e-4,
+        save_every: int = 10,
+    ) -> None:
+        check_at_least(1, save_every=save_every)
+        if getattr(policy, "kind", None) not in self.kinds:
+            given = getattr(policy, "kind", type(policy).__name__)
+            raise UserError(f"policy={given}: expected {' or '.join(self.kinds)}")
+        space: Any = env.single_observation_space
+        self.side, divisor = space["image"].shape[0], policy.backbone.size_divisor
+        if self.side % divisor:
+            raise UserError(f"env.image_size={self.side}: expected a multiple of {divisor}, for the policy's backbone")
+        self.policy, self.seed, self.output, self.save_every = policy, seed, Path(output), save_every
+        self.learning_rate = learning_rate
+        self.optimizer = torch.optim.Adam(policy.trainable_parameters(), lr=learning_rate)
+
+    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
+        """Return the maps, float32 (B, S, S) in [0, 1]: the same, greedy or not, for a detector draws nothing."""
+        return torch.cat([logits.sigmoid() for _, logits in self.logits(observations)])[:, 0].cpu().numpy()
+
+    @torch.no_grad()
+    def logits(self, observations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield which observations, a few at a time, and their logits (b, 1, S, S)."""
+        for start in range(0, len(observations), SHOWN_AT_ONCE):
+            rows = observations[start : start + SHOWN_AT_ONCE]
+            pixels = to_pixels([row["image"] for row in rows], self.policy.device)
+            yield slice(start, start + len(rows)), self.policy(pixels, [row["need"] for row in rows])
+
+    def save(self, path: str | Path) -> None:
+        """Write what was trained into a folder; see `UserSal.save`."""
+        self.policy.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Take the weights that `save` wrote.
+
+        Raises:
+            UserError: See `UserSal.load`.
+        """
+        self.policy.load(path)
+
+    def checkpoint(self, update: int) -> None:
+        """Write all that a later update depends on: chance and the order of samples follow from the update's number.
+
+        Of several workers, which all are at the same, the first one writes.
+        """
+        if parallel.rank():
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        state = {"policy": self.policy.trained_state(), "description": self.policy.describe(), "update": update}
+        state |= {"optimizer": self.optimizer.state_dict(), "agent": type(self).__name__}
+        write_checkpoint(self.output / CHECKPOINT, state)
+
+    def restore(self) -> int:
+        """Take up the checkpoint in ``output``, if there; return the updates it has behind it.
+
+        Raises:
+            UserError: If it is of another algorithm, or of a policy with another backbone, encoder or setting.
+        """
+        file = self.output / CHECKPOINT
+        if not file.exists():
+            return 0
+        state = read_checkpoint(file)
+        check_agent(self, state, file)
+        self.policy.check(state["description"], file)
+        self.policy.load_trained_state(state["policy"], file)
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["update"]
+
+
+def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Return float32 (B, 3, S, S) in [0, 1] for images uint8 (S, S, 3)."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def to_targets(masks: Sequence[np.ndarray], side: int, device: torch.device) -> Tensor:
+    """Return float32 (B, 1, side, side) in [0, 1]: the union of each mask's rows, in the square that is observed.
+
+    Args:
+        masks: bool (n, H, W) an image.
+        side: Of the square, pixels.
+        device: Where to put them.
+    """
+    found = []
+    for mask in masks:
+        union = np.logical_or.reduce(mask, axis=0).astype(np.uint8) * 255
+        found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])  # as the image was
+    return torch.from_numpy(np.stack(found)).to(device)[:, None].float() / 255
+
+
+def content(image: np.ndarray) -> tuple[int, int]:
+    """Return height and width of what a letterboxed image uint8 (S, S, 3) shows: not the black right and below."""
+    seen = np.asarray(image).max(axis=2) > 0
+    rows, columns = np.flatnonzero(seen.max(axis=1)), np.flatnonzero(seen.max(axis=0))
+    return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else image.shape[:2]

@@ -1,0 +1,275 @@
+"""GRPO and CGPO on masks: reinforcement after supervision, on the same environment and from the same checkpoint.
+
+A detector's map leaves nothing to chance, so a coarse one is made of it: logits averaged over the cells of a g × g grid
+are those of one Bernoulli variable a cell. What is drawn changes the map as little as it must. A cell that comes out as
+the policy would have it leaves its pixels alone; one that comes out the other way has its logits shifted, all by the
+same amount, so that their mean lies on the other side of zero, as far from it as before and at least by a margin. The
+most probable draw is thus the detector's own map, which is what the policy answers when it is greedy.
+
+Cells are to a mask what tokens are to an answer: each has its ratio of new to old probability, clipped, and the mask's
+advantage, and the loss is the mean over cells. Cells in the black that a letterbox adds take no part. GRPO compares
+masks for one image and need; CGPO draws one and compares what came of it, brought to [0, 1] by the reward's range, with
+the mean probability of its cells (Saliency-R1, Eq. 10 and 13). Both share their formulas with clicks. Of an episode of
+several masks, as in ranking, the first is learned.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.objectives import clipped_loss, confidence_advantages, group_advantages
+from maskgym.agents.masks.acting import MaskAgent, content, to_pixels
+from maskgym.errors import UserError
+from maskgym.policies.needs.usersal import UserSal
+
+
+@dataclass
+class Masks:
+    """What was drawn for some samples, and what it earned; the masks of a sample are in a row.
+
+    Attributes:
+        pixels: float32 (P, 3, S, S), one image a sample.
+        needs: One text a sample.
+        cells: bool (B, g, g).
+        log_probabilities: float32 (B, g, g), of the policy that drew.
+        shown: bool (B, g, g), cells that hold some of the image.
+        returns: float64 (B,).
+        ious: float64 (B,).
+        changed: Share of cells that came out the other way.
+    """
+
+    pixels: Tensor
+    needs: list[str]
+    cells: Tensor
+    log_probabilities: Tensor
+    shown: Tensor
+    returns: np.ndarray
+    ious: np.ndarray
+    changed: float
+
+
+class MaskPolicyAgent(MaskAgent):
+    """Clipped policy gradients on the cells of masks.
+
+    Args:
+        policy: A `maskgym.policies.needs.usersal.UserSal`, trained with supervision: its ``checkpoint`` says from where.
+        env: A vector environment with the spaces that it will act in, with ``autoreset_mode=DISABLED``.
+        seed: Seed of sampling, and of the samples shown.
+        output: Folder of the checkpoints.
+        group_size: Masks of one sample, a divisor of the number of sub-environments.
+        grid: g, cells along a side.
+        temperature: Logits of cells are divided by it: more than 1 draws more freely.
+        margin: How far from zero, at least, a cell's mean logit comes to lie where it is changed.
+        learning_rate: Of Adam.
+        clip_range: ε, of the ratio of new to old probability.
+        epochs: Passes over the masks; with one the ratio is 1.
+        minibatch_size: Samples a gradient, with all their masks.
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If a number is out of range, or the policy is of another kind.
+    """
+
+    def __init__(
+        self,
+        policy: UserSal,
+        env: VectorEnv,
+        seed: int = 0,
+        output: str | Path = "checkpoints",
+        group_size: int = 1,
+        grid: int = 8,
+        temperature: float = 1.0,
+        margin: float = 2.0,
+        learning_rate: float = 1e-4,
+        clip_range: float = 0.2,
+        epochs: int = 4,
+        minibatch_size: int = 16,
+        save_every: int = 10,
+    ) -> None:
+        check_at_least(1, group_size=group_size, grid=grid, epochs=epochs, minibatch_size=minibatch_size)
+        super().__init__(policy, env, seed, output, learning_rate, save_every)
+        if env.num_envs % group_size:
+            raise UserError(f"algo.group_size={group_size}: expected a divisor of env.num_envs={env.num_envs}")
+        if self.side % grid:
+            raise UserError(f"algo.grid={grid}: expected a divisor of env.image_size={self.side}")
+        if not temperature > 0 or margin < 0:
+            raise UserError(
+                f"algo.temperature={temperature}, algo.margin={margin}: expected more than 0, and at least 0"
+            )
+        base: Any = env.unwrapped
+        self.group_size, self.grid, self.temperature, self.margin = group_size, grid, temperature, margin
+        self.clip_range, self.epochs, self.minibatch_size = clip_range, epochs, minibatch_size
+        self.return_range = base.reward.range
+
+    @abstractmethod
+    def advantages(self, masks: Masks) -> Tensor:
+        """Return float32 (B,), one a mask."""
+
+    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
+        """Return the maps, float32 (B, S, S) in [0, 1]: the detector's, or drawn."""
+        if greedy:
+            return super().act(observations, greedy)
+        found = [self.mask(logits, self.draw(self.cell_logits(logits))) for _, logits in self.logits(observations)]
+        return torch.cat(found).cpu().numpy()
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
+        """Train for a number of updates: one mask a sub-environment, then epochs over them.
+
+        Args:
+            envs: On the training split, with the spaces of the one that the agent was made with; an update is of one.
+            updates: In all, those before a resumed checkpoint included.
+            on_log: Called after each with its number, from 1, and named scalars.
+            resume: Go on from the checkpoint in ``output``, where there is one.
+        """
+        self.policy.eval()
+        for update in range(self.restore() if resume else 0, updates):
+            numbers = np.random.SeedSequence([self.seed, update]).generate_state(2)
+            torch.manual_seed(int(numbers[0]))
+            masks = self.play(envs[update % len(envs)], int(numbers[1] % 2**31))
+            values = {"reward": float(masks.returns.mean()), "iou": float(masks.ious.mean())}
+            values |= {"changed": masks.changed, "reward_calls": float(len(masks.returns))}
+            on_log(update + 1, values | self.improve(masks))
+            if (update + 1) % self.save_every == 0:
+                self.checkpoint(update + 1)
+
+    @torch.no_grad()
+    def play(self, env: VectorEnv, seed: int) -> Masks:
+        """Draw one mask a sub-environment; those of a group show the same sample."""
+        base: Any = env.unwrapped
+        groups = env.num_envs // self.group_size
+        drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)
+        observations, _ = env.reset(seed=seed, options={"index": drawn.repeat(self.group_size)})
+        rows = [
+            {"image": observations["image"][i].copy(), "need": str(observations["need"][i])}
+            for i in range(0, env.num_envs, self.group_size)
+        ]
+        logits = torch.cat([found for _, found in self.logits(rows)]).repeat_interleave(self.group_size, dim=0)
+        of_cells = self.cell_logits(logits)  # (B, g, g)
+        cells = self.draw(of_cells)
+        _, returns, _, _, infos = env.step(self.mask(logits, cells).cpu().numpy())
+        shown = torch.stack([shown_cells(row["image"], self.grid) for row in rows]).to(cells.device)
+        shown = shown.repeat_interleave(self.group_size, dim=0)
+        return Masks(
+            pixels=to_pixels([row["image"] for row in rows], self.policy.device),
+            needs=[row["need"] for row in rows],
+            cells=cells,
+            log_probabilities=log_probability(of_cells, cells),
+            shown=shown,
+            returns=np.asarray(returns, dtype=float),
+            ious=np.asarray(infos["iou"], dtype=float),
+            changed=(cells != (of_cells > 0))[shown].float().mean().item(),
+        )
+
+    def improve(self, masks: Masks) -> dict[str, float]:
+        """Take the gradient steps of one update; return named scalars."""
+        group = self.group_size
+        advantages = self.advantages(masks).to(masks.cells.device)
+        losses, clipped, entropies = [], [], []
+        for _ in range(self.epochs):
+            for samples in torch.randperm(len(masks.needs)).split(self.minibatch_size):
+                rows = (samples[:, None] * group + torch.arange(group)).flatten().to(masks.cells.device)
+                here = samples.to(masks.pixels.device)
+                logits = self.policy(masks.pixels[here], [masks.needs[i] for i in samples.tolist()])
+                of_cells = self.cell_logits(logits).repeat_interleave(group, dim=0)
+                loss, share = self.loss(of_cells, masks, rows, advantages)
+                if loss.requires_grad:  # not where no sample has a need
+                    self.optimizer.zero_grad()
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), 0.5)
+                    self.optimizer.step()
+                losses.append(loss.item())
+                clipped.append(share)
+                bernoulli = torch.distributions.Bernoulli(logits=of_cells.detach())
+                entropies.append(bernoulli.entropy()[masks.shown[rows]].mean().item())
+        found = {"train/loss": losses, "train/clip_fraction": clipped, "train/entropy": entropies}
+        spread = {"train/advantage_deviation": float(advantages.std(unbiased=False))}
+        return {name: float(np.mean(values)) for name, values in found.items()} | spread
+
+    def loss(self, of_cells: Tensor, masks: Masks, rows: Tensor, advantages: Tensor) -> tuple[Tensor, float]:
+        """Return the clipped loss, the mean over cells that are shown, and the share of ratios out of bounds.
+
+        Args:
+            of_cells: Logits (b, g, g), of the policy that learns.
+            masks: All of the update.
+            rows: int64 (b,), which of them.
+            advantages: float32 (B,).
+        """
+        shown = masks.shown[rows]
+        new = log_probability(of_cells, masks.cells[rows])[shown]
+        each = advantages[rows, None, None].expand_as(of_cells)[shown]
+        return clipped_loss(new, masks.log_probabilities[rows][shown], each, self.clip_range)
+
+    def cell_logits(self, logits: Tensor) -> Tensor:
+        """Return logits (B, g, g) of the cells, for those of a map, (B, 1, S, S)."""
+        return F.adaptive_avg_pool2d(logits, self.grid)[:, 0] / self.temperature
+
+    def draw(self, of_cells: Tensor) -> Tensor:
+        """Return bool (B, g, g), drawn from logits of that shape."""
+        return torch.bernoulli(of_cells.sigmoid()).bool()
+
+    def mask(self, logits: Tensor, cells: Tensor) -> Tensor:
+        """Return the action, float32 (B, S, S) in [0, 1]: the map of logits (B, 1, S, S) with these cells."""
+        means = F.adaptive_avg_pool2d(logits, self.grid)[:, 0]  # (B, g, g)
+        wanted = torch.where(cells, 1.0, -1.0) * means.abs().clamp(min=self.margin)
+        shifts = torch.where(cells == (means > 0), 0.0, wanted - means)
+        size = self.side // self.grid
+        return (logits[:, 0] + shifts.repeat_interleave(size, 1).repeat_interleave(size, 2)).sigmoid()
+
+
+class GRPOAgent(MaskPolicyAgent):
+    """Group relative policy optimisation: the reward less its group's mean, over its group's deviation.
+
+    Args:
+        group_size: At least 2; see `MaskPolicyAgent` for the others.
+    """
+
+    def __init__(self, policy: UserSal, env: VectorEnv, group_size: int = 8, **settings: Any) -> None:
+        check_at_least(2, group_size=group_size)
+        super().__init__(policy, env, group_size=group_size, **settings)
+
+    def advantages(self, masks: Masks) -> Tensor:
+        """Return float32 (B,); a group of equal rewards has 0."""
+        return group_advantages(masks.returns, self.group_size)
+
+
+class CGPOAgent(MaskPolicyAgent):
+    """Confidence-guided policy optimisation: the reward in [0, 1] less the mean probability of the cells drawn.
+
+    Args:
+        center_advantage: Subtract the batch's mean advantage: ours, not the paper's.
+        settings: See `MaskPolicyAgent`; a sample has one mask.
+    """
+
+    def __init__(self, policy: UserSal, env: VectorEnv, center_advantage: bool = False, **settings: Any) -> None:
+        super().__init__(policy, env, **settings)
+        self.center_advantage = center_advantage
+
+    def advantages(self, masks: Masks) -> Tensor:
+        """Return float32 (B,) in [-1, 1]."""
+        chances, shown = masks.log_probabilities.exp(), masks.shown.float()
+        confidence = ((chances * shown).sum((1, 2)) / shown.sum((1, 2))).cpu()
+        return confidence_advantages(masks.returns, self.return_range, confidence, self.center_advantage)
+
+
+def log_probability(of_cells: Tensor, cells: Tensor) -> Tensor:
+    """Return the log-probability of each cell (B, g, g) under logits of that shape."""
+    return -F.binary_cross_entropy_with_logits(of_cells, cells.float(), reduction="none")
+
+
+def shown_cells(image: np.ndarray, grid: int) -> Tensor:
+    """Return bool (g, g): which cells of a letterboxed image uint8 (S, S, 3) hold some of what it shows."""
+    height, width = content(image)
+    size = image.shape[0] // grid
+    edges = torch.arange(grid) * size
+    return (edges[:, None] < height) & (edges < width)

@@ -1,0 +1,68 @@
+"""Referring segmentation as an agent: a frozen segmenter of phrases answers what the need says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from maskgym.errors import UserError
+
+
+class ReferringAgent:
+    """Segment the need as a phrase; never learns.
+
+    It is how a text-conditioned segmenter is evaluated as RefCOCO has it, on the same samples, at the same input size
+    and by the same measures (mIoU, oIoU, P@X) as a policy.
+
+    Args:
+        policy: Unused; taken so that every agent is made alike.
+        env: Unused likewise.
+        seed: Unused likewise: nothing is left to chance.
+        output: Unused likewise.
+        segmenter: A referring segmenter, as of `maskgym.segmenters`.
+        prefix: Taken off a need that begins with it, in any case: what is left is the phrase. A need without a phrase
+            is answered with an empty mask: what is salient is nothing that a phrase names.
+
+    Raises:
+        UserError: If the segmenter takes no phrases.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("user_need",)
+    learns: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: Any = None,
+        env: VectorEnv | None = None,
+        seed: int = 0,
+        output: str | Path | None = None,
+        segmenter: Any = None,
+        prefix: str = "find ",
+    ) -> None:
+        if not hasattr(segmenter, "segment"):
+            raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
+        self.segmenter, self.prefix = segmenter, prefix
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
+        """Return at once: there is nothing to learn."""
+
+    def save(self, path: str | Path) -> None:
+        """Write nothing: the segmenter is frozen."""
+
+    load = save
+
+    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[np.ndarray]:
+        """Return one map of probabilities an observation, float32 (S, S)."""
+        phrases = [self._phrase(observation["need"]) for observation in observations]
+        images = [observation["image"] for observation in observations]
+        found = self.segmenter.segment(images, [[phrase] if phrase else [] for phrase in phrases])
+        return [masks[0] if len(masks) else np.zeros(masks.shape[1:], np.float32) for masks in found]
+
+    def _phrase(self, need: str) -> str:
+        words = need.strip()
+        start = words[: len(self.prefix)]
+        return words[len(self.prefix) :].strip() if start.casefold() == self.prefix.casefold() else words

@@ -1,0 +1,1 @@
+"""Clients of chat models: behind a server, or on this machine."""

@@ -1,0 +1,76 @@
+"""A chat model on this machine: any model of transformers that turns images and a text into text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from maskgym.chat.asker import Part, Reply
+from maskgym.policies.text.mllm import vision_token_ids
+from maskgym.segmenters.hub import HubNetwork
+
+MAX_TOKENS = 256  # of an answer, unless told otherwise
+
+
+class LanguageNetwork(HubNetwork):
+    """The model with its processor; see `HubNetwork`."""
+
+    architecture = "AutoModelForImageTextToText"
+    model_types = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+    @cached_property
+    def processor(self) -> Any:
+        """Return chat template, tokenizer and image processor."""
+        from transformers import AutoProcessor
+
+        return self._read(AutoProcessor)
+
+
+class LocalChat:
+    """Asks a model of transformers; greedy unless a temperature is set, so that the same question has one answer.
+
+    Args:
+        model: A folder as ``save_pretrained`` writes it, or a hub name.
+        device: A PyTorch device; None takes CUDA where there is one.
+        max_tokens: Longest answer.
+        temperature: 0 is greedy.
+
+    Raises:
+        UserError: See `HubNetwork`.
+    """
+
+    def __init__(
+        self, model: str, device: str | None = None, max_tokens: int = MAX_TOKENS, temperature: float = 0.0
+    ) -> None:
+        self.network = LanguageNetwork(model, device)
+        self.name, self.max_tokens, self.temperature = Path(model).name, max_tokens, temperature
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Return the model's name and fingerprint, and the options."""
+        options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        return {"model": self.name, "fingerprint": self.network.fingerprint, "settings": options}
+
+    @torch.inference_mode()
+    def ask(self, parts: Sequence[Part]) -> Reply:
+        """Return what the model generates; see `maskgym.chat.asker.ChatModel`."""
+        processor, model = self.network.processor, self.network.network
+        content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        images = [Image.open(io.BytesIO(part)).convert("RGB") for part in parts if isinstance(part, bytes)]
+        inputs = processor(text=[text], images=[images], return_tensors="pt").to(self.network.device)
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        suppressed = vision_token_ids(model.config, processor.tokenizer)
+        tokens = model.generate(**inputs, max_new_tokens=self.max_tokens, suppress_tokens=suppressed, **sampling)
+        read = inputs["input_ids"].shape[1]
+        answer = processor.batch_decode(tokens[:, read:], skip_special_tokens=True)[0]
+        return Reply(answer, self.name, read, tokens.shape[1] - read)

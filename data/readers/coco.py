@@ -1,0 +1,398 @@
+"""Instances from COCO-style JSON: SIS10K, ILSO and SOC in that form, COCO itself, and annotations of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from maskgym.data.layout.folders import (
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    image_folders,
+    left_out,
+    select,
+    split_in_name,
+    subfolders,
+)
+from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image
+from maskgym.data.needs import SOURCES, category_of, find_needs
+from maskgym.data.sample import Sample
+from maskgym.errors import UserError
+
+PHRASE_FIELDS = ("phrase", "caption")
+_OTHER_ANNOTATIONS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO's, without instances
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of the JSON with the annotations that count."""
+
+    key: str
+    path: Path
+    size: tuple[int, int] | None  # (H, W) as the JSON states it
+    instances: tuple[dict[str, Any], ...]
+    crowds: tuple[dict[str, Any], ...]
+    source: Path
+    categories: dict[Any, str]
+    need: str | None = None
+
+
+class Coco:
+    """Photos with instance masks from COCO-style JSON, for salient instances; one photo a sample.
+
+    Segmentations may be polygons or run-length codes, compressed or not. Regions marked ``iscrowd`` become ``void``.
+    Photos without an instance to find are left out. ``phrases`` come from ``phrase`` or ``caption`` fields, where
+    every instance of the photo has one.
+
+    With task ``need`` a sample is a photo and a need, and its masks are the annotations that the need means
+    (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
+
+    Args:
+        root: The data set's folder.
+        task: ``sis``; or ``sod``: the same masks, meant as one; or ``need``.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        annotations: JSON file under the root; when None ``annotations.json``, else files named after splits (as
+            ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON there in COCO's form.
+        images: Folder of the photos under the root; when None looked for beside the JSON and under the root.
+        salient_only: Leave out annotations that say ``"salient": false``, unless the task is ``need``.
+        splits: ``auto``: by the JSON files' names or by ``train.txt``, ``val.txt``, ``test.txt`` where these exist,
+            else by the hash of the key; ``hash``: always by hash.
+        exclude: Keys of photos to leave out.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+        needs: With task ``need``: ``own``: those that annotations hold; ``category``: ``find a`` and the category's
+            name for annotations that hold none.
+
+    Attributes:
+        keys: The key of each sample: the photo's ``file_name`` without suffix, after the split where files name it.
+        splits: The split of each sample (None: on none of the lists).
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: photos in which there is nothing to find.
+
+    Raises:
+        UserError: If an argument cannot be used, or the split is empty.
+        DataFault: If strict and the JSON or what it names is at fault: not JSON, a missing field, an annotation of a
+            photo that is not listed, a photo without file.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "sis",
+        split: str = "train",
+        annotations: str | None = None,
+        images: str | None = None,
+        salient_only: bool = True,
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+        needs: str = "own",
+    ) -> None:
+        self.root = check_root("coco", root, task, ("sis", "sod", "need"), split)
+        if needs not in SOURCES:
+            raise UserError(f"data.needs={needs}: expected one of {', '.join(SOURCES)}")
+        needed = task == "need"
+        self.task, self.split = "sod" if needed else task, split
+        if images is not None and not (self.root / images).is_dir():
+            raise UserError(f"data.images={images}: no such folder in {self.root}")
+        sources = find_annotations(self.root) if annotations is None else {None: self.root / annotations}
+        faults = [] if sources else [f"{self.root}: no COCO-style JSON here, in annotations/ or in a split's folder"]
+        photos: list[Photo] = []
+        for file_split, source in sources.items():
+            if splits == "hash" or file_split in (None, split) or split not in sources:
+                folders = [self.root / images] if images is not None else _image_folders(self.root, source, file_split)
+                photos += _list_photos(source, folders, file_split, salient_only and not needed, faults)
+        assigned, list_faults = assign_splits(self.root, [photo.key for photo in photos], splits)
+        asked = {photo.key: _by_need(photo, needs, faults) if needed else [photo] for photo in photos}
+        self.faults = (*faults, *list_faults)
+        found = [photo for photo in photos if photo.instances and asked[photo.key]]
+        if strict:
+            if needed and not found and not self.faults:
+                raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
+            check_listing(self.root, split, (assigned[photo.key] for photo in found), self.faults)
+        kept = {photo.key for photo in found}
+        lacking = "a need" if needed else "an instance"
+        self.notes = left_out((photo.path.name for photo in photos if photo.key not in kept), f"without {lacking}")
+        excluded = check_excluded(exclude, assigned)
+        chosen = [photo for photo in found if select(split, assigned[photo.key]) and photo.key not in excluded]
+        self.splits = tuple(assigned[photo.key] for photo in chosen for _ in asked[photo.key])
+        self._photos = [part for photo in chosen for part in asked[photo.key]]
+        self.keys = tuple(photo.key for photo in self._photos)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in the file's order.
+
+        Raises:
+            DataFault: If the photo cannot be decoded or has another size than the JSON says, a segmentation cannot
+                be read, or an instance covers no pixel.
+        """
+        return read_sample(self._photos[index])
+
+
+def read_sample(photo: Photo) -> Sample:
+    """Return a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in their order, and its need.
+
+    Raises:
+        DataFault: If the photo cannot be decoded or has another size than is stated, a segmentation cannot be read, or
+            an instance covers no pixel.
+    """
+    image = read_image(photo.path)
+    shape = image.shape[:2]
+    if photo.size is not None:
+        check_same_size(photo.path, image, str(photo.source), photo.size)
+    instances = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.instances)
+    masks = np.ascontiguousarray(np.stack(instances))  # COCO's run down the columns
+    return Sample(
+        key=photo.key,
+        images=(image,),
+        masks=(masks,),
+        void=_read_void(photo, masks) if photo.crowds else None,
+        phrases=_phrases(photo.instances),
+        category=_category(photo) if photo.need is not None else None,
+        need=photo.need,
+    )
+
+
+def find_annotations(root: Path) -> dict[str | None, Path]:
+    """Return the COCO-style JSON files under ``root`` by the split that their names state (None: one for all).
+
+    Raises:
+        UserError: If several files could be meant.
+    """
+    for path in (root / "annotations.json", root / "annotations" / "annotations.json"):
+        if path.is_file():
+            return {None: path}
+    inside = {folder: split_in_name(folder.name) for folder in subfolders(root)}
+    nearby = [root, *(folder for folder, split in inside.items() if split or folder.name.lower() == "annotations")]
+    files = [path for folder in nearby for path in sorted(folder.glob("*.json"))]
+    files = [path for path in files if not path.name.startswith((".", *_OTHER_ANNOTATIONS))]
+    stated = {path: split_in_name(path.stem) or inside.get(path.parent) for path in files}
+    candidates = [path for path in files if stated[path]] or [path for path in files if _is_coco(path)]
+    by_split: dict[str | None, Path] = {}
+    for path in candidates:
+        split = stated[path]
+        if split in by_split:
+            raise UserError(f"{root}: both {by_split[split].name} and {path.name} may be meant: set data.annotations")
+        by_split[split] = path
+    return by_split
+
+
+def decode_run_lengths(counts: str | bytes | Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of a COCO run-length code.
+
+    Runs go down the columns and alternate, beginning with background. The compressed form writes each run in
+    base 32, low digits first, a character a digit (code - 48: bit 5 says that more follow, bit 4 of the last is the
+    sign); from the fourth run on, a run is written as its difference to the run two places before.
+
+    pycocotools does not check that the runs fill the mask: it returns uninitialised memory where they do not.
+
+    Raises:
+        ValueError: If the code is malformed, or does not fill ``shape`` exactly.
+    """
+    runs = _uncompress(counts) if isinstance(counts, (str, bytes)) else np.array(counts, dtype=np.int64)
+    height, width = shape
+    if runs.ndim != 1 or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+        raise ValueError(f"the run lengths do not fill {width}x{height} pixels")
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
+
+
+def _uncompress(counts: str | bytes) -> np.ndarray:
+    code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
+    last = (code & 32) == 0
+    if code.size == 0 or (code < 0).any() or (code > 63).any() or not last[-1]:
+        raise ValueError("malformed run lengths")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: no picture is that large
+        raise ValueError("malformed run lengths")
+    shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((code & 31) << shifts, starts)
+    runs -= np.where(code[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
+
+
+def _image_folders(root: Path, source: Path, split: str | None) -> list[Path]:
+    """Return the folders where the photos of a JSON file may lie, the nearest first."""
+    near = list(dict.fromkeys((source.parent, root)))
+    near += [folder for place in near for folder in image_folders(place)]
+    if split:
+        near += [folder for place in tuple(near) for folder in subfolders(place) if split_in_name(folder.name) == split]
+    near += [folder for place in tuple(near) for folder in image_folders(place)]
+    return list(dict.fromkeys(near))
+
+
+def _list_photos(
+    source: Path, folders: list[Path], split: str | None, salient_only: bool, faults: list[str]
+) -> list[Photo]:
+    """Return the photos of one JSON file whose file exists; add to ``faults`` what is wrong with the others."""
+    records, annotations, categories = read_coco(source, faults)
+    by_image: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["id"] in by_image:
+            faults.append(f"{source}: two images have the id {record['id']}")
+        by_image[record["id"]] = []
+    for annotation in annotations:
+        if annotation["image_id"] not in by_image:
+            number, image = annotation.get("id"), annotation["image_id"]
+            faults.append(f"{source}: annotation {number} belongs to image {image}, which is not in images")
+        else:
+            by_image[annotation["image_id"]].append(annotation)
+    photos: dict[str, Photo] = {}
+    for record in records:
+        name = PurePosixPath(str(record["file_name"]).replace("\\", "/"))
+        key = f"{split}/{name.with_suffix('')}" if split else str(name.with_suffix(""))
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            faults.append(f"{source}: no file {name} in {', '.join(map(str, folders))}")
+        elif key in photos:
+            faults.append(f"{source}: {name} is listed twice")
+        else:
+            own = by_image[record["id"]]
+            size = (record["height"], record["width"]) if record.get("height") and record.get("width") else None
+            instances = (a for a in own if not a.get("iscrowd") and (a.get("salient", True) or not salient_only))
+            crowds = (a for a in own if a.get("iscrowd"))
+            photos[key] = Photo(key, path, size, tuple(instances), tuple(crowds), source, categories)
+    return list(photos.values())
+
+
+def read_json(source: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataFault: If it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(source.read_bytes())
+    except OSError as error:
+        raise DataFault(f"{source}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"{source}: not JSON: {error}") from None
+
+
+def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    """Return the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id.
+
+    What is wrong with the file, or with other records, is added to ``faults``.
+    """
+    try:
+        content = read_json(source)
+    except DataFault as error:
+        faults += error.faults
+        return [], [], {}
+    if not isinstance(content, dict):
+        faults.append(f"{source}: a {type(content).__name__}: expected an object with images and annotations")
+        return [], [], {}
+    images = _complete(source, content, "images", {"id": (int, str), "file_name": str}, faults)
+    annotations = _complete(
+        source, content, "annotations", {"image_id": (int, str), "segmentation": (list, dict)}, faults
+    )
+    listed = content.get("categories")
+    named = [record for record in listed if isinstance(record, dict)] if isinstance(listed, list) else []
+    categories = {
+        r["id"]: r["name"] for r in named if isinstance(r.get("id"), (int, str)) and isinstance(r.get("name"), str)
+    }
+    return images, annotations, categories
+
+
+def _complete(
+    source: Path, content: dict[str, Any], part: str, fields: dict[str, Any], faults: list[str]
+) -> list[dict[str, Any]]:
+    """Return those records of one part that have the fields, in the types that make them usable."""
+    if not isinstance(content.get(part), list):
+        faults.append(f"{source}: no list '{part}': expected COCO's images and annotations")
+        return []
+    complete = []
+    for place, record in enumerate(content[part]):
+        known = record if isinstance(record, dict) else {}
+        missing = [field for field, kind in fields.items() if not isinstance(known.get(field), kind)]
+        if missing:
+            faults.append(f"{source}: {part}[{place}] (id {known.get('id')}) has no usable {', '.join(missing)}")
+        else:
+            complete.append(record)
+    return complete
+
+
+def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask of one annotation, bool (H, W); a fault if it is malformed or empty."""
+    name = f"{photo.source}: annotation {annotation.get('id')} of {photo.path.name}"
+    try:
+        mask = rasterise(annotation["segmentation"], shape)
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
+        raise DataFault(f"{name}: unreadable segmentation: {error}") from None
+    if not mask.any():
+        raise DataFault(f"{name}: an empty mask: the segmentation covers no pixel")
+    return mask
+
+
+def rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask, bool (H, W), of polygons or of a run-length code.
+
+    Raises:
+        ValueError: If it is malformed, or of another size.
+    """
+    height, width = shape
+    if isinstance(segmentation, dict):
+        if list(segmentation.get("size", ())) != [height, width]:
+            raise ValueError(f"its size is {segmentation.get('size')}, the photo's [{height}, {width}]")
+        return decode_run_lengths(segmentation["counts"], shape)
+    polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
+    for polygon in polygons:
+        if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
+            raise ValueError("a polygon needs three or more pairs of x and y")
+        # COCO's rasteriser walks along each edge, so its memory grows with the coordinates
+        if not (np.abs(polygon.reshape(-1, 2) - (width / 2, height / 2)) <= (2 * width, 2 * height)).all():
+            raise ValueError("a polygon lies far outside the photo")
+    if not polygons:
+        raise ValueError("no polygon")
+    codes = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
+    return decode_run_lengths(coco_mask.merge(codes)["counts"], shape)
+
+
+def _read_void(photo: Photo, masks: np.ndarray) -> tuple[np.ndarray]:
+    """Return the crowd regions, bool (H, W), without the pixels of instances."""
+    shape = masks.shape[1:]
+    crowds = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.crowds)
+    return (np.any(crowds, axis=0) & ~masks.any(axis=0),)
+
+
+def _phrases(instances: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...]] | None:
+    """Return one phrase an instance, or None unless every one has its own."""
+    phrases = [next((a[field] for field in PHRASE_FIELDS if a.get(field)), None) for a in instances]
+    return (tuple(map(str, phrases)),) if all(phrases) else None
+
+
+def _by_need(photo: Photo, source: str, faults: list[str]) -> list[Photo]:
+    """Return the photo once a need, with the annotations that it means; add to ``faults`` what is wrong with some."""
+    needs, wrong = find_needs(photo.instances, photo.categories, source)
+    faults += [f"{photo.source}: {fault}" for fault in wrong]
+    return [
+        replace(photo, key=f"{photo.key}#{number}", instances=need.instances, need=need.text)
+        for number, need in enumerate(needs)
+    ]
+
+
+def _category(photo: Photo) -> str | None:
+    """Return the name of the category that all instances have, if they have one in common."""
+    names = {category_of(annotation, photo.categories) for annotation in photo.instances}
+    return names.pop() if len(names) == 1 else None

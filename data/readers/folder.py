@@ -1,0 +1,106 @@
+"""Photos with one mask each: sets of salient objects, blur, shadow, glass, or one class a folder; and one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskgym.data.layout.folders import (
+    Pair,
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    find_pairs,
+    leave_out,
+    select,
+)
+from maskgym.data.layout.images import FOREGROUND, DataFault, read_pair
+from maskgym.data.sample import CATEGORIES, Sample
+
+
+class Folder:
+    """Pairs of photo and mask; one pair a sample.
+
+    Folders are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and files are paired by
+    stem. Listing happens here and decodes nothing; a sample is decoded, and checked, each time it is asked for.
+
+    Args:
+        root: The data set's folder.
+        task: What the masks show: ``sod``, ``blur``, ``shadow``, ``glass``; or ``semantic``: the class that the folder
+            of the photo is named after.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        images: Folder of the photos under the root, where its name is not a usual one.
+        masks: Folder of the masks likewise; may be the same.
+        splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` where these exist, else by
+            the hash of the key; ``hash``: always by hash; ``test``: all of it is the test split, and so on.
+        exclude: Keys to leave out.
+        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+
+    Attributes:
+        keys: The key of each sample: the photo's path under the root, without suffix and images folder.
+        splits: The split of each sample (None: on none of the lists).
+        shown: What the masks show, the ``task`` given; ``task`` itself is ``sod``, as there is one region an image.
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: the ``faulty`` ones.
+
+    Raises:
+        UserError: If an argument cannot be used, or the split is empty.
+        DataFault: If strict and a photo or mask lacks its partner, or there is no pair at all.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "sod",
+        split: str = "train",
+        images: str | None = None,
+        masks: str | None = None,
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        faulty: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
+        self.shown, self.task, self.split = task, "sod", split  # one region an image is read as ``sod``
+        listed, faults = find_pairs(self.root, images, masks, faulty)
+        pairs, self.notes = leave_out(listed, faulty)
+        assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
+        self.faults = (*faults, *list_faults)
+        if strict:
+            check_listing(self.root, split, assigned.values(), self.faults)
+        excluded = check_excluded(exclude, assigned)
+        self._pairs = [pair for pair in pairs if select(split, assigned[pair.key]) and pair.key not in excluded]
+        self.keys = tuple(pair.key for pair in self._pairs)
+        self.splits = tuple(assigned[key] for key in self.keys)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def mask_files(self) -> tuple[tuple[str, Path], ...]:
+        """The key of each photo, and the file of its mask."""
+        return tuple((pair.key, pair.mask) for pair in self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
+
+        Raises:
+            DataFault: If a file cannot be decoded, the sizes differ, no pixel of the mask is above 128, or the task is
+                ``semantic`` and the photo is in no folder of its own.
+        """
+        pair = self._pairs[index]
+        image, levels = read_pair(pair.image, pair.mask)
+        mask = levels > FOREGROUND
+        if not mask.any():
+            raise DataFault(f"{pair.mask}: an empty mask: no level above {FOREGROUND}, the highest is {levels.max()}")
+        return Sample(key=pair.key, images=(image,), masks=(mask[None],), category=self._category(pair))
+
+    def _category(self, pair: Pair) -> str:
+        if self.shown in CATEGORIES:
+            return CATEGORIES[self.shown]
+        *_, folder, _ = ("", *Path(pair.key).parts)
+        if not folder:
+            raise DataFault(f"{pair.image}: task=semantic: expected a folder named after its class, as in car/1.jpg")
+        return folder.replace("_", " ")

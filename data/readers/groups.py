@@ -1,0 +1,125 @@
+"""Groups of photos with something in common: CoCA, CoSal2015, CoSOD3k, iCoseg, … and folders of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from maskgym.data.layout.folders import (
+    Pair,
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    find_pairs,
+    leave_out,
+    select,
+)
+from maskgym.data.layout.images import FOREGROUND, DataFault, read_all, read_pair
+from maskgym.data.sample import Sample
+from maskgym.errors import UserError
+
+
+class Groups:
+    """Groups of photos for co-salient object detection: one folder a group, in the images and in the masks folder.
+
+    Args:
+        root: The data set's folder; laid out as for :class:`~maskgym.data.readers.folder.Folder`, one level deeper.
+        task: ``cosod``.
+        split: ``train``, ``validation``, ``test``, or ``all``. A group is in one split as a whole.
+        group_size: Photos a sample: each group is cut into chunks of that many in order of name, the last one
+            shorter; None gives the whole group.
+        images: Folder of the photos under the root, where its name is not a usual one.
+        masks: Folder of the masks likewise.
+        splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` (names of groups) where these
+            exist, else by the hash of the group's name; ``hash``: always by hash; ``test``: all of it is the test
+            split, and so on.
+        exclude: Photos to leave out, as ``group/stem``.
+        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+
+    Attributes:
+        keys: The key of each sample: ``group/chunk``, chunks counted from 0.
+        splits: The split of each sample (None: on none of the lists).
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: the ``faulty`` ones.
+
+    Raises:
+        UserError: If an argument cannot be used, or the split is empty.
+        DataFault: If strict and a photo or mask lacks its partner or its group, or there is no pair at all.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "cosod",
+        split: str = "train",
+        group_size: int | None = None,
+        images: str | None = None,
+        masks: str | None = None,
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        faulty: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("groups", root, task, ("cosod",), split)
+        if group_size is not None and group_size < 1:
+            raise UserError(f"data.group_size={group_size}: expected a number of photos, 1 or more, or null")
+        self.task, self.split = task, split
+        listed, faults = find_pairs(self.root, images, masks, faulty)
+        pairs, self.notes = leave_out(listed, faulty)
+        excluded = check_excluded(exclude, (pair.key for pair in pairs))
+        groups: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            if pair.key not in excluded:
+                groups.setdefault(str(PurePosixPath(pair.key).parent), []).append(pair)
+        if loose := groups.pop(".", []):
+            faults.append(f"{loose[0].image}: in no group: expected one folder a group ({len(loose)} such photos)")
+        assigned, list_faults = assign_splits(self.root, groups, splits)
+        self.faults = (*faults, *list_faults)
+        if strict:
+            check_listing(self.root, split, assigned.values(), self.faults)
+        self._chunks = [
+            (name, start // size, group[start : start + size])
+            for name, group in groups.items()
+            if select(split, assigned[name])
+            for size in [group_size or len(group)]
+            for start in range(0, len(group), size)
+        ]
+        self.keys = tuple(f"{name}/{chunk}" for name, chunk, _ in self._chunks)
+        self.splits = tuple(assigned[name] for name, _, _ in self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def mask_files(self) -> tuple[tuple[str, Path], ...]:
+        """The key of each photo, ``group/stem``, and the file of its mask."""
+        return tuple((pair.key, pair.mask) for _, _, pairs in self._chunks for pair in pairs)
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        """Return the files of one sample."""
+        return tuple(self._chunks[index][2])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return at most ``group_size`` photos; a photo without the common object has masks of shape (0, H, W).
+
+        Raises:
+            DataFault: If a file cannot be decoded, sizes differ, or not one mask of the sample has a pixel above 128.
+        """
+        name, chunk, pairs = self._chunks[index]
+        read = read_all(partial(read_pair, pair.image, pair.mask) for pair in pairs)
+        masks = [(levels > FOREGROUND)[None] for _, levels in read]
+        if not any(mask.any() for mask in masks):
+            highest = max(levels.max() for _, levels in read)
+            raise DataFault(
+                f"{pairs[0].mask.parent}: only empty masks in {name}/{chunk}: "
+                f"no level above {FOREGROUND}, the highest is {highest}"
+            )
+        return Sample(
+            key=self.keys[index],
+            images=tuple(image for image, _ in read),
+            masks=tuple(mask if mask.any() else mask[:0] for mask in masks),
+            category=PurePosixPath(name).name,
+        )

@@ -1,0 +1,448 @@
+"""Hugging Face data sets, in and out: folders of ``save_to_disk``, parquet, ``imagefolder``, or names on the hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from maskgym.data.layout.folders import check_excluded, check_listing, select, split_in_name
+from maskgym.data.layout.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask
+from maskgym.data.readers.coco import rasterise
+from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
+from maskgym.errors import UserError
+
+# How the masks are meant, by what is asked for.
+MEANT = {"sod": "sod", "need": "sod", "sis": "sis", "ranking": "sis", "ranking_need": "sis", "cosod": "cosod"}
+NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # columns of some tasks
+OPTIONAL = ("key", "phrases", "category", "need", "ranks", "void", "rationale")
+_VALIDATION = ("dev", "eval")  # beside the names that folders have
+_LOADING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies: the part and its row, and from which to which of a group's images."""
+
+    key: str
+    split: str
+    part: int
+    row: int
+    images: slice
+
+
+class HuggingFace:
+    """Rows of a Hugging Face data set; one row a sample.
+
+    A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
+    COCO's segmentations, one or a list of them: run-length codes or lists of polygons, as values or as JSON text.
+    Groups of images (``cosod``) have lists of all of these. What `to_hugging_face` wrote is read back as it was.
+
+    Args:
+        path: Folder that ``save_to_disk`` wrote, else what ``load_dataset`` takes: a folder of parquet files or of
+            pictures with metadata, a parquet file, or a name on the hub.
+        task: How the masks are meant: ``sod``, ``sis``, ``cosod``; ``need`` (one region, and a column of needs);
+            ``ranking``, or ``ranking_need`` with needs (instances, and a column of ranks).
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        config: Which of the configurations of a data set that has several.
+        image: Column of the images, or of lists of them for ``cosod``.
+        mask: Column of the masks.
+        key: Column of unique names; without one rows are numbered. This and each of the next, if it is not named, is
+            the column of its own name, where there is one.
+        phrases: Column with one text a mask.
+        category: Column of categories, as texts or class labels.
+        need: Column of needs.
+        ranks: Column with one number a mask, larger is more salient.
+        void: Column of pictures of what is not scored.
+        rationale: Column of answers to imitate.
+        group_size: Images a sample of ``cosod``: longer groups are cut into chunks, the last one shorter; None gives
+            whole groups.
+        splits: ``auto``: by the names of its splits where it has several, or was saved with a name; else by the hash of
+            the key; ``hash``: always by hash.
+        exclude: Keys of samples to leave out.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those rows out.
+
+    Attributes:
+        keys: The key of each sample; of a group that is cut, with the number of the chunk.
+        splits: The split of each sample.
+        shown: The ``task`` given; ``task`` itself is how the masks are meant: ``sod``, ``sis`` or ``cosod``.
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: splits whose name says none of the three.
+
+    Raises:
+        UserError: If the data set cannot be loaded, a column is absent or unfit, or the split is empty.
+        DataFault: If strict and two rows have the same key.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        task: str = "sod",
+        split: str = "train",
+        config: str | None = None,
+        image: str = "image",
+        mask: str = "mask",
+        key: str | None = None,
+        phrases: str | None = None,
+        category: str | None = None,
+        need: str | None = None,
+        ranks: str | None = None,
+        void: str | None = None,
+        rationale: str | None = None,
+        group_size: int | None = None,
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        _check_arguments(path, task, split, splits, group_size)
+        self.path, self.shown, self.task, self.split = str(path), task, MEANT[task], split
+        parts, self.notes = _name_splits(*_load(self.path, config), splits)
+        named = {"image": image, "mask": mask, "key": key, "phrases": phrases, "category": category, "need": need}
+        named |= {"ranks": ranks, "void": void, "rationale": rationale}
+        self._columns = _find_columns(self.path, task, named, parts[0][1].column_names)
+        features = parts[0][1].features
+        if self.task == "cosod" and not isinstance(
+            features[self._columns["image"]], datasets.List | datasets.LargeList
+        ):
+            raise UserError(f"task=cosod: data.image={image}: expected a column of lists of images, one a group")
+        self._labels = features.get(self._columns.get("category", ""))
+        # As Arrow has them: nothing is decoded until it is asked for, and then by the reader of all data sets.
+        self._parts = [
+            part.select_columns(list(dict.fromkeys(self._columns.values()))).with_format("arrow") for _, part in parts
+        ]
+        places, self.faults = self._list([name for name, _ in parts], group_size)
+        if strict:
+            check_listing(Path(self.path), split, (place.split for place in places), self.faults)
+        excluded = check_excluded(exclude, (place.key for place in places))
+        self._places = [place for place in places if select(split, place.split) and place.key not in excluded]
+        self.keys = tuple(place.key for place in self._places)
+        self.splits = tuple(place.split for place in self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one row: images uint8 (H, W, 3), with masks bool (n, H, W).
+
+        Raises:
+            DataFault: If a picture or a segmentation cannot be read, sizes differ, a mask is empty (for ``cosod``: all
+                masks of the group), or there is not one phrase or rank a mask.
+        """
+        place = self._places[index]
+        (row,) = self._parts[place.part][place.row].to_pylist()
+        values = {name: row[column] for name, column in self._columns.items()}
+        where, group = f"{self.path}: row '{place.key}'", self.task == "cosod"
+        per_image = {
+            name: ((values[name] or [])[place.images] if group else [values[name]])
+            for name in ("image", "mask", "phrases", "ranks", "void")
+            if values.get(name) is not None or name in ("image", "mask")
+        }
+        images, masks = _read_pictures(where, per_image["image"], per_image["mask"], group)
+        return Sample(
+            key=place.key,
+            images=images,
+            masks=masks,
+            void=_read_voids(where, per_image.get("void"), images),
+            phrases=_per_mask(where, "phrases", per_image.get("phrases"), masks, _texts),
+            category=self._category(values),
+            need=values.get("need"),
+            ranks=_per_mask(where, "ranks", per_image.get("ranks"), masks, np.array),
+            rationale=values.get("rationale"),
+        )
+
+    def _list(self, names: Sequence[str | None], group_size: int | None) -> tuple[list[Place], tuple[str, ...]]:
+        """Return every sample there is, in order, and what is wrong with some rows; nothing is decoded."""
+        places: list[Place] = []
+        faults, seen = [], set()
+        for number, (name, part) in enumerate(zip(names, self._parts, strict=True)):
+            table = part[:]
+            column = self._columns.get("key")
+            keys = table[column].to_pylist() if column else [f"{row:06d}" for row in range(len(table))]
+            counts = _lengths(table[self._columns["image"]]) if self.task == "cosod" else [1] * len(keys)
+            for row, (raw, count) in enumerate(zip(keys, counts, strict=True)):
+                key = str(raw) if column or name is None else f"{name}/{raw}"
+                if key in seen:
+                    faults.append(f"{self.path}: row {row}: another one has the key '{key}' too")
+                    continue
+                seen.add(key)
+                size = group_size or max(count, 1)
+                for start in range(0, count, size):
+                    own = key if count <= size else f"{key}/{start // size}"
+                    places.append(Place(own, name or split_of(key), number, row, slice(start, start + size)))
+        return places, tuple(faults)
+
+    def _category(self, values: Mapping[str, Any]) -> str | None:
+        """Return the category of a row; without such a column, what the task's masks are called."""
+        if "category" not in values:
+            return CATEGORIES.get(self.shown)
+        value = values["category"]
+        if value is not None and isinstance(self._labels, datasets.ClassLabel):
+            return self._labels.int2str(value)
+        return None if value is None else str(value)
+
+
+def to_hugging_face(dataset: Dataset) -> datasets.Dataset:
+    """Return a data set of ours as one of Hugging Face's, for ``save_to_disk``, ``to_parquet`` or ``push_to_hub``.
+
+    Pictures are stored as PNG. Of several splits, make one:
+    ``datasets.DatasetDict({part.split: to_hugging_face(part) for part in parts})``. `HuggingFace` reads equal samples.
+
+    Args:
+        dataset: Of one split, with at least one sample.
+
+    Raises:
+        UserError: If it is of all splits together.
+    """
+    if dataset.split not in SPLITS:
+        raise UserError(f"split={dataset.split}: expected a data set of one split: {', '.join(SPLITS)}")
+    group = dataset.task == "cosod"
+
+    def each(feature: Any) -> Any:
+        return datasets.List(feature) if group else feature
+
+    text = datasets.Value("string")
+    features = {
+        "key": text,
+        "image": each(datasets.Image()),
+        "mask": each(datasets.List(datasets.Image())),
+        "void": each(datasets.Image()),
+        "phrases": each(datasets.List(text)),
+        "ranks": each(datasets.List(datasets.Value("float64"))),
+        "category": text,
+        "need": text,
+        "rationale": text,
+    }
+    with _quiet():
+        return datasets.Dataset.from_generator(
+            _write_rows,
+            features=datasets.Features(features),
+            gen_kwargs={"dataset": dataset, "group": group},
+            split=datasets.NamedSplit(dataset.split),
+            fingerprint=uuid4().hex,  # else a folder that has changed would come from the cache as it was
+        )
+
+
+def _write_rows(dataset: Dataset, group: bool) -> Iterator[dict[str, Any]]:
+    """Yield a row a sample."""
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        per_image: dict[str, list[Any] | None] = {
+            "image": [Image.fromarray(image) for image in sample.images],
+            "mask": [[_grey(mask) for mask in masks] for masks in sample.masks],
+            "void": None if sample.void is None else [_grey(void) for void in sample.void],
+            "phrases": None if sample.phrases is None else [list(phrases) for phrases in sample.phrases],
+            "ranks": None if sample.ranks is None else [ranks.tolist() for ranks in sample.ranks],
+        }
+        row: dict[str, Any] = {name: getattr(sample, name) for name in ("key", "category", "need", "rationale")}
+        for name, values in per_image.items():
+            row[name] = values if group or values is None else values[0]
+        yield row
+
+
+def _grey(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def _check_arguments(path: Any, task: str, split: str, splits: str, group_size: int | None) -> None:
+    if not path:
+        raise UserError("data.path is not set: data=hf expects a folder or a name on the hub")
+    for name, value, allowed in (("split", split, (*SPLITS, "all")), ("splits", splits, ("auto", "hash"))):
+        if value not in allowed:
+            raise UserError(f"data.{name}={value}: expected one of {', '.join(allowed)}")
+    if task not in MEANT:
+        raise UserError(f"task={task}: data=hf reads {', '.join(MEANT)}")
+    if group_size is not None and group_size < 1:
+        raise UserError(f"data.group_size={group_size}: expected a number of photos, 1 or more, or null")
+
+
+def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Dataset], bool]:
+    """Return the splits by name (None: it has none), and whether the names were chosen by who saved them."""
+    local = Path(path).expanduser()
+    if not local.exists() and path.startswith(("/", ".", "~")):
+        raise UserError(f"data.path={path}: no such folder")
+    saved = any((local / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        with _quiet():
+            if saved:
+                found = datasets.load_from_disk(str(local))
+            elif local.is_file():
+                found = datasets.load_dataset("parquet", data_files=str(local))
+            else:
+                found = datasets.load_dataset(str(local) if local.exists() else path, config)
+    except _LOADING_ERRORS as error:
+        raise UserError(f"data.path={path}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if isinstance(found, datasets.Dataset):
+        return {None if found.split is None else str(found.split): found}, saved
+    return dict(found), saved
+
+
+def _name_splits(
+    found: Mapping[str | None, datasets.Dataset], saved: bool, splits: str
+) -> tuple[list[tuple[str | None, datasets.Dataset]], tuple[str, ...]]:
+    """Return parts with the split that each is of (None: dealt out by hash), and notes on those that are left out."""
+    # What has one part only, `load_dataset` calls train, whatever it is.
+    if splits == "hash" or (len(found) == 1 and not (saved and None not in found)):
+        return [(None, datasets.concatenate_datasets([*found.values()]))], ()
+    named: dict[str, datasets.Dataset] = {}
+    notes = []
+    for name, part in found.items():
+        split = "validation" if name in _VALIDATION else split_in_name(str(name))
+        if split is None:
+            notes.append(f"the split '{name}' is left out: its name says none of {', '.join(SPLITS)}")
+        elif split in named:
+            raise UserError(f"data.path: several splits are read as {split}: {', '.join(map(str, found))}")
+        else:
+            named[split] = part
+    if not named:
+        return [(None, datasets.concatenate_datasets([*found.values()]))], ()
+    return list(named.items()), tuple(notes)
+
+
+def _find_columns(path: str, task: str, named: Mapping[str, str | None], there: Sequence[str]) -> dict[str, str]:
+    """Return the column of each part of a sample that has one."""
+    offer = f"its columns are {', '.join(there)}"
+    for name, column in named.items():
+        if column is not None and column not in there:
+            raise UserError(f"data.{name}={column}: no such column in {path}: {offer}")
+    columns = {name: column or name for name, column in named.items() if column or name in there}
+    for name in NEEDED.get(task, ()):
+        if name not in columns:
+            raise UserError(f"task={task}: name the column of {name} with data.{name}: {path}: {offer}")
+    return columns
+
+
+def _lengths(column: Any) -> list[int]:
+    """Return the length of each list of a column of Arrow's; of a missing one, 0."""
+    return [length or 0 for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
+
+
+def _read_pictures(
+    where: str, pictures: Sequence[Any], truths: Sequence[Any], group: bool
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Return the images and the masks of one sample."""
+    if len(pictures) != len(truths):
+        raise DataFault(f"{where}: {len(pictures)} images and masks for {len(truths)}")
+    read = read_all(partial(_read_one, where, *pair, group) for pair in zip(pictures, truths, strict=True))
+    images, masks = tuple(image for image, _ in read), tuple(rows for _, rows in read)
+    if not any(len(rows) for rows in masks):
+        raise DataFault(f"{where}: no mask" + (" in the whole group" if group else ""))
+    return images, masks
+
+
+def _read_one(where: str, picture: Any, truth: Any, group: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image uint8 (H, W, 3) and its masks bool (n, H, W); in a group, empty masks are left out."""
+    image = read_image(_file(where, picture))
+    masks = read_all(partial(_read_mask, where, image, value) for value in _instances(where, truth))
+    if group:
+        masks = [mask for mask in masks if mask.any()]
+    elif not all(mask.any() for mask in masks):
+        raise DataFault(f"{where}: an empty mask: no pixel is foreground (of a picture: above {FOREGROUND})")
+    return image, np.array(masks, bool).reshape(-1, *image.shape[:2])
+
+
+def _instances(where: str, truth: Any) -> list[Any]:
+    """Return one value a mask: of a picture or of a segmentation alone, that one."""
+    truth = _parsed(where, truth)
+    if truth is None:
+        return []
+    if isinstance(truth, dict):
+        return [truth]
+    if not isinstance(truth, list):
+        raise DataFault(f"{where}: unreadable mask: {truth!r:.80}: expected pictures or segmentations")
+    first = truth[0] if truth else None
+    # COCO's form of one object is a list of polygons, and a polygon is a list of numbers.
+    polygons = isinstance(first, list) and len(first) > 0 and isinstance(first[0], int | float)
+    return [truth] if polygons else list(truth)
+
+
+def _read_mask(where: str, image: np.ndarray, value: Any) -> np.ndarray:
+    """Return the mask of one value, bool (H, W), at the size of its image."""
+    value = _parsed(where, value)
+    if isinstance(value, dict) and "counts" not in value:
+        mask = read_mask(_file(where, value)) > FOREGROUND
+        check_same_size(Path(where), image, "its mask", mask.shape)
+        return mask
+    try:
+        return rasterise(value, image.shape[:2])
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
+        raise DataFault(f"{where}: unreadable segmentation: {error}") from None
+
+
+def _parsed(where: str, value: Any) -> Any:
+    """Return what text says as JSON, and anything else as it is."""
+    if not isinstance(value, str | bytes):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataFault(f"{where}: unreadable segmentation: not JSON: {error}") from None
+
+
+def _read_voids(where: str, pictures: Any, images: Sequence[np.ndarray]) -> tuple[np.ndarray, ...] | None:
+    if pictures is None:
+        return None
+    if len(pictures) != len(images):
+        raise DataFault(f"{where}: void for {len(pictures)} of {len(images)} images")
+    return tuple(
+        np.zeros(image.shape[:2], bool) if picture is None else _read_mask(where, image, picture)
+        for picture, image in zip(pictures, images, strict=True)
+    )
+
+
+def _per_mask(where: str, name: str, values: Any, masks: Sequence[np.ndarray], read: Any) -> Any:
+    """Return what there is one of a mask, for each image, or None where a row has none."""
+    if values is None:
+        return None
+    rows = [[value] if isinstance(value, str | int | float) else value or [] for value in values]
+    counts, expected = [len(row) for row in rows], [len(row) for row in masks]
+    if counts != expected:
+        raise DataFault(f"{where}: {name} for {counts} masks of {expected}")
+    return None if any(value is None for row in rows for value in row) else tuple(read(row) for row in rows)
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+class _Content(BytesIO):
+    """The content of a picture, which goes by a name in messages, as a file does."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _file(where: str, picture: Any) -> Path:
+    """Return a stored picture as what the readers of files open."""
+    if not isinstance(picture, dict) or not (picture.get("bytes") or picture.get("path")):
+        raise DataFault(f"{where}: no picture: expected an Image column")
+    if picture.get("bytes"):
+        return cast(Path, _Content(picture["bytes"], where))
+    return Path(picture["path"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show the library's progress bars on a terminal only."""
+    shown = datasets.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

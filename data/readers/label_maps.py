@@ -1,0 +1,254 @@
+"""Instances from label maps: ILSO, S4Net's copy of it, SOC, and folders of one's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym.data.layout.folders import (
+    Pair,
+    Place,
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    find_places,
+    left_out,
+    pair_files,
+    select,
+    split_in_name,
+)
+from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
+from maskgym.data.sample import Sample, split_of
+from maskgym.errors import UserError
+
+SPECKS = ("fault", "drop", "keep")
+MOST = 255  # instances in one map
+_LIST_NAME = re.compile(r"(?:train|val|validation|test)(?:[-_]?ids?)?(?:[-_]?\d+k?)?\.txt", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What a label map shows.
+
+    Attributes:
+        labels: int32 (n,), the labels in ascending order.
+        masks: bool (n, H, W), one row a label.
+        void: bool (H, W), the specks that were dropped, or None.
+    """
+
+    labels: np.ndarray
+    masks: np.ndarray
+    void: np.ndarray | None
+
+
+class LabelMaps:
+    """Photos with one picture each whose labels are instances; one photo a sample.
+
+    A label is a palette's index, a grey level (of 8 or 16 bits) or a colour; 0 and black are background. Photos and
+    maps are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and paired by stem. Where
+    instances have a folder beside the one of masks (``Imgs``, ``GT``, ``Instance gt``, as in SOC), that is the one, and
+    photos that have no map there, or a black one, show nothing salient: they are left out. To know the black ones,
+    the maps of the split asked for are decoded at construction; elsewhere nothing is.
+
+    An instance holds at least one block of 3x3 pixels. Labels without one are what antialiasing and resizing leave at
+    edges, or slips of an annotator's pen: specks.
+
+    Args:
+        root: The data set's folder.
+        task: ``sis``; or ``sod``: the same masks, meant as one.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        images: Folder of the photos under the root, where its name is not a usual one.
+        masks: Folder of the label maps likewise.
+        lists: Of several lists of one split, what the name of the one to use contains: ``1000`` takes ILSO's
+            ``ImageSets/test_id_1000.txt``.
+        specks: What to do with labels that are specks: ``fault``: refuse the map; ``drop``: they are void, not
+            scored; ``keep``: they are instances.
+        splits: ``auto``: by split folders, or by lists such as ``train.txt`` or ``ImageSets/test_id_1000.txt``, where
+            these exist, else by the hash of the key; ``hash``: always by hash; ``test``: all of it is test, and so on.
+            ILSO comes with the list of its test photos only: one in ten of the others, by hash, is validation.
+        exclude: Keys to leave out.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+
+    Attributes:
+        keys: The key of each sample: the photo's path under the root, without suffix and images folder.
+        splits: The split of each sample (None: on none of the lists).
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: photos without a salient object.
+
+    Raises:
+        UserError: If an argument cannot be used, or the split is empty.
+        DataFault: If strict and a photo or map lacks its partner, or there is no pair at all.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "sis",
+        split: str = "train",
+        images: str | None = None,
+        masks: str | None = None,
+        lists: str | None = None,
+        specks: str = "fault",
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("label_maps", root, task, ("sis", "sod"), split)
+        check_specks(specks)
+        self.task, self.split, self.specks = task, split, specks
+        places = find_places(self.root, images, masks, instances=True)
+        faults: list[str] = []
+        pairs, uncertain, absent = _pair(self.root, places, faults)
+        found = _find_lists(self.root, [place.masks.parent for place in places if not place.split], lists)
+        assigned, list_faults = _assign(self.root, [pair.key for pair in pairs], splits, found)
+        self.faults = (*faults, *list_faults)
+        asked = [pair for pair in pairs if select(split, assigned[pair.key])]
+        black = _find_black([pair for pair in asked if pair.key in uncertain], self.root)
+        if strict:
+            check_listing(self.root, split, (assigned[p.key] for p in pairs if p.key not in black), self.faults)
+        by_folder = splits == "auto" and bool(places and places[0].split)
+        blank = [path for own, path in absent if not by_folder or select(split, own)]
+        names = sorted(path.name for path in (*blank, *black.values()))
+        self.notes = left_out(names, "without a salient object")
+        excluded = check_excluded(exclude, assigned)
+        self._pairs = [pair for pair in asked if pair.key not in black and pair.key not in excluded]
+        self.keys = tuple(pair.key for pair in self._pairs)
+        self.splits = tuple(assigned[key] for key in self.keys)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in ascending order of label.
+
+        Raises:
+            DataFault: If a file cannot be decoded, the sizes differ, or the map is a JPEG, empty, or has specks that
+                are refused.
+        """
+        pair = self._pairs[index]
+        image, labels = read_all([partial(read_image, pair.image), partial(read_labels, pair.mask)])
+        check_same_size(pair.image, image, f"its label map {pair.mask}", labels.shape)
+        found = find_instances(pair.mask, labels, self.specks)
+        void = None if found.void is None else (found.void,)
+        return Sample(key=pair.key, images=(image,), masks=(found.masks,), void=void)
+
+
+def check_specks(specks: str) -> None:
+    """Raise a UserError unless ``specks`` is one of those that there are."""
+    if specks not in SPECKS:
+        raise UserError(f"data.specks={specks}: expected one of {', '.join(SPECKS)}")
+
+
+def find_instances(path: Path, labels: np.ndarray, specks: str) -> Instances:
+    """Return the instances of a label map.
+
+    Args:
+        path: Its file, for the message.
+        labels: Non-negative int (H, W), 0 for background.
+        specks: ``fault``, ``drop`` or ``keep``, as :class:`LabelMaps` takes it.
+
+    Raises:
+        DataFault: If there is none, more than 255, or specks that are to be refused.
+    """
+    present = np.unique(labels)
+    present = present[present > 0]
+    whole = np.intersect1d(present, _filling_blocks(labels))
+    thin = np.setdiff1d(present, whole)
+    if len(thin) and specks == "fault":
+        pixels = int((labels == thin[0]).sum())
+        raise DataFault(
+            f"{path}: {len(thin)} of {len(present)} labels have no block of 3x3 pixels (label {thin[0]}: {pixels} "
+            "pixels), as antialiasing leaves them: expected flat labels; data.specks=drop makes them void"
+        )
+    kept = present if specks == "keep" else whole
+    if not len(kept):
+        raise DataFault(f"{path}: an empty label map: expected an instance, a label that is not 0 or black")
+    if len(kept) > MOST:
+        raise DataFault(f"{path}: {len(kept)} instances: expected flat labels, {MOST} at most")
+    void = np.isin(labels, thin) if len(thin) and specks == "drop" else None
+    return Instances(kept, labels == kept[:, None, None], void)
+
+
+def _filling_blocks(labels: np.ndarray) -> np.ndarray:
+    """Return the labels that fill a block of 3x3 pixels somewhere."""
+    columns = (labels[:-2] == labels[1:-1]) & (labels[1:-1] == labels[2:])  # (H-2, W): three alike, one below another
+    centre = labels[1:-1]
+    beside = centre[:, :-1] == centre[:, 1:]
+    blocks = columns[:, :-2] & columns[:, 1:-1] & columns[:, 2:] & beside[:, :-1] & beside[:, 1:]
+    return np.unique(centre[:, 1:-1][blocks])
+
+
+def _pair(
+    root: Path, places: Iterable[Place], faults: list[str]
+) -> tuple[list[Pair], set[str], list[tuple[str | None, Path]]]:
+    """Pair the photos and maps of all places.
+
+    Returns:
+        The pairs, the keys of those whose map may be black, and the photos without map where that is no fault, each
+        with the split that its folder states.
+    """
+    pairs: list[Pair] = []
+    uncertain: set[str] = set()
+    absent: list[tuple[str | None, Path]] = []
+    for place in places:
+        found, lonely = pair_files(root, place, faults, optional=place.beside_masks)
+        pairs += found
+        if place.beside_masks:
+            uncertain |= {pair.key for pair in found}
+            absent += [(split_in_name(place.split), path) for path in lonely]
+    if not pairs and not faults:
+        faults.append(
+            f"{root}: no pair of photo and label map: looked for images/ with gt/ (or image, imgs, … with Instance gt, "
+            "masks, …), the same in train/, val/, test/; data.images and data.masks name others"
+        )
+    return pairs, uncertain, absent
+
+
+def _assign(
+    root: Path, keys: Sequence[str], splits: str, lists: dict[str, Path]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Return the split of each key, and the faults of the lists; where only test photos are listed, the rest trains."""
+    assigned, faults = assign_splits(root, keys, splits, lists)
+    if splits == "auto" and set(lists) == {"test"}:
+        for key in keys:
+            rest = "validation" if split_of(key) == "validation" else "train"
+            assigned[key] = assigned[key] or rest
+    return assigned, faults
+
+
+def _find_lists(root: Path, folders: Sequence[Path], word: str | None) -> dict[str, Path]:
+    """Return the lists in the root, the folders and their ``ImageSets`` by split; of several, those with ``word``."""
+    places = [inside for folder in dict.fromkeys((root, *folders)) for inside in (folder, folder / "ImageSets")]
+    files = [path for place in places for path in sorted(place.glob("*.txt")) if _LIST_NAME.fullmatch(path.name)]
+    if word is not None:
+        names = ", ".join(path.name for path in files) or "none"
+        files = [path for path in files if str(word) in path.name]
+        if not files:
+            raise UserError(f"data.lists={word}: no list in {root} has that in its name (there are: {names})")
+    lists: dict[str, Path] = {}
+    for path in files:
+        split = split_in_name(path.stem) or ""
+        if split in lists:
+            raise UserError(f"{root}: both {lists[split].name} and {path.name} may be meant: choose with data.lists")
+        lists[split] = path
+    return lists
+
+
+def _find_black(pairs: Sequence[Pair], root: Path) -> dict[str, Path]:
+    """Return the photos, by key, whose map holds nothing; a map that cannot be read is a fault when it is asked for."""
+    black = {}
+    for pair in tqdm(pairs, desc=f"list {root.name}", unit="map", disable=None if pairs else True):
+        try:
+            empty = not read_labels(pair.mask).any()
+        except DataFault:
+            continue
+        if empty:
+            black[pair.key] = pair.image
+    return black

@@ -1,0 +1,365 @@
+"""Objects with ranks of saliency: ASSR and IRSR as their authors publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from maskgym.data.layout.folders import (
+    Place,
+    absence,
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    find_home,
+    image_folders,
+    left_out,
+    list_pictures,
+    pair_files,
+    select,
+    split_in_name,
+    subfolders,
+)
+from maskgym.data.layout.images import SUFFIXES, DataFault, check_same_size, read_all, read_image, read_levels
+from maskgym.data.readers.coco import Photo, read_json, read_sample
+from maskgym.data.readers.label_maps import check_specks, find_instances
+from maskgym.data.readers.refcoco import read_pickle
+from maskgym.data.sample import Sample
+from maskgym.errors import UserError
+
+SOURCES = ("auto", "objects", "grey")
+SALIENT = 0.5  # an object of ASSR is salient above this value of rank_order, and above this share of 255 in its gt
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One photo and where its objects and ranks are: in ``photo`` and ``ranks``, or in the levels of ``grey``.
+
+    Attributes:
+        key: Its name in the data set.
+        image: Its file.
+        photo: It with its objects, for :func:`~maskgym.data.readers.coco.read_sample`, or None.
+        ranks: Of the objects, larger is more salient.
+        grey: The picture whose grey levels are the ranks, or None.
+        share: The share of the full level above which a level is an object.
+    """
+
+    key: str
+    image: Path
+    photo: Photo | None = None
+    ranks: tuple[float, ...] = ()
+    grey: Path | None = None
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """The salient objects of a photo: segmentations by their number in the file, and as many ranks."""
+
+    segmentations: dict[int, Any]
+    ranks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the folders and files of one split are, if they are; IRSR has no orders and no list."""
+
+    home: Path
+    name: str
+    split: str
+    images: Path
+    greys: Path
+    objects: Path
+    orders: Path | None = None
+    listed: Path | None = None
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether there are files of objects and ranks."""
+        return self.objects.exists() or (self.orders is not None and self.orders.exists())
+
+
+class RankedObjects:
+    """Photos whose salient objects have ranks; one photo a sample.
+
+    Two layouts are understood:
+
+        ASSR    images/<split>/*.jpg, gt/<split>/*.png, obj_seg_data_<split>.json, rank_order/<split>/<id>.json,
+                <split>_images.txt
+        IRSR    Images/<split>/rgb/*.jpg (or image), Images/<split>/gt/*.png, Annotations/<split>.pkl
+
+    Everything is found by the photo's name, never by the order of a list. Of ASSR the objects whose value of
+    ``rank_order`` is above 0.5 are salient (its top five), of IRSR all. The grey levels of ``gt`` carry the same ranks,
+    but objects of one level are one there, and what lies behind another object is cut off. Those of ASSR are 255, 229,
+    204, 178 and 153, from the first rank to the fifth; up to 127 they would be of objects that are not salient. Of IRSR
+    every level but 0 is an object.
+
+    IRSR's pickle is read as plain values only (`maskgym.data.readers.refcoco.read_pickle`).
+
+    Args:
+        root: The data set's folder.
+        task: ``ranking``.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        source: ``objects``: the files of objects and ranks; ``grey``: the levels of ``gt``; ``auto``: ``objects`` where
+            a split has such files, else ``grey``.
+        specks: In ``gt``, levels without a block of 3x3 pixels: ``fault``, ``drop`` or ``keep``, as
+            :class:`~maskgym.data.readers.label_maps.LabelMaps` takes it.
+        splits: ``auto``: by the folders; ``hash``: by the hash of the key; ``test``: all of it is test, and so on.
+        exclude: Keys to leave out.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those photos out.
+
+    Attributes:
+        keys: The key of each sample: the name of the split's folder, ``/`` and the photo's name without suffix.
+        splits: The split of each sample.
+        shown: The ``task`` given; ``task`` itself is ``sis``, as the masks are instances.
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: photos on no list, and those without a salient object.
+
+    Raises:
+        UserError: If an argument cannot be used, the root has neither layout, or the split is empty.
+        DataFault: If strict and a file that another one names is absent, is no JSON or no plain pickle, or states
+            more or fewer ranks than objects.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "ranking",
+        split: str = "train",
+        source: str = "auto",
+        specks: str = "fault",
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("ranked", root, task, ("ranking",), split)
+        check_specks(specks)
+        if source not in SOURCES:
+            raise UserError(f"data.source={source}: expected one of {', '.join(SOURCES)}")
+        self.shown, self.task, self.split, self.specks = task, "sis", split, specks
+        parts = _find_parts(self.root)
+        some = splits == "auto" and any(part.split == split for part in parts)
+        faults: list[str] = []
+        notes: list[str] = []
+        photos: list[Ranked] = []
+        for part in parts:
+            if part.split == split or not some:
+                photos += _list_part(part, source, faults, notes)
+        assigned, _ = assign_splits(self.root, [photo.key for photo in photos], splits)
+        self.faults, self.notes = tuple(faults), tuple(notes)
+        if strict:
+            check_listing(self.root, split, assigned.values(), self.faults)
+        excluded = check_excluded(exclude, assigned)
+        self._photos = [p for p in photos if select(split, assigned[p.key]) and p.key not in excluded]
+        self.keys = tuple(photo.key for photo in self._photos)
+        self.splits = tuple(assigned[key] for key in self.keys)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one photo, uint8 (H, W, 3), with its objects, bool (n, H, W), and their ranks, float (n,).
+
+        Raises:
+            DataFault: If a file cannot be decoded, sizes differ, a segmentation cannot be read or covers no pixel, or a
+                picture of ranks is a JPEG, coloured, empty, or has specks that are refused.
+        """
+        ranked = self._photos[index]
+        if ranked.photo is not None:
+            return replace(read_sample(ranked.photo), ranks=(np.array(ranked.ranks),))
+        assert ranked.grey is not None
+        image, levels = read_all([partial(read_image, ranked.image), partial(read_levels, ranked.grey)])
+        check_same_size(ranked.image, image, f"its picture of ranks {ranked.grey}", levels.shape)
+        full = 255 if levels.max() <= 255 else 65535
+        found = find_instances(ranked.grey, np.where(levels > ranked.share * full, levels, 0), self.specks)
+        void = None if found.void is None else (found.void,)
+        return Sample(ranked.key, (image,), (found.masks,), void, ranks=(found.labels.astype(float),))
+
+
+def _find_parts(root: Path) -> list[Part]:
+    """Return the splits of a data set in order of name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    home = find_home(root, lambda folder: bool(_split_folders(folder)))
+    if home is None:
+        raise UserError(
+            f"data.root={root}: no images/train, images/val or images/test here, as ASSR and IRSR have them"
+        )
+    parts = []
+    for folder in _split_folders(home):
+        name, split = folder.name, split_in_name(folder.name) or ""
+        inside = {path.name.lower(): path for path in subfolders(folder)}
+        photos = next((inside[word] for word in ("rgb", "image", "images") if word in inside), None)
+        if photos is not None:
+            greys, objects = inside.get("gt", folder / "gt"), home / "Annotations" / f"{name}.pkl"
+            parts.append(Part(home, name, split, photos, greys, objects))
+        else:
+            objects, orders = home / f"obj_seg_data_{name}.json", home / "rank_order" / name
+            listed = home / f"{name}_images.txt"
+            parts.append(Part(home, name, split, folder, home / "gt" / name, objects, orders, listed))
+    return parts
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    return [inside for images in image_folders(folder) for inside in subfolders(images) if split_in_name(inside.name)]
+
+
+def _list_part(part: Part, source: str, faults: list[str], notes: list[str]) -> list[Ranked]:
+    """Return the photos of one split; add to ``faults`` what is wrong with others, and to ``notes`` what is not."""
+    if source == "grey" or (source == "auto" and not part.has_objects):
+        return _list_greys(part, faults, notes)
+    photos = list_pictures(part.home, part.images, faults)
+    annotated = (
+        _read_irsr(part, photos, faults, notes) if part.orders is None else _read_assr(part, photos, faults, notes)
+    )
+    found = {name: record for name, record in annotated.items() if record.segmentations}
+    notes += left_out(sorted(annotated.keys() - found.keys()), f"in {part.images} without a salient object")
+    return [_ranked(part, name, photos[name], record) for name, record in found.items()]
+
+
+def _ranked(part: Part, name: str, image: Path, record: Annotated) -> Ranked:
+    """Return one photo with its objects in the form of COCO's annotations."""
+    key = f"{part.name}/{name}"
+    instances = tuple({"id": number, "segmentation": value} for number, value in record.segmentations.items())
+    return Ranked(key, image, Photo(key, image, None, instances, (), part.objects, {}), record.ranks)
+
+
+def _list_greys(part: Part, faults: list[str], notes: list[str]) -> list[Ranked]:
+    if not part.greys.is_dir():
+        faults.append(f"{part.greys}: no such folder: expected the pictures of ranks")
+        return []
+    pairs, _ = pair_files(part.home, Place(part.name, part.images, part.greys), faults)
+    by_name = {pair.key.removeprefix(f"{part.name}/"): pair for pair in pairs}
+    names = _read_names(part, {name: pair.image for name, pair in by_name.items()}, faults, notes)
+    share = 0.0 if part.orders is None else SALIENT
+    return [Ranked(by_name[n].key, by_name[n].image, grey=by_name[n].mask, share=share) for n in names]
+
+
+def _read_names(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> list[str]:
+    """Return the names of the photos that count: those on the split's list where there is one, in its order."""
+    if part.listed is None or not part.listed.is_file():
+        return sorted(photos)
+    lines = part.listed.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = list(dict.fromkeys(_stem(line.strip()) for line in lines if line.strip()))
+    faults += [f"{part.listed}: {absence(name, photos, part.images)}" for name in names if name not in photos]
+    notes += left_out(sorted(photos.keys() - {*names}), f"in {part.images} that are not in {part.listed.name}")
+    return [name for name in names if name in photos]
+
+
+def _read_assr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
+    """Return the salient objects of each photo that has them and an order of as many."""
+    assert part.orders is not None
+    objects = _read_objects(part.objects, faults)
+    if objects is None:
+        return {}
+    found = {}
+    for name in _read_names(part, photos, faults, notes):
+        path = part.orders / f"{name}.json"
+        try:
+            order = _read_order(path)
+        except DataFault as error:
+            faults += error.faults
+            continue
+        if name not in objects:
+            faults.append(f"{part.objects}: no objects of '{name}'")
+        elif len(order) != len(objects[name]):
+            faults.append(
+                f"{path}: {len(order)} ranks, but {part.objects} has {len(objects[name])} objects of '{name}'"
+            )
+        else:
+            salient = [number for number, value in enumerate(order) if value > SALIENT]
+            segmentations = {number: objects[name][number] for number in salient}
+            found[name] = Annotated(segmentations, tuple(order[number] for number in salient))
+    return found
+
+
+def _read_objects(path: Path, faults: list[str]) -> dict[str, list[Any]] | None:
+    """Return the segmentations of each photo in the order of the file; None if that is at fault as a whole."""
+    try:
+        records = read_json(path)
+    except DataFault as error:
+        faults += error.faults
+        return None
+    if not isinstance(records, list):
+        faults.append(f"{path}: a {type(records).__name__}: expected a list of photos with img and object_data")
+        return None
+    objects: dict[str, list[Any]] = {}
+    for place, record in enumerate(records):
+        known = record if isinstance(record, dict) else {}
+        name, values = known.get("img"), _segmentations(known.get("object_data"))
+        if not isinstance(name, (str, int)) or values is None:
+            faults.append(f"{path}: [{place}] (img {name}) has no usable img and object_data")
+        elif _stem(str(name)) in objects:
+            faults.append(f"{path}: [{place}]: '{name}' is listed before")
+        else:
+            objects[_stem(str(name))] = values
+    return objects
+
+
+def _read_order(path: Path) -> list[float]:
+    content = read_json(path)
+    order = _numbers(content.get("rank_order")) if isinstance(content, dict) else None
+    if order is None:
+        raise DataFault(f"{path}: no usable rank_order: expected a list of numbers")
+    return order
+
+
+def _read_irsr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
+    """Return the objects of each photo in the pickle, all of which are salient."""
+    try:
+        records = read_pickle(part.objects)
+    except DataFault as error:
+        faults.append(f"{error}; data.source=grey reads {part.greys} instead")
+        return {}
+    if not isinstance(records, list):
+        faults.append(f"{part.objects}: a {type(records).__name__}: expected a list of photos")
+        return {}
+    found: dict[str, Annotated] = {}
+    for place, record in enumerate(records):
+        known = record if isinstance(record, dict) else {}
+        file, values, ranks = (
+            known.get("file_name"),
+            _segmentations(known.get("annotations")),
+            _numbers(known.get("rank")),
+        )
+        name = _stem(file) if isinstance(file, str) else ""
+        if not name or values is None or ranks is None:
+            faults.append(f"{part.objects}: [{place}] ({file}) has no usable file_name, annotations and rank")
+        elif len(values) != len(ranks):
+            faults.append(f"{part.objects}: [{place}] ({file}) has {len(ranks)} ranks, but {len(values)} annotations")
+        elif name not in photos:
+            faults.append(f"{part.objects}: {absence(name, photos, part.images)}")
+        elif name in found:
+            faults.append(f"{part.objects}: [{place}]: '{name}' is listed before")
+        else:
+            found[name] = Annotated(dict(enumerate(values)), tuple(ranks))
+    notes += left_out(sorted(photos.keys() - found.keys()), f"in {part.images} that are not in {part.objects.name}")
+    return found
+
+
+def _segmentations(records: Any) -> list[Any] | None:
+    """Return the segmentation of each object, or None where something else is found."""
+    if not isinstance(records, list) or not all(isinstance(r, dict) and "segmentation" in r for r in records):
+        return None
+    return [record["segmentation"] for record in records]
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """Return finite numbers, or None where something else is found."""
+    if not isinstance(values, list) or not all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in values):
+        return None
+    return [float(value) for value in values]
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without folders and suffix; a name without suffix may hold dots."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name

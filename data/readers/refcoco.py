@@ -1,0 +1,259 @@
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as their authors publish them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from maskgym.data.layout.folders import (
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    find_home,
+    link_fault,
+    select,
+)
+from maskgym.data.layout.images import DataFault
+from maskgym.data.readers.coco import Photo, read_coco, read_sample
+from maskgym.data.sample import Sample
+from maskgym.errors import UserError
+
+VERSIONS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # with whose splits papers report on
+SPLITS_BY = ("unc", "umd", "google")
+_SPLITS = {"train": "train", "val": "validation", "test": "test", "testA": "test", "testB": "test"}
+_PHOTOS = ("images/mscoco/images/train2014", "mscoco/images/train2014", "images/train2014", "train2014")
+_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+_BEYOND_ASCII = re.compile(rb"\\x[89a-f]")
+_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+
+
+class RefCOCO:
+    """Sentences that each mean one object of a COCO photo; one sentence a sample, as most evaluations count.
+
+    The sentence is ``need``, its object the one mask. Photos lie in COCO's ``train2014`` and are named by
+    ``instances.json``; the name that an expression's record states is of a crop, and ignored.
+
+    ``refs(unc).p`` and the like are pickles of Python 2. Only lists, dictionaries, texts and numbers are read: a file
+    that asks for anything else is refused before anything in it is run.
+
+    Args:
+        root: The folder that holds ``refcoco``, ``refcoco+`` and ``refcocog``, or one of these.
+        task: ``need``.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        version: ``refcoco``, ``refcoco+`` or ``refcocog``.
+        split_by: Whose splits: ``unc``, ``umd`` or ``google``; None for those that papers use: ``unc``, of
+            ``refcocog`` ``umd``.
+        partition: Of the test split ``testA`` (people), ``testB`` (other things) or ``both``.
+        images: Folder of the photos, or one around their ``train2014``, under the root or anywhere; when None looked
+            for in and beside the root.
+        splits: ``auto``: as the records state; ``hash``: by the hash of the photo's name; ``test``: all of it is test,
+            and so on.
+        exclude: Photos to leave out, such as ``COCO_train2014_000000581857``.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those sentences out.
+
+    Attributes:
+        keys: The key of each sample: the photo's name without suffix, ``#`` and the sentence's number.
+        splits: The split of each sample.
+        faults: What listing found wrong, one line each.
+        notes: Nothing: what listing leaves out without a fault.
+
+    Raises:
+        UserError: If an argument cannot be used, or the split is empty.
+        DataFault: If strict and a file is absent or not what it should be, a record lacks a field or names an
+            annotation that there is not, or a photo has no file.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "need",
+        split: str = "train",
+        version: str = "refcoco",
+        split_by: str | None = None,
+        partition: str = "both",
+        images: str | None = None,
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("expressions", root, task, ("need",), split)
+        self.task, self.split = "sod", split  # one region an image is read as ``sod``
+        home, refs_path = _find_files(self.root, version, split_by)
+        if partition not in ("both", "testA", "testB"):
+            raise UserError(f"data.partition={partition}: expected testA, testB or both")
+        faults: list[str] = []
+        folder = _find_photos(self.root, images, faults)
+        photos, owns = _list_sentences(home / "instances.json", refs_path, folder, faults) if folder else ([], [])
+        if partition != "both":
+            kept = [row for row, own in enumerate(owns) if _SPLITS[own] != "test" or own == partition]
+            photos, owns = [photos[row] for row in kept], [owns[row] for row in kept]
+        names = [photo.key.partition("#")[0] for photo in photos]
+        by_name, _ = assign_splits(self.root, names, splits)
+        assigned = [_SPLITS[own] for own in owns] if splits == "auto" else [by_name[name] for name in names]
+        self.faults, self.notes = tuple(faults), ()
+        if strict:
+            check_listing(self.root, split, assigned, self.faults)
+        excluded = check_excluded(exclude, names)
+        chosen = [row for row, own in enumerate(assigned) if select(split, own) and names[row] not in excluded]
+        self._photos = [photos[row] for row in chosen]
+        self.keys = tuple(photo.key for photo in self._photos)
+        self.splits = tuple(assigned[row] for row in chosen)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return the photo, uint8 (H, W, 3), the mask of the object meant, bool (1, H, W), and the sentence as need.
+
+        Raises:
+            DataFault: If the photo cannot be decoded or has another size than the JSON says, or the segmentation
+                cannot be read or covers no pixel.
+        """
+        return read_sample(self._photos[index])
+
+
+def read_pickle(path: Path) -> Any:
+    """Return what a pickle of lists, dictionaries, texts and numbers holds; texts of Python 2 are read as Latin-1.
+
+    Raises:
+        DataFault: If it cannot be read, is damaged, or asks for anything else, which is not run.
+    """
+    try:
+        content = path.read_bytes()
+        _check_numbers(content)
+        return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except OSError as error:
+        raise DataFault(f"{path}: cannot be read: {error.strerror}") from None
+    except (*_DAMAGE, MemoryError, OverflowError, RecursionError) as error:
+        raise DataFault(f"{path}: not a pickle of plain values: {error}") from None
+
+
+def _check_numbers(content: bytes) -> None:
+    """Raise a ValueError if a pickle keeps a value under a number beyond its size: Python would make room for that."""
+    as_ascii = _BEYOND_ASCII.sub(rb"\\x4", content)  # genops reads no other texts of Python 2; lengths stay
+    for operation, number, _ in pickletools.genops(as_ascii):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > len(content):
+            raise ValueError(f"it keeps a value under the number {number}")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes no object of a class and calls no function: a pickle can do neither without asking for it by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, identity: Any) -> Any:
+        raise pickle.UnpicklingError("it asks for an object outside of it")
+
+
+def _find_files(root: Path, version: str, split_by: str | None) -> tuple[Path, Path]:
+    """Return the folder of a version and its file of expressions."""
+    if version not in VERSIONS:
+        raise UserError(f"data.version={version}: expected one of {', '.join(VERSIONS)}")
+    by = VERSIONS[version] if split_by is None else split_by
+    if by not in SPLITS_BY:
+        raise UserError(f"data.split_by={by}: expected one of {', '.join(SPLITS_BY)}")
+    home = find_home(root, lambda folder: (folder / version).is_dir())
+    folder = root if root.name == version or home is None else home / version
+    path = folder / f"refs({by}).p"
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in folder.glob("refs(*).p"))) or "none"
+        raise UserError(f"data.root={root}: no {version}/{path.name} (expressions in {folder}: {there})")
+    return folder, path
+
+
+def _find_photos(root: Path, images: str | None, faults: list[str]) -> Path | None:
+    """Return the folder of the photos; None if it is behind a link that was not asked for, which is a fault."""
+    if images is not None:
+        given = root / images
+        if not given.is_dir():
+            raise UserError(f"data.images={images}: no such folder in {root}")
+        return next((given / name for name in _PHOTOS if (given / name).is_dir()), given)
+    found = [(place, place / name) for place in (root, root.parent) for name in _PHOTOS if (place / name).is_dir()]
+    if not found:
+        raise UserError(
+            f"data.root={root}: no {_PHOTOS[0]} or train2014 in or beside it: data.images names that folder"
+        )
+    place, folder = found[0]
+    if fault := link_fault(place, folder):
+        faults.append(f"{fault}; data.images may name it")
+        return None
+    return folder
+
+
+def _list_sentences(
+    instances: Path, expressions: Path, folder: Path, faults: list[str]
+) -> tuple[list[Photo], list[str]]:
+    """Return a photo with its one annotation for each sentence, and the split that the sentence's record states."""
+    records, annotations, categories = read_coco(instances, faults)
+    images = {record["id"]: record for record in records}
+    by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
+    there = {path.name.casefold(): path.name for path in folder.iterdir()}
+    paths: dict[int, Path | None] = {}
+    photos: list[Photo] = []
+    owns: list[str] = []
+    for place, record in _read_expressions(expressions, faults) if records else ():
+        annotation, image = by_number.get(record["ann_id"]), images.get(record["image_id"])
+        if annotation is None or image is None or annotation["image_id"] != record["image_id"]:
+            named = f"annotation {record['ann_id']} of image {record['image_id']}"
+            faults.append(f"{expressions}: [{place}] means {named}, which {instances} has not")
+            continue
+        if record["image_id"] not in paths:
+            paths[record["image_id"]] = _find_photo(folder, there, instances, image["file_name"], faults)
+        if (path := paths[record["image_id"]]) is None:
+            continue
+        size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
+        for sentence in record["sentences"]:
+            key = f"{path.stem}#{sentence['sent_id']}"
+            photos.append(Photo(key, path, size, (annotation,), (), instances, categories, sentence["sent"]))
+            owns.append(record["split"])
+    return photos, owns
+
+
+def _read_expressions(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the usable records with their places; add to ``faults`` what is wrong with the others."""
+    try:
+        records = read_pickle(path)
+    except DataFault as error:
+        faults += error.faults
+        return
+    if not isinstance(records, list):
+        faults.append(f"{path}: a {type(records).__name__}: expected a list of expressions")
+        return
+    seen: set[int] = set()
+    for place, record in enumerate(records):
+        known = record if isinstance(record, dict) else {}
+        missing = [field for field, kind in _FIELDS.items() if not isinstance(known.get(field), kind)]
+        if not missing and not all(map(_is_sentence, known["sentences"])):
+            missing = ["sentences"]
+        if missing:
+            faults.append(f"{path}: [{place}] (ref_id {known.get('ref_id')}) has no usable {', '.join(missing)}")
+        elif known["split"] not in _SPLITS:
+            faults.append(f"{path}: [{place}] is in split '{known['split'][:80]}': expected {', '.join(_SPLITS)}")
+        elif again := seen.intersection(sentence["sent_id"] for sentence in known["sentences"]):
+            faults.append(f"{path}: [{place}] has sentence {again.pop()}, which is another's too")
+        else:
+            seen.update(sentence["sent_id"] for sentence in known["sentences"])
+            yield place, known
+
+
+def _is_sentence(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("sent"), str) and isinstance(value.get("sent_id"), int)
+
+
+def _find_photo(folder: Path, there: Mapping[str, str], source: Path, file_name: str, faults: list[str]) -> Path | None:
+    """Return the file of a photo, of which ``there`` holds the names by what they are without case."""
+    path = folder / PurePosixPath(file_name.replace("\\", "/")).name
+    twin = there.get(path.name.casefold())
+    fault = link_fault(folder, path) if path.is_symlink() else None
+    if twin != path.name:
+        fault = f"{source}: no file {path.name} in {folder}" + (f": {twin} differs in case" if twin else "")
+    if fault:
+        faults.append(fault)
+    return None if fault else path

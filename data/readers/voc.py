@@ -1,0 +1,254 @@
+"""PASCAL VOC 2012 segmentation: one class of a photo, or all its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym.data.layout.folders import (
+    absence,
+    assign_splits,
+    check_excluded,
+    check_listing,
+    check_root,
+    left_out,
+    list_pictures,
+    select,
+)
+from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
+from maskgym.data.sample import Sample
+from maskgym.errors import UserError
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)  # of index 1, 2, …; 0 is background
+VOID = 255
+_LISTS = {"train": "train.txt", "validation": "val.txt"}
+_FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one photo; ``objects`` is None where none are asked for."""
+
+    image: Path
+    classes: Path
+    objects: Path | None
+
+
+class VOC:
+    """Photos of PASCAL VOC 2012 with the masks of its segmentation task.
+
+    With task ``semantic`` a sample is a photo and a class that it shows: one mask, of that class, whose name is
+    ``category``. To know the classes, the class pictures of the split asked for are decoded at construction. With task
+    ``sis`` a sample is a photo with all its objects, and the names of their classes are ``phrases``. Pixels of index
+    255, the borders of objects and what annotators left open, are ``void``.
+
+    The test photos have no public masks. So ``test`` is ``val.txt``, the photos that papers report on, and
+    ``validation`` is ``val.txt`` too: choose nothing by it that a test is to judge. With ``all``
+    these photos count as ``validation``.
+
+    Args:
+        root: The folder ``VOC2012``, ``VOCdevkit`` around it, or the folder around that.
+        task: ``semantic`` or ``sis``.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        splits: ``auto``: by the lists in ``ImageSets/Segmentation``; ``hash``: their photos by the hash of the name;
+            ``test``: all of them are the test split, and so on.
+        exclude: Names of photos to leave out, such as ``2007_000033``.
+        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those photos out.
+
+    Attributes:
+        keys: The key of each sample: ``2007_000033/aeroplane``, or ``2007_000033``.
+        splits: The split of each sample.
+        shown: The ``task`` given; ``task`` itself is ``sod`` for ``semantic``, as there is one region an image.
+        faults: What listing found wrong, one line each.
+        notes: What listing leaves out without a fault: photos without a class.
+
+    Raises:
+        UserError: If an argument cannot be used, the root is none of these folders, or the split is empty.
+        DataFault: If strict and a list or a listed file is absent, a photo is on both lists, or (``semantic``) a class
+            picture cannot be decoded, has no palette, or holds an index that is no class.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        task: str = "semantic",
+        split: str = "train",
+        splits: str = "auto",
+        exclude: Sequence[str] = (),
+        strict: bool = True,
+    ) -> None:
+        self.root = check_root("voc", root, task, ("semantic", "sis"), split)
+        self.shown, self.split = task, split
+        self.task = "sod" if task == "semantic" else task
+        home = _find_home(self.root)
+        faults: list[str] = []
+        listed = _read_lists(home, faults)
+        photos = _find_files(home, listed, task == "sis", faults)
+        assigned, _ = assign_splits(self.root, photos, splits)
+        if splits == "auto":
+            assigned = _by_list(photos, listed, split)
+        excluded = check_excluded(exclude, photos)
+        chosen = {name: photos[name] for name in photos if select(split, assigned[name]) and name not in excluded}
+        found = _list_classes(chosen, faults) if task == "semantic" else {name: [0] for name in chosen}
+        bare = [name for name, classes in found.items() if not classes]
+        self.faults = tuple(faults)
+        self.notes = left_out(bare, "without a class")
+        if strict:
+            check_listing(self.root, split, (assigned[name] for name in photos if name not in bare), self.faults)
+        self._samples = [(name, photos[name], index) for name, classes in found.items() for index in classes]
+        self.keys = tuple(f"{name}/{CLASSES[index - 1]}" if index else name for name, _, index in self._samples)
+        self.splits = tuple(assigned[name] for name, _, _ in self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one photo, uint8 (H, W, 3), with bool (1, H, W) of a class or (n, H, W) of its objects in order.
+
+        Raises:
+            DataFault: If a file cannot be decoded, sizes differ, an annotation has no palette or holds an index that is
+                no class, or an object has no class under it.
+        """
+        name, files, number = self._samples[index]
+        if files.objects is None:
+            image, classes = _read(files.image, files.classes)
+            mask = classes == number
+            return Sample(self.keys[index], (image,), (mask[None],), _void(classes), category=CLASSES[number - 1])
+        image, classes, objects = _read(files.image, files.classes, files.objects)
+        numbers = np.setdiff1d(objects, (0, VOID))
+        if not len(numbers):
+            raise DataFault(f"{files.objects}: no object: every index is 0 or {VOID}")
+        masks = objects == numbers[:, None, None]
+        names = [_class_under(mask, classes) for mask in masks]
+        if None in names:
+            number = numbers[names.index(None)]
+            raise DataFault(f"{files.objects}: object {number} has no class under it in {files.classes}")
+        return Sample(name, (image,), (masks,), _void(objects), phrases=(tuple(map(str, names)),))
+
+
+def read_classes(path: Path) -> np.ndarray:
+    """Return a class picture as int32 (H, W): 0 background, 1 to 20 the classes, 255 void.
+
+    Raises:
+        DataFault: If it cannot be decoded, has no palette, or holds another index.
+    """
+    classes = read_labels(path, palette=True)
+    wrong = classes[(classes > len(CLASSES)) & (classes != VOID)]
+    if wrong.size:
+        raise DataFault(f"{path}: index {wrong[0]} is no class: expected 0 to {len(CLASSES)}, or {VOID} for void")
+    return classes
+
+
+def _find_home(root: Path) -> Path:
+    """Return the folder that holds ``JPEGImages`` and the rest."""
+    for home in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (home / _FOLDERS[0]).is_dir() and (home / "ImageSets").is_dir():
+            return home
+    raise UserError(f"data.root={root}: no JPEGImages and ImageSets here, in VOC2012 or in VOCdevkit/VOC2012")
+
+
+def _read_lists(home: Path, faults: list[str]) -> dict[str, str]:
+    """Return the names on the two lists in their order, each with ``train`` or ``validation``."""
+    listed: dict[str, str] = {}
+    for split in _LISTS:
+        path = _list_of(home, split)
+        if not path.is_file():
+            faults.append(f"{path}: no such file")
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            name = line.strip()
+            if name in listed:
+                faults.append(f"{path}: line {number}: '{name[:80]}' is on {_LISTS[listed[name]]} before")
+            elif name:
+                listed[name] = split
+    return listed
+
+
+def _list_of(home: Path, split: str) -> Path:
+    return home / "ImageSets" / "Segmentation" / _LISTS[split]
+
+
+def _find_files(home: Path, listed: Mapping[str, str], objects: bool, faults: list[str]) -> dict[str, Files]:
+    """Return the files of each name that has them all; add to ``faults`` what is absent."""
+    folders = [home / name for name in (_FOLDERS if objects else _FOLDERS[:2])]
+    found = [list_pictures(home, folder, faults) for folder in folders]
+    files = {}
+    for name, split in listed.items():
+        absent = [(paths, folder) for paths, folder in zip(found, folders, strict=True) if name not in paths]
+        for paths, folder in absent:
+            kind = "photo" if folder is folders[0] else "annotation"
+            faults.append(f"{_list_of(home, split)}: {absence(name, paths, folder, kind)}")
+        if not absent:
+            image, classes, *rest = (paths[name] for paths in found)
+            files[name] = Files(image, classes, rest[0] if rest else None)
+    return files
+
+
+def _by_list(photos: Iterable[str], listed: Mapping[str, str], split: str) -> dict[str, str | None]:
+    """Return the split of each photo, where ``val.txt`` is ``test`` if that is asked for, and else ``validation``."""
+    held_out = "test" if split == "test" else "validation"
+    return {name: "train" if listed[name] == "train" else held_out for name in photos}
+
+
+def _list_classes(photos: Mapping[str, Files], faults: list[str]) -> dict[str, list[int]]:
+    """Return the indices of the classes in each photo; one whose picture is at fault is not among them."""
+    found = {}
+    for name, files in tqdm(photos.items(), desc="list VOC", unit="photo", disable=None if photos else True):
+        try:
+            classes = read_classes(files.classes)
+        except DataFault as error:
+            faults += error.faults
+            continue
+        found[name] = [int(index) + 1 for index in np.flatnonzero(_count(classes))]
+    return found
+
+
+def _count(classes: np.ndarray) -> np.ndarray:
+    """Return how many pixels each class has, int (20,)."""
+    return np.bincount(classes.ravel(), minlength=VOID + 1)[1 : len(CLASSES) + 1]
+
+
+def _read(image_path: Path, *annotations: Path) -> list[np.ndarray]:
+    """Return the photo, the class picture and, where asked for, the object picture, all of one size."""
+    readings = [partial(read_image, image_path), partial(read_classes, annotations[0])]
+    image, *labels = read_all([*readings, *(partial(read_labels, path, palette=True) for path in annotations[1:])])
+    for path, picture in zip(annotations, labels, strict=True):
+        check_same_size(image_path, image, f"its annotation {path}", picture.shape)
+    return [image, *labels]
+
+
+def _class_under(mask: np.ndarray, classes: np.ndarray) -> str | None:
+    """Return the name of the class that most of a mask's pixels have; None if none has any."""
+    counts = _count(classes[mask])
+    return CLASSES[int(counts.argmax())] if counts.any() else None
+
+
+def _void(labels: np.ndarray) -> tuple[np.ndarray] | None:
+    void = labels == VOID
+    return (void,) if void.any() else None

@@ -1,0 +1,1 @@
+"""Annotation: rationales, needs, and sheets of samples."""

@@ -1,0 +1,144 @@
+"""The data set that a project gives: COCO-style JSON with needs, and the images, as ``data=coco`` reads them."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskgym.errors import UserError
+from maskgym.experiments.annotation.needs import masks, review
+from maskgym.experiments.annotation.needs.project import Project, to_json, write_changed
+from maskgym.experiments.annotation.needs.sources import Item, Source
+from maskgym.experiments.wiring import run_folder
+
+FOLDER, ANNOTATIONS, IMAGES = "export", "annotations.json", "images"
+INCLUDED = {"accepted": (review.ACCEPTED,), "all": (review.ACCEPTED, review.UNDECIDED)}
+WAYS = ("copy", "link")
+
+
+def export(project: Project, source: Source, include: str = "accepted", way: str = "copy") -> dict[str, int]:
+    """Write the data set; what is as it should be already is left alone.
+
+    Args:
+        project: Whose decisions count.
+        source: Of its images.
+        include: ``accepted``, what people accepted; ``all``, whatever they did not reject.
+        way: ``copy`` the photos, or ``link`` to them; scenes are always written.
+
+    Returns:
+        How many images, annotations and needs there are, and objects ``without_mask``, which are left out.
+
+    Raises:
+        UserError: If there is nothing to export, or an argument is unknown.
+    """
+    if include not in INCLUDED or way not in WAYS:
+        raise UserError(f"export {include}, {way}: expected {' or '.join(INCLUDED)}, and {' or '.join(WAYS)}")
+    decisions = review.Decisions(project).made
+    chosen, without_mask = [], 0
+    for one in review.candidates(project, source):
+        now = review.outcome(one, decisions.get(one.id))
+        if now["status"] in INCLUDED[include]:
+            mask = None if now["segmentation"] is None else masks.decode(now["segmentation"])
+            if mask is None or not mask.any():
+                without_mask += 1
+            else:
+                chosen.append((one, now, mask))
+    if not chosen:
+        raise UserError(f"{project.folder}: nothing to export: no object with a mask is {include}")
+    folder = project.folder / FOLDER
+    names = _file_names([item for item in source.items if any(one.item == item for one, _, _ in chosen)], source)
+    content = _content(chosen, names)
+    before = folder / ANNOTATIONS
+    old = run_folder.read_json(before)["images"] if before.exists() else []
+    for item, name in names.items():
+        _bring(source, item, folder / IMAGES / name, way)
+    write_changed(before, to_json(content))
+    for name in {image["file_name"] for image in old} - set(names.values()):
+        (folder / IMAGES / name).unlink(missing_ok=True)
+    needs = sum(len(one.get("needs", ())) for one in content["annotations"])
+    totals = {"images": len(names), "annotations": len(chosen), "needs": needs}
+    return {**totals, "without_mask": without_mask}
+
+
+def _content(
+    chosen: Sequence[tuple[review.Candidate, dict[str, Any], np.ndarray]], names: dict[Item, str]
+) -> dict[str, Any]:
+    """Return the JSON: everything in the project's order, so that the same decisions give the same bytes."""
+    categories = {
+        name: number for number, name in enumerate(sorted({one.found["category"] for one, _, _ in chosen}), 1)
+    }
+    numbers = {item: number for number, item in enumerate(names, 1)}
+    sizes = {one.item: mask.shape for one, _, mask in chosen}
+    annotations = []
+    for number, (one, now, mask) in enumerate(chosen, 1):
+        left, top, right, bottom = masks.box_of(mask) or one.found["box"]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": numbers[one.item],
+                "category_id": categories[one.found["category"]],
+                "bbox": [left, top, right - left, bottom - top],
+                "area": int(mask.sum()),
+                "segmentation": now["segmentation"],
+                "iscrowd": 0,
+                **({"needs": now["needs"]} if now["needs"] else {}),
+                "score": one.found["score"],
+                "object": one.id,
+                "provenance": now["provenance"],
+            }
+        )
+    return {
+        "images": [
+            {"id": numbers[item], "file_name": name, "height": sizes[item][0], "width": sizes[item][1]}
+            for item, name in names.items()
+        ],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+    }
+
+
+def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
+    """Return each image's file name: its path, as split folders may be meant, but no two with one stem.
+
+    What is no text, or shares its stem with another, goes by the name of its records.
+    """
+    names: dict[Item, str] = {}
+    taken: set[str] = set()
+    for item in items:
+        path = PurePosixPath(item.key if source.file(item) else f"{item.key}.png")
+        if path.parts[0] == IMAGES and len(path.parts) > 1:
+            path = path.relative_to(IMAGES)
+        if str(path).encode("utf-8", "replace").decode() != str(path):
+            path = PurePosixPath(f"{item.name}{path.suffix}")
+        elif str(path.with_suffix("")).casefold() in taken:
+            path = path.with_name(f"{item.name}{path.suffix}")
+        taken.add(str(path.with_suffix("")).casefold())
+        names[item] = path.as_posix()
+    return names
+
+
+def _bring(source: Source, item: Item, target: Path, way: str) -> None:
+    """Put an image where it belongs."""
+    file = source.file(item)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file is None:
+        stream = io.BytesIO()
+        Image.fromarray(source.image(item)).save(stream, "png")
+        write_changed(target, stream.getvalue())
+        return
+    if way == "link":
+        if not (target.is_symlink() and target.resolve() == file.resolve()):
+            target.unlink(missing_ok=True)
+            target.symlink_to(file.resolve())
+        return
+    if target.is_symlink() or not target.exists() or target.read_bytes() != file.read_bytes():
+        temporary = target.with_name(f"{target.name}.tmp")
+        shutil.copyfile(file, temporary)
+        os.replace(temporary, target)

@@ -1,0 +1,253 @@
+"""Figures of a project's quality, and a picture of samples with their needs."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch.nn import functional as F
+
+from maskgym.envs.rendering import overlay
+from maskgym.errors import UserError
+from maskgym.experiments.annotation.needs import masks, review
+from maskgym.experiments.annotation.needs.project import ANSWERS, DETECT, Project, write_changed
+from maskgym.experiments.annotation.needs.sources import Source
+from maskgym.experiments.wiring import run_folder
+from maskgym.segmenters.attention.clip_surgery import EMBEDDED, encode_text
+from maskgym.segmenters.hub import HubNetwork
+from maskgym.segmenters.text import tokenize
+
+FIGURES, SHEET = "figures.json", "sheet.png"
+TILE, TEXT, COLUMNS, TILES, GAP, LINE = 200, 74, 4, 16, 10, 14  # of the sheet: pixels, but for columns and tiles
+AROUND = 2.2  # how much larger than its object a tile's part of the image is
+CHUNK = 64
+
+
+class Clip(HubNetwork):
+    """How near a picture and a text are to a CLIP.
+
+    Args:
+        checkpoint: A folder as ``save_pretrained`` writes it, or a hub name; None takes the embedded one, which knows
+            the words of scenes only.
+        device: See `FrozenNetwork`.
+
+    Raises:
+        UserError: See `HubNetwork`.
+    """
+
+    architecture = "CLIPModel"
+    model_types = ("clip",)
+
+    def __init__(self, checkpoint: str | Path | None = None, device: str | None = None) -> None:
+        super().__init__(checkpoint or EMBEDDED, device)
+
+    @torch.inference_mode()
+    def pictures(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return float32 (n, C) of unit length; images are stretched to the model's square."""
+        side = self.network.config.vision_config.image_size
+        squares = [np.array(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in images]
+        found = [
+            self.network.get_image_features(pixel_values=self._normal(squares[at : at + CHUNK])).pooler_output
+            for at in range(0, len(squares), CHUNK)
+        ]
+        return F.normalize(torch.cat(found).float(), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return float32 (n, C) of unit length; longer texts than the model reads are cut."""
+        longest = self.network.config.text_config.max_position_embeddings
+        return torch.stack(
+            [encode_text(self.network, tokenize(self.tokenizer, [text], longest)[0].to(self.device)) for text in texts]
+        )
+
+    def _normal(self, squares: Sequence[np.ndarray]) -> torch.Tensor:
+        mean, deviation = (
+            torch.tensor(values)[:, None, None]
+            for values in (self.image_processor.image_mean, self.image_processor.image_std)
+        )
+        batch = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255
+        return ((batch - mean) / deviation).to(self.device, self.dtype)
+
+
+def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
+    """Write ``figures.json`` and ``sheet.png``; return the figures.
+
+    Raises:
+        UserError: If nothing is detected yet.
+    """
+    objects = review.candidates(project, source)
+    decisions = review.Decisions(project).made
+    now = {one.id: review.outcome(one, decisions.get(one.id)) for one in objects}
+    figures = {
+        "counts": counts(project, source, objects, now),
+        "corrections": corrections(objects, decisions),
+        "similarity": similarity(source, objects, now, clip),
+        "cost": cost(project),
+    }
+    write_changed(project.folder / FIGURES, run_folder.to_json(figures, indent=2) + "\n")
+    shown = [one for one in objects if now[one.id]["status"] != review.REJECTED and now[one.id]["needs"]]
+    if shown:
+        shown = [shown[round(place)] for place in np.linspace(0, len(shown) - 1, min(TILES, len(shown)))]
+        write_changed(project.folder / SHEET, sheet(source, shown, now))
+    return figures
+
+
+def counts(
+    project: Project, source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what came out of each stage."""
+    records = [project.read(DETECT, item.name) for item in source.items]
+    statuses = Counter(one["status"] for one in now.values())
+    return {
+        "images": len(source.items),
+        "detected_images": sum(record is not None for record in records),
+        "faulty_images": sum("fault" in (record or {}) for record in records),
+        "objects": len(objects),
+        "with_mask": sum(one.segmentation is not None for one in objects),
+        "with_needs": sum(bool(one.needs) for one in objects),
+        "needs": sum(len(one.needs) for one in objects),
+        "given_up": dict(sorted(Counter(one.reason for one in objects if one.reason).items())),
+        **{status: statuses[status] for status in review.STATUSES},
+    }
+
+
+def corrections(
+    objects: Sequence[review.Candidate], decisions: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | int | None]:
+    """Return shares of what people decided: rejected of all, text and mask corrected of what they accepted.
+
+    Convention: a share of nothing is None.
+    """
+    made = [(one, decisions[one.id]) for one in objects if one.id in decisions]
+    made = [(one, decision) for one, decision in made if decision["status"] != review.UNDECIDED]
+    kept = [(one, decision) for one, decision in made if decision["status"] == review.ACCEPTED]
+    text = sum(list(one.needs) != decision["needs"] for one, decision in kept)
+    mask = sum(bool(decision.get("segmentation")) for _, decision in kept)
+    return {
+        "decided": len(made),
+        "share_rejected": _share(len(made) - len(kept), len(made)),
+        "share_text_corrected": _share(text, len(kept)),
+        "share_mask_corrected": _share(mask, len(kept)),
+    }
+
+
+def similarity(
+    source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]], clip: Clip
+) -> dict[str, Any]:
+    """Return how near commands and appearances are to a CLIP: a command to its own object, and to the other ones.
+
+    Rejected objects and those without a mask or command are left out. ``own_first`` is the share of commands that are
+    nearer to their own object than to the mean of the others: half by chance.
+    """
+    chosen = [one for one in objects if now[one.id]["status"] != review.REJECTED]
+    chosen = [one for one in chosen if now[one.id]["needs"] and now[one.id]["segmentation"]]
+    known = {"clip": clip.fingerprint, "objects": len(chosen)}
+    if not chosen:
+        return {**known, "own": None, "other": None, "own_first": None}
+    shown = []
+    image, item = np.zeros((1, 1, 3), np.uint8), None
+    for one in chosen:  # those of an image follow one another
+        if one.item != item:
+            image, item = source.image(one.item), one.item
+        shown.append(masks.appearance(image, masks.decode(now[one.id]["segmentation"]), one.found["box"]))
+    texts = [(place, text) for place, one in enumerate(chosen) for text in now[one.id]["needs"]]
+    near = clip.texts([text for _, text in texts]) @ clip.pictures(shown).T  # (commands, objects)
+    owners = torch.tensor([place for place, _ in texts], device=near.device)
+    own = near.gather(1, owners[:, None])[:, 0]
+    known |= {"commands": len(texts), "own": round(own.mean().item(), 4)}
+    if len(chosen) == 1:
+        return {**known, "other": None, "own_first": None}
+    other = (near.sum(dim=1) - own) / (len(chosen) - 1)
+    first = (own > other).float().mean().item()
+    return {**known, "other": round(other.mean().item(), 4), "own_first": round(first, 4)}
+
+
+def cost(project: Project) -> dict[str, Any]:
+    """Return how many answers were asked for, the tokens read and written, and, with prices, what they cost."""
+    answers = [run_folder.read_json(file) for file in sorted((project.folder / ANSWERS).glob("*.json"))]
+    read, written = (sum(answer[f"{kind}_tokens"] for answer in answers) for kind in ("input", "output"))
+    prices = project.settings.prices
+    price = None if prices is None else round((read * prices[0] + written * prices[1]) / 1e6, 6)
+    return {"answers": len(answers), "input_tokens": read, "output_tokens": written, "price": price}
+
+
+def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return a picture, PNG, of objects in their images with their needs."""
+    rows = -(-len(objects) // COLUMNS)
+    columns = min(COLUMNS, len(objects))
+    canvas = Image.new("RGB", (columns * (TILE + GAP) + GAP, rows * (TILE + TEXT + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), _font()
+    for number, one in enumerate(objects):
+        state = now[one.id]
+        image = source.image(one.item)
+        mask = np.zeros(image.shape[:2], bool) if state["segmentation"] is None else masks.decode(state["segmentation"])
+        part = _around(one.found["box"], image.shape[:2])
+        tile = ImageOps.contain(Image.fromarray(overlay(image[part], mask[part][None])), (TILE, TILE))
+        left, top = GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (TILE + TEXT + GAP)
+        canvas.paste(tile, (left + (TILE - tile.width) // 2, top))
+        lines = [
+            line for need in state["needs"] for line in wrap(need, 34, initial_indent="· ", subsequent_indent="  ")
+        ]
+        for place, line in enumerate(lines[: TEXT // LINE]):
+            draw.text((left, top + TILE + 4 + place * LINE), line, "black", font)
+    stream = io.BytesIO()
+    canvas.save(stream, "png")
+    return stream.getvalue()
+
+
+def _around(box: masks.Box, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of a square around a box, moved into the image (H, W), and as large as it lets it."""
+    left, top, right, bottom = box
+    side = max(AROUND * max(right - left, bottom - top), 32)
+
+    def part(middle: float, length: int) -> slice:
+        start = min(max(0.0, middle - side / 2), max(0.0, length - side))
+        return slice(int(start), int(min(length, np.ceil(start + side))))
+
+    return part((top + bottom) / 2, size[0]), part((left + right) / 2, size[1])
+
+
+def to_text(figures: Mapping[str, Any]) -> str:
+    """Return the figures for a terminal."""
+    lines = []
+    for title, values in figures.items():
+        lines.append(title)
+        lines += [f"  {name:<22} {_shown(value)}" for name, value in values.items()]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{count} × {reason}" for reason, count in value.items()) or "none"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def _font() -> Any:
+    """Return a font that has more scripts than Pillow's own: matplotlib's."""
+    from matplotlib import get_data_path
+
+    file = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(file), 11) if file.exists() else ImageFont.load_default(11)
+
+
+def make_clip(checkpoint: str | None, device: str | None) -> Clip:
+    """Return the CLIP of a command.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return Clip(checkpoint, device)
+    except UserError as error:
+        raise UserError(f"--clip {checkpoint}: {error}") from error

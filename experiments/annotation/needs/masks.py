@@ -1,0 +1,119 @@
+"""Masks of a project: run-length codes, boxes, appearances, and what a segmenter makes of boxes and clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.segmenters.points.embeddings import EmbeddingCache
+from maskgym.segmenters.points.promptable import PromptableSegmenter
+
+CACHE_BYTES = 2**28  # of embeddings, for images that a person comes back to
+PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, which its own padding comes to
+MARGIN = 0.08  # of the box's longer side, around an appearance
+Box = Sequence[float]  # (left, top, right, bottom), pixels
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Return the compressed run-length code, as COCO has it, of bool (H, W)."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def decode(code: Mapping[str, Any]) -> np.ndarray:
+    """Return the mask, bool (H, W), of a run-length code.
+
+    Raises:
+        ValueError: If the code is malformed.
+    """
+    height, width = code["size"]
+    return decode_run_lengths(code["counts"], (height, width))
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """Return the lengths of runs down the columns of bool (H, W), background first."""
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    ends = np.concatenate(([0], changes, [flat.size]))
+    lengths = np.diff(ends).tolist()
+    return [0, *lengths] if flat.size and flat[0] else lengths
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
+    """Return the box of bool (H, W), right and bottom exclusive; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def appearance(image: np.ndarray, mask: np.ndarray | None, box: Box) -> np.ndarray:
+    """Return an object alone, M ⊙ I of Eq. 1, cropped to it with a margin.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: bool (H, W); None or empty shows all that is in the box.
+        box: Where the object is, if there is no mask.
+
+    Returns:
+        uint8 (h, w, 3), black where the mask is not.
+    """
+    own_box = None if mask is None else box_of(mask)
+    left, top, right, bottom = own_box or box
+    margin = MARGIN * max(right - left, bottom - top)
+    height, width = image.shape[:2]
+    rows = slice(max(0, int(top - margin)), min(height, int(np.ceil(bottom + margin))))
+    columns = slice(max(0, int(left - margin)), min(width, int(np.ceil(right + margin))))
+    crop = image[rows, columns]
+    if mask is None or own_box is None:
+        return crop.copy()
+    return np.where(mask[rows, columns, None], crop, 0).astype(np.uint8)
+
+
+class Prompted:
+    """Masks at an image's own size from boxes and clicks, by a promptable segmenter.
+
+    Images are padded to squares, right and below, as SAM does; each is encoded once.
+
+    Args:
+        segmenter: Which.
+    """
+
+    def __init__(self, segmenter: PromptableSegmenter) -> None:
+        self.segmenter = segmenter
+        self._embed = EmbeddingCache(segmenter, CACHE_BYTES)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        boxes: Sequence[Box] | None = None,
+        points: Sequence[Sequence[Sequence[float]]] | None = None,
+        labels: Sequence[Sequence[int]] | None = None,
+    ) -> np.ndarray:
+        """Return bool (n, H, W), one row a box, a set of points, or both.
+
+        Args:
+            image: uint8 (H, W, 3).
+            boxes: n boxes, or None.
+            points: n lists of as many (x, y), pixels of the image; or None.
+            labels: n lists, 1 object, 0 not; or None.
+        """
+        height, width = image.shape[:2]
+        count = len(boxes if boxes is not None else points or ())
+        if not count:
+            return np.zeros((0, height, width), bool)
+        side = max(height, width)
+        square = np.full((side, side, 3), PADDING_COLOUR, np.uint8)
+        square[:height, :width] = image
+        given = (None, None) if points is None else (np.array(points, np.float32), np.array(labels))
+        logits = self.segmenter.decode(
+            self._embed([square]).expand(count, -1, -1, -1),
+            *given,
+            side=side,
+            boxes=None if boxes is None else np.array(boxes, np.float32),
+        )
+        return np.stack([row[:height, :width] > 0 for row in self.segmenter.resize(logits, [(side, side)] * count)])

@@ -1,0 +1,182 @@
+"""The page on which people correct: what it asks of a project, served as `maskgym.experiments.web.local_server` serves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskgym.errors import UserError
+from maskgym.experiments.annotation.needs import commands, masks, review
+from maskgym.experiments.web import local_server as pages
+
+PAGE = Path(__file__).with_name("page.html")
+MOST_POINTS, MOST_NEEDS = 64, 20
+
+
+class Desk:
+    """What the page asks of a project: objects, live masks, decisions.
+
+    Args:
+        objects: All that there is to decide about.
+        decisions: Where they are kept.
+        image: Gives an image, uint8 (H, W, 3), by its item.
+        prompted: Makes masks of clicks; None where there is no segmenter for it.
+        annotator: Who decides.
+    """
+
+    def __init__(
+        self,
+        objects: Sequence[review.Candidate],
+        decisions: review.Decisions,
+        image: Callable[[Any], np.ndarray],
+        prompted: masks.Prompted | None,
+        annotator: str,
+    ) -> None:
+        self.objects, self.decisions, self.annotator = objects, decisions, annotator
+        self._by_id = {one.id: one for one in objects}
+        self._image = lru_cache(maxsize=16)(image)
+        self._prompted, self._busy = prompted, Lock()  # one mask at a time: a network is no crowd's
+
+    def overview(self) -> dict[str, Any]:
+        """Return every object's id and status, in order, and the totals."""
+        made = self.decisions.made
+        listed = [[one.id, made.get(one.id, {}).get("status", review.UNDECIDED)] for one in self.objects]
+        return {"objects": listed, "progress": review.progress(self.objects, self.decisions)}
+
+    def show(self, name: str) -> dict[str, Any]:
+        """Return an object as it is now.
+
+        Raises:
+            UserError: If there is none of this name.
+        """
+        one = self._find(name)
+        decision = self.decisions.made.get(name)
+        now = review.outcome(one, decision)
+        image = self._image(one.item)
+        code = now["segmentation"]
+        return {
+            "id": name,
+            "image": one.item.key,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            **{field: one.found[field] for field in ("category", "box", "seen_by")},
+            "status": now["status"],
+            "needs": now["needs"],
+            "written": list(one.needs),
+            "reason": one.reason,
+            "mask": None if code is None else masks.runs(masks.decode(code)),
+            **{field: (decision or {}).get(field) for field in ("points", "labels", "boxed")},
+        }
+
+    def picture(self, name: str) -> bytes:
+        """Return an object's image as a file of pixels that no browser turns or resizes: PNG."""
+        stream = io.BytesIO()
+        Image.fromarray(self._image(self._find(name).item)).save(stream, "png", compress_level=1)
+        return stream.getvalue()
+
+    def mask(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the mask that clicks make of an object.
+
+        Raises:
+            UserError: If the clicks cannot be used.
+        """
+        one = self._find(given.get("id"))
+        made = self._clicked(one, *_clicks(given, self._image(one.item).shape))
+        return {"mask": None if made is None else masks.runs(made)}
+
+    def decide(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Record a decision; the mask is made again here from its clicks.
+
+        Raises:
+            UserError: If it cannot be used; nothing is recorded then.
+        """
+        one = self._find(given.get("id"))
+        status, texts = given.get("status"), given.get("needs")
+        if status not in review.STATUSES:
+            raise UserError(f"status {status!r}: expected one of {', '.join(review.STATUSES)}")
+        if not isinstance(texts, list) or len(texts) > MOST_NEEDS:
+            raise UserError(f"needs: expected a list of at most {MOST_NEEDS} commands")
+        # What is not yet decided may be half done; what is rejected need not be right.
+        needs, faults = commands.check(texts)
+        if status == review.ACCEPTED and (faults or not needs):
+            raise UserError("; ".join(faults) or "no command: expected at least one")
+        points, labels, boxed = _clicks(given, self._image(one.item).shape)
+        mended = self._mended(one, points, labels, boxed) if points else {}
+        code = mended.get("segmentation", one.segmentation)
+        if status == review.ACCEPTED and (code is None or not masks.decode(code).any()):
+            raise UserError("the mask is empty: mend it with clicks, or reject the object")
+        self.decisions.decide(one.id, self.annotator, status, needs, **mended)
+        return {"saved": True, "faults": faults, "progress": review.progress(self.objects, self.decisions)}
+
+    def _mended(
+        self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
+    ) -> dict[str, Any]:
+        """Return clicks and their mask, as decisions hold them; what was seen with the same clicks stays as it was."""
+        clicks = {"points": points, "labels": labels, "boxed": boxed}
+        before = self.decisions.made.get(one.id, {})
+        if "segmentation" in before and all(before[name] == value for name, value in clicks.items()):
+            return {name: before[name] for name in (*clicks, "segmenter", "segmentation")}
+        made = self._clicked(one, points, labels, boxed)
+        assert made is not None and self._prompted is not None
+        return {**clicks, "segmenter": self._prompted.segmenter.fingerprint, "segmentation": masks.encode(made)}
+
+    def _clicked(
+        self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
+    ) -> np.ndarray | None:
+        """Return the mask bool (H, W) of clicks; without any, the segmenter's first one."""
+        if not points:
+            return None if one.segmentation is None else masks.decode(one.segmentation)
+        if self._prompted is None:
+            raise UserError("no segmenter here turns clicks into masks")
+        with self._busy:
+            image = self._image(one.item)
+            return self._prompted(image, [one.found["box"]] if boxed else None, [points], [labels])[0]
+
+    def _find(self, name: Any) -> review.Candidate:
+        found = self._by_id.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise UserError(f"no object {name!r} here")
+        return found
+
+
+def make_app(desk: Desk, hosts: Sequence[str] = pages.LOCAL, token: str | None = None) -> pages.Starlette:
+    """Return the application of a desk; hosts and token are those of `pages.make_app`."""
+    return pages.make_app(
+        PAGE,
+        reading={
+            "/api/objects": desk.overview,
+            "/api/objects/{name}": desk.show,
+            "/api/pictures/{name}": desk.picture,
+        },
+        changing={"/api/mask": desk.mask, "/api/decide": desk.decide},
+        hosts=hosts,
+        token=token,
+    )
+
+
+def serve(desk: Desk, host: str, port: int, announce: Callable[[str], object] = print) -> None:
+    """Serve the page until the process is interrupted; arguments and errors are those of `pages.serve`."""
+    try:
+        pages.serve(partial(make_app, desk), host, port, announce)
+    finally:
+        desk.decisions.save()
+
+
+def _clicks(given: dict[str, Any], shape: Sequence[int]) -> tuple[list[list[float]], list[int], bool]:
+    points, labels, boxed = given.get("points") or [], given.get("labels") or [], bool(given.get("boxed", True))
+    try:
+        places = np.array(points, np.float32).reshape(len(points), 2)
+        fits = len(labels) == len(points) <= MOST_POINTS and all(label in (0, 1) for label in labels)
+        inside = bool(((places >= 0) & (places <= (shape[1], shape[0]))).all())
+    except (TypeError, ValueError):
+        fits = inside = False
+    if not (fits and inside):
+        raise UserError(f"clicks: expected at most {MOST_POINTS} points (x, y) in the image, each with label 0 or 1")
+    return [[round(float(x), 1), round(float(y), 1)] for x, y in places], [int(label) for label in labels], boxed

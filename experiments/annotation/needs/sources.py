@@ -1,0 +1,251 @@
+"""Where the images of a project are from, and the true objects in them where somebody has marked them already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from maskgym import data
+from maskgym.data.layout.folders import image_folders
+from maskgym.data.layout.images import is_picture, read_image
+from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations
+from maskgym.data.scenes import FULL
+from maskgym.errors import UserError
+from maskgym.experiments.annotation.needs import masks
+from maskgym.experiments.annotation.needs.project import Settings
+
+# How scenes describe an object, most telling first: the attributes that the phrase names.
+DESCRIPTIONS = (("colour", "shape"), ("texture", "colour", "shape"), FULL, ("shape",))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source.
+
+    Attributes:
+        key: Its path under the folder, or the scene's name.
+        name: Of its records: unique, and fit for a file.
+    """
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object that is marked already.
+
+    Attributes:
+        category: What it is.
+        box: (left, top, right, bottom), pixels.
+        segmentation: Run-length code of its mask, or None.
+        phrases: Descriptions that the data has of it, ``a red star``.
+    """
+
+    category: str
+    box: tuple[float, float, float, float]
+    segmentation: dict[str, Any] | None
+    phrases: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Images in a fixed order."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Return them all."""
+
+    def image(self, item: Item) -> np.ndarray:
+        """Return uint8 (H, W, 3)."""
+
+    def content(self, item: Item) -> str:
+        """Return what changes with the image."""
+
+    def file(self, item: Item) -> Path | None:
+        """Return the image's own file, or None if it has none."""
+
+    def annotations(self, item: Item) -> list[Annotation]:
+        """Return the objects that are marked already."""
+
+
+def open_source(settings: Settings) -> Source:
+    """Return the source that the settings name.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    if settings.dataset is not None:
+        if settings.dataset != "scenes":
+            raise UserError(f"--dataset {settings.dataset}: expected scenes; for photos, --images DIR")
+        return SceneSource(settings.split, settings.samples)
+    assert settings.images is not None
+    return PhotoSource(settings.images, settings.annotations)
+
+
+class SceneSource:
+    """Procedural scenes, whose objects are all known, pale ones included.
+
+    Args:
+        split: Of the scenes.
+        samples: How many, from the first.
+    """
+
+    def __init__(self, split: str, samples: int) -> None:
+        self.scenes = data.make("scenes", task="sis", split=split, size=samples)
+        self.items = [Item(f"scene-{split}-{index:05d}", f"scene-{split}-{index:05d}") for index in range(samples)]
+
+    def image(self, item: Item) -> np.ndarray:
+        """Return uint8 (H, W, 3)."""
+        return self.scenes.scene(self._index(item)).image
+
+    def content(self, item: Item) -> str:
+        """Return the scene's name, which fixes it."""
+        return item.key
+
+    def file(self, item: Item) -> None:
+        """Return None: a scene has no file."""
+
+    def annotations(self, item: Item) -> list[Annotation]:
+        """Return the objects that are visible, in drawing order."""
+        scene = self.scenes.scene(self._index(item))
+        found = []
+        for thing, mask in zip(scene.objects, scene.masks, strict=True):
+            box = masks.box_of(mask)
+            if box is not None:
+                phrases = dict.fromkeys(thing.describe(attributes) for attributes in DESCRIPTIONS)
+                found.append(Annotation(thing.shape, box, masks.encode(mask), tuple(phrases)))
+        return found
+
+    def _index(self, item: Item) -> int:
+        return int(item.key.rpartition("-")[2])
+
+
+class PhotoSource:
+    """Photos anywhere under a folder, in order of their paths; COCO-style JSON may mark objects in them.
+
+    Args:
+        folder: Where they are; if it holds ``images/`` or the like, only what lies in there.
+        annotations: The JSON, under the folder or anywhere; None looks for it when it is needed.
+
+    Raises:
+        UserError: If there is no photo.
+    """
+
+    def __init__(self, folder: str | Path, annotations: str | None = None) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"--images {folder}: {'not a folder' if self.folder.exists() else 'no such folder'}")
+        places = image_folders(self.folder) or [self.folder]  # beside images/, pictures may be masks
+        found = sorted(path for place in places for path in place.rglob("*") if is_picture(path.name))
+        keys = [path.relative_to(self.folder).as_posix() for path in found if path.is_file()]
+        self.items = [Item(key, _file_name(key)) for key in keys]
+        if not self.items:
+            raise UserError(f"--images {folder}: no photo there: expected .jpg, .jpeg, .png or .bmp")
+        self._json = annotations
+
+    def image(self, item: Item) -> np.ndarray:
+        """Return uint8 (H, W, 3), upright.
+
+        Raises:
+            DataFault: If the photo cannot be decoded.
+        """
+        return read_image(self.folder / item.key)
+
+    def content(self, item: Item) -> str:
+        """Return the hash of the file.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        try:
+            return hashlib.sha256((self.folder / item.key).read_bytes()).hexdigest()[:24]
+        except OSError as error:
+            raise UserError(f"{self.folder / item.key}: cannot be read: {error.strerror}") from error
+
+    def file(self, item: Item) -> Path:
+        """Return the photo's file."""
+        return self.folder / item.key
+
+    def annotations(self, item: Item) -> list[Annotation]:
+        """Return the objects of the JSON, crowds left out, in its order.
+
+        Raises:
+            UserError: If there is no JSON, or it is at fault.
+        """
+        return self._marked.get(item.key, [])
+
+    @cached_property
+    def _marked(self) -> dict[str, list[Annotation]]:
+        file = self._find_json()
+        try:
+            content = json.loads(file.read_bytes())
+            names = {record["id"]: record["name"] for record in content.get("categories", ())}
+            images = {record["id"]: record for record in content["images"]}
+            records = [(images[record["image_id"]], record) for record in content["annotations"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file}: cannot be read as COCO-style JSON: {type(error).__name__} {error}") from error
+        keys = self._keys_of({str(image["file_name"]) for image, _ in records}, file)
+        marked: dict[str, list[Annotation]] = {}
+        for image, record in records:
+            key = keys.get(str(image["file_name"]))
+            if key is not None and not record.get("iscrowd"):
+                marked.setdefault(key, []).append(_annotation(file, image, record, names))
+        return marked
+
+    def _find_json(self) -> Path:
+        if self._json is not None:
+            beside = self.folder / self._json
+            return beside if beside.exists() else Path(self._json)
+        found = find_annotations(self.folder)
+        if len(found) != 1:
+            what = "several COCO-style JSON files" if found else "no COCO-style JSON"
+            raise UserError(f"{self.folder}: {what} there: --detector annotations needs --annotations FILE")
+        return next(iter(found.values()))
+
+    def _keys_of(self, names: set[str], file: Path) -> dict[str, str]:
+        """Return the key of each file name that is there: the path, or its end."""
+        by_last: dict[str, list[str]] = {}
+        for item in self.items:
+            by_last.setdefault(PurePosixPath(item.key).name, []).append(item.key)
+        keys = {}
+        for name in names:
+            tail = name.replace("\\", "/")
+            near = [k for k in by_last.get(PurePosixPath(tail).name, ()) if k == tail or k.endswith(f"/{tail}")]
+            if len(near) > 1:
+                raise UserError(f"{file}: {name} may be {' or '.join(near[:2])}: expected one photo of this name")
+            if near:
+                keys[name] = near[0]
+        return keys
+
+
+def _annotation(file: Path, image: dict[str, Any], record: dict[str, Any], names: dict[Any, str]) -> Annotation:
+    try:
+        height, width = int(image["height"]), int(image["width"])
+        code = record["segmentation"]
+        if isinstance(code, list) or isinstance(code["counts"], list):
+            code = coco_mask.frPyObjects(code, height, width)
+            code = coco_mask.merge(code) if isinstance(code, list) else code
+        mask = masks.decode(code)
+        box = masks.box_of(mask)
+        if mask.shape != (height, width) or box is None:
+            raise ValueError("its mask is empty or of another size than the photo")
+        phrase = next((str(record[field]) for field in PHRASE_FIELDS if record.get(field)), None)
+        category = str(names.get(record.get("category_id"), "object"))
+        return Annotation(category, box, masks.encode(mask), (phrase,) if phrase else ())
+    except Exception as error:  # pycocotools raises bare Exceptions
+        raise UserError(f"{file}: annotation {record.get('id')} of {image.get('file_name')}: {error}") from error
+
+
+def _file_name(key: str) -> str:
+    """Return a name for the records of a path: readable, and unique by its end."""
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", PurePosixPath(key).stem)[:60]
+    return f"{readable}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"

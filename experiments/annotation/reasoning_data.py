@@ -1,0 +1,450 @@
+r"""Write rationales to imitate: output-to-reasoning (Saliency-R1, sections 3.2.1 and supplement 9).
+
+    maskgym data reason DIR --data coco --task sis --model NAME --server http://localhost:8000/v1 \
+        data.root=PHOTOS segmenter=evf_sam segmenter.checkpoint=FOLDER train_samples=2467
+
+A model that sees each photo bare and with the true masks writes how to reason from the one to the other. What it
+writes must have the form of an answer, and its descriptions, segmented by themselves, must find what is marked; where
+they do not it is told why, and tries again. Without --server the model is one of transformers on this machine.
+
+    DIR/rationales.jsonl    one row a sample: key, task, images, instruction, rationale, score, attempts, tokens
+    DIR/rejected.jsonl      those given up, with the reason and the last answer
+    DIR/summary.json        how many of each, mean score, reasons, tokens and their price
+    DIR/images/             the photos as the rows name them
+    DIR/answers/            every answer by the content of its question: none is asked for twice
+
+The same command goes on after an interruption. data.rationales=DIR/rationales.jsonl trains on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, read_reply, to_png
+from maskgym.data import Sample
+from maskgym.data.rationales import read_rows
+from maskgym.envs.instructions import instruction
+from maskgym.errors import UserError
+from maskgym.experiments.annotation import reasoning_prompts as prompts
+from maskgym.experiments.annotation.needs.project import alone, digest
+from maskgym.experiments.wiring import command, composition, run_folder
+from maskgym.rewards import Answer, Transition, format_answer, parse
+
+RATIONALES, REJECTED, SUMMARY, SETTINGS = "rationales.jsonl", "rejected.jsonl", "summary.json", "settings.json"
+IMAGES, ANSWERS = "images", "answers"
+TASKS = ("sod", "sis", "cosod")
+TOLD = ("accepted", "rejected", "score", "answers", "input_tokens", "output_tokens", "price")  # of the summary
+SILENT = 3  # samples in a row without an answer: the server is gone
+MAX_TOKENS = 2048  # of an answer
+SETTABLE = ("data.", "segmenter", "env.group_size=", "train_samples=", "seed=")  # what is used of a run's config
+NOT_KEPT = ("device", "batch_size", "base_url")  # settings that may change from command to command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write rationales; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    return command.status(_main, arguments, "interrupted: the same command goes on")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of one sample.
+
+    Attributes:
+        accepted: Whether the row is one to imitate.
+        row: For ``rationales.jsonl``, else for ``rejected.jsonl``.
+        pictures: Its images as PNG, by their place in the folder; of accepted ones only.
+        refused: Whether the model would not answer at all.
+    """
+
+    accepted: bool
+    row: dict[str, Any]
+    pictures: Mapping[str, bytes]
+    refused: bool = False
+
+
+class Author:
+    """Has a model write the rationale of a sample, and sees that it is worth imitating.
+
+    Args:
+        env: Of the task: its segmenter and its reward, the correctness, judge the descriptions.
+        asker: Of the model.
+        attempts: Answers a sample, at most.
+        threshold: Least correctness.
+        largest: Longest side of the pictures, pixels.
+    """
+
+    def __init__(self, env: Any, asker: Asker, attempts: int, threshold: float, largest: int) -> None:
+        self.task, self.segmenter, self.reward = env.task, env.segmenter, env.reward
+        self.asker, self.attempts, self.threshold, self.largest = asker, attempts, threshold, largest
+        self._segmenting = Lock()
+
+    def write(self, sample: Sample, start: int = 0) -> Written:
+        """Return the first answer that passes, or why none did.
+
+        Args:
+            sample: Of the task.
+            start: How many answers to leave aside, which were of no use.
+
+        Raises:
+            Unreachable: If no answer came.
+            UserError: If none will, to any question.
+        """
+        first = prompts.question(sample, self.task, self.largest)
+        parts, replies, score, fault, text = first, list[Reply](), 0.0, "nothing was asked", ""
+        for number in range(start, start + self.attempts):
+            try:
+                replies.append(self.asker.ask(parts, number))
+                text = replies[-1].text
+                score, found = self._judge(sample, parse(text, self.task))
+            except (Refused, Unscorable) as error:  # no other answer would help
+                fault = str(error)
+                break
+            if found is None:
+                return self._accepted(sample, parse(text, self.task), score, start, replies)
+            fault, parts = found, [*first, prompts.again(text, found)]
+        row = {"key": sample.key, "task": self.task, "reason": fault, "score": round(score, 4), "answer": text}
+        return Written(False, row | _spent(start, replies), {}, refused=not replies)
+
+    def _accepted(self, sample: Sample, answer: Answer, score: float, start: int, replies: Sequence[Reply]) -> Written:
+        names = [f"{IMAGES}/{_file_name(sample.key)}-{number}.png" for number in range(1, len(sample.images) + 1)]
+        row = {
+            "key": sample.key,
+            "task": self.task,
+            "images": names,
+            "instruction": instruction(self.task),
+            "rationale": format_answer((answer.think or "").strip(), answer.expressions, self.task),
+            "score": round(score, 4),
+        }
+        pictures = {name: to_png(image, self.largest) for name, image in zip(names, sample.images, strict=True)}
+        return Written(True, row | _spent(start, replies), pictures)
+
+    def _judge(self, sample: Sample, answer: Answer) -> tuple[float, str | None]:
+        """Return how well an answer finds what is marked, 0 if it has no form, and what is wrong with it, if anything.
+
+        Raises:
+            Unscorable: If the sample cannot be scored, whatever the answer.
+        """
+        fault = prompts.fault_of(answer, self.task)
+        if fault is not None:
+            return 0.0, fault
+        with self._segmenting:
+            found = self.segmenter.segment(list(sample.images), [answer.expressions] * len(sample.images))
+        masks = tuple(probabilities > 0.5 for probabilities in found)
+        try:
+            values, _ = self.reward([Transition(self.task, sample, answer.text, masks, answer=answer)])
+        except UserError as error:
+            raise Unscorable(str(error)) from error
+        score = float(values[0])
+        if score >= self.threshold:
+            return score, None
+        fault = (
+            f"segmented by themselves, your descriptions score {score:.2f} of 1, expected at least {self.threshold:g}"
+        )
+        if self.task == "sis":
+            fault += f"; {len(answer.expressions)} descriptions of {len(sample.masks[0])} marked instances"
+        nothing = [
+            expression
+            for place, expression in enumerate(answer.expressions)
+            if not any(mask[place].any() for mask in masks)
+        ]
+        return score, fault + (f"; nothing was found by {', '.join(map(repr, nothing))}" if nothing else "")
+
+
+class Unscorable(Exception):
+    """A sample that cannot be scored."""
+
+
+class Rows:
+    """A file of JSON Lines by key; lines are appended whole and seen on the disk, the last one of a key counts.
+
+    Args:
+        file: Where it lies; a line that a crash cut off is taken away.
+
+    Raises:
+        UserError: If a whole line is no row.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        content = file.read_bytes() if file.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with file.open("r+b") as stream:
+                stream.truncate(whole)
+        self.by_key: dict[str, dict[str, Any]] = {}
+        for number, row in read_rows(file) if content else ():
+            if not isinstance(row.get("key"), str) or not isinstance(row.get("attempts"), int):
+                raise UserError(f"{file}: line {number}: expected a row with its key and attempts")
+            self.by_key[row["key"]] = row
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        with self.file.open("ab") as stream:
+            stream.write(f"{run_folder.to_json(row)}\n".encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.by_key[row["key"]] = row
+
+    def leave_out(self, keys: Iterable[str]) -> None:
+        """Write the file anew, one line a key, without some keys; or not, where it is so already."""
+        gone = set(keys)
+        self.by_key = {key: row for key, row in self.by_key.items() if key not in gone}
+        content = "".join(f"{run_folder.to_json(row)}\n" for row in self.by_key.values()).encode()
+        if (self.file.read_bytes() if self.file.exists() else b"") != content:
+            run_folder.write(self.file, content)
+
+
+def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: bool = False) -> str | None:
+    """Write what is missing in a folder: a row for every sample of a data set.
+
+    Args:
+        folder: An existing folder.
+        dataset: Of the author's task.
+        author: Of the rationales.
+        jobs: Samples at a time.
+        retry: Ask about rejected samples once more.
+
+    Returns:
+        Why samples are left without an answer, or None.
+
+    Raises:
+        UserError: If the server is gone, or a sample cannot be read; what was written is kept.
+    """
+    accepted, rejected = Rows(folder / RATIONALES), Rows(folder / REJECTED)
+
+    def work(index: int) -> Written | Unreachable | None:
+        sample = dataset[index]
+        before = rejected.by_key.get(sample.key)
+        if sample.key in accepted.by_key or (before is not None and not retry):
+            return None
+        try:
+            return author.write(sample, before["attempts"] if before else 0)
+        except Unreachable as error:
+            return error
+        except UserError:
+            author.asker.stopping.set()  # here, before another sample is begun
+            raise
+
+    silent, unanswered = 0, list[Unreachable]()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for written in _bar(pool.map(work, range(len(dataset))), len(dataset), accepted, rejected):
+                if isinstance(written, Unreachable):
+                    unanswered.append(written)
+                elif written is not None:
+                    for name, png in written.pictures.items():
+                        run_folder.write(folder / name, png)
+                    (accepted if written.accepted else rejected).add(written.row)
+                lost = _lost(written)
+                silent = silent + 1 if lost else 0
+                if silent >= SILENT:
+                    raise UserError(f"{SILENT} samples in a row got no answer ({lost}): the same command goes on")
+        except BaseException:
+            author.asker.stopping.set()  # what is on its way comes in and is kept; nothing more is asked
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            rejected.leave_out(accepted.by_key)
+    return f"{len(unanswered)} samples got no answer ({unanswered[0]})" if unanswered else None
+
+
+def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None) -> dict[str, Any]:
+    """Return how many rationales there are and what they cost.
+
+    Args:
+        folder: Where they lie.
+        samples: Of the data set.
+        prices: Per million tokens read and written, or None.
+    """
+    accepted, rejected = (list(Rows(folder / name).by_key.values()) for name in (RATIONALES, REJECTED))
+    replies = [reply for file in (folder / ANSWERS).glob("*.json") if (reply := read_reply(file)) is not None]
+    read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
+    return {
+        "samples": samples,
+        "accepted": len(accepted),
+        "rejected": len(rejected),
+        "score": round(float(np.mean([row["score"] for row in accepted])), 4) if accepted else None,
+        "attempts": round(float(np.mean([row["attempts"] for row in accepted])), 2) if accepted else None,
+        "reasons": dict(Counter(re.sub(r"\d[\d.]*", "…", row["reason"])[:80] for row in rejected).most_common()),
+        "answers": len(replies),
+        "input_tokens": read,
+        "output_tokens": written,
+        "price": None if prices is None else round((read * prices[0] + written * prices[1]) / 1e6, 6),
+    }
+
+
+def _main(arguments: Sequence[str]) -> None:
+    given = _parser().parse_intermixed_args(arguments)
+    _check(given)
+    config = _compose(given)
+    from maskgym.experiments import run as runner
+
+    chat = _make_chat(given)
+    env = runner.make_env(config, given.task, given.split, runner.make_parts(config)).unwrapped
+    folder = given.folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder, "reason"):
+            left, found = _write(folder, given, config, chat, env)
+    except OSError as error:  # no place to write, a full disk
+        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
+    told = [f"{found[name]} {name.replace('_', ' ')}" for name in TOLD if found[name] is not None]
+    print(f"{folder / RATIONALES}: {', '.join(told)}")
+    if left is not None:
+        raise UserError(f"{left}: the same command goes on")
+
+
+def _write(
+    folder: Path, given: Namespace, config: Mapping[str, Any], chat: ChatModel, env: Any
+) -> tuple[str | None, dict[str, Any]]:
+    """Write what is missing; return why some of it still is, or None, and the summary."""
+    _remember(folder, given, config, chat)
+    asker = Asker(chat, folder / ANSWERS, given.retries, given.pause)
+    author = Author(env, asker, given.attempts, given.threshold, given.largest)
+    try:
+        left = write_all(folder, env.dataset, author, given.jobs if given.server else 1, given.retry)
+    finally:
+        found = summarise(folder, len(env.dataset), given.prices)
+        run_folder.write_json(folder / SUMMARY, found)
+    return left, found
+
+
+def _check(given: Namespace) -> None:
+    for name, least in (("attempts", 1), ("jobs", 1), ("largest", 28), ("max_tokens", 1), ("retries", 0)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: expected at least {least}")
+    for name in ("pause", "timeout"):
+        if not getattr(given, name) >= 0:
+            raise UserError(f"--{name} {getattr(given, name)}: expected at least 0")
+    if not 0 <= given.threshold <= 1:
+        raise UserError(f"--threshold {given.threshold}: expected 0 to 1")
+    for name in ("key_variable", "request"):
+        if getattr(given, name) is not None and given.server is None:
+            raise UserError(f"--{name.replace('_', '-')}: is for a server: expected --server URL too")
+    for setting in given.settings:
+        if not setting.startswith(SETTABLE):
+            raise UserError(f"'{setting}': expected key=value of {', '.join(key.rstrip('.=') for key in SETTABLE)}")
+
+
+def _compose(given: Namespace) -> dict[str, Any]:
+    chosen = [f"env={given.task}", "algo=random", "reward=correctness", f"data={given.data}"]
+    config = composition.compose([*chosen, *given.settings])
+    config["env"]["num_envs"] = 1
+    return config
+
+
+def _make_chat(given: Namespace) -> ChatModel:
+    if given.server is None:
+        from maskgym.chat.local import LocalChat
+
+        return LocalChat(given.model, given.device, given.max_tokens, given.temperature or 0.0)
+    from maskgym.chat.server import ChatServer
+
+    try:
+        more = json.loads(given.request or "{}")
+    except ValueError as error:
+        raise UserError(f"--request {given.request}: no JSON: {error}") from error
+    if not isinstance(more, dict):
+        raise UserError(f"--request {given.request}: expected a JSON object")
+    options = {"max_tokens": given.max_tokens, "temperature": given.temperature, **more}
+    return ChatServer(given.model, given.server, given.key_variable, given.timeout, options)
+
+
+def _remember(folder: Path, given: Namespace, config: Mapping[str, Any], chat: ChatModel) -> None:
+    """Write down what the rows are made from; two kinds of rows are not mixed in one file.
+
+    Raises:
+        UserError: If the folder holds rows made from something else, or other things.
+    """
+    names = ("task", "split", "threshold", "largest")
+    now: dict[str, Any] = {name: getattr(given, name) for name in names}
+    now |= {name: config[name] for name in ("data", "segmenter", "train_samples", "seed")}
+    now |= {"group_size": config["env"].get("group_size"), "model": chat.settings}
+    now = json.loads(json.dumps(_without(now)))
+    file = folder / SETTINGS
+    if not file.exists() and any(path.name[0] != "." for path in folder.iterdir()):
+        raise UserError(f"{folder}: holds other things: expected a new folder, or one with a {SETTINGS}")
+    if not any((folder / name).exists() for name in (RATIONALES, REJECTED)):
+        return run_folder.write_json(file, now)
+    before = run_folder.read_json(file)
+    for name, value in now.items():
+        old = before.get(name) if isinstance(before, dict) else None
+        if old != value:
+            raise UserError(f"{folder}: its rows were made with {name} {old}, not {value}: choose another folder")
+    return None
+
+
+def _without(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without(item) for name, item in value.items() if name not in NOT_KEPT}
+
+
+def _lost(written: Written | Unreachable | None) -> str | None:
+    """Return why the model said nothing, or None if it did."""
+    if isinstance(written, Unreachable):
+        return str(written)
+    return written.row["reason"] if written is not None and written.refused else None
+
+
+def _bar(found: Iterable[Any], total: int, accepted: Rows, rejected: Rows) -> Iterable[Any]:
+    with tqdm(total=total, desc="reason", unit="sample", disable=None) as bar:
+        for one in found:
+            yield one
+            bar.update()
+            bar.set_postfix(accepted=len(accepted.by_key), rejected=len(rejected.by_key))
+
+
+def _spent(start: int, replies: Sequence[Reply]) -> dict[str, Any]:
+    """Return the fields of a row that say what it took."""
+    read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
+    by = {"model": replies[-1].model, "at": replies[-1].at} if replies else {}
+    return {"attempts": start + len(replies), "tokens": {"input": read, "output": written}, **by}
+
+
+def _file_name(key: str) -> str:
+    """Return a name for the pictures of a sample: readable, and unique by its end."""
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', key)[-60:]}-{digest(key)[:10]}"
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="maskgym data reason", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of what is written; made if it is not there")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="of data, segmenter, train_samples, seed: as `maskgym run`"
+    )
+    parser.add_argument("--data", default="scenes", help="the reader (%(default)s)")
+    parser.add_argument("--task", choices=TASKS, default="sis", help="(%(default)s)")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="train", help="(%(default)s)")
+    parser.add_argument("--retry", action="store_true", help="ask about rejected samples once more")
+    judged = parser.add_argument_group("what passes")
+    judged.add_argument("--threshold", type=float, default=0.7, help="least correctness (%(default)s)")
+    judged.add_argument("--attempts", type=int, default=3, help="answers a sample, at most (%(default)s)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, help="the server's name for it; else a folder or hub name")
+    model.add_argument("--server", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
+    model.add_argument("--key-variable", metavar="NAME", help="environment variable of its key (OPENAI_API_KEY)")
+    model.add_argument("--request", metavar="JSON", help='more of the request, such as {"reasoning_effort": "low"}')
+    model.add_argument("--largest", type=int, default=1024, help="longest side of a picture, pixels (%(default)s)")
+    model.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="longest answer (%(default)s)")
+    model.add_argument("--temperature", type=float, help="of an answer; default: the server's, else greedy")
+    model.add_argument("--jobs", type=int, default=4, help="samples at a time, with a server (%(default)s)")
+    model.add_argument("--retries", type=int, default=4, help="tries more where no answer came (%(default)s)")
+    model.add_argument("--pause", type=float, default=1.0, help="seconds before the first, then doubled (%(default)s)")
+    model.add_argument("--timeout", type=float, default=120.0, help="seconds that an answer may take (%(default)s)")
+    model.add_argument("--device", help="PyTorch device of a model on this machine")
+    model.add_argument("--prices", type=float, nargs=2, metavar=("READ", "WRITTEN"), help="per million tokens")
+    return parser

@@ -1,0 +1,1 @@
+"""Evaluation: rollouts, measures, statistics, predictions and published tables."""

@@ -1,0 +1,331 @@
+"""``maskgym evaluate``: a folder of predictions, or the agent of a run, scored as a paper scores, in the paper's table.
+
+    maskgym evaluate MAPS --truth MASKS                              # salient objects: S, E, F, weighted F, MAE
+    maskgym evaluate PREDICTIONS data=ilso data.root=DIR --out OUT   # any data set of ours, any kind of prediction
+    maskgym evaluate PREDICTIONS --table saliency_r1/4-sod --root DATASETS --out OUT
+    maskgym evaluate RUN_DIR data=ecssd data.root=DIR --out OUT      # what the agent of a run predicts
+    maskgym evaluate RUN_DIR --table saliency_r1/4-sod --root DATASETS --out OUT
+    maskgym evaluate RUN_DIR key=value …                             # scores of its held-out samples again, as JSON
+
+With --table, PREDICTIONS and DATASETS hold a folder for each data set of the table, under a name that it usually has,
+as ECSSD or DUT-OMRON, or ours. What a folder of predictions holds is in `maskgym.experiments.evaluation.predictions`. OUT gets
+table.md, table.tex, table.csv, results.json, a CSV with a row an image for each data set, and the predictions of a run;
+the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym import data
+from maskgym.chat.asker import to_png
+from maskgym.data.published import PUBLISHED
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation import paper_tables, predictions, presets, scoring
+from maskgym.experiments.evaluation.scoring import Scored
+from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.command import Parser
+
+SOURCE = "source.json"  # whose predictions a folder holds
+OF_SAMPLES = {"need": predictions.Needs, "semantic": predictions.Classes, "ranking": predictions.Ranks}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Score what is given, print the table, and write it."""
+    given = _parse(arguments)
+    of_run = (given.source / run_folder.CONFIG).is_file()
+    if of_run and not (given.table or given.out):
+        from maskgym.experiments import run
+
+        print(json.dumps(run.scores(run.evaluate_again(given.source, given.changes)), indent=2))
+        return 0
+    if not given.source.is_dir():
+        raise UserError(f"{given.source}: no such folder: expected one of a run, or of predictions")
+    table, found = _published(given, of_run) if given.table else _plain(given, of_run)
+    name = given.name or given.source.resolve().name
+    values = tuple(
+        found[dataset].scores.get(measure) if dataset in found else None for dataset, measure in table.columns
+    )
+    table = replace(table, ours=((name, values),), notes=(*table.notes, *_notes(table, found)))
+    if given.out:
+        _write(given.out, table, found)
+    print(paper_tables.to_markdown(table))
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    parser = Parser(prog="maskgym evaluate", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="FOLDER", help="of a finished run, or of predictions")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="the data; of a run, what is to be different")
+    parser.add_argument("--truth", type=Path, metavar="DIR", help="folder of masks, in place of data=… data.root=…")
+    parser.add_argument("--table", metavar="PAPER/TABLE", help=f"one of {', '.join(paper_tables.names())}")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="holds the data sets of the table")
+    parser.add_argument("--preset", help=f"how to measure: {', '.join(presets.PRESETS)} (the paper's; pysodmetrics)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--split", default="test", help="of the data that predictions are of, or all (%(default)s)")
+    parser.add_argument("--name", help="of our row (the folder's)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--partial", action="store_true", help="score what there is a prediction for")
+    parser.add_argument("--no-weighted", action="store_true", help="leave the weighted F out: four times as fast")
+    given = parser.parse_intermixed_args(arguments)
+    if given.jobs < 1:
+        raise UserError(f"--jobs {given.jobs}: expected at least 1")
+    if given.table and not given.root:
+        raise UserError(f"--table {given.table}: expected --root DIR too, which holds its data sets")
+    if given.root and not given.root.is_dir():
+        raise UserError(f"--root {given.root}: no such folder")
+    if given.truth and (given.table or given.changes):
+        raise UserError("--truth: expected alone, without --table and key=value")
+    return given
+
+
+def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
+    """Return an empty table of one data set, and its scores."""
+    preset = given.preset or "pysodmetrics"
+    if given.truth:
+        scored = _score_files(given, given.source, predictions.masks_of(given.truth), preset)
+    elif of_run:
+        scored = _score_run(given, given.changes, None, given.out / "predictions", preset)
+    else:
+        settings = _data_settings(given.changes)
+        scored = _score_dataset(
+            given, given.source, data.make(**settings, split=given.split), settings.get("task"), preset
+        )
+    shown = [name for name in presets.find(preset).measures if name in scored.scores] or [
+        name for name in scored.scores if name in presets.NAMES
+    ]
+    columns = tuple(("", name) for name in shown)
+    return paper_tables.Table("", columns, preset=preset), {"": scored}
+
+
+def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
+    """Return a paper's table, and the scores on those of its data sets that are there."""
+    table = paper_tables.published(given.table)
+    preset = given.preset or table.preset
+    roots = {name: root for name in table.datasets if (root := _folder_of(given.root, name))}
+    if not roots:
+        names = ", ".join(PUBLISHED[name.partition("/")[0]].folder[0] for name in table.datasets)
+        raise UserError(f"--root {given.root}: none of the data sets of {given.table}: expected folders {names}")
+    found = {}
+    for name, root in roots.items():
+        if of_run:
+            part = [f"data.{key}={value}" for key, value in _part(name).items()]
+            changes = [*given.changes, f"data={name.partition('/')[0]}", f"data.root={root}", *part]
+            found[name] = _score_run(given, changes, table.task, given.out / "predictions" / name, preset)
+        else:
+            folder = _folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)
+            if folder is None:
+                raise UserError(f"{given.source}: no predictions of {name}: expected a folder {name} there")
+            dataset = data.make(name.partition("/")[0], root=root, split=given.split, **_part(name))
+            found[name] = _score_dataset(given, folder, dataset, table.task, preset)
+    return replace(table, preset=preset), found
+
+
+def _part(name: str) -> dict[str, str]:
+    """Return the argument of the reader that says which part of a data set ``refcoco/testA`` is."""
+    _, _, part = name.partition("/")
+    return {"partition": part} if part else {}
+
+
+def _folder_of(parent: Path, name: str) -> Path | None:
+    """Return the folder of a data set among others', by a name that it usually has, or None."""
+    base, _, part = name.partition("/")
+    usual = {base, *(PUBLISHED[base].folder if base in PUBLISHED else ())}
+    wanted = {other.lower() for other in usual}
+    folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and path.name.lower() in wanted]
+    if folders and part and (folders[0] / part).is_dir():
+        return folders[0] / part
+    return folders[0] if folders else None
+
+
+def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of the reader that ``data=… data.key=value`` ask for."""
+    if other := [change for change in changes if not change.lstrip("+").startswith(("data=", "data."))]:
+        raise UserError(f"argument '{other[0]}': predictions take data=… and data.… only")
+    if not any(change.startswith("data=") for change in changes):
+        raise UserError("what is it to be scored against? Expected --truth DIR, data=… data.root=DIR, or --table")
+    settings = composition.compose(["env=sod", *changes])["data"]
+    settings.pop("rationales", None)  # of training
+    return settings
+
+
+def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
+    """Score maps against files of masks."""
+    paths, notes = predictions.pair_up(folder, [key for key, _ in masks], given.partial)
+    pairs = [
+        predictions.Pair(key, path, mask) for (key, mask), path in zip(masks, paths, strict=True) if path is not None
+    ]
+    work = predictions.Maps(pairs, presets.find(preset), not given.no_weighted)
+    return _score(given, work, notes)
+
+
+def _score_dataset(given: Any, folder: Path, dataset: Any, task: str | None, preset: str) -> Scored:
+    """Score a folder of predictions of a data set."""
+    task = task or getattr(dataset, "shown", dataset.task)
+    if task == "sis":
+        return _score_instances(given, folder, dataset)
+    if task not in OF_SAMPLES and hasattr(dataset, "mask_files"):
+        return _score_files(given, folder, dataset.mask_files, preset)
+    paths, notes = predictions.pair_up(folder, _keys(dataset), given.partial)
+    kept = {index: path for index, path in enumerate(paths) if path is not None}
+    kind = OF_SAMPLES.get(task, predictions.Needs)
+    work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
+    return _score(given, work, notes)
+
+
+def _score_instances(given: Any, folder: Path, dataset: Any) -> Scored:
+    """Score label maps, or the lines of a file."""
+    keys, file = _keys(dataset), folder / predictions.INSTANCES
+    if not file.is_file():
+        paths, notes = predictions.pair_up(folder, keys, given.partial)
+        rows: Sequence[Any] = paths
+    else:
+        lines = predictions.read_lines(file)
+        rows, notes = [lines.get(key) for key in keys], []
+        if missing := [key for key in keys if key not in lines]:
+            notes.append(scoring.shorten(f"{file}: no line for {len(missing)} of {len(keys)}", missing))
+            if not given.partial or len(missing) == len(keys):
+                raise UserError(notes[0])
+    kept = [index for index, row in enumerate(rows) if row is not None]
+    source = file if file.is_file() else None
+    return _score(
+        given, predictions.Instances(data.Subset(dataset, kept), [rows[index] for index in kept], source), notes
+    )
+
+
+def _score(given: Any, work: Any, notes: Sequence[str]) -> Scored:
+    scored = scoring.score(work, given.jobs, given.out)
+    return replace(scored, notes=(*notes, *scored.notes))
+
+
+def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Path, preset: str) -> Scored:
+    """Write what the agent of a run predicts, and score it."""
+    if not given.out:
+        raise UserError("--table of a run: expected --out DIR too, for what it predicts")
+    from maskgym.experiments import run
+
+    _, agent, envs = run.trained(given.source, changes)
+    if task in envs:
+        envs = {task: envs[task]}
+    if len(envs) > 1:
+        raise UserError(f"{given.source}: its environment has the tasks {', '.join(envs)}: expected --table of one")
+    ((own, env),) = envs.items()
+    dataset = env.unwrapped.dataset
+    shown = getattr(dataset, "shown", dataset.task)
+    task = task or (shown if shown in OF_SAMPLES else own)
+    _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
+    predict(agent, env, folder, instances=task == "sis")
+    return _score_dataset(given, folder, dataset, task, preset)
+
+
+def _claim(folder: Path, source: Mapping[str, Any]) -> None:
+    """Write whose predictions a folder holds; raise if they are another's, which would be taken for these."""
+    file = folder / SOURCE
+    if file.is_file() and (there := run_folder.read_json(file)) != source:
+        raise UserError(
+            f"{folder}: holds predictions of {there['run']} {' '.join(there['changes'])}: choose another --out"
+        )
+    run_folder.write_json(file, source)
+
+
+def predict(agent: Any, env: Any, folder: Path, instances: bool = False) -> None:
+    """Write what an agent predicts for every sample of an environment; those that are there already are kept.
+
+    Args:
+        agent: As `maskgym.experiments.evaluation.evaluation.evaluate` takes it.
+        env: Of the samples, likewise.
+        folder: Where to write, in the form that `maskgym.experiments.evaluation.predictions` reads.
+        instances: Whether to write instances, not maps.
+    """
+    from maskgym.experiments.evaluation import evaluation
+
+    base: Any = env.unwrapped
+    keys = _keys(base.dataset)
+    file = folder / predictions.INSTANCES
+    there = _lines_so_far(file) if instances else set()
+    left = [
+        index
+        for index, key in enumerate(keys)
+        if not (key in there if instances else all(path.exists() for path in _files(base.dataset, index, key, folder)))
+    ]
+    with tqdm(total=len(keys), initial=len(keys) - len(left), desc="predict", unit="sample", disable=None) as bar:
+        for index, (transition, _) in zip(left, evaluation.episodes(agent, env, left), strict=True):
+            if instances:
+                _append(file, keys[index], transition.masks[0])
+            else:
+                for path, levels in zip(
+                    _files(base.dataset, index, keys[index], folder), _maps(transition), strict=True
+                ):
+                    run_folder.write(path, to_png(levels))
+            bar.update()
+
+
+def _keys(dataset: Any) -> Sequence[str]:
+    return dataset.keys if hasattr(dataset, "keys") else [dataset[index].key for index in range(len(dataset))]
+
+
+def _files(dataset: Any, index: int, key: str, folder: Path) -> list[Path]:
+    """Return the files of the maps of a sample: one a photo."""
+    names = [pair.key for pair in dataset.pairs(index)] if hasattr(dataset, "pairs") else [key]
+    return [folder / f"{name}.png" for name in names]
+
+
+def _maps(transition: Any) -> Iterator[np.ndarray]:
+    """Yield the levels of each photo's map, uint8 (H, W): the union of masks, or ranks in grey."""
+    from maskgym.metrics import rank_map
+    from maskgym.rewards.terms import union
+
+    for masks in transition.masks:
+        shown = rank_map(masks, -np.arange(len(masks))) if transition.task == "ranking" else union(masks)
+        yield np.rint(np.asarray(shown, np.float64) * 255).astype(np.uint8)
+
+
+def _append(file: Path, key: str, masks: np.ndarray) -> None:
+    """Add a line of instances."""
+    from maskgym.experiments.evaluation.mask_evaluation import encode_masks
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"key": key, "masks": json.loads(encode_masks(list(masks)))}) + "\n")
+
+
+def _lines_so_far(file: Path) -> set[str]:
+    """Return the keys of the lines of a file, without a last one that was cut off, which is removed."""
+    if not file.is_file():
+        return set()
+    whole, cut, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    run_folder.write(file, whole + cut)
+    return set(predictions.read_lines(file))
+
+
+def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
+    """Return the lines below the table: how it was measured, what is missing, what was done about what."""
+    conventions = dict.fromkeys(scored.convention for scored in found.values())
+    lines = [f"Measured as {table.preset}: {' '.join(conventions)}"]
+    lines += [f"{name}: not there, so not scored." for name in table.datasets if name not in found]
+    lines += [f"{name or 'data'}: {scored.scores['images']:.0f} images." for name, scored in found.items()]
+    return lines + [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
+
+
+def _write(out: Path, table: paper_tables.Table, found: Mapping[str, Scored]) -> None:
+    for suffix, make in (
+        ("md", paper_tables.to_markdown),
+        ("tex", paper_tables.to_latex),
+        ("csv", paper_tables.to_csv),
+    ):
+        run_folder.write(out / f"table.{suffix}", make(table))
+    for name, scored in found.items():
+        file = out / f"{name.replace('/', '-') or 'images'}.csv"
+        run_folder.write(file, predictions.to_csv(scored.per_image))
+    stored = {name or "data": {**scored.scores, "notes": list(scored.notes)} for name, scored in found.items()}
+    run_folder.write_json(out / run_folder.RESULTS, {"preset": table.preset, "scores": stored})
+    print(f"{out}: table.md, table.tex, table.csv, results.json and a CSV with a row an image", file=sys.stderr)

@@ -1,0 +1,401 @@
+"""Folders of predictions, and what of each is measured against its sample.
+
+What a folder holds depends on what is segmented; a file is named after the key of its sample, or the last part of it:
+
+maps        a grey picture a photo, of any size: salient objects, blur, shadow, …; and what a need or expression means
+classes     the same, for each photo and each class in it
+instances   a label map a photo (0 background, one value an instance), or ``instances.jsonl``, a line a photo:
+            ``{"key": …, "masks": [run-length codes], "scores": [numbers, which may be left out]}``
+ranks       a grey picture a photo, one level an object, the lighter the more salient
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskgym.data.layout.images import FOREGROUND, DataFault, is_picture, read_labels, read_levels, read_mask
+from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation.presets import Preset
+from maskgym.experiments.evaluation.scoring import Row, shorten
+from maskgym.metrics import InstanceScores, PreparedMask, RankingScores, ReferringScores, SaliencyScores, measure_levels
+
+INSTANCES = "instances.jsonl"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image's name in the data set, its predicted map and its true mask."""
+
+    key: str
+    prediction: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps with a file of the mask each, of which alone is read what scoring needs: the measures of saliency.
+
+    Attributes:
+        pairs: At least one.
+        preset: How to measure.
+        weighted: Whether to measure the weighted F, which takes longer than all the rest together.
+    """
+
+    pairs: Sequence[Pair]
+    preset: Preset
+    weighted: bool = True
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def convention(self) -> str:
+        """What the preset says of maps."""
+        return self.preset.note
+
+    def files(self) -> Iterator[Path]:
+        """Yield predictions and masks."""
+        for pair in self.pairs:
+            yield from (pair.prediction, pair.mask)
+
+    def measure(self, index: int) -> Row:
+        """Return what `measure_levels` has."""
+        pair = self.pairs[index]
+        mask = read_mask(pair.mask) > FOREGROUND
+        return {"key": pair.key, **measure_map(pair.prediction, mask, self.preset, self.weighted)}
+
+    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return the result of `SaliencyScores`, of all and of each."""
+        return _saliency(rows)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is scored against whole samples of a data set.
+
+    Attributes:
+        dataset: Any of ours, all of it.
+        predictions: A file a sample, by its place.
+        preset: How to measure.
+    """
+
+    dataset: Any
+    predictions: Sequence[Path]
+    preset: Preset
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def convention(self) -> str:
+        """What the preset says of maps."""
+        return self.preset.note
+
+    def files(self) -> Iterator[Path]:
+        """Yield the predictions; those of the data set are taken to stay as they are."""
+        yield from self.predictions
+
+
+class Needs(Samples):
+    """Maps of what a need or an expression means: the measures of saliency and of referring segmentation."""
+
+    def measure(self, index: int) -> Row:
+        """Return what `measure_levels` has, and the pixels of intersection and union."""
+        sample = self.dataset[index]
+        row = measure_map(self.predictions[index], sample.union(), self.preset, weighted=False)
+        missed, foreground, false, _ = row["confusion"]
+        return {"key": sample.key, **row, "areas": [foreground - missed, foreground + false]}
+
+    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return the results of `SaliencyScores` and `ReferringScores`."""
+        scores, per_image = _saliency([{name: v for name, v in row.items() if name != "areas"} for row in rows])
+        referring = ReferringScores()
+        for row in rows:
+            referring.add_areas(*row["areas"])
+        return scores | referring.result(), per_image
+
+
+class Classes(Samples):
+    """Maps of one class a sample: the IoU of each class over the set, pixels that are void left out."""
+
+    convention = (
+        "A pixel is of the class where the map is above level 127; void pixels are left out. The IoU of a class is the "
+        "sum of intersections over the sum of unions, over the photos that show it; the mean is over classes."
+    )
+
+    def measure(self, index: int) -> Row:
+        """Return the class, and the pixels of intersection and union."""
+        sample = self.dataset[index]
+        target = sample.union()
+        levels, note = read_map(self.predictions[index], target.shape)
+        kept = np.ones(target.shape, bool) if sample.void is None else ~sample.void[0]
+        marked = (levels > 127) & kept
+        both, either = np.count_nonzero(marked & target), np.count_nonzero((marked | target) & kept)
+        return {"key": sample.key, "note": note, "class": sample.category, "areas": [int(both), int(either)]}
+
+    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
+        sums: dict[str, np.ndarray] = {}
+        for row in rows:
+            sums[row["class"]] = sums.get(row["class"], np.zeros(2)) + row["areas"]
+        ious = {name: float(both / either) if either else 0.0 for name, (both, either) in sorted(sums.items())}
+        scores = {"class_iou": float(np.mean(list(ious.values())))}
+        scores |= {f"class_iou/{name}": value for name, value in ious.items()}
+        return scores, [
+            {"key": row["key"], "class": row["class"], "iou": row["areas"][0] / max(row["areas"][1], 1)} for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Instances of each photo: average precision, precision and recall, IASM.
+
+    Attributes:
+        dataset: Any of ours whose samples have one image.
+        predictions: A label map a sample, or its line of ``instances.jsonl``, decoded.
+        source: The file of the lines, or None.
+    """
+
+    convention = (
+        "AP is the COCO API's with one category: all photos together, 101 recalls, at most 100 instances a photo. "
+        "Instances without scores count as equally sure, in the order given, which such an AP depends on; precision, "
+        "recall and F1 (at IoU 0.5, in results.json) do not."
+    )
+
+    dataset: Any
+    predictions: Sequence[Path | Mapping[str, Any]]
+    source: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def files(self) -> Iterator[Path]:
+        """Yield the label maps, or the file of the lines."""
+        yield from [self.source] if self.source else self.predictions  # type: ignore[misc]
+
+    def measure(self, index: int) -> Row:
+        """Return what `InstanceScores.measure` has."""
+        sample, prediction = self.dataset[index], self.predictions[index]
+        targets = sample.masks[0]
+        if isinstance(prediction, Path):
+            guesses, scores = _labelled(prediction, targets.shape[1:]), None
+        else:
+            guesses, scores = _decoded(self.source, prediction, targets.shape[1:]), prediction.get("scores")
+        try:
+            row = InstanceScores().measure(guesses, targets, scores)
+        except ValueError as error:
+            raise DataFault(f"{self.source}: '{sample.key}': {error}") from None
+        return {"key": sample.key, "note": "", **row}
+
+    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return the result of `InstanceScores`, of all and of each."""
+        total, per_image = InstanceScores(), []
+        for row in rows:
+            measures = {name: value for name, value in row.items() if name not in ("key", "note")}
+            total.add_measures(measures)
+            alone = InstanceScores()
+            alone.add_measures(measures)
+            per_image.append({"key": row["key"], **alone.result()})
+        return total.result(), per_image
+
+
+class Ranks(Samples):
+    """Grey maps of ranked objects: SOR, SA-SOR and the error of rank maps."""
+
+    convention = (
+        "SOR takes the mode of the predicted map in each object (CVPR 2020), as (mean rho + 1) / 2 over photos that "
+        "it is defined on; SA-SOR matches objects at IoU 0.5 and is not rescaled; MAE is of the grey maps."
+    )
+
+    def measure(self, index: int) -> Row:
+        """Return the photo's values."""
+        sample, path = self.dataset[index], self.predictions[index]
+        levels = read_levels(path)
+        targets, ranks = sample.masks[0], sample.ranks[0]
+        if levels.shape != targets.shape[1:]:
+            raise DataFault(
+                f"{path}: {levels.shape[1]}x{levels.shape[0]}: expected the size of its photo, as levels are ranks"
+            )
+        greys = np.unique(levels[levels > 0])
+        return {
+            "key": sample.key,
+            "note": "",
+            **RankingScores().add(levels == greys[:, None, None], greys, targets, ranks),
+        }
+
+    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return the result of `RankingScores`."""
+        total, per_image = RankingScores(), []
+        for row in rows:
+            values = {name: float("nan") if v is None else v for name, v in row.items() if name not in ("key", "note")}
+            total.add_values(values)
+            per_image.append({"key": row["key"], **values})
+        return total.result(), per_image
+
+
+def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) -> Row:
+    """Return the measures of one map, as `measure_levels` has them but in JSON's types, and a ``note``.
+
+    Raises:
+        DataFault: If it cannot be read.
+    """
+    levels, note = read_map(path, mask.shape)
+    target = PreparedMask.of(mask)
+    measures = measure_levels(levels, target, preset.stretch, weighted)
+    if preset.stretch_error != preset.stretch:
+        measures["mae"] = measure_levels(levels, target, preset.stretch_error, weighted=False)["mae"]
+    plain = {
+        name: value.tolist() if isinstance(value, np.ndarray) else float(value) for name, value in measures.items()
+    }
+    return {"note": note, **plain}
+
+
+def read_map(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    """Return a predicted map, uint8 (H, W), resized bilinearly to ``shape`` where it is of another size, and a note.
+
+    Raises:
+        DataFault: If it cannot be decoded, or is coloured.
+    """
+    levels = read_mask(path)
+    if levels.shape == shape:
+        return levels, ""
+    height, width = shape
+    resized = np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR))
+    return resized, f"{path}: {levels.shape[1]}x{levels.shape[0]}, resized to its mask's {width}x{height}"
+
+
+def masks_of(folder: Path) -> list[tuple[str, Path]]:
+    """Return the masks in a folder and below, by their path without suffix.
+
+    Raises:
+        UserError: If there is no such folder, no picture in it, or two of one name.
+    """
+    return sorted(_pictures(folder, "masks").items())
+
+
+def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tuple[list[Path | None], list[str]]:
+    """Return the prediction of each key: the file of this name, or else of the last part of it.
+
+    Args:
+        predictions: Folder of pictures.
+        keys: Of samples.
+        partial: Whether some may lack a prediction: None stands for it then.
+
+    Returns:
+        The files, and notes: what was left out, on either side.
+
+    Raises:
+        UserError: If there is no prediction at all, or one is missing and none may be.
+    """
+    found = _pictures(predictions, "predictions")
+    last = [PurePosixPath(key).name for key in keys]
+    counts = {name: last.count(name) for name in set(last)} if len(set(last)) < len(last) else {}
+    ends = {PurePosixPath(name).name: path for name, path in found.items()}
+    paths = [
+        found.get(key) or (ends.get(name) if counts.get(name, 1) == 1 else None)
+        for key, name in zip(keys, last, strict=True)
+    ]
+    notes, missing = [], [key for key, path in zip(keys, paths, strict=True) if path is None]
+    if missing:
+        lowered = {name.lower(): name for name in found}
+        hints = [
+            f"{key} ('{lowered[key.lower()]}' differs in case)" if key.lower() in lowered else key for key in missing
+        ]
+        notes.append(shorten(f"{predictions}: no prediction for {len(missing)} of {len(keys)}", hints))
+        some = len(missing) < len(keys)
+        if not partial or not some:
+            raise UserError(notes[0] + " (--partial scores the others)" * some)
+    used = set(paths)
+    if unused := sorted(name for name, path in found.items() if path not in used):
+        notes.append(shorten(f"{predictions}: {len(unused)} pictures belong to no sample and are left out", unused))
+    return paths, notes
+
+
+def read_lines(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines of ``instances.jsonl`` by key.
+
+    Raises:
+        UserError: If a line is not what it should be, or two are of one key.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}: line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("masks"), list):
+            raise UserError(f"{file}: line {number}: expected an object with a key and a list of masks")
+        if row["key"] in found:
+            raise UserError(f"{file}: line {number}: '{row['key']}' was there before")
+        found[row["key"]] = row
+    return found
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same columns as CSV; numbers with eight digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def _saliency(rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    total, per_image = SaliencyScores(), []
+    for row in rows:
+        measures = {name: np.asarray(value) for name, value in row.items() if name not in ("key", "note")}
+        total.add_measures(measures)
+        alone = SaliencyScores()
+        alone.add_measures(measures)
+        per_image.append({"key": row["key"], **alone.result()})
+    return total.result(), per_image
+
+
+def _labelled(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the instances of a label map, bool (m, H, W); of another size it is resized, to the nearest label."""
+    labels = read_labels(path)
+    if labels.shape != shape:
+        height, width = shape
+        labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return labels == np.unique(labels[labels != 0])[:, None, None]
+
+
+def _decoded(source: Path | None, line: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Return the instances of a line, bool (m, H, W)."""
+    height, width = shape
+    try:
+        masks = [decode_run_lengths(code["counts"], (height, width)) for code in line["masks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataFault(
+            f"{source}: '{line['key']}': {error}: expected COCO's run-length codes of {width}x{height}"
+        ) from None
+    return np.stack(masks) if masks else np.zeros((0, height, width), bool)
+
+
+def _pictures(folder: Path, what: str) -> dict[str, Path]:
+    """Return the pictures in a folder and below, by their path without suffix, in order of name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}: expected one of {what}")
+    found: dict[str, Path] = {}
+    for directory, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        for path in (Path(directory, name) for name in sorted(files) if is_picture(name)):
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise UserError(f"{path}: {found[key].name} beside it has the same name")
+            found[key] = path
+    if not found:
+        raise UserError(f"{folder}: no picture in it: expected {what}")
+    return found

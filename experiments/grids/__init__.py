@@ -1,0 +1,1 @@
+"""Grids: many runs, and the tables made from them."""

@@ -1,0 +1,255 @@
+"""Baselines of AlignSAM's Tables 2 and 3 on the same few samples: ``maskgym baselines samed --task sod``.
+
+PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) learns from ``--shots`` samples of the training split and is
+scored on held-out samples, the same ones as clicks are. For ``--task semantic`` there is one model a category, as in
+Table 3, because a baseline reads no text; scores are then over the samples of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym import data
+from maskgym.data import Dataset, Sample, Subset
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation.evaluation import held_out
+from maskgym.experiments.wiring import command, run_folder
+from maskgym.metrics import SaliencyScores, iou, s_measure
+from maskgym.rewards import Transition
+from maskgym.rewards.terms import scored_masks
+
+TASKS = ("sod", "blur", "shadow", "glass", "semantic")
+SEGMENTERS = ("sam_tiny", "sam")  # those that are a Sam of segment_anything
+TRAINING = ("steps", "batch_size", "learning_rate")
+SETTINGS = {"persam": ("refinements",), "samed": ("rank", *TRAINING), "msa": ("bottleneck", *TRAINING)}
+LIBRARIES = ("torch", "numpy", "segment-anything")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit and score one baseline; return the exit status: 2 for a mistake in what was given, told in one line."""
+    return command.status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    given = parse(arguments)
+    results = run(given)
+    write(given.out, results)
+    print("  ".join(f"{name} {results['scores'][name]:.3f}" for name in ("iou", "s_measure", "mae")), given.out)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's settings; those of a baseline are None where they are not given.
+
+    Raises:
+        UserError: If they cannot be used.
+    """
+    parser = command.Parser(prog="baselines.py", description=__doc__)
+    baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
+    for name, settings in SETTINGS.items():
+        baseline = baselines.add_parser(name, help=f"its own settings: {', '.join(settings)}")
+        _add_common(baseline)
+        for setting in settings:
+            kind = float if setting == "learning_rate" else int
+            baseline.add_argument(
+                f"--{setting.replace('_', '-')}", type=kind, help="see policies/few_shot/adapted_sam.py"
+            )
+    given = parser.parse_args(arguments)
+    _check(given)
+    return given
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Fit the baseline, once a category where there are several, and return what the file of results holds.
+
+    Raises:
+        UserError: If the data or the weights cannot be used.
+    """
+    start, (train, test) = time.monotonic(), _datasets(given)
+    indices = held_out(len(test), given.samples)
+    segmenter, settings = _segmenter(given), _settings(given)
+    groups = _by_category(given, train, test, indices) if given.task == "semantic" else {"": (train, indices)}
+    rows: list[dict[str, Any]] = []
+    every, categories, losses = SaliencyScores(), {}, {}
+    for category, (samples, tested) in groups.items():
+        model = _make(given.baseline, segmenter, settings)
+        shots = data.few_shot(samples, given.shots, given.seed)
+        losses[category] = model.fit(_read(shots, range(len(shots)), f"read shots {category}"))
+        pixels = SaliencyScores()
+        rows += score(model, _read(test, tested, f"read test {category}"), (every, pixels), segmenter.batch_size)
+        categories[category] = pixels.result()
+    results = {
+        "baseline": given.baseline,
+        "task": given.task,
+        "data": given.data,
+        "split": test.split,
+        "segmenter": given.segmenter,
+        "checkpoint": None if given.checkpoint is None else str(given.checkpoint),
+        "weights": segmenter.fingerprint,
+        "shots": given.shots,
+        "samples": len(rows),
+        "seed": given.seed,
+        "device": str(segmenter.device),
+        "settings": settings,
+        "scores": every.result(),
+        "per_sample": sorted(rows, key=lambda row: row["key"]),
+        "loss": {category or given.task: _thinned(values) for category, values in losses.items() if values},
+        "wall_s": round(time.monotonic() - start, 1),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    return results | ({"categories": categories} if given.task == "semantic" else {})
+
+
+def score(
+    model: Any, samples: Sequence[Sample], gathered: Sequence[SaliencyScores], chunk: int
+) -> list[dict[str, Any]]:
+    """Return for each sample its ``key``, ``iou`` and ``s_measure``; add its mask to the gathered scores.
+
+    Args:
+        model: Fitted; has ``predict(images) -> masks``.
+        samples: To be scored.
+        gathered: Measures of sets that they belong to.
+        chunk: Images at a time.
+
+    Raises:
+        UserError: If a sample cannot be scored.
+    """
+    rows = []
+    with tqdm(total=len(samples), desc="evaluate", unit="sample", disable=None, leave=False) as bar:
+        for start in range(0, len(samples), chunk):
+            part = samples[start : start + chunk]
+            for sample, mask in zip(part, model.predict([sample.images[0] for sample in part]), strict=True):
+                ((predictions, targets),) = scored_masks(Transition("sod", sample, "", (mask[None],)))
+                pair = predictions.any(axis=0), targets.any(axis=0)
+                rows.append({"key": sample.key, "iou": float(iou(*pair)), "s_measure": float(s_measure(*pair))})
+                for scores in gathered:
+                    scores.add(*pair)
+            bar.update(len(part))
+    return rows
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    """Write the results as JSON, whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        run_folder.write_json(file, results)
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be written: {error.strerror}") from error
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=TASKS, default="sod", help="what the masks show (default: %(default)s)")
+    parser.add_argument("--category", help="of --task semantic, such as star; without it each in turn")
+    parser.add_argument("--data", choices=("scenes", "folder"), default="scenes", help="(default: %(default)s)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="of --data folder")
+    parser.add_argument("--shots", type=int, default=50, help="training samples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of shots and training (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="held-out samples (default: %(default)s)")
+    parser.add_argument("--segmenter", choices=SEGMENTERS, default="sam_tiny", help="(default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of --segmenter sam")
+    parser.add_argument("--device", help="of PyTorch (default: CUDA where there is one)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results, as JSON")
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise UserError if settings do not fit each other, or the results have no place."""
+    for name, least in (("shots", 1), ("samples", 1), ("seed", 0)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name} {getattr(given, name)}: expected at least {least}")
+    for name, belongs, asked in (
+        ("category", "--task semantic", given.task == "semantic"),
+        ("root", "--data folder", given.data == "folder"),
+        ("checkpoint", "--segmenter sam", given.segmenter == "sam"),
+    ):
+        if getattr(given, name) is not None and not asked:
+            raise UserError(f"--{name} {getattr(given, name)}: belongs to {belongs}")
+    if given.out.is_dir():
+        raise UserError(f"--out {given.out}: is a folder: expected a file")
+    folder = next(parent for parent in given.out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"--out {given.out}: cannot be written in {folder}")
+
+
+def _datasets(given: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Return the training and the test split."""
+    place = {"root": given.root} if given.data == "folder" else {}
+    train, test = (data.make(given.data, task=given.task, split=split, **place) for split in ("train", "test"))
+    return train, test
+
+
+def _segmenter(given: argparse.Namespace) -> Any:
+    from maskgym import segmenters
+
+    weights = {"checkpoint": given.checkpoint} if given.segmenter == "sam" else {}
+    return segmenters.make(given.segmenter, device=given.device, **weights)
+
+
+def _settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the baseline is made with: its own defaults, and what was given instead."""
+    from maskgym.policies.few_shot.adapted_sam import BASELINES
+
+    arguments = inspect.signature(BASELINES[given.baseline]).parameters.values()
+    settings = {argument.name: argument.default for argument in arguments if argument.name != "segmenter"}
+    if given.segmenter == "sam_tiny" and given.baseline == "persam":
+        settings["refinements"] = 0  # it was never trained with what they prompt it with
+    if "seed" in settings:
+        settings["seed"] = given.seed
+    asked = {name: getattr(given, name) for name in SETTINGS[given.baseline]}
+    return settings | {name: value for name, value in asked.items() if value is not None}
+
+
+def _make(baseline: str, segmenter: Any, settings: dict[str, Any]) -> Any:
+    from maskgym.policies.few_shot.adapted_sam import BASELINES
+
+    return BASELINES[baseline](segmenter, **settings)
+
+
+def _by_category(
+    given: argparse.Namespace, train: Dataset, test: Dataset, indices: Sequence[int]
+) -> dict[str, tuple[Dataset, list[int]]]:
+    """Return, for each category asked for, its training samples and which of the held-out indices show it."""
+    of_train, of_test = _categories(train, range(len(train))), _categories(test, indices)
+    if given.category not in (None, *of_test):
+        held = ", ".join(sorted(of_test))
+        raise UserError(f"--category {given.category}: not among the {len(indices)} held-out samples: they have {held}")
+    groups: dict[str, tuple[Dataset, list[int]]] = {}
+    for category in sorted(of_test) if given.category is None else (given.category,):
+        rows = of_train.get(category, [])
+        if len(rows) < given.shots:
+            raise UserError(f"--shots {given.shots}: the training split has {len(rows)} samples of '{category}'")
+        groups[category] = (Subset(train, rows), of_test[category])
+    return groups
+
+
+def _categories(dataset: Dataset, indices: Sequence[int]) -> dict[str, list[int]]:
+    """Return which of these samples have each category."""
+    found: dict[str, list[int]] = {}
+    for index in tqdm(indices, desc=f"categories, {dataset.split}", unit="sample", disable=None, leave=False):
+        found.setdefault(str(dataset[index].category), []).append(index)
+    return found
+
+
+def _read(dataset: Dataset, indices: Sequence[int], label: str) -> list[Sample]:
+    return [dataset[i] for i in tqdm(indices, desc=label, unit="sample", disable=None, leave=False)]
+
+
+def _thinned(losses: Sequence[float], points: int = 10) -> list[float]:
+    """Return the means of at most ``points`` equal parts, in order."""
+    return [float(np.mean(part)) for part in np.array_split(losses, min(points, len(losses)))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""Benchmarks: ``maskgym benchmark algorithms --jobs 2`` trains every row of a matrix and writes a report.
+
+A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms) and columns (environments).
+
+    title: the report's
+    about: text below it
+    sections:
+      - title: one update a batch
+        about: text below it
+        base: [evaluation.every=8]                     # arguments of `run.py`, of every run
+        columns:                                       # name: more arguments, and what is shown, the quality first
+          sis: {with: [env=sis], measures: [iasm, ap70]}
+        rows:                                          # name: more arguments
+          cgpo: {with: [algo=cgpo]}
+        against: cgpo                                  # the row that the others are compared with
+        seeds: [0, 1, 2]
+    costs:                                             # measured alone, one after the other, in turn
+      - title: an update of 128 answers
+        about: text below it
+        base: [env=sis, algo.updates=10]
+        rows: {cgpo: {with: [algo=cgpo]}}
+        rounds: 2
+    published:                                         # of a paper, whose order of the rows is compared with ours
+      cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
+
+Each run leaves one file of results, named by the hash of its arguments: rows that sections share are made once, and a
+benchmark that was stopped goes on where it was. A file holds its run's config too, and is made again where a default
+has changed since. ``--report`` makes the report of what is there and runs nothing.
+Seconds are updates times the seconds of an update measured alone, so that rows may train side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from maskgym.errors import UserError
+from maskgym.experiments.grids import comparison, study
+from maskgym.experiments.wiring import command, run_folder
+
+MATRICES = Path(__file__).parents[1] / "matrices"
+KEYS = {"title", "about", "sections", "costs", "published"}
+SECTION_KEYS = {"title", "about", "base", "columns", "rows", "against", "seeds"}
+COST_KEYS = {"title", "about", "base", "rows", "rounds"}
+SPENT = ("generated_tokens", "reward_calls")
+# What is kept of a run's log, by how its name begins.
+KEPT = (
+    *SPENT,
+    *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
+    *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
+)
+SHOWN = {  # of the log, in the report: mean of the first and of the last ten updates
+    "training reward": "reward",
+    "entropy": "entropy",
+    "tokens an answer": "completions/mean_length",
+    "confidence": "cgpo/confidence",
+    "advantage": "cgpo/advantage",
+    "groups without signal": "group/share_without_signal",
+}
+WARM_UP = 3  # updates that are not timed
+LESS_IS_BETTER = ("mae",)
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a matrix by the name of its file in ``matrices/``, or by path.
+
+    Raises:
+        UserError: If there is none, or it is not a matrix.
+    """
+    matrix = study.read(name, MATRICES, "matrix", KEYS)
+    for section in matrix["sections"]:
+        study.check_keys(section, SECTION_KEYS, f"matrix '{name}': {section}: is not a section")
+        if section["against"] not in section["rows"]:
+            rows = ", ".join(section["rows"])
+            raise UserError(f"matrix '{name}': against: {section['against']}: expected one of {rows}")
+    for cost in matrix["costs"]:
+        study.check_keys(cost, COST_KEYS, f"matrix '{name}': {cost}: is not a cost")
+    return matrix
+
+
+class Results:
+    """The files of results of a matrix, in a folder beside its report.
+
+    Args:
+        matrix: As `load` returns it.
+        folder: Of the files.
+    """
+
+    def __init__(self, matrix: Mapping[str, Any], folder: Path) -> None:
+        self.matrix, self.folder = matrix, folder
+        self.costs: dict[str, list[dict[str, Any]]] = {}
+        if self.cost_file.exists():
+            self.costs = run_folder.read_json(self.cost_file)["rows"]
+
+    @property
+    def cost_file(self) -> Path:
+        """Return where the costs lie."""
+        return self.folder / "cost.json"
+
+    def file(self, cell: study.Cell) -> Path:
+        """Return where the results of a run lie; what a config gains later does not rename it."""
+        return self.folder / f"{study.digest(' '.join(sorted(cell.arguments)))}.json"
+
+    def of(self, cell: study.Cell) -> dict[str, Any] | None:
+        """Return the results of a run; None where there are none, or they are of other defaults than today's."""
+        if not self.file(cell).exists():
+            return None
+        found = run_folder.read_json(self.file(cell))
+        return found if _agrees(found["config"], study.config_of(cell.arguments)) else None
+
+    def cells(self) -> list[study.Cell]:
+        """Return every run, in the order of the sections, each once."""
+        found = {
+            self.file(cell): cell
+            for section in self.matrix["sections"]
+            for seed in section["seeds"]  # a first seed of everything before a second
+            for row in section["rows"]
+            for column in section["columns"]
+            for cell in [run_of(section, row, column, seed)]
+        }
+        return list(found.values())
+
+    def read(self, section: Mapping[str, Any], row: str, column: str) -> list[dict[str, Any]]:
+        """Return the results of a row in a column, in the order of the seeds; without those that are missing."""
+        found = [self.of(run_of(section, row, column, seed)) for seed in section["seeds"]]
+        return [run for run in found if run is not None]
+
+    def keep(self, cell: study.Cell, run: Path) -> None:
+        """Write what a finished run is worth keeping for."""
+        rows = run_folder.read_metrics(run / run_folder.METRICS)
+        updates = [row for row in rows if any(name in row for name in SPENT)]
+        held_out = [row for row in rows if any(name.startswith("held_out/") for name in row)]
+        names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
+        measures = [name for name in held_out[0] if name.startswith("held_out/")]
+        found = run_folder.read_json(run / run_folder.RESULTS)
+        run_folder.write_json(
+            self.file(cell),
+            {
+                "arguments": list(cell.arguments),
+                "config": study.config_of(cell.arguments),
+                **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
+                "before": found["before"],
+                "after": found["after"],
+                "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
+                "held_out": {
+                    name.removeprefix("held_out/"): [_rounded(row.get(name)) for row in held_out]
+                    for name in ("step", *measures)
+                },
+            },
+        )
+
+    def seconds(self, cell: study.Cell) -> float | None:
+        """Return the seconds of an update of a run's algorithm, measured alone; None where they were not."""
+        rounds = self.costs.get(cost_key(cell.arguments))
+        return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
+
+
+def _agrees(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether every value of a config is still what it was; keys that are new since then do not count."""
+    return all(
+        name in now and (_agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
+        for name, value in then.items()
+    )
+
+
+def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> study.Cell:
+    """Return one run of a section; what the row says goes before what the column says."""
+    up, left = section["columns"][column], section["rows"][row]
+    given = (*section["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}")
+    last = {argument.partition("=")[0]: argument for argument in given}
+    return study.Cell(tuple(last.values()), (), up["measures"][0])
+
+
+def score(scores: Mapping[str, Any], column: str, measure: str) -> Any:
+    """Return a measure of a run; where it is of several tasks, that of the task that the column is named after.
+
+    Raises:
+        UserError: If it has none.
+    """
+    for name in (measure, f"{column}/{measure}"):
+        if name in scores:
+            return scores[name]
+    raise UserError(f"measure '{measure}' of {column}: expected one of {', '.join(scores)}")
+
+
+def cost_key(arguments: Sequence[str]) -> str:
+    """Return what decides the cost of an update: the arguments but for the seed, the budget and the like."""
+    skipped = ("seed=", "evaluation.", "reward=", "algo.updates=", "algo.learning_rate=")
+    return " ".join(sorted(argument for argument in arguments if not argument.startswith(skipped)))
+
+
+def cost_arguments(cost: Mapping[str, Any], row: str) -> tuple[str, ...]:
+    """Return the arguments of a run that is timed."""
+    return (*cost["base"], *cost["rows"][row].get("with", ()))
+
+
+def measure_costs(results: Results, runs: Path) -> None:
+    """Time what the matrix asks for, alone and in turn, as many rounds as it says; what is there is kept.
+
+    Raises:
+        UserError: If a run fails.
+    """
+    wanted = {  # a row of two tables is timed for both at once
+        (number, cost_key(arguments)): arguments
+        for cost in results.matrix["costs"]
+        for number in range(cost["rounds"])
+        for arguments in (cost_arguments(cost, row) for row in cost["rows"])
+    }
+    plan = [arguments for (number, key), arguments in wanted.items() if len(results.costs.get(key, [])) <= number]
+    for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
+        rounds = results.costs.setdefault(cost_key(arguments), [])
+        folder = runs / f"cost-{study.digest(cost_key(arguments))}-{len(rounds)}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped: its time would be of two starts
+        timed = (*study.RUN, *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}")
+        threads = {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(timed, env=os.environ | threads, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        rounds.append(_cost_of(folder))
+        run_folder.write_json(results.cost_file, {"threads": 1, "rows": results.costs})
+
+
+def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
+    """Return the report as Markdown, and its pictures by file name."""
+    lines = [f"# {results.matrix['title']}\n", f"{results.matrix['about'].strip()}\n"]
+    pictures: dict[str, bytes] = {}
+    for number, section in enumerate(results.matrix["sections"]):
+        lines += [f"## {section['title']}\n", f"{section['about'].strip()}\n"]
+        there = [row for row in section["rows"] if all(results.read(section, row, c) for c in section["columns"])]
+        if not there:
+            lines.append("Not run yet.\n")
+            continue
+        lines += _quality_table(results, section, there)
+        if section["against"] in there and len(there) > 1:
+            lines += _comparison_table(results, section, there)
+            lines += _order_table(results, section, there)
+        column = next(iter(section["columns"]))
+        if len(there) > 1 and len(section["columns"]) == 1:
+            lines += _budget_table(results, section, there, column)
+            file = f"{name}-{number + 1}.png"
+            label = f"{section['columns'][column]['measures'][0]}, {column}, held out"
+            pictures[file] = comparison.draw_curves(_panels(results, section, there, column), label)
+            lines.append(f"![Quality against what was spent]({results.folder.name}/{file})\n")
+        lines += _log_table(results, section, there, column)
+    for cost in results.matrix["costs"]:
+        lines += [f"## {cost['title']}\n", f"{cost['about'].strip()}\n", *_cost_table(results, cost)]
+    return "\n".join(lines), pictures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    return command.status(_main, argv, "interrupted: the same command goes on")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="benchmark.py", description=__doc__)
+    parser.add_argument("matrix", help=f"a path, or one of {study.known(MATRICES)}")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
+    study.add_options(parser)
+    parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
+    given = parser.parse_args(arguments)
+    name, runs = Path(given.matrix).stem, given.runs.absolute()
+    results = Results(load(given.matrix), given.out / name)
+    if not given.report:
+        missing = [cell for cell in results.cells() if results.of(cell) is None]
+        for cell in missing:
+            if cell.file(runs).exists():  # stopped just before it was kept
+                results.keep(cell, cell.folder(runs))
+        study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)), given.ray)
+        measure_costs(results, runs)
+    text, pictures = report(results, name)
+    for file, content in pictures.items():
+        run_folder.write(results.folder / file, content)
+    run_folder.write(given.out / f"{name}.md", text)
+    print(given.out / f"{name}.md")
+
+
+def _quality_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return the measures after training, and before it."""
+    shown = [(column, measure) for column, up in section["columns"].items() for measure in up["measures"]]
+    lines = [f"| | {' | '.join(map(' '.join, shown))} | seeds |", f"|{'---|' * (len(shown) + 2)}"]
+    for label, row, side in [("before", rows[0], "before"), *((row, row, "after") for row in rows)]:
+        found = {column: results.read(section, row, column) for column in section["columns"]}
+        cells = [_interval([[score(run[side], column, name)] for run in found[column]]) for column, name in shown]
+        seeds = sorted({len(runs) for runs in found.values()})
+        lines.append(f"| {label} | {' | '.join(cells)} | {' to '.join(map(str, seeds))} |")
+    return [*lines, "\nInterquartile means over the seeds, with 95 % stratified bootstrap intervals.\n"]
+
+
+def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return how probable it is that the row of interest beats each other one, over all columns."""
+    against = section["against"]
+    scores = {row: _quality(results, section, row) for row in rows}
+    lines = [
+        f"| {against} against | {against} | the other | probability that {against} is better |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if row != against:
+            chance, low, high = comparison.probability_of_improvement(scores[against], scores[row])
+            sides = " | ".join(_interval(scores[side]) for side in (against, row))
+            lines.append(f"| {row} | {sides} | {chance:.2f} [{low:.2f}, {high:.2f}] |")
+    measured = ", ".join(f"{up['measures'][0]} on {column}" for column, up in section["columns"].items())
+    return [*lines, f"\nOf {measured}.\n"]
+
+
+def _order_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
+    """Return which of the published orders hold here; nothing where none is of this section's rows and measures."""
+    against, published = section["against"], results.matrix["published"]
+    lines, counts = [], dict.fromkeys(("holds", "open", "reversed"), 0)
+    for row in rows:
+        for column, up in section["columns"].items():
+            for measure in up["measures"]:
+                sides = [published.get(side, {}).get(column, {}).get(measure) for side in (against, row)]
+                if row == against or None in sides or sides[0] == sides[1]:
+                    continue
+                sign = -1 if measure in LESS_IS_BETTER else 1
+                order = (against, row) if sign * (sides[0] - sides[1]) > 0 else (row, against)
+                values = sorted(sides, reverse=sign > 0)
+                runs = [results.read(section, side, column) for side in order]
+                scores = [[[sign * score(run["after"], column, measure)] for run in some] for some in runs]
+                chance = comparison.probability_of_improvement(*map(np.array, scores))
+                word = "holds" if chance[1] > 0.5 else "reversed" if chance[2] < 0.5 else "open"
+                counts[word] += 1
+                claim = f"{column} {measure} | {order[0]} before {order[1]} | {values[0]:.3f}, {values[1]:.3f}"
+                lines.append(f"| {claim} | {'{:.2f} [{:.2f}, {:.2f}]'.format(*chance)} | {word} |")
+    if not lines:
+        return []
+    head = ["| measure | published order | published | probability of it here | |", "|---|---|---|---|---|"]
+    found = "{holds} hold here, {reversed} are reversed, {open} are open: their intervals hold 0.5".format(**counts)
+    return [*head, *lines, f"\nOf {len(lines)} published orders {found}.\n"]
+
+
+def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
+    """Return the quality at equal updates, equal tokens and equal seconds, each the least that a row spends."""
+    panels = _panels(results, section, rows, column)
+    budgets = {
+        unit: min(spent[-1] for curves in methods.values() for spent, _ in curves) for unit, methods in panels.items()
+    }
+    heads = [f"{budget:,.0f} {unit}" for unit, budget in budgets.items()]
+    lines = [f"| after | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+    for row in rows:
+        cells = [
+            _interval(comparison.at_budget(panels[unit][row], budget)) if row in panels[unit] else ""
+            for unit, budget in budgets.items()
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    quality = section["columns"][column]["measures"][0]
+    return [*lines, f"\n{quality} on {column} at equal budgets, between evaluations by straight lines.\n"]
+
+
+def _panels(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> dict[str, dict]:
+    """Return curves of quality by unit of what was spent and by row; a row that spends nothing of a unit has none."""
+    measure = section["columns"][column]["measures"][0]
+    panels: dict[str, dict[str, list]] = {"updates": {}, "generated tokens": {}, "seconds": {}}
+    for row in rows:
+        seconds = results.seconds(run_of(section, row, column, 0))
+        for run in results.read(section, row, column):
+            steps, scores = run["held_out"]["step"], score(run["held_out"], column, measure)
+            tokens = np.concatenate([[0], np.cumsum(run["updates"]["generated_tokens"])])
+            at = np.searchsorted([0, *run["updates"]["step"]], steps)
+            panels["updates"].setdefault(row, []).append((steps, scores))
+            if tokens[-1]:
+                panels["generated tokens"].setdefault(row, []).append((tokens[at].tolist(), scores))
+            if seconds is not None:
+                panels["seconds"].setdefault(row, []).append(([step * seconds for step in steps], scores))
+    if len(panels["seconds"]) < len(rows):
+        del panels["seconds"]
+    return {unit: methods for unit, methods in panels.items() if methods}
+
+
+def _log_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
+    """Return what the runs of a column logged: mean of the first and of the last ten updates that have it."""
+    lines = [f"| log, {column} | {' | '.join(SHOWN)} |", f"|{'---|' * (len(SHOWN) + 1)}"]
+    for row in rows:
+        runs = results.read(section, row, column)
+        cells = [_ends([run["updates"].get(name, ()) for run in runs]) for name in SHOWN.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _cost_table(results: Results, cost: Mapping[str, Any]) -> list[str]:
+    """Return what an update costs."""
+    if not any(results.costs.get(cost_key(cost_arguments(cost, row))) for row in cost["rows"]):
+        return ["Not run yet.\n"]
+    lines = ["| | answers an update | tokens an update | s an update | memory, MiB |", "|---|---|---|---|---|"]
+    for row in cost["rows"]:
+        rounds = results.costs.get(cost_key(cost_arguments(cost, row)))
+        if rounds:
+            mean = {name: np.mean([part[name] for part in rounds]) for name in rounds[0]}
+            each = ", ".join(f"{part['step_s']:.2f}" for part in rounds)
+            lines.append(
+                f"| {row} | {mean['reward_calls']:.0f} | {mean['generated_tokens']:,.0f} "
+                f"| {mean['step_s']:.2f} ({each}) | {mean['peak_memory_mib']:,.0f} |"
+            )
+    return [
+        *lines,
+        f"\nEach alone on one thread, in turn; without the first {WARM_UP} updates; each round's seconds.\n",
+    ]
+
+
+def _cost_of(folder: Path) -> dict[str, float]:
+    """Return what an update of a run took, the first ones left out."""
+    rows = run_folder.read_metrics(folder / run_folder.METRICS)
+    updates = [row for row in rows if "generated_tokens" in row]
+    timed = updates[WARM_UP:]
+    if not timed:
+        raise UserError(f"{folder}: expected more than {WARM_UP} updates")
+    return {
+        "step_s": (updates[-1]["wall_s"] - updates[WARM_UP - 1]["wall_s"]) / len(timed),
+        "peak_memory_mib": updates[-1]["peak_memory_mib"],
+        **{name: float(np.mean([row[name] for row in timed])) for name in SPENT},
+    }
+
+
+def _quality(results: Results, section: Mapping[str, Any], row: str) -> np.ndarray:
+    """Return the quality after training (seeds, columns), of as many seeds as every column has."""
+    columns = [
+        [score(run["after"], column, up["measures"][0]) for run in results.read(section, row, column)]
+        for column, up in section["columns"].items()
+    ]
+    least = min(map(len, columns))
+    return np.array([values[:least] for values in columns]).T
+
+
+def _interval(scores: Any) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*comparison.iqm(np.asarray(scores)))
+
+
+def _ends(logs: Sequence[Sequence[float | None]]) -> str:
+    """Return the means of the first and of the last ten numbers of some runs' logs; nothing where they have none."""
+    numbers = [[value for value in log if value is not None] for log in logs]
+    if not all(numbers):
+        return ""
+    ends = [np.mean([np.mean(values[part]) for values in numbers]) for part in (slice(10), slice(-10, None))]
+    return " → ".join(f"{end:.1f}" if abs(end) >= 10 else f"{end:.3f}" for end in ends)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return six digits, which is more than the seeds agree in."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Response types of an untrained policy: ``maskgym response_study env=sis --responses 8000 --out DIR``.
+
+Saliency-R1's Fig. 4: a policy, as it is after supervised fine-tuning, answers training prompts, each several times. Its
+answers are sorted by reward and confidence into four types, and every algorithm's advantages of them are compared.
+``key=value`` arguments are those of ``run.py``; the agent's settings say at which temperature answers are sampled.
+
+It leaves ``responses.json`` (every answer's reward, confidence, group and key; shares and means; how much of each
+algorithm's advantage tells the answers to one prompt apart) and the same as a picture, ``responses.png`` and ``.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskgym.errors import UserError
+from maskgym.experiments import run
+from maskgym.experiments.wiring import command, composition, run_folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESPONSES = "responses.json"
+PICTURES = ("responses.png", "responses.svg")
+# Blue where the reward is high, orange where it is low; strong where there is something to learn.
+COLOURS = {"hrhc": "#9ecae1", "hrlc": "#0072b2", "lrhc": "#d55e00", "lrlc": "#fdbe85"}
+NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # the paper's
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sample, compare and draw; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    return command.status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    given = parse(arguments)
+    config = composition.compose(given.arguments)
+    if config["out"] is not None:
+        raise UserError(f"out={config['out']}: expected --out {config['out']}")
+    folder = run_folder.create({**config, "out": given.out})
+    found = study(config, folder, given.responses, given.group_size)
+    run_folder.write_json(folder / RESPONSES, found)
+    draw(found, folder)
+    print(summary(found))
+    print(f"{found['wall_s']:.0f} s, {folder / PICTURES[0]}")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's settings.
+
+    Raises:
+        UserError: If they cannot be used.
+    """
+    parser = command.Parser(prog="response_study.py", description=__doc__)
+    parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
+    parser.add_argument("--responses", type=int, default=8000, help="answers in all (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=8, help="answers a prompt (default: %(default)s)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    given = parser.parse_intermixed_args(arguments)
+    if given.group_size < 2:
+        raise UserError(f"--group-size {given.group_size}: expected at least 2 answers to compare")
+    if given.responses < 1 or given.responses % given.group_size:
+        raise UserError(f"--responses {given.responses}: expected a multiple of --group-size {given.group_size}")
+    return given
+
+
+def study(config: dict[str, Any], folder: Path, responses: int, group_size: int) -> dict[str, Any]:
+    """Return what ``responses.json`` holds.
+
+    Args:
+        config: As `composition.compose` returns it.
+        folder: Of the results.
+        responses: Answers in all.
+        group_size: Answers a prompt, at least 2, a divisor of ``responses``.
+
+    Raises:
+        UserError: If the config asks for what cannot be had, or no language model answers.
+    """
+    import torch
+
+    from maskgym.agents.text.advantages import advantages_by_algorithm, share_within_prompts
+    from maskgym.agents.text.response_types import mean_by_type, rank_normalized, response_types, shares, thresholds
+
+    start = time.monotonic()
+    columns = sample(config, folder, responses // group_size, group_size)
+    rewards, confidences = (torch.tensor(columns[name], dtype=torch.float64) for name in ("reward", "confidence"))
+    types = response_types(rewards, confidences)
+    advantages = advantages_by_algorithm(rewards, confidences, group_size)
+    return {
+        "settings": {"responses": responses, "group_size": group_size, **config},
+        "wall_s": round(time.monotonic() - start, 1),
+        "thresholds": {
+            name: [float(value) for value in thresholds(values)]
+            for name, values in (("reward", rewards), ("confidence", confidences))
+        },
+        "counts": {name: int(chosen.sum()) for name, chosen in types.items()},
+        "shares": shares(types),
+        "advantages": {name: mean_by_type(rank_normalized(values), types) for name, values in advantages.items()},
+        "within_prompts": {name: share_within_prompts(values, group_size) for name, values in advantages.items()},
+        **columns,
+    }
+
+
+def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) -> dict[str, list[Any]]:
+    """Return columns ``reward``, ``confidence``, ``group`` and ``key`` of the answers to training prompts.
+
+    Prompts are drawn by the seed, as many of each task; one comes again only after all have come.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    agent, envs = run.untrained(config, folder)
+    if not hasattr(getattr(agent, "policy", None), "sample"):
+        names = f"env={config['env']['name']} algo={config['algo']['name']}"
+        raise UserError(f"{names}: expected an agent whose policy is a language model")
+    columns: dict[str, list[Any]] = {"reward": [], "confidence": [], "key": []}
+    with tqdm(total=prompts * group_size, desc="sample", unit="answer", disable=None) as bar:
+        for task, env in enumerate(envs.values()):
+            order = np.random.default_rng([config["seed"], task]).permutation(env.unwrapped.num_samples)
+            indices = np.resize(order, len(range(task, prompts, len(envs)))).repeat(group_size)
+            for start in range(0, len(indices), env.num_envs):
+                chunk = indices[start : start + env.num_envs]
+                for name, values in _answer(agent, env, chunk).items():
+                    columns[name] += values
+                bar.update(len(chunk))
+    return {**columns, "group": np.arange(prompts).repeat(group_size).tolist()}
+
+
+def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
+    """Return ``reward``, ``confidence`` and ``key`` of one answer to each of at most ``num_envs`` samples."""
+    import numpy as np
+
+    from maskgym.agents.text.response_types import confidence
+
+    count = len(indices)
+    shown, _ = env.reset(options={"index": np.resize(indices, env.num_envs)})  # filled up with repeats
+    observations = [{name: value[i] for name, value in shown.items()} for i in range(count)]
+    temperature, form = agent.settings.get("temperature", 1.0), agent.settings.get("confidence", "mean_probability")
+    answers, log_probabilities, mask = agent.policy.sample(observations, agent.max_new_tokens, temperature)
+    _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - count)))
+    return {
+        "reward": rewards[:count].tolist(),
+        "confidence": confidence(log_probabilities, mask, form).tolist(),
+        "key": list(infos["sample_key"][:count]),
+    }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return counts, shares and advantages as a table of text."""
+    lines = [f"{'':<10}{''.join(f'{name:>8}' for name in NAMES.values())}{'within':>10}"]
+    for title, values, form in (
+        ("answers", found["counts"], "8d"),
+        ("share", found["shares"], "8.3f"),
+        *((name, means, "+8.3f") for name, means in found["advantages"].items()),
+    ):
+        within = f"{found['within_prompts'][title]:10.3f}" if title in found["within_prompts"] else ""
+        lines.append(f"{title:<10}{''.join(f'{values[kind]:{form}}' for kind in NAMES)}{within}")
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Any], folder: Path) -> None:
+    """Write the pictures: where the answers lie, and what each algorithm makes of each type."""
+    from matplotlib.figure import Figure
+
+    figure: Figure = Figure(figsize=(13, 5), layout="constrained")
+    where, what = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    _draw_answers(where, found)
+    _draw_advantages(what, found["advantages"])
+    for name in PICTURES:
+        stream = BytesIO()
+        figure.savefig(stream, format=Path(name).suffix[1:], dpi=150)
+        run_folder.write(folder / name, stream.getvalue())
+
+
+def _draw_answers(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Draw each answer's confidence and reward, and the corners that the types are."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    x, y = (np.array(found[name], dtype=np.float32) for name in ("confidence", "reward"))  # as the thresholds are
+    (unsure, sure), (bad, good) = found["thresholds"]["confidence"], found["thresholds"]["reward"]
+    axes.scatter(x, y, s=8, color="0.6", alpha=0.4, linewidths=0, rasterized=True)
+    axes.margins(x=0.04, y=0.12)  # above and below is room for the names
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    edges = {"lc": (left, unsure), "hc": (sure, right), "lr": (bottom, bad), "hr": (good, top)}
+    for kind, name in NAMES.items() if unsure < sure and bad < good else ():
+        (x_low, x_high), (y_low, y_high) = edges[kind[2:]], edges[kind[:2]]
+        inside = (x >= x_low) & (x <= x_high) & (y >= y_low) & (y <= y_high)
+        axes.scatter(x[inside], y[inside], s=10, color=COLOURS[kind], linewidths=0, rasterized=True)
+        axes.add_patch(Rectangle((x_low, y_low), x_high - x_low, y_high - y_low, color=COLOURS[kind], alpha=0.2))
+        axes.annotate(
+            f"{name}  {100 * found['shares'][kind]:.1f} %",
+            (x_low if kind[2] == "l" else x_high, y_high if kind[0] == "h" else y_low),
+            xytext=(8 if kind[2] == "l" else -8, -8 if kind[0] == "h" else 8),
+            textcoords="offset points",
+            ha="left" if kind[2] == "l" else "right",
+            va="top" if kind[0] == "h" else "bottom",
+            weight="bold",
+        )
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="confidence (mean token probability)", ylabel="reward")
+    axes.set_title(f"{len(x):,} responses; {sum(found['counts'].values()):,} are extreme in both")
+
+
+def _draw_advantages(axes: Axes, advantages: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw four bars an algorithm; those whose advantages have the same ranks share theirs."""
+    labels: dict[tuple[float, ...], list[str]] = {}
+    for name, means in advantages.items():
+        labels.setdefault(tuple(round(means[kind], 6) for kind in NAMES), []).append(name)
+    width = 0.8 / len(NAMES)
+    for number, (kind, name) in enumerate(NAMES.items()):
+        places = [place + (number - 1.5) * width for place in range(len(labels))]
+        axes.bar(places, [means[number] for means in labels], width, label=name, color=COLOURS[kind])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(labels)), ["\n".join(names) for names in labels.values()])
+    axes.set(ylim=(-1, 1.2), ylabel="mean rank-normalised advantage")
+    axes.grid(axis="y", linewidth=0.4)
+    axes.set_axisbelow(True)
+    axes.legend(ncols=4, loc="upper center", frameon=False)
+    axes.set_title("What each algorithm makes of the four types")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Runs side by side: ``python experiments/grids/summary.py FOLDER …`` prints what each group of seeds gained.
+
+Each folder is a group: the runs below it differ in their seed only. Gains are of the same held-out samples, greedy,
+before and after training. Intervals are percentile bootstraps over the seeds, 95 %, as rliable draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation.evaluation import bootstrap_interval
+
+QUALITY = {  # beside the reward
+    **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
+    **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
+}
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of every finished run below a folder, in order of seed.
+
+    Raises:
+        UserError: If there is none, or they are not seeds of one environment and algorithm.
+    """
+    runs = sorted((json.loads(file.read_text()) for file in folder.rglob("results.json")), key=lambda run: run["seed"])
+    if not runs:
+        raise UserError(f"{folder}: no finished run below: expected results.json files")
+    kinds = {(run["env"], run["algo"]) for run in runs}
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: holds runs of {len(kinds)} kinds: expected one environment and algorithm")
+    return runs
+
+
+def rows(folder: Path) -> list[str]:
+    """Return one row of the table for each measure of a group."""
+    runs = read_runs(folder)
+    names = [name for name in runs[0]["after"] if name.rpartition("/")[2] in ("reward", *QUALITY.values())]
+    wanted = QUALITY.get(runs[0]["env"])
+    names = [name for name in names if wanted is None or name in ("reward", wanted)]
+    seconds = sum(run["wall_s"] for run in runs) / len(runs)
+    return [_row(folder.name, name, runs, seconds) for name in names]
+
+
+def _row(group: str, name: str, runs: Sequence[dict[str, Any]], seconds: float) -> str:
+    before = [run["before"][name] for run in runs]
+    after = [run["after"][name] for run in runs]
+    gains = [new - old for new, old in zip(after, before, strict=True)]
+    low, high = bootstrap_interval(gains)
+    interval = f"[{low:+.3f}, {high:+.3f}]" if len(gains) > 1 else "(one seed)"
+    each = " ".join(f"{gain:+.3f}" for gain in gains)
+    mean = sum(gains) / len(gains)
+    return (
+        f"| {group} | {name} | {sum(before) / len(before):.3f} | {sum(after) / len(after):.3f} "
+        f"| {mean:+.3f} {interval} | {each} | {seconds:.0f} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    try:
+        table = [row for folder in parser.parse_args(argv).folders for row in rows(folder)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("| runs | measure | before | after | gain, 95 % interval | gain of each seed | s a run |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Ray: workers that train one agent, and actors that score its answers."""

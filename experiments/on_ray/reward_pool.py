@@ -1,0 +1,152 @@
+"""Rewards on Ray: ``scale.reward_actors=K`` has K actors segment and score answers, apart from the workers that train.
+
+Each actor holds environments and a segmenter of its own, on a GPU of its own where workers have GPUs. What is sent are
+numbers of samples and texts. Requests that come in while an actor is at work are scored together, whichever workers
+they are from, and a phrase that was segmented on an image is not segmented there again: an image has one actor. An
+actor that dies is started again by Ray, and what it was asked is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from maskgym.experiments import run
+
+Scores = tuple[np.ndarray, dict[str, np.ndarray]]  # rewards and their named terms, float64 (B,) each
+Request = tuple[int, Sequence[int], Sequence[str]]  # the task's number, samples, answers
+
+
+class Scorer:
+    """What an actor does: score requests, many at a time.
+
+    Args:
+        config: Of the run.
+        directory: Where the command was given, which paths in the config are relative to.
+    """
+
+    def __init__(self, config: dict[str, Any], directory: str) -> None:
+        from maskgym.agents.text.language import Episodes
+        from maskgym.segmenters.phrases.mask_cache import MaskCache
+
+        os.chdir(directory)
+        parts = run.make_parts(config)
+        self.cache = MaskCache(parts["segmenter"])
+        parts["segmenter"] = self.cache
+        self.episodes = Episodes([run.make_env(config, task, "train", parts) for task in config["env"]["ids"]])
+        self._waiting: list[tuple[Request, asyncio.Future[Scores]]] = []
+        self._busy = False
+
+    async def score(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> tuple[Scores, tuple[int, int]]:
+        """Return the scores of some answers, and how many masks were found and computed so far, for all workers."""
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self._waiting.append(((task, indices, answers), future))
+        if not self._busy:
+            self._busy = True
+            try:
+                while self._waiting:
+                    batch, self._waiting = self._waiting, []
+                    await self._answer(batch)
+            finally:
+                self._busy = False
+        return await future, (self.cache.hits, self.cache.misses)
+
+    async def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Scores]]]) -> None:
+        try:
+            found = await asyncio.to_thread(self.score_all, [request for request, _ in batch])
+        except Exception as error:  # told to each that asked
+            for _, asked in batch:
+                asked.set_exception(error)
+            return
+        for (_, asked), scores in zip(batch, found, strict=True):
+            asked.set_result(scores)
+
+    def score_all(self, requests: Sequence[Request]) -> list[Scores]:
+        """Return the scores of each request; those of a task go through its environment together."""
+        found: dict[int, Scores] = {}
+        for task in {request[0] for request in requests}:
+            places = [place for place, request in enumerate(requests) if request[0] == task]
+            indices = [index for place in places for index in requests[place][1]]
+            values, terms = self.episodes.step(task, indices, [a for place in places for a in requests[place][2]])
+            ends = np.cumsum([len(requests[place][1]) for place in places])[:-1]
+            parts = [np.split(column, ends) for column in (values, *terms.values())]
+            for number, place in enumerate(places):
+                own, *others = (part[number] for part in parts)
+                found[place] = own, dict(zip(terms, others, strict=True))
+        return [found[place] for place in range(len(requests))]
+
+
+class RewardPool:
+    """The actors, seen from a worker: scores answers as `maskgym.agents.text.language.Episodes` does.
+
+    Args:
+        actors: Handles of actors of `Scorer`.
+    """
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = list(actors)
+        self._counts = {place: (0, 0) for place in range(len(self.actors))}
+        self._expected: dict[tuple[int, int, str], Any] = {}  # what was asked for already, by task, sample and answer
+
+    def expect(self, task: int, index: int, answer: str) -> None:
+        """Have an answer scored that `step` will ask for: others are still being generated."""
+        key = (task, int(index), answer)
+        if key not in self._expected:
+            self._expected[key] = self.actors[key[1] % len(self.actors)].score.remote(task, [key[1]], [answer])
+
+    def step(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> Scores:
+        """Answer samples of one task; return the rewards and their named terms, float64 (B,) each."""
+        import ray
+
+        keys = [(task, int(index), answer) for index, answer in zip(indices, answers, strict=True)]
+        # One request an owner, but for what is expected already.
+        groups: dict[Any, list[int]] = {}
+        for place, key in enumerate(keys):
+            groups.setdefault(self._expected.get(key, key[1] % len(self.actors)), []).append(place)
+        asked = [
+            self.actors[group].score.remote(task, [keys[i][1] for i in places], [answers[i] for i in places])
+            if isinstance(group, int)
+            else group
+            for group, places in groups.items()
+        ]
+        values: np.ndarray = np.zeros(len(keys))
+        terms: dict[str, np.ndarray] = {}
+        for places, ((own, named), counts) in zip(groups.values(), ray.get(asked), strict=True):
+            values[places] = own  # of one that is expected, the same for all who gave that answer
+            owner = keys[places[0]][1] % len(self.actors)
+            self._counts[owner] = max(self._counts[owner], counts, key=sum)
+            for name, term in named.items():
+                terms.setdefault(name, np.zeros(len(keys)))[places] = term
+        self._expected = {key: asked for key, asked in self._expected.items() if key[0] != task}
+        return values, terms
+
+    def cost(self) -> dict[str, float]:
+        """Return the share of masks so far, of all workers, that needed no segmenting."""
+        hits, misses = np.sum(list(self._counts.values()), axis=0)
+        return {"mask_cache_hits": float(hits / max(1, hits + misses))}
+
+
+@contextmanager
+def started(config: dict[str, Any]) -> Iterator[list[Any]]:
+    """Start the actors that ``scale.reward_actors`` asks for; stop them at the end.
+
+    Yields:
+        Their handles.
+    """
+    import ray
+
+    scale: Mapping[str, Any] = config["scale"]
+    actor = ray.remote(Scorer).options(
+        num_cpus=1, num_gpus=int(scale["use_gpu"]), max_restarts=-1, max_task_retries=-1, max_concurrency=1000
+    )
+    actors: list[Any] = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
+    try:
+        yield actors
+    finally:
+        for one in actors:
+            ray.kill(one)

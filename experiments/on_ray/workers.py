@@ -1,0 +1,252 @@
+"""Runs on Ray: ``scale=ray`` trains one agent in several workers, each with its share of every batch.
+
+Every worker runs `maskgym.experiments.run.run` with the same config; the first one evaluates and writes the run folder,
+which all of them, and the machine that the command is given on, see under the same path. Workers that die are started
+again, and go on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from maskgym.errors import UserError
+from maskgym.experiments import run as runs
+from maskgym.experiments.on_ray import reward_pool
+from maskgym.experiments.wiring import run_folder
+
+STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
+POINTER = "pointer.json"  # says where a checkpoint lies
+CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
+GONE = ("health check failed", "Connection closed by peer")  # how Ray and the other workers notice
+ASKED_S = 0.5  # Ray asks workers how they are, and takes their reports, this often; its own default is 2
+BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
+
+
+def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train on Ray; arguments and result are those of `maskgym.experiments.run.run`.
+
+    Raises:
+        UserError: If Ray is not installed, its cluster does not answer or lacks what is asked for, or the config asks
+            for what cannot be had.
+        ray.train.TrainingFailedError: If workers die once more than ``scale.max_failures`` times.
+    """
+    _check(config)
+    if _starts_workers(config):
+        with connected(config["scale"]["address"]):
+            _check_resources(config)
+            return runs.run(config, folder, resume)
+    with connected(config["scale"]["address"]), _storage(folder), _progress(config, folder):
+        from ray.train import TrainingFailedError
+
+        _check_resources(config)
+        for failures in itertools.count(1):
+            try:
+                _fit(config, folder, resume)
+                return run_folder.read_json(folder / run_folder.RESULTS)
+            except TrainingFailedError as error:
+                fault = _fault(error)
+                # Starting again makes no room on a full disk.
+                if failures > config["scale"]["max_failures"] or run_folder.is_full(folder):
+                    raise
+            tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
+            resume = (folder / run_folder.CONFIG).exists()
+    raise AssertionError("unreachable")
+
+
+def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
+    """Start workers and wait for their end; return what Ray makes of it, a ``ray.train.Result``."""
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Ctrl-C to the run, which says how to go on; Ray's own handler ends the process."""
+
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
+    if config["scale"]["address"] is None:  # nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(ASKED_S))
+    scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
+    with reward_pool.started(config) as actors:
+        return Trainer(
+            _work,
+            train_loop_config={**settings, "actors": actors, "directory": os.getcwd()},
+            torch_config=TorchConfig(timeout_s=BARRIER_S),
+            scaling_config=train.ScalingConfig(
+                num_workers=scale["num_workers"],
+                use_gpu=scale["use_gpu"],
+                resources_per_worker={"CPU": scale["cpus_per_worker"]},
+            ),
+            run_config=train.RunConfig(name=folder.name, storage_path=str(folder / STORAGE)),
+        ).fit()
+
+
+def _work(settings: Mapping[str, Any]) -> None:
+    """Run in one worker what all of them run."""
+    os.chdir(settings["directory"])
+    scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
+    config, folder = settings["config"], Path(settings["folder"])
+    every, last = config["algo"].get("save_every", 1), config["algo"]["updates"]
+    report = partial(_report, folder / run_folder.CHECKPOINTS, every, last)
+    runs.run(config, folder, settings["resume"], scorer, report)
+
+
+def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping[str, float]) -> None:
+    """Tell Ray what the last update logged, and the first one after each checkpoint, with where that lies.
+
+    Ray takes one report at a time, when it next asks how workers are: one an update would have them wait. It is given a
+    file that says where the checkpoint is: it would copy the checkpoint itself, which lies where all can read it.
+    """
+    from ray import train
+
+    if (step - 1) % every and step != last:
+        return
+    told = {"step": step, **values}
+    if train.get_context().get_world_rank() or step == 1 or (step - 1) % every:
+        train.report(told)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        run_folder.write_json(Path(place) / POINTER, {"path": str(checkpoints)})
+        train.report(told, checkpoint=train.Checkpoint.from_directory(place))
+
+
+def _fault(error: Any) -> str:
+    """Return in one line what workers died of, or raise what is no accident but a mistake in what was given."""
+    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [error]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
+    said = [" ".join(str(cause).split()) for cause in causes]
+    if any(sign in text for text in said for sign in GONE):
+        return "one was killed, or its machine went away"
+    return said[0][:300]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what an error that went through Ray began with."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return error if inner is None else _cause(inner)
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    from maskgym import agents
+
+    scale = config["scale"]
+    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("reward_actors", 0), ("max_failures", 0)):
+        if scale[key] < least:
+            raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
+    if scale["reward_actors"] and not _takes_scorer(agents.get(config["algo"]["name"])):
+        raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
+    if config["algo"].get("fsdp") and config["evaluation"]["every"]:
+        raise UserError("evaluation.every: with algo.fsdp the first worker has all weights at the end only")
+
+
+def _starts_workers(config: Mapping[str, Any]) -> bool:
+    """Return whether the agent starts its workers itself, as RLlib's do."""
+    from maskgym import agents
+
+    return getattr(agents.get(config["algo"]["name"]), "starts_workers", False)
+
+
+def _takes_scorer(agent: Any) -> bool:
+    return "scorer" in inspect.signature(agent.train).parameters
+
+
+@contextmanager
+def connected(address: str | None, option: str = "scale.address") -> Iterator[None]:
+    """Join a cluster, or start one on this machine where the address is None, and leave it at the end.
+
+    Args:
+        address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT`` or None.
+        option: Where it was given, for the message.
+
+    Raises:
+        UserError: If Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("Ray is not installed: pip install 'maskgym[ray]'") from error
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        settings["include_dashboard"] = False
+    try:
+        host, _, port = str(address).removeprefix("ray://").rpartition(":")
+        if host:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        ray.init(address=address, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{option}={address}: no cluster answers (one with a token: RAY_AUTH_MODE=token): {said}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(config: Mapping[str, Any]) -> None:
+    """Raise a UserError if the cluster lacks what workers and actors take, which Ray would wait for for ever."""
+    import ray
+
+    scale, found = config["scale"], ray.cluster_resources()
+    wanted = {"CPU": scale["num_workers"] * scale["cpus_per_worker"] + scale["reward_actors"]}
+    if scale["use_gpu"]:
+        wanted["GPU"] = scale["num_workers"] + scale["reward_actors"]
+        if _starts_workers(config) and scale["num_workers"] > 1:
+            wanted["GPU"] *= 2  # to play and to learn
+    for name, count in wanted.items():
+        if found.get(name, 0) < count:
+            asked = f"scale.num_workers={scale['num_workers']}"
+            asked += f" scale.reward_actors={scale['reward_actors']}" * bool(scale["reward_actors"])
+            raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
+
+
+@contextmanager
+def _storage(folder: Path) -> Iterator[None]:
+    """Take away at the end what Ray wrote."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder / STORAGE, ignore_errors=True)
+        with suppress(OSError):  # not empty where the run has begun
+            (folder / STORAGE).parent.rmdir()
+
+
+@contextmanager
+def _progress(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
+    """Show meanwhile how far the first worker is, by what it writes down."""
+    name, file = f"{config['env']['name']} {config['algo']['name']}", folder / run_folder.METRICS
+    over = threading.Event()
+
+    def follow(bar: tqdm) -> None:
+        while not over.wait(1):
+            rows = run_folder.read_metrics(file) if file.exists() else []
+            if rows:
+                bar.update(rows[-1]["step"] - bar.n)
+                bar.set_postfix({"reward": f"{rows[-1]['reward']:.3f}"} if "reward" in rows[-1] else {})
+
+    with tqdm(total=config["algo"]["updates"], desc=name, unit="update", disable=None) as bar:
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

@@ -1,0 +1,136 @@
+"""Loggers beside ``metrics.csv``: numbers as they come, and at the end samples with their answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maskgym.errors import UserError
+from maskgym.experiments.wiring import run_folder
+
+ROWS_SHOWN = 256  # of the table of answers
+
+
+class Logger:
+    """Logs nothing: what there is lies in the run folder."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take named numbers of an update or an evaluation."""
+
+    def show(self, folder: Path) -> None:
+        """Take pictures and answers of a run folder that is written."""
+
+
+class TensorBoard(Logger):
+    """Event files in the run folder's ``tensorboard/``."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def show(self, folder: Path) -> None:
+        """Write the pictures."""
+        import numpy as np
+        from PIL import Image
+
+        for file in _pictures(folder):
+            with Image.open(file) as image:
+                self.writer.add_image(file.stem, np.asarray(image.convert("RGB")), dataformats="HWC")
+
+
+class WandB(Logger):
+    """A wandb run. When its service goes away training goes on: what it would have got lies in ``metrics.csv``."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.lost = run, False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send numbers."""
+        self._call(self.run.log, dict(values), step=step)
+
+    def show(self, folder: Path) -> None:
+        """Send the pictures, and a table of the answers before and after with their scores."""
+        import wandb
+
+        lines = (folder / run_folder.ANSWERS).read_text(encoding="utf-8").splitlines()[:ROWS_SHOWN]
+        rows = [json.loads(line) for line in lines]
+        names = [f"{when} {name}" for when in ("before", "after") for name in rows[0][when]]
+        body = [[row["key"], *row["before"].values(), *row["after"].values()] for row in rows]
+        table = wandb.Table(columns=["key", *names], data=body)
+        samples = [wandb.Image(str(file), caption=file.stem) for file in _pictures(folder)]
+        self._call(self.run.log, {"samples": samples, "answers": table})
+
+    def finish(self, status: int) -> None:
+        """Close the wandb run with an exit status."""
+        self._call(self.run.finish, status)
+
+    def _call(self, act: Callable[..., object], *arguments: Any, **settings: Any) -> None:
+        if self.lost:
+            return
+        try:
+            act(*arguments, **settings)
+        except Exception as error:  # its errors of connections share no type
+            self.lost = True
+            said = " ".join(str(error).split()) or type(error).__name__
+            print(f"logger=wandb: its service went away ({said}); metrics.csv has the rest", file=sys.stderr)
+
+
+@contextmanager
+def open_logger(config: Mapping[str, Any], folder: Path, versions: Mapping[str, str]) -> Iterator[Logger]:
+    """Open what ``logger`` asks for, and close it at the end; a run that is resumed goes on in the same place.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        versions: Of the code and its libraries, to file with the config.
+
+    Raises:
+        UserError: If its library is not installed, or wandb cannot start.
+    """
+    settings = config["logger"]
+    if settings["name"] == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("logger=tensorboard: pip install 'maskgym[tensorboard]'") from error
+        with SummaryWriter(str(folder / "tensorboard")) as writer:
+            yield TensorBoard(writer)
+    elif settings["name"] == "wandb":
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("logger=wandb: pip install 'maskgym[wandb]'") from error
+        try:
+            run = wandb.init(
+                project=settings["project"],
+                mode=settings["mode"],
+                dir=folder,
+                name=folder.name,
+                id=hashlib.sha256(str(folder).encode()).hexdigest()[:12],
+                resume="allow",
+                config={**config, "versions": versions},
+            )
+        except (wandb.errors.Error, ValueError) as error:
+            raise UserError(f"logger=wandb: {str(error) or type(error).__name__}") from error
+        logger = WandB(run)
+        try:
+            yield logger
+        except BaseException:
+            logger.finish(1)
+            raise
+        logger.finish(0)
+    else:
+        yield Logger()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted((folder / run_folder.SAMPLES).glob("*.png"))

@@ -1,0 +1,225 @@
+"""What the pages on this machine share: a small server that lets in only who should be let in.
+
+A page is one file of HTML without requests to anywhere else; what it shows of the data it shows as text. A policy of
+the browser backs that: only the page's own script may run. Requests that change something, or take a while, must be
+JSON, so that no other site's form can send them, and must name a host that we serve, so that no other name can lead
+here. Anything but this machine's own address asks for a token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskgym.data.layout.images import DataFault
+from maskgym.errors import UserError
+from maskgym.experiments.wiring.run_folder import to_json
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, RedirectResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise UserError("the page needs starlette and uvicorn: pip install 'maskgym[play]'") from error
+
+COOKIE = "maskgym_token"
+LARGEST_BODY = 100_000  # bytes of a request, unless a page says otherwise
+LOCAL = ("127.0.0.1", "localhost", "::1")
+ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>maskgym: token</title><form><label>Token, as the terminal shows it:
+<input name="token" type="password" autofocus></label> <button>Open</button></form></html>"""
+
+
+def make_app(
+    page: Path,
+    reading: Mapping[str, Callable],
+    changing: Mapping[str, Callable[[dict[str, Any]], Any]],
+    hosts: Sequence[str] = LOCAL,
+    token: str | None = None,
+    largest_body: int = LARGEST_BODY,
+) -> Starlette:
+    """Return the application of a page.
+
+    What an action returns is sent as JSON, bytes as PNG; a `UserError` or `DataFault` as ``{"error": one line}`` and
+    status 400. Actions run in threads, several at a time.
+
+    Args:
+        page: File of HTML, in which ``NONCE`` stands for what lets its script and style run.
+        reading: Path to what answers GET; it is given the path's parameters by name.
+        changing: Path to what answers POST; it is given the JSON object that came.
+        hosts: Names that requests may be addressed to; ``*`` for any, with a token.
+        token: Asked for before anything is shown; None asks for none.
+        largest_body: Bytes that a request may have.
+    """
+    routes = [
+        Route("/", _page(page)),
+        *(Route(path, _reading(act)) for path, act in reading.items()),
+        *(Route(path, _changing(act, largest_body), methods=["POST"]) for path, act in changing.items()),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=tuple(hosts), token=token)])
+
+
+def _page(file: Path) -> Callable:
+    async def answer(request: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; "
+            "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        )
+        text = file.read_text(encoding="utf-8").replace("NONCE", nonce)
+        return HTMLResponse(text, headers={"content-security-policy": policy})
+
+    return answer
+
+
+def _reading(act: Callable) -> Callable:
+    async def answer(request: Request) -> Response:
+        return await _answered(lambda: act(**request.path_params))
+
+    return answer
+
+
+def _changing(act: Callable[[dict[str, Any]], Any], largest_body: int) -> Callable:
+    async def answer(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return _json({"error": "expected JSON"}, 415)
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > largest_body:
+                return _json({"error": f"expected at most {largest_body} bytes"}, 413)
+        return await _answered(lambda: act(_object(bytes(body))))
+
+    return answer
+
+
+async def _answered(act: Callable[[], Any]) -> Response:
+    """Return what an action gives, made in a thread; mistakes come as one line."""
+    try:
+        found = await run_in_threadpool(act)
+    except (UserError, DataFault) as error:
+        return _json({"error": " ".join(str(error).split())}, 400)
+    return Response(found, media_type="image/png") if isinstance(found, bytes) else _json(found)
+
+
+def _json(found: Any, status: int = 200) -> Response:
+    """Return JSON as ASCII: the name of a file, and what a person types, may hold what has no UTF-8."""
+    return Response(to_json(found), status, media_type="application/json")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("expected a JSON object")
+    return found
+
+
+class Guard:
+    """Lets in what names one of our hosts and, if there is one, knows the token.
+
+    Args:
+        app: What is guarded.
+        hosts: See `make_app`.
+        token: See `make_app`.
+    """
+
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-store"),
+    )
+
+    def __init__(self, app: Any, hosts: tuple[str, ...], token: str | None) -> None:
+        self._app, self._hosts, self._token = app, hosts, token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def hardened(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self.HEADERS]}
+            await send(message)
+
+        refusal = self._refusal(Request(scope))
+        await (refusal or self._app)(scope, receive, hardened)
+
+    def _refusal(self, request: Request) -> Response | None:
+        try:
+            named = request.url.hostname
+        except ValueError:
+            named = None
+        if "*" not in self._hosts and named not in self._hosts:
+            return _json({"error": "this name does not lead here"}, 421)
+        if self._token is None or self._knows(request.cookies.get(COOKIE)):
+            return None
+        if request.url.path != "/":
+            return _json({"error": "the token is missing or wrong"}, 401)
+        if not self._knows(request.query_params.get("token")):
+            return HTMLResponse(ASK, 401)
+        answer = RedirectResponse("/", 303)  # so that the token does not stay in the address
+        answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+        return answer
+
+    def _knows(self, given: str | None) -> bool:
+        return self._token is not None and hmac.compare_digest((given or "").encode(), self._token.encode())
+
+
+def serve(
+    app: Callable[[Sequence[str], str | None], Starlette],
+    host: str,
+    port: int,
+    announce: Callable[[str], object] = print,
+) -> None:
+    """Serve a page until the process is interrupted.
+
+    Args:
+        app: Returns the application, given hosts and token as `make_app` takes them.
+        host: Address to bind. Anything but this machine's own asks for a token, which is shown once, here.
+        port: Number; 0 takes a free one.
+        announce: Told the address.
+
+    Raises:
+        UserError: If the address cannot be had.
+    """
+    own = is_own(host)
+    token = None if own else secrets.token_urlsafe(24)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:  # the latter where the port is no port
+        raise UserError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from error
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}/"
+        announce(f"{address}?token={token}" if token else address)
+        settings = uvicorn.Config(
+            app((*LOCAL, host) if own else ("*",), token),
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
+        uvicorn.Server(settings).run([listening])
+
+
+def is_own(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""Wiring: configs, the parts that they name, run folders, this process."""

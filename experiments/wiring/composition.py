@@ -1,0 +1,280 @@
+"""Configs: composed by Hydra from ``conf/``, with errors of one line that say what there is."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskgym.errors import UserError
+from maskgym.registry import plugin_folders
+
+CONF = Path(__file__).parents[1] / "conf"
+# Environment variables that cap keys, for those who try whether a command runs.
+CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation", "samples")}
+ROOT = "config"  # the root file, a list of choices
+# What may replace a default of each type, beside null, and its name.
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+    list: ((list,), "a list"),
+    dict: ((dict,), "names and values"),
+}
+# Keys whose null stands for no text.
+NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
+
+
+@cache
+def folders() -> tuple[Path, ...]:
+    """Return where options lie: in ``conf/`` here, and in that of each plugin (entry points `maskgym.plugins`)."""
+    return (CONF, *(place / "conf" for place in plugin_folders() if (place / "conf").is_dir()))
+
+
+@cache
+def groups() -> dict[str, tuple[str, ...]]:
+    """Return the name of each config group with its options."""
+    names = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    return {
+        name: tuple(sorted({file.stem for folder in folders() for file in (folder / name).glob("*.yaml")}))
+        for name in names
+    }
+
+
+@cache
+def option(group: str, name: str | None) -> dict[str, Any]:
+    """Return what the file of an option says, not to be changed; nothing if there is none."""
+    files = [folder / group / f"{name}.yaml" for folder in folders()]
+    file = next((file for file in files if file.is_file()), None)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+
+
+@cache
+def root_keys() -> tuple[str, ...]:
+    """Return every key of a config's first level: the groups, and what the root file adds."""
+    root = yaml.safe_load((CONF / f"{ROOT}.yaml").read_text(encoding="utf-8"))
+    return (*groups(), *(key for key in root if key != "defaults"))
+
+
+def compose(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the resolved config that ``key=value`` arguments ask for.
+
+    Args:
+        arguments: Hydra's overrides: ``group=option``, ``group.key=value``, ``+group.key=value`` for a key
+            that the option's file does not list.
+
+    Raises:
+        UserError: If an argument cannot be read, or names an unknown group, option or key (the message lists what
+            there is), or its value is of another kind than the option's own.
+    """
+    overrides = [parse(argument) for argument in _with_forms(arguments)]
+    for override in overrides:
+        _check_choice(override)
+    try:
+        config = deepcopy(_chosen(overrides))
+        for override in overrides:
+            if override.key_or_group not in groups():
+                added = override.is_add() or override.is_force_add()
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=added)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        _check_types(overrides, values)
+        return _shortened(values)
+    except (HydraException, OmegaConfBaseException) as error:
+        _check_keys(overrides)  # says more
+        raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error
+
+
+def expand(arguments: Sequence[str]) -> list[list[str]]:
+    """Return the rows of a multirun: every combination of the values that arguments list, ``seed=0,1,2``.
+
+    Raises:
+        UserError: If an argument cannot be read.
+    """
+    choices = []
+    for argument in arguments:
+        override = parse(argument)
+        choices.append(
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if override.is_sweep_override()
+            else [str(override.input_line)]
+        )
+    return [list(row) for row in itertools.product(*choices)]
+
+
+def parse(argument: str) -> Override:
+    """Return one argument as Hydra reads it.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    key, equals, value = argument.partition("=")
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(argument)
+    except HydraException:
+        # A path may hold what Hydra's grammar has another use for: ~, =, brackets. Take the value literally.
+        literal = value.replace("'", "\\'")
+        try:
+            override = parser.parse_override(f"{key}{equals}'{literal}'")
+        except HydraException as error:
+            raise UserError(f"argument '{argument}': expected key=value ({_first_line(error)})") from error
+    if not override.key_or_group or override.package is not None:
+        raise UserError(f"argument '{argument}': expected key=value")
+    if override.is_delete():
+        raise UserError(f"argument '{argument}': expected key=value; nothing can be taken out of a config")
+    return override
+
+
+def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a run with some of its values replaced.
+
+    Raises:
+        UserError: As `compose`; or if the environment itself is to be another.
+    """
+    name = config["env"]["name"]
+    if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
+        raise UserError(f"env={name}: the environment of a run cannot be another one")
+    asked, changed = compose([f"env={name}", *arguments]), deepcopy(config)
+    for override in map(parse, arguments):
+        *path, last = override.key_or_group.split(".")
+        _look_up(changed, path)[last] = _look_up(asked, [*path, last])
+    return changed
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with at most the updates and samples that environment variables allow."""
+    for variable, (group, key) in CAPS.items():
+        if text := os.environ.get(variable):
+            if not text.isdecimal():
+                raise UserError(f"{variable}={text}: expected a whole number")
+            config[group][key] = min(config[group][key], int(text))
+    return config
+
+
+def dump(config: dict[str, Any]) -> str:
+    """Return a config as the text of ``config.yaml``."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a ``config.yaml`` that a run wrote.
+
+    Raises:
+        UserError: If it is missing, cannot be read, or is not the config of a run.
+    """
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file: expected the folder of a run that was started") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {_first_line(error)}") from error
+    if not isinstance(config, dict) or set(config) != set(root_keys()):
+        raise UserError(f"{file}: is not the config of a run: expected the keys {', '.join(root_keys())}")
+    return config
+
+
+def _chosen(overrides: Sequence[Override]) -> DictConfig:
+    """Return the config of the chosen options, every key as the options have it; not to be changed."""
+    chosen = [str(override.input_line) for override in overrides if override.key_or_group in groups()]
+    return _compose((*_parts(overrides), *chosen))
+
+
+@lru_cache(maxsize=64)  # rows of a study differ in numbers more than in options, and Hydra takes its time
+def _compose(options: tuple[str, ...]) -> DictConfig:
+    others = ",".join(f"'file://{folder}'" for folder in folders()[1:])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(ROOT, [*([f"hydra.searchpath=[{others}]"] if others else []), *options])
+
+
+def _defaults(overrides: Sequence[Override]) -> Any:
+    return OmegaConf.to_container(_chosen(overrides), resolve=True)
+
+
+def _with_forms(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``algo=X`` as the form that X has for the chosen environment or scale, if any."""
+    named = dict(argument.partition("=")[::2] for argument in arguments)
+    forms: dict[str, str] = {}
+    for group in ("env", "scale"):
+        forms |= option(group, named.get(group)).get("forms", {})
+    chosen = forms.get(named.get("algo", ""))
+    return [f"algo={chosen}" if chosen and argument.startswith("algo=") else argument for argument in arguments]
+
+
+def _parts(overrides: Sequence[Override]) -> list[str]:
+    """Return the options of groups that no argument names: as the chosen algorithm asks, else the environment."""
+    named = {override.key_or_group: override.value() for override in overrides}
+    wanted: dict[str, str] = {}
+    for group in ("env", "algo"):
+        if group in named:
+            wanted |= option(group, named[group]).get("parts", {})
+    return [f"{group}={name}" for group, name in wanted.items() if group not in named]
+
+
+def _check_choice(override: Override) -> None:
+    """Raise a UserError if an argument lists values, or its group or option does not exist."""
+    if override.is_sweep_override():
+        raise UserError(f"argument '{override.input_line}': several values need -m")
+    key, value = override.key_or_group, override.value()
+    if key.partition(".")[0] not in root_keys():
+        raise UserError(f"unknown key '{key}': expected one of {', '.join(root_keys())}")
+    options = groups().get(key)
+    if options and value not in options:
+        raise UserError(f"unknown {key} '{value}': expected one of {', '.join(options)}")
+
+
+def _check_keys(overrides: Sequence[Override]) -> None:
+    """Raise a UserError if an argument sets a key that the chosen options do not have."""
+    defaults = _defaults(overrides)
+    for override in overrides:
+        if override.is_add() or override.is_force_add():
+            continue
+        here: Any = defaults
+        path = override.key_or_group.split(".")
+        for depth, name in enumerate(path):
+            if not isinstance(here, dict) or name not in here:
+                keys = ", ".join(key for key in here if key != "name") if isinstance(here, dict) else ""
+                owner = f"{path[0]}={defaults[path[0]]['name']}" if path[0] in groups() else ".".join(path[:depth])
+                raise UserError(f"unknown key '{override.key_or_group}': {owner} has {keys or 'no keys'}")
+            here = here[name]
+
+
+def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
+    """Raise a UserError if an argument's value is of another kind than the default it replaces."""
+    defaults = _defaults(overrides)
+    for override in overrides:
+        if override.key_or_group in groups():
+            continue
+        path = override.key_or_group.split(".")
+        try:
+            default, value = _look_up(defaults, path), _look_up(values, path)
+        except (KeyError, TypeError):
+            continue  # added, and has no default
+        kinds, expected = KINDS[NULLS.get(path[-1], str) if default is None else type(default)]
+        if value is not None and type(value) not in kinds:
+            example = "" if default is None else f", such as {default}"
+            raise UserError(f"{override.key_or_group}={value}: expected {expected}{example}")
+
+
+def _look_up(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values[name]
+    return values
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Policies that click, and the module that labels clicks."""

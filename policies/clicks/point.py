@@ -1,0 +1,133 @@
+"""The actor-critic of point prompting: convolutions over the patch grid, shared by actor and critic (AlignSAM §3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from maskgym.errors import UserError
+
+
+@dataclass(frozen=True)
+class PointActorCritic:
+    """Sizes of the networks, which `trunk`, `actor` and `critic` make for the spaces of an environment.
+
+    Args:
+        channels: Width of the shared trunk.
+        layers: 3 × 3 convolutions in it.
+
+    Raises:
+        UserError: If a size is out of range.
+    """
+
+    channels: int = 32
+    layers: int = 2
+    tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
+
+    def __post_init__(self) -> None:
+        if self.channels < 8 or self.channels % 8 or self.layers < 0:
+            raise UserError(
+                f"channels={self.channels}, layers={self.layers}: expected a multiple of 8 and at least 0 layers"
+            )
+
+    def trunk(self, observation_space: spaces.Dict) -> GridTrunk:
+        """Return the part that actor and critic share."""
+        return GridTrunk(observation_space, self.channels, self.layers)
+
+    def actor(self, observation_space: spaces.Dict, action_space: spaces.Space) -> GridActor:
+        """Return the layer that gives logits."""
+        return GridActor(
+            self.channels, grid_side(observation_space), labelled=isinstance(action_space, spaces.MultiDiscrete)
+        )
+
+    def critic(self, observation_space: spaces.Dict) -> GridCritic:
+        """Return the layer that gives the value."""
+        return GridCritic(self.channels, grid_side(observation_space))
+
+
+def grid_side(observation_space: spaces.Dict) -> int:
+    """Return g, patches along a side."""
+    shape = observation_space["mask"].shape
+    assert shape is not None
+    return shape[-1]
+
+
+class GridTrunk(nn.Module):
+    """Features of each patch: every map of the observation, normalised, through convolutions.
+
+    Group norm, not batch norm: the first ratio of PPO must be 1, whatever else is in the batch.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, channels: int, layers: int) -> None:
+        super().__init__()
+        side = grid_side(observation_space)
+        inputs = sum(space.shape[0] for space in observation_space.values() if space.shape is not None)
+        self.position = nn.Parameter(torch.zeros(channels, side, side))
+        self.stem = nn.Conv2d(inputs, channels, 1)
+        blocks: list[nn.Module] = []
+        for _ in range(layers):
+            blocks += [nn.GroupNorm(8, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.blocks = nn.Sequential(*blocks, nn.GroupNorm(8, channels), nn.ReLU())
+        self.features = channels * side**2 + (side**2 if "clicked" in observation_space.spaces else 0)
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, channels · g²), patch features of maps (B, C_k, g, g); then ``clicked`` (B, g²) as it is.
+
+        What is no map, as the feature (B, D) of a need, is the same on every patch.
+        """
+        side = self.position.shape[-1]
+        maps = torch.cat([_spread(observations[name], side) for name in sorted(observations)], dim=1)
+        features = self.blocks(self.stem(maps) + self.position).flatten(1)
+        return (
+            torch.cat([features, observations["clicked"].flatten(1)], dim=1) if "clicked" in observations else features
+        )
+
+
+def _spread(values: Tensor, side: int) -> Tensor:
+    """Return (B, C, g, g): maps as they are, features (B, C) on every patch."""
+    return values if values.ndim == 4 else values[:, :, None, None].expand(-1, -1, side, side)
+
+
+class GridActor(nn.Module):
+    """One logit a patch, out of reach where it was clicked; with labels, two more for the label."""
+
+    def __init__(self, channels: int, side: int, labelled: bool) -> None:
+        super().__init__()
+        self.channels, self.side = channels, side
+        self.patch = nn.Conv2d(channels, 1, 1)
+        self.label = nn.Linear(channels, 2) if labelled else None
+        for layer in (self.patch, self.label):
+            if layer is not None:  # nearly uniform at first
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, g²) or (B, g² + 2)."""
+        maps, clicked = split_features(features, self.channels, self.side)
+        logits = self.patch(maps).flatten(1) - 1e9 * clicked
+        return logits if self.label is None else torch.cat([logits, self.label(maps.mean((2, 3)))], dim=1)
+
+
+class GridCritic(nn.Module):
+    """The value of a state, from the mean over its patches."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.channels, self.side = channels, side
+        self.value = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return values (B, 1)."""
+        return self.value(split_features(features, self.channels, self.side)[0].mean((2, 3)))
+
+
+def split_features(features: Tensor, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Return what `GridTrunk` gave as maps (B, channels, g, g) and what was clicked, (B, g²) or nothing to subtract."""
+    maps, clicked = features.split([channels * side**2, features.shape[1] - channels * side**2], dim=1)
+    clicked = clicked if clicked.shape[1] else features.new_zeros(len(features), side**2)
+    return maps.unflatten(1, (channels, side, side)), clicked

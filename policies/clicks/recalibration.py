@@ -1,0 +1,96 @@
+"""The semantic recalibration module: which label a click at each patch should have (AlignSAM, Section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskgym.errors import UserError
+
+BRANCHES = {"implicit": 1, "explicit": 5}  # with their updates an action, q (Section 4.1)
+
+
+class SemanticRecalibration(nn.Module):
+    """The probability that each patch is foreground, from the state (Eq. 12).
+
+    The implicit branch is two convolution blocks on the spatial state; the explicit one three convolutions that join
+    it with the semantic state, self-attention over the patches, and a decoder of two convolutions. Widths are ours:
+    the paper gives none.
+
+    Args:
+        branch: ``implicit`` or ``explicit`` (the semantic switch V).
+        in_channels: Channels of a state.
+        channels: Width, a multiple of 8.
+        learning_rate: Of Adam (Section 4.1).
+        seed: Of the weights, so that building it draws nothing from elsewhere.
+
+    Raises:
+        UserError: If the branch is unknown or the width does not fit.
+    """
+
+    def __init__(
+        self, branch: str, in_channels: int, channels: int = 64, learning_rate: float = 1e-4, seed: int = 0
+    ) -> None:
+        if branch not in BRANCHES:
+            raise UserError(f"branch={branch!r}: expected one of {', '.join(BRANCHES)}")
+        if channels < 8 or channels % 8:
+            raise UserError(f"channels={channels}: expected a multiple of 8")
+        super().__init__()
+        self.branch, self.updates = branch, BRANCHES[branch]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if branch == "implicit":
+                self.encoder = nn.Sequential(_block(in_channels, channels), _block(channels, channels))
+                self.head: nn.Module = nn.Conv2d(channels, 1, 1)
+            else:
+                self.encoder = nn.Sequential(
+                    _block(2 * in_channels, channels), _block(channels, channels), _block(channels, channels)
+                )
+                self.attention = nn.MultiheadAttention(channels, 4, batch_first=True)
+                self.head = nn.Sequential(_block(channels, channels), nn.Conv2d(channels, 1, 3, padding=1))
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Return logits (B, g, g) for ``state``, and ``semantic`` in the explicit branch, each (B, C, g, g)."""
+        if self.branch == "implicit":
+            return self.head(self.encoder(observations["state"]))[:, 0]
+        features = self.encoder(torch.cat([observations["semantic"], observations["state"]], dim=1))
+        tokens = features.flatten(2).transpose(1, 2)  # (B, g², D)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.head(tokens.transpose(1, 2).reshape_as(features))[:, 0]
+
+    @torch.no_grad()
+    def probabilities(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, g, g) in [0, 1]."""
+        return self(observations).sigmoid()
+
+    def learn(self, observations: Mapping[str, Tensor], truth: Tensor, updates: int | None = None) -> float:
+        """Take gradient steps on Eq. 13, Dice plus binary cross-entropy; return the last loss.
+
+        Args:
+            observations: As for `forward`.
+            truth: float (B, g, g) in [0, 1], the true mask averaged over each patch.
+            updates: q; None takes the branch's own.
+        """
+        loss = torch.zeros(())
+        for _ in range(self.updates if updates is None else updates):
+            loss = recalibration_loss(self(observations), truth)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return loss.item()
+
+
+def recalibration_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), the mean over the batch."""
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * truth).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + truth.sum((1, 2)) + 1)
+    return dice.mean() + F.binary_cross_entropy_with_logits(logits, truth)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU())

@@ -1,0 +1,1 @@
+"""Few-shot adaptations of SAM: the baselines of AlignSAM."""

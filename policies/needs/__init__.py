@@ -1,0 +1,1 @@
+"""Policies that segment what a user needs: backbones, need encoders, UserSal."""

@@ -1,0 +1,339 @@
+"""The parts of VST (`maskgym.policies.needs.vst`): soft splits, blocks, task tokens, RT2T. Names are those of checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskgym.policies.needs.prompted import Mlp, PromptedBlock, to_maps, to_tokens
+
+DIVISOR = 16  # pixels a side of the coarsest cell
+PATCH, SMALL_PATCH = (7, 4, 2), (3, 2, 1)  # kernel, stride and padding of a split: of pixels, of tokens
+
+
+class Predictions(NamedTuple):
+    """What VST is supervised on, coarse to fine: 1/16, 1/8, 1/4 and the whole of the image's side.
+
+    Attributes:
+        saliency: Four logits (B, 1, H, W).
+        contours: As many of the objects' boundary.
+        features: (B, D, S/8, S/8), the decoder's tokens of an eighth.
+    """
+
+    saliency: list[Tensor]
+    contours: list[Tensor]
+    features: Tensor
+
+
+class T2TViT(nn.Module):
+    """T2T-ViT_t: tokens of 1/4, 1/8 and 1/16 by soft splits, the last through a vision transformer."""
+
+    pos_embed: Tensor
+
+    def __init__(self, grid: int, embed_dim: int, depth: int, heads: int, mlp_ratio: float, token_dim: int) -> None:
+        super().__init__()
+        self.tokens_to_token = nn.ModuleDict(
+            {
+                "attention1": SplitAttention(3 * PATCH[0] ** 2, token_dim),
+                "attention2": SplitAttention(token_dim * SMALL_PATCH[0] ** 2, token_dim),
+                "project": nn.Linear(token_dim * SMALL_PATCH[0] ** 2, embed_dim),
+            }
+        )
+        self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
+        self.register_buffer("pos_embed", sinusoids(1 + grid**2, embed_dim))
+        self.blocks = nn.ModuleList(PromptedBlock(embed_dim, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, pixels: Tensor, prompts: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return maps of 1/4, 1/8 and 1/16 for normalised pixels (B, 3, S, S)."""
+        side, split = pixels.shape[-1], self.tokens_to_token
+        quarter = to_maps(split["attention1"](soft_split(pixels, PATCH)), side // 4)
+        eighth = to_maps(split["attention2"](soft_split(quarter, SMALL_PATCH)), side // 8)
+        tokens = split["project"](soft_split(eighth, SMALL_PATCH))  # (B, N, D)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = tokens + self._positions(side // DIVISOR)
+        for block, prompt in zip(self.blocks, prompts, strict=True):
+            tokens = block(tokens, prompt)
+        return [quarter, eighth, to_maps(self.norm(tokens)[:, 1:], side // DIVISOR)]
+
+    def _positions(self, side: int) -> Tensor:
+        grid = math.isqrt(self.pos_embed.shape[1] - 1)
+        if grid == side:
+            return self.pos_embed
+        table = to_maps(self.pos_embed[:, 1:], grid)
+        resized = F.interpolate(table, (side, side), mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], to_tokens(resized)], dim=1)
+
+
+class SplitAttention(nn.Module):
+    """The attention of a soft split: patches (B, N, dim) to tokens (B, N, token_dim).
+
+    Widths differ, so that the values stand in for the tokens in the skip connection.
+    """
+
+    def __init__(self, dim: int, token_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(dim, 3 * token_dim, bias=False), "proj": nn.Linear(token_dim, token_dim)}
+        )
+        self.norm2, self.mlp = nn.LayerNorm(token_dim), Mlp(token_dim, token_dim)
+        self.scale = dim**-0.5  # the reference's: of the patches' width, not the keys'
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return tokens."""
+        query, key, value = self.attn["qkv"](self.norm1(patches)).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        tokens = value + self.attn["proj"](mixed)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Blocks(nn.Module):
+    """Blocks and a last normalisation, whose name checkpoints spell in two ways."""
+
+    def __init__(self, dim: int, depth: int, heads: int, mlp_ratio: float, norm: str = "norm") -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PromptedBlock(dim, heads, mlp_ratio) for _ in range(depth))
+        self.last = norm
+        self.add_module(norm, nn.LayerNorm(dim))
+
+    def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> Tensor:
+        """Return tokens (B, N, D)."""
+        for block, prompt in zip(self.blocks, prompts, strict=True):
+            tokens = block(tokens, prompt)
+        return self.get_submodule(self.last)(tokens)
+
+
+class TokenInference(nn.Module):
+    """Patch-task attention: each place asks one task token, and takes in as much of it as a sigmoid says."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, task: Tensor) -> Tensor:
+        """Return (B, N, D) for places (B, N, D) and the task's token (B, 1, D)."""
+        told = self.norm(task)
+        weights = self.q(self.norm(tokens)) @ self.k(told).transpose(1, 2) * tokens.shape[-1] ** -0.5  # (B, N, 1)
+        return tokens + self.proj(weights.sigmoid() * self.v(told))
+
+
+class Carried(NamedTuple):
+    """What goes from one scale of the decoder to the next: places (B, N, D) and both tasks' tokens (B, 1, D)."""
+
+    saliency: Tensor
+    places: Tensor
+    contour: Tensor
+
+
+class TaskTokens(nn.Module):
+    """The decoder at 1/16: the task tokens join the places."""
+
+    def __init__(self, dim: int, depth: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm, self.mlp_s = nn.LayerNorm(dim), projection(dim, dim, dim)
+        self.saliency_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.contour_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.encoderlayer = Blocks(dim, depth, heads, mlp_ratio)
+        self.saliency_token_pre, self.contour_token_pre = TokenInference(dim), TokenInference(dim)
+
+    def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Carried]:
+        """Return what the places show of saliency and of boundaries, (B, N, D) each, and what is carried on."""
+        places = self.mlp_s(self.norm(tokens))
+        tasks = (token.expand(len(places), -1, -1) for token in (self.saliency_token, self.contour_token))
+        saliency, contour = tasks
+        carried = attend(self.encoderlayer, Carried(saliency, places, contour), prompts)
+        return (
+            self.saliency_token_pre(carried.places, carried.saliency),
+            self.contour_token_pre(carried.places, carried.contour),
+            carried,
+        )
+
+
+class TaskScale(nn.Module):
+    """The decoder at 1/8 and at 1/4: widen the places, attend, infer both tasks, and narrow again."""
+
+    def __init__(self, token_dim: int, dim: int, depth: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(token_dim), projection(token_dim, dim, dim)
+        self.encoderlayer = Blocks(dim, depth, 1, mlp_ratio)
+        self.saliency_token_pre, self.contour_token_pre = TokenInference(dim), TokenInference(dim)
+        self.norm2, self.mlp2 = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
+        self.norm2_c, self.mlp2_c = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
+
+    def forward(
+        self, tokens: Tensor, before: Carried, prompts: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Carried]:
+        """Return saliency and boundary features (B, N, token_dim), and what is carried on."""
+        carried = before._replace(places=self.mlp(self.norm(tokens)))
+        carried = attend(self.encoderlayer, carried, prompts)
+        saliency = self.saliency_token_pre(carried.places, carried.saliency)
+        contour = self.contour_token_pre(carried.places, carried.contour)
+        return self.mlp2(self.norm2(saliency)), self.mlp2_c(self.norm2_c(contour)), carried
+
+
+class Upsampling(nn.Module):
+    """RT2T: each token becomes a patch of smaller tokens, and where patches overlap they add up.
+
+    That is a transposed convolution whose bias has a kernel too, and is computed as one: patches of all channels, laid
+    out side by side first, took most of the time of a small network.
+    """
+
+    def __init__(self, token_dim: int, patch: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.patch = patch
+        self.project = nn.Linear(token_dim, token_dim * patch[0] ** 2)
+
+    def forward(self, tokens: Tensor, last: nn.Linear | None = None) -> Tensor:
+        """Return maps (B, C, stride · H, stride · H) for tokens (B, H², D).
+
+        Args:
+            tokens: Of a square grid.
+            last: A layer that follows at each place; joined with this one, its few channels are all that is made.
+        """
+        kernel, stride, padding = self.patch
+        maps = to_maps(tokens, math.isqrt(tokens.shape[1]))
+        weight = self.project.weight.unflatten(0, (-1, kernel, kernel))  # (C, kernel, kernel, D)
+        bias = self.project.bias.unflatten(0, (-1, kernel, kernel))
+        if last is not None:
+            weight = torch.einsum("oc,chwd->ohwd", last.weight, weight)
+            bias = torch.einsum("oc,chw->ohw", last.weight, bias)
+        shape = {"stride": stride, "padding": padding, "output_padding": stride + 2 * padding - kernel}
+        upsampled = F.conv_transpose2d(maps, weight.permute(3, 0, 1, 2), **shape)
+        upsampled = upsampled + F.conv_transpose2d(torch.ones_like(maps[:1, :1]), bias[None], **shape)
+        return upsampled if last is None else upsampled + last.bias[:, None, None]
+
+
+class Fusion(Upsampling):
+    """RT2T of the decoder's tokens, narrowed first, then joined with the encoder's of that scale."""
+
+    def __init__(self, dim: int, token_dim: int, dropout: float) -> None:
+        super().__init__(token_dim, SMALL_PATCH)
+        self.concatFuse = projection(2 * token_dim, token_dim, token_dim)
+        self.att = Performer(token_dim, dropout)
+        self.norm, self.mlp = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
+
+    def fuse(self, places: Tensor, encoded: Tensor) -> Tensor:
+        """Return tokens (B, 4N, C) for places (B, N, D) and maps (B, C, H, W)."""
+        finer = to_tokens(self(self.mlp(self.norm(places))))
+        return self.att(self.concatFuse(torch.cat([finer, to_tokens(encoded)], dim=2)))
+
+
+class Performer(nn.Module):
+    """Attention of linear cost: positive random features stand in for the exponential (Choromanski et al., 2021)."""
+
+    w: Tensor
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.kqv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = projection(dim, dim, dim)
+        self.drop = nn.Dropout(dropout)
+        features = dim // 2
+        self.register_buffer("w", nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (B, N, D)."""
+        key, query, value = self.kqv(self.norm1(tokens)).chunk(3, dim=-1)  # in this order
+        key, query = self._features(key), self._features(query)  # (B, N, m)
+        total = query @ key.sum(dim=1)[:, :, None]  # (B, N, 1)
+        mixed = query @ (key.transpose(1, 2) @ value) / (total + 1e-8)
+        tokens = tokens + self.drop(self.proj(mixed))
+        return tokens + self.drop(self.mlp(self.norm2(tokens)))
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        return torch.exp(tokens @ self.w.T - tokens.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(self.w))
+
+
+class Decoder(nn.Module):
+    """From 1/16 to the whole image: fuse, attend and predict at each scale."""
+
+    def __init__(self, dim: int, token_dim: int, depth: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(dim), projection(dim, dim, token_dim)
+        self.norm_c, self.mlp_c = nn.LayerNorm(dim), projection(dim, dim, token_dim)
+        self.decoder1, self.decoder2 = Fusion(dim, token_dim, dropout), Fusion(dim, token_dim, dropout)
+        self.decoder3, self.decoder3_c = Upsampling(token_dim, PATCH), Upsampling(token_dim, PATCH)
+        self.token_pre_1_8 = TaskScale(token_dim, dim, depth, mlp_ratio)
+        self.token_pre_1_4 = TaskScale(token_dim, dim, depth, mlp_ratio)
+        for scale in ("1_16", "1_8", "1_4", "1_1"):
+            self.add_module(f"pre_{scale}", nn.Linear(token_dim, 1))
+            self.add_module(f"pre_{scale}_c", nn.Linear(token_dim, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        coarsest: tuple[Tensor, Tensor, Carried],
+        eighth: Tensor,
+        quarter: Tensor,
+        middle: Sequence[Tensor | None],
+        fine: Sequence[Tensor | None],
+    ) -> Predictions:
+        """Return the logits of all scales.
+
+        Args:
+            coarsest: What `TaskTokens` returned.
+            eighth: Features of the encoder, (B, C, S/8, S/8).
+            quarter: The same, (B, C, S/4, S/4).
+            middle: Prompts of the blocks of 1/8.
+            fine: Prompts of the blocks of 1/4.
+        """
+        saliency, contour, carried = coarsest
+        shown = [(self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))]
+        saliency, contour, carried = self.token_pre_1_8(self.decoder1.fuse(carried.places, eighth), carried, middle)
+        shown.append((saliency, contour))
+        features = to_maps(carried.places, eighth.shape[-1])
+        saliency, contour, _ = self.token_pre_1_4(self.decoder2.fuse(carried.places, quarter), carried, fine)
+        shown.append((saliency, contour))
+        maps: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for scale, pair in zip(("1_16", "1_8", "1_4"), shown, strict=True):
+            for logits, tokens, suffix in zip(maps, pair, ("", "_c"), strict=True):
+                layer = self.get_submodule(f"pre_{scale}{suffix}")
+                logits.append(to_maps(layer(tokens), math.isqrt(tokens.shape[1])))
+        maps[0].append(self.decoder3(saliency, self.pre_1_1))
+        maps[1].append(self.decoder3_c(contour, self.pre_1_1_c))
+        return Predictions(*maps, features)
+
+
+def attend(blocks: Blocks, carried: Carried, prompts: Sequence[Tensor | None]) -> Carried:
+    """Return what comes out of blocks that see both task tokens and the places together."""
+    tokens = blocks(torch.cat(carried, dim=1), prompts)  # (B, 1 + N + 1, D)
+    return Carried(tokens[:, :1], tokens[:, 1:-1], tokens[:, -1:])
+
+
+def projection(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Return two linear layers with a GELU between them, under the names that checkpoints give such a pair."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def soft_split(maps: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Return overlapping patches (B, N, C · kernel²) of maps (B, C, H, W)."""
+    kernel, stride, padding = patch
+    return F.unfold(maps, kernel, padding=padding, stride=stride).transpose(1, 2)
+
+
+def sinusoids(positions: int, dim: int) -> Tensor:
+    """Return (1, positions, dim): sines in even channels, cosines in odd ones, of Vaswani et al., 2017."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angles = torch.arange(positions)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    return torch.where(channel % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+def small_weights(module: nn.Module) -> None:
+    """Draw the weights of a linear layer as those of vision transformers; its bias is zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""CLIP Surgery: attention of an image to a text."""

@@ -1,0 +1,49 @@
+"""Features of needs from the text encoder that attention is made of: what a policy is told beside the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from maskgym.segmenters.attention.clip_surgery import ClipSurgery, clip_tiny
+from maskgym.segmenters.text import split_semantic
+
+
+class NeedFeatures:
+    """Frozen features of texts, by the CLIP of an attention segmenter.
+
+    It has the form of `maskgym.policies.needs.need_encoder.NeedEncoder`, which environments do not import.
+
+    Args:
+        clip: Whose text encoder; None for the embedded one.
+
+    Attributes:
+        levels: 1: the feature that CLIP compares with images.
+    """
+
+    levels = 1
+
+    def __init__(self, clip: ClipSurgery | None = None) -> None:
+        self.clip = clip_tiny() if clip is None else clip
+
+    @property
+    def width(self) -> int:
+        """Return the length of a feature; the weights are not loaded for it."""
+        return self.clip.config.projection_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the segmenter's, which names the weights."""
+        return self.clip.fingerprint
+
+    def encode(self, needs: Sequence[str]) -> torch.Tensor:
+        """Return float32 (B, 1, width) on the CPU, of unit length; 0 for an empty need.
+
+        What is longer than the encoder reads is cut, and words that it does not know are its unknown token's.
+        """
+        features = torch.zeros(len(needs), self.width)
+        asked = [row for row, need in enumerate(needs) if split_semantic(need)[1]]
+        if asked:
+            features[asked] = self.clip.text_features([needs[row] for row in asked]).cpu()
+        return features[:, None]

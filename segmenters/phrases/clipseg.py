@@ -1,0 +1,63 @@
+"""CLIPSeg: a light decoder on a frozen CLIP, through transformers.
+
+References:
+    Lüddecke and Ecker, Image Segmentation Using Text and Image Prompts, CVPR 2022, arXiv 2112.10003.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from maskgym.segmenters.hub import HubNetwork
+from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.text import split_semantic, tokenize
+
+
+class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
+    """CLIPSeg behind the contract of referring segmenters.
+
+    It was trained on phrases alone, so the prefix ``[semantic]`` is taken off: with it or without, a mask holds
+    all regions that the phrase describes.
+
+    Args:
+        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
+
+    Raises:
+        UserError: See `HubNetwork`.
+    """
+
+    architecture = "CLIPSegForImageSegmentation"
+    model_types = ("clipseg",)
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "CIDAS/clipseg-rd64-refined",
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 4,
+    ) -> None:
+        super().__init__(checkpoint, device, dtype, batch_size)
+
+    def _encode(self, images: list[np.ndarray]) -> list[Tensor]:
+        """Return what the decoder reads: the activations (B, tokens, D) of some layers of the vision encoder."""
+        vision = self.network.clip.vision_model(
+            self.pixels(images), output_hidden_states=True, interpolate_pos_encoding=True
+        )
+        # The first hidden state is the embedding, so layer i has index i + 1.
+        return [vision.hidden_states[layer + 1] for layer in self.network.config.extract_layers]
+
+    def _decode(self, encoded: list[Tensor], phrases: list[str], image_index: Tensor) -> Tensor:
+        texts = [split_semantic(phrase)[1] for phrase in phrases]
+        longest = self.network.config.text_config.max_position_embeddings
+        ids, padding = tokenize(self.tokenizer, texts, longest)
+        condition = self.network.get_conditional_embeddings(
+            batch_size=len(texts), input_ids=ids.to(self.device), attention_mask=(~padding).to(self.device)
+        )
+        logits = self.network.decoder([layer[image_index] for layer in encoded], condition).logits
+        return logits.reshape(len(texts), *logits.shape[-2:])

@@ -1,0 +1,286 @@
+"""EVF-SAM: segment what a phrase refers to, by SAM with one prompt that BEiT-3 makes of image and phrase.
+
+The image and the words go together through BEiT-3 (early fusion); its class token, projected, is the single
+sparse prompt of SAM's mask decoder. The state-dict names are those of the published checkpoints.
+
+References:
+    Zhang et al., EVF-SAM: Early Vision-Language Fusion for Text-Prompted Segment Anything Model,
+    arXiv 2406.20076. Reference code: hustvl/EVF-SAM (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskgym.errors import UserError
+from maskgym.segmenters.phrases.beit3 import Beit3, Beit3Config
+from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.points.sam import (
+    CONSTANTS,
+    SamConfig,
+    decode_prompts,
+    resized_size,
+    restore_constants,
+    sam_pixels,
+)
+from maskgym.segmenters.text import find_tokenizer, load_tokenizer, tokenize
+from maskgym.segmenters.weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# SAM computes positions from this buffer in float32 whatever the precision of the weights.
+GAUSSIAN_MATRIX = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+UNUSED_BUFFERS = tuple(f"visual_model.{name}" for name in CONSTANTS)
+EMBEDDED = Path(__file__).parent / "evf_sam_tiny"
+
+
+@dataclass(frozen=True)
+class EvfSamConfig:
+    """Sizes of both halves of an EVF-SAM; the defaults are those of the published checkpoints."""
+
+    sam: SamConfig = field(default_factory=SamConfig)
+    beit3: Beit3Config = field(default_factory=Beit3Config)
+
+    @classmethod
+    def official(cls) -> EvfSamConfig:
+        """Return the sizes of ``evf-sam`` and ``evf-sam-multitask``: SAM ViT-H and BEiT-3 large."""
+        return cls()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EvfSamConfig:
+        """Return the config that `to_dict` wrote.
+
+        Raises:
+            TypeError: If a key is not a setting.
+        """
+        sam = dict(values["sam"])
+        sam["global_attention_layers"] = tuple(sam["global_attention_layers"])
+        return cls(sam=SamConfig(**sam), beit3=Beit3Config(**values["beit3"]))
+
+
+class EvfSam(nn.Module):
+    """The network, in steps that let an image be encoded once and its phrases be batched with those of others.
+
+    Throughout, B counts images, P phrases, and ``image_index`` (int64, (P,)) names the image of each phrase.
+
+    Example:
+        >>> sam = SamConfig(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, window_size=0,
+        ...                 global_attention_layers=(), prompt_embed_dim=16, decoder_num_heads=2)
+        >>> beit3 = Beit3Config(image_size=16, patch_size=8, vocabulary_size=9, embed_dim=16, num_heads=2,
+        ...                     feed_forward_dim=32, depth=1)
+        >>> model = EvfSam(EvfSamConfig(sam, beit3))
+        >>> index = torch.tensor([0, 0, 1])
+        >>> prompts = model.embed_prompts(torch.zeros(2, 3, 16, 16), torch.tensor([[0, 5, 2]] * 3), None, index)
+        >>> model.decode(model.encode_images(torch.zeros(2, 3, 32, 32)), prompts, index).shape
+        torch.Size([3, 16, 16])
+    """
+
+    def __init__(self, config: EvfSamConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.beit3.embed_dim
+        self.visual_model = config.sam.build()
+        self.mm_extractor = nn.ModuleDict({"beit3": Beit3(config.beit3)})
+        projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.sam.prompt_embed_dim))
+        self.text_hidden_fcs = nn.ModuleList([projection])
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Return SAM's embeddings (B, C, h, w) for pixels float (B, 3, S, S) from `sam_pixels`."""
+        return self.visual_model.image_encoder(pixels)
+
+    def embed_prompts(
+        self, pixels: Tensor, input_ids: Tensor, padding_mask: Tensor | None, image_index: Tensor
+    ) -> Tensor:
+        """Return one prompt a phrase.
+
+        Args:
+            pixels: float (B, 3, s, s) from `beit3_pixels`.
+            input_ids: int64 (P, T), padded on the right.
+            padding_mask: bool (P, T), True at padding, or None where nothing is padded.
+            image_index: int64 (P,), the image of each phrase.
+
+        Returns:
+            float (P, C).
+        """
+        features = self.mm_extractor["beit3"](pixels, input_ids, padding_mask, image_index)
+        return self.text_hidden_fcs[0](features[:, 0])
+
+    def decode(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> Tensor:
+        """Return low-resolution mask logits (P, 4h, 4w) for embeddings (B, C, h, w) and prompts (P, C)."""
+        return decode_prompts(self.visual_model, embeddings[image_index], prompts[:, None])
+
+    def resize(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """Bring low-resolution logits (P, 4h, 4w) of one image to its own (height, width), in float32."""
+        resized = resized_size(original_size, self.config.sam.image_size)
+        return self.visual_model.postprocess_masks(logits[:, None].float(), resized, original_size)[:, 0]
+
+
+def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
+    """Return float32 (3, size, size): BEiT-3's view of an image, stretched to the square, about [-1, 1].
+
+    The resize is bicubic on floats without antialias and without clamping: the checkpoints were trained so.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        size: Side of the square, pixels.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255.0
+    pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", align_corners=False)[0]
+    return (pixels - 0.5) / 0.5
+
+
+class EvfSamSegmenter(ReferringSegmenter):
+    """EVF-SAM behind the contract of referring segmenters.
+
+    Args:
+        checkpoint: A folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, whole or in
+            shards) and a tokenizer (``tokenizer.json``, ``sentencepiece.bpe.model`` or ``beit3.spm``): a download of
+            ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
+            unless it lies beside, is then the published one.
+        tokenizer: The tokenizer's file or folder, where it is not beside the weights.
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.
+            What concerns the weights' content is found at first use.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 4,
+    ) -> None:
+        super().__init__(device, dtype, batch_size)
+        if checkpoint is None:
+            raise UserError(
+                "segmenter 'evf_sam' needs checkpoint=PATH: a folder like evf-sam-multitask, or its weights"
+            )
+        path = Path(checkpoint).expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint: expected a folder or a file of weights")
+        self.weights_file = path if path.is_file() else find_weights(path)
+        self.config = read_config(self.weights_file.parent / "config.json", optional=path.is_file())
+        self.tokenizer_file = find_tokenizer(Path(tokenizer).expanduser() if tokenizer else self.weights_file.parent)
+
+    @property
+    def input_size(self) -> int:
+        """Return the side of SAM's square input, pixels."""
+        return self.config.sam.image_size
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer; the first call loads it."""
+        return load_tokenizer(self.tokenizer_file, self.config.beit3.vocabulary_size)
+
+    def _load(self) -> EvfSam:
+        return load_model(self.config, self.weights_file, self.dtype)
+
+    def _identity(self) -> tuple[str, list[Path]]:
+        return json.dumps(self.config.to_dict()), [*weight_files(self.weights_file), self.tokenizer_file]
+
+    def _encode(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        sam = torch.stack([sam_pixels(image, self.config.sam.image_size) for image in images])
+        beit3 = torch.stack([beit3_pixels(image, self.config.beit3.image_size) for image in images])
+        return self.network.encode_images(sam.to(self.device, self.dtype)), beit3.to(self.device, self.dtype)
+
+    def _decode(self, encoded: tuple[Tensor, Tensor], phrases: list[str], image_index: Tensor) -> Tensor:
+        embeddings, pixels = encoded
+        ids, padding = tokenize(self.tokenizer, phrases, self.config.beit3.max_text_tokens)
+        prompts = self.network.embed_prompts(pixels, ids.to(self.device), padding.to(self.device), image_index)
+        return self.network.decode(embeddings, prompts, image_index)
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.network.resize(logits, size)
+
+
+def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
+    """Return the embedded EVF-SAM, trained on the procedural scenes; it needs no download.
+
+    Raises:
+        UserError: If the package was installed without its weights.
+    """
+    if not EMBEDDED.is_dir():
+        raise UserError(
+            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py"
+        )
+    return EvfSamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
+    """Read ``config.json``: our own, or that of a published checkpoint.
+
+    Args:
+        file: The file.
+        optional: Whether a missing file means the published sizes.
+
+    Raises:
+        UserError: If the file is missing or cannot be read, or asks for parts that are not implemented.
+    """
+    if optional and not file.exists():
+        return EvfSamConfig.official()
+    try:
+        values = json.loads(file.read_text())
+        if "beit3" in values:
+            return EvfSamConfig.from_dict(values)
+        scales = values.get("sam_scale", "huge"), values.get("mm_extractor_scale", "large")
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file: expected the config of an EVF-SAM") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: cannot be read as the config of an EVF-SAM: {error}") from error
+    if scales != ("huge", "large"):
+        raise UserError(f"{file}: sam_scale and mm_extractor_scale are {scales}: expected ('huge', 'large')")
+    return EvfSamConfig.official()
+
+
+def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = torch.float32) -> EvfSam:
+    """Return the network with the given weights, on the CPU; nothing is initialised twice.
+
+    Raises:
+        UserError: If the weights cannot be read or do not fit the config.
+    """
+    state = read_state(weights_file)
+    state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
+    with torch.device("meta"):
+        model = EvfSam(config)
+    load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
+    restore_constants(model.visual_model)
+    return model
+
+
+def save_checkpoint(
+    folder: str | Path, model: EvfSam, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder that `EvfSamSegmenter` loads: ``config.json``, ``model.safetensors`` and the tokenizer.
+
+    Args:
+        folder: Made if need be; files of an earlier checkpoint are replaced.
+        model: The network.
+        tokenizer: Saved as ``tokenizer.json``.
+        dtype: How weights are stored; ``torch.float16`` halves the file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(tokenizer.backend_tokenizer.to_str(pretty=True), folder / "tokenizer.json")
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    state = {name: value if name == GAUSSIAN_MATRIX else value.to(dtype) for name, value in state.items()}
+    write_state(state, folder / "model.safetensors")
+    write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", folder / "config.json")

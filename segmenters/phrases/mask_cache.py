@@ -1,0 +1,71 @@
+"""Masks of phrases computed once: keyed by the pixels of the image and the phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from maskgym.segmenters.bounded import BoundedStore
+from maskgym.segmenters.frozen import pixels_key
+from maskgym.segmenters.text import uniform_phrase
+
+
+class MaskCache:
+    """A referring segmenter that remembers its masks, as bits: it returns 0 and 1 in place of probabilities.
+
+    What a phrase's mask is rounds differently with what else is segmented in the same call, by about 1e-6 of a
+    probability. So a mask found here may differ from one computed anew in single pixels at the edge.
+
+    Args:
+        segmenter: A referring segmenter.
+        max_bytes: How much memory the masks may take; the least recently used ones go first.
+
+    Raises:
+        UserError: If max_bytes is negative.
+    """
+
+    def __init__(self, segmenter: Any, max_bytes: int = 2**30) -> None:
+        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
+        self.hits = self.misses = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the segmenter's."""
+        return self.segmenter.fingerprint
+
+    @property
+    def input_size(self) -> int:
+        """Return the segmenter's."""
+        return self.segmenter.input_size
+
+    def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return float32 (n_i, H_i, W_i), 0 or 1; arguments and errors are those of the segmenter."""
+        keys = []
+        for image, row in zip(images, expressions, strict=True):
+            pixels = pixels_key(image) if row else b""
+            keys.append([(pixels, uniform_phrase(phrase)) for phrase in row])
+        bits = {key: self.kept.get(key) for row in keys for key in row}
+        missing = [[key[1] for key in row if bits[key] is None] for row in keys]
+        found = self.segmenter.segment(images, missing) if any(missing) else []
+        new: dict[tuple[bytes, str], np.ndarray] = {}
+        for own, phrases, masks in zip(keys, missing, found, strict=False):
+            new |= {(own[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
+        self.misses += len(new)
+        self.hits += sum(map(len, keys)) - len(new)
+        bits |= new
+        for key, value in bits.items():
+            self.kept.keep(key, value)
+        return [
+            np.stack([_unpacked(bits[key], image.shape[:2]) for key in row]) if row else _nothing(image)
+            for image, row in zip(images, keys, strict=True)
+        ]
+
+
+def _unpacked(bits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    return np.unpackbits(bits, count=size[0] * size[1]).reshape(size).astype(np.float32)
+
+
+def _nothing(image: np.ndarray) -> np.ndarray:
+    return np.zeros((0, *image.shape[:2]), np.float32)

@@ -1,0 +1,99 @@
+"""SAM 3: finds and segments every instance of what a noun phrase names, through transformers.
+
+References:
+    Carion et al., SAM 3: Segment Anything with Concepts, arXiv 2511.16719.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskgym.errors import UserError
+from maskgym.segmenters.hub import HubNetwork
+from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.text import split_semantic, tokenize
+
+MAX_TOKENS = 32  # positions of the text encoder; the published processor uses the same number
+NOTHING_FOUND = -20.0  # a logit: its probability is 2e-9
+
+
+class Sam3Segmenter(HubNetwork, ReferringSegmenter):
+    """SAM 3 behind the contract of referring segmenters.
+
+    The model gives each of its queries a mask and a score: the probability that the query is an instance, times
+    that the concept is in the image at all. Masks whose score exceeds the threshold count. With ``[semantic]`` the
+    answer is their union, all instances; without, the best-scored one. With none the answer is empty.
+
+    Args:
+        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
+        score_threshold: In [0, 1].
+        device: See `ReferringSegmenter`.
+        dtype: See `ReferringSegmenter`.
+        batch_size: See `ReferringSegmenter`.
+
+    Raises:
+        UserError: If the threshold is outside [0, 1]; else see `HubNetwork`.
+    """
+
+    architecture = "Sam3Model"
+    model_types = ("sam3", "sam3_video")  # the published folder is that of the video model, which holds the image one
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "facebook/sam3",
+        score_threshold: float = 0.5,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 4,
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f"score_threshold {score_threshold}: expected a number in [0, 1]")
+        super().__init__(checkpoint, device, dtype, batch_size)
+        self.score_threshold = score_threshold
+
+    def _identity(self) -> tuple[str, list[Path]]:
+        config, files = super()._identity()
+        return f"{self.score_threshold} {config}", files
+
+    def _encode(self, images: list[np.ndarray]) -> Any:
+        """Return the vision encoder's output: feature maps (B, C, h, w) of several levels with their positions."""
+        return self.network.get_vision_features(self.pixels(images))
+
+    def _decode(self, encoded: Any, phrases: list[str], image_index: Tensor) -> Tensor:
+        semantic, texts = zip(*(split_semantic(phrase) for phrase in phrases), strict=True)
+        ids, padding = tokenize(self.tokenizer, texts, MAX_TOKENS)
+        output = self.network(
+            vision_embeds=replace(
+                encoded,
+                last_hidden_state=None,
+                fpn_hidden_states=tuple(level[image_index] for level in encoded.fpn_hidden_states),
+                fpn_position_encoding=tuple(level[image_index] for level in encoded.fpn_position_encoding),
+            ),
+            input_ids=ids.to(self.device),
+            attention_mask=(~padding).to(self.device).long(),
+        )
+        scores = output.pred_logits.float().sigmoid() * output.presence_logits.float().sigmoid()  # (P, queries)
+        return combine(output.pred_masks.float(), scores, torch.tensor(semantic), self.score_threshold)
+
+
+def combine(masks: Tensor, scores: Tensor, semantic: Tensor, threshold: float) -> Tensor:
+    """Merge the masks of the queries into one a phrase.
+
+    Args:
+        masks: float (P, Q, h, w) logits.
+        scores: float (P, Q) in [0, 1].
+        semantic: bool (P,): the union of all masks above the threshold, or only the best one.
+        threshold: Scores must exceed it.
+
+    Returns:
+        float (P, h, w) logits; a union takes the largest logit at each pixel.
+    """
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.argmax(dim=1, keepdim=True), True)
+    chosen = (scores > threshold) & (best | semantic.to(scores.device)[:, None])
+    return masks.masked_fill(~chosen[:, :, None, None], NOTHING_FOUND).amax(dim=1)

@@ -1,0 +1,88 @@
+"""Image embeddings computed once: in memory up to a bound, and on disk if asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskgym.errors import UserError
+from maskgym.segmenters.bounded import BoundedStore
+from maskgym.segmenters.frozen import pixels_key
+from maskgym.segmenters.weights import read_state, write_state
+
+if TYPE_CHECKING:
+    from maskgym.segmenters.points.promptable import PromptableSegmenter
+
+
+class EmbeddingCache:
+    """The embeddings of a promptable segmenter, keyed by the pixels of the image.
+
+    On disk they lie under the segmenter's fingerprint: another segmenter, or another image under an old name, finds
+    nothing there. A file is written whole or not at all, and one that cannot be read is computed again.
+
+    Args:
+        segmenter: Whose embeddings.
+        max_bytes: How much memory they may take; the least recently used ones go first.
+        folder: Where they are stored too, or None.
+
+    Raises:
+        UserError: If max_bytes is negative.
+    """
+
+    def __init__(
+        self, segmenter: PromptableSegmenter, max_bytes: int = 2**30, folder: str | Path | None = None
+    ) -> None:
+        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
+        self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return (B, C, h, w) on the segmenter's device; what is new is encoded.
+
+        Args:
+            images: B square arrays, uint8 (S, S, 3).
+        """
+        keys = [pixels_key(image) for image in images]
+        found = {key: embedding for key in set(keys) if (embedding := self._find(key)) is not None}
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if new:
+            # One at a time: rounding depends on the batch, and a resumed run, whose cache is empty, must find the same.
+            computed = {key: self.segmenter.encode([image])[0] for key, image in new.items()}
+            found |= computed
+            for key, embedding in computed.items():
+                self._store(key, embedding)
+        for key in found:
+            self.kept.keep(key, found[key])
+        return torch.stack([found[key] for key in keys])
+
+    def _find(self, key: bytes) -> Tensor | None:
+        kept = self.kept.get(key)
+        if kept is not None:
+            return kept
+        if self.folder is None or not self._file(key).exists():
+            return None
+        try:
+            embedding = read_state(self._file(key))["embedding"]
+        except (UserError, KeyError):  # cut off by a crash elsewhere than in our writing
+            return None
+        return embedding.to(self.segmenter.device)
+
+    def _store(self, key: bytes, embedding: Tensor) -> None:
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_state({"embedding": embedding}, self._file(key))
+        except OSError as error:  # a full disk: what is computed is used all the same
+            warnings.warn(f"{self.folder}: embeddings are no longer stored: {error}", stacklevel=3)
+            self._file(key).with_name(f"{self._file(key).name}.tmp").unlink(missing_ok=True)
+            self.folder = None
+
+    def _file(self, key: bytes) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key.hex()}.safetensors"

@@ -1,0 +1,138 @@
+"""What every promptable segmenter shares: encode each image once, then turn points and boxes into masks, in batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskgym.errors import UserError
+from maskgym.segmenters.frozen import FrozenNetwork, check_image
+
+PADDING = -1  # the label of a point that is not there
+
+
+class PromptableSegmenter(FrozenNetwork):
+    """Masks for points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` to where they go.
+
+    A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`, and `spatial` where
+    its decoder needs more than the maps that a policy sees.
+    """
+
+    @property
+    @abstractmethod
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Return (C, h, w) of what `spatial` gives of one image."""
+
+    @abstractmethod
+    def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return embeddings (B, C', h, w) of square images."""
+
+    @abstractmethod
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+        """Return logits (B, h, w); points (B, k, 2) and boxes (B, 4) are in pixels of the input, and none is padding.
+
+        There is at least one point, or a box.
+        """
+
+    def spatial(self, embeddings: Tensor) -> Tensor:
+        """Return what a policy sees of embeddings (B, C', h, w): maps (B, C, h, w), here the embeddings themselves.
+
+        A segmenter whose decoder reads finer maps too packs them into further channels, which this leaves out.
+        """
+        return embeddings
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the embeddings of square images.
+
+        Args:
+            images: B arrays, uint8 (S, S, 3) RGB; each is stretched to `input_size`.
+
+        Returns:
+            (B, C', h, w) on `device`, in `dtype`: all that `decode` needs; `spatial` gives what a policy sees of it.
+
+        Raises:
+            UserError: If an image is not uint8 (S, S, 3).
+        """
+        for number, image in enumerate(images):
+            check_image(image, number)
+            if image.shape[0] != image.shape[1]:
+                raise UserError(f"image {number} is {image.shape}: expected a square one")
+        starts = range(0, len(images), self.batch_size)
+        return torch.cat([self._encode(images[start : start + self.batch_size]) for start in starts])
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        embeddings: Tensor,
+        points: np.ndarray | Tensor | None = None,
+        labels: np.ndarray | Tensor | None = None,
+        side: int | None = None,
+        boxes: np.ndarray | Tensor | None = None,
+    ) -> Tensor:
+        """Return low-resolution mask logits, one row a set of points, a box, or both.
+
+        Rows with the same number of points are decoded together. Padding takes no part: a row with it and the same row
+        without give the same logits.
+
+        Args:
+            embeddings: (B, C', h, w), as `encode` returned them; rows may repeat.
+            points: (B, k, 2), (x, y) in pixels of the square image; None for none, where there are boxes.
+            labels: (B, k), 1 foreground, 0 background, -1 padding.
+            side: Of that image, pixels; None means `input_size`.
+            boxes: (B, 4), (left, top, right, bottom) in pixels of the square image; None for none.
+
+        Returns:
+            float32 (B, h', w') on `device`.
+
+        Raises:
+            ValueError: If the shapes do not fit, or a row has neither point nor box.
+        """
+        count, scale = len(embeddings), self.input_size / (side or self.input_size)
+        none = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
+        places: Tensor = (
+            torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
+        )
+        kinds: Tensor = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
+        if places.shape != (*kinds.shape, 2) or len(kinds) != count:
+            raise ValueError(
+                f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
+                "expected (B, …), (B, k, 2), (B, k)"
+            )
+        if boxes is not None:
+            boxes = torch.as_tensor(boxes, device=self.device, dtype=torch.float32) * scale
+            if boxes.shape != (count, 4):
+                raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
+        # Padding to the end of its row, the others in their order.
+        order = (kinds == PADDING).int().argsort(dim=1, stable=True)
+        places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
+        counts = (kinds != PADDING).sum(dim=1)
+        if boxes is None and not counts.all():
+            raise ValueError(f"row {int((counts == 0).nonzero()[0])} has no point: expected at least one, or a box")
+        rows, logits = [], []
+        for used in counts.unique().tolist():
+            for chunk in (counts == used).nonzero()[:, 0].split(self.batch_size):
+                rows.append(chunk)
+                of_chunk = None if boxes is None else boxes[chunk]
+                prompts = places[chunk, :used], kinds[chunk, :used], of_chunk
+                logits.append(self._decode(embeddings[chunk], *prompts).float())
+        return torch.cat(logits)[torch.cat(rows).argsort()]
+
+    @staticmethod
+    def resize(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Bring logits (B, h, w) to the (height, width) of each image, bilinearly: float32 (H_i, W_i) each.
+
+        The way through the input's own size, which SAM's code takes, is left out: it costs a thousand-pixel square a
+        mask and differs only within a pixel of the low resolution.
+        """
+        if len(set(sizes)) == 1:
+            return list(F.interpolate(logits[None], sizes[0], mode="bilinear", align_corners=False)[0].cpu().numpy())
+        return [
+            F.interpolate(row[None, None], size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+            for row, size in zip(logits, sizes, strict=True)
+        ]

@@ -1,0 +1,293 @@
+"""Segment Anything: points and boxes in, masks out, by the ``Sam`` of ``segment_anything`` itself.
+
+References:
+    Kirillov et al., Segment Anything, ICCV 2023. Code and checkpoints: facebookresearch/segment-anything (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskgym.errors import UserError
+from maskgym.segmenters.points.promptable import PromptableSegmenter
+from maskgym.segmenters.weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # on the scale 0 to 255
+PIXEL_DEVIATION = (58.395, 57.12, 57.375)
+CONSTANTS = ("pixel_mean", "pixel_std")  # some tools save these two with the weights
+GAUSSIAN_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # float32 in every precision
+EMBEDDED = Path(__file__).parent / "sam_tiny"
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Sizes of a SAM; the defaults are ViT-H, as EVF-SAM uses it."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    embed_dim: int = 1280
+    depth: int = 32
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    window_size: int = 14
+    global_attention_layers: tuple[int, ...] = (7, 15, 23, 31)
+    use_rel_pos: bool = True
+    prompt_embed_dim: int = 256
+    mask_channels: int = 16
+    decoder_depth: int = 2
+    decoder_num_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    iou_head_dim: int = 256
+
+    def build(self) -> Sam:
+        """Return a randomly initialised ``segment_anything`` model of these sizes."""
+        grid = self.image_size // self.patch_size
+        return Sam(
+            image_encoder=ImageEncoderViT(
+                img_size=self.image_size,
+                patch_size=self.patch_size,
+                embed_dim=self.embed_dim,
+                depth=self.depth,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                out_chans=self.prompt_embed_dim,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                use_rel_pos=self.use_rel_pos,
+                window_size=self.window_size,
+                global_attn_indexes=self.global_attention_layers,
+            ),
+            prompt_encoder=PromptEncoder(
+                embed_dim=self.prompt_embed_dim,
+                image_embedding_size=(grid, grid),
+                input_image_size=(self.image_size, self.image_size),
+                mask_in_chans=self.mask_channels,
+            ),
+            mask_decoder=MaskDecoder(
+                transformer_dim=self.prompt_embed_dim,
+                transformer=TwoWayTransformer(
+                    depth=self.decoder_depth,
+                    embedding_dim=self.prompt_embed_dim,
+                    num_heads=self.decoder_num_heads,
+                    mlp_dim=self.decoder_mlp_dim,
+                ),
+                iou_head_hidden_dim=self.iou_head_dim,
+            ),
+            pixel_mean=list(PIXEL_MEAN),
+            pixel_std=list(PIXEL_DEVIATION),
+        )
+
+
+# The published models, by the width of their image encoder.
+PUBLISHED = {
+    "vit_b": SamConfig(embed_dim=768, depth=12, num_heads=12, global_attention_layers=(2, 5, 8, 11)),
+    "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_attention_layers=(5, 11, 17, 23)),
+    "vit_h": SamConfig(),
+}
+
+
+class SamSegmenter(PromptableSegmenter):
+    """A SAM of ``segment_anything`` behind the contract of promptable segmenters.
+
+    Masks are SAM's single output (token 0), which is the one trained for several points.
+
+    Args:
+        checkpoint: An official ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
+        model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` takes what the weights are. A folder has its own config.
+        device: See `PromptableSegmenter`.
+        dtype: See `PromptableSegmenter`.
+        batch_size: See `PromptableSegmenter`.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, or is of another model. What concerns the weights' content
+            is found at first use.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        model: str = "auto",
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(device, dtype, batch_size)
+        if checkpoint is None:
+            raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth")
+        if model not in ("auto", *PUBLISHED):
+            raise UserError(f"segmenter.model={model}: expected auto, {', '.join(PUBLISHED)}")
+        path = Path(checkpoint).expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint: expected a file of weights")
+        self.weights_file = path if path.is_file() else find_weights(path)
+        self.model = model
+        self.own_config = read_config(path / "config.json") if path.is_dir() else None
+
+    @property
+    def input_size(self) -> int:
+        """Return the side of SAM's square input, pixels."""
+        return (self.own_config or PUBLISHED["vit_h"]).image_size  # the published ones share it
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Return (C, h, w) of one image's embedding."""
+        config = self.own_config or PUBLISHED["vit_h"]
+        grid = config.image_size // config.patch_size
+        return config.prompt_embed_dim, grid, grid
+
+    def _load(self) -> Sam:
+        state = read_state(self.weights_file)
+        found = self.own_config or published_config(state, self.weights_file, self.model)
+        return load_sam(found, state, self.weights_file, self.dtype)
+
+    def _identity(self) -> tuple[str, list[Path]]:
+        text = json.dumps(asdict(self.own_config)) if self.own_config else self.model
+        return text, weight_files(self.weights_file)
+
+    def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
+        pixels = torch.stack([sam_pixels(image, self.input_size) for image in images])
+        return self.network.image_encoder(pixels.to(self.device, self.dtype))
+
+    def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
+        return decode_points(self.network, embeddings, points, labels, boxes)
+
+
+def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
+    """Return the embedded SAM, trained on the procedural scenes; it needs no download.
+
+    It was trained on clicks alone: it takes boxes, but its masks for them are poor.
+
+    Raises:
+        UserError: If the package was installed without its weights.
+    """
+    if not EMBEDDED.is_dir():
+        raise UserError(
+            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py"
+        )
+    return SamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
+    """Return low-resolution mask logits (B, 4h, 4w), one row an image.
+
+    Args:
+        sam: The model.
+        embeddings: (B, C, h, w).
+        points: float (B, k, 2), (x, y) in pixels of the model's input.
+        labels: (B, k), 1 foreground, 0 background.
+        boxes: float (B, 4), (left, top, right, bottom) in the same pixels, or None; k may be 0 where there are boxes.
+    """
+    sparse, _ = sam.prompt_encoder(points=(points, labels) if points.shape[1] else None, boxes=boxes, masks=None)
+    return decode_prompts(sam, embeddings, sparse.to(embeddings.dtype))
+
+
+def decode_prompts(sam: Sam, embeddings: Tensor, prompts: Tensor) -> Tensor:
+    """Return low-resolution mask logits (B, 4h, 4w) for embeddings (B, C, h, w) and sparse prompts (B, k, C).
+
+    SAM's decoder repeats one image for all prompts and adds a dense prompt of each. The two are only ever added, so
+    handing the images in as dense prompts, and the dense prompt (the no-mask embedding) as the one image, decodes
+    prompts of different images in one call of the unchanged decoder.
+    """
+    _, no_mask = sam.prompt_encoder(points=None, boxes=None, masks=None)  # (1, C, h, w)
+    logits, _ = sam.mask_decoder(
+        image_embeddings=no_mask,
+        image_pe=sam.prompt_encoder.get_dense_pe().to(embeddings.dtype),
+        sparse_prompt_embeddings=prompts,
+        dense_prompt_embeddings=embeddings,
+        multimask_output=False,
+    )
+    return logits[:, 0]
+
+
+def resized_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Return (height, width) scaled so that the longer side is ``longer``, rounded half up."""
+    height, width = size
+    scale = longer / max(size)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def sam_pixels(image: np.ndarray, size: int) -> Tensor:
+    """Return float32 (3, size, size): SAM's view of an image, aspect ratio kept, padded right and below.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        size: Side of the square, pixels.
+    """
+    height, width = resized_size(image.shape[:2], size)
+    resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(resized).permute(2, 0, 1).float()
+    pixels = (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_DEVIATION)[:, None, None]
+    return F.pad(pixels, (0, size - width, 0, size - height))
+
+
+def published_config(state: Mapping[str, Tensor], file: Path, model: str = "auto") -> SamConfig:
+    """Return the config of published weights, by the width of their image encoder.
+
+    Raises:
+        UserError: If the weights are of none, or of another ViT than ``model``.
+    """
+    positions = state.get("image_encoder.pos_embed")
+    if positions is None:
+        raise UserError(f"{file}: holds no image_encoder.pos_embed: expected the weights of a SAM of segment_anything")
+    found = next((name for name, config in PUBLISHED.items() if config.embed_dim == positions.shape[-1]), None)
+    if found is None or model not in ("auto", found):
+        wanted = ", ".join(PUBLISHED) if model == "auto" else model
+        raise UserError(f"{file}: is of {found or f'width {positions.shape[-1]}'}: expected {wanted}")
+    return PUBLISHED[found]
+
+
+def read_config(file: Path) -> SamConfig:
+    """Read the ``config.json`` that `save_sam` wrote.
+
+    Raises:
+        UserError: If it is missing or cannot be read.
+    """
+    try:
+        values: dict[str, Any] = json.loads(file.read_text())
+        values["global_attention_layers"] = tuple(values["global_attention_layers"])
+        return SamConfig(**values)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file: expected the config of a SAM") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read as the config of a SAM: {error}") from error
+
+
+def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype = torch.float32) -> Sam:
+    """Return a SAM with the given weights, on the CPU; nothing is initialised twice.
+
+    Raises:
+        UserError: If the weights do not fit the config; ``source`` is named.
+    """
+    state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
+    with torch.device("meta"):
+        sam = config.build()
+    load_strictly(sam, state, source, ignore=CONSTANTS)
+    restore_constants(sam)
+    return sam
+
+
+def restore_constants(sam: nn.Module) -> None:
+    """Give a SAM that was made on the meta device the two constants that are not in its state dict."""
+    sam.pixel_mean = torch.tensor(PIXEL_MEAN)[:, None, None]
+    sam.pixel_std = torch.tensor(PIXEL_DEVIATION)[:, None, None]
+
+
+def save_sam(folder: str | Path, sam: Sam, config: SamConfig, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that `SamSegmenter` loads: ``config.json`` and ``model.safetensors``, stored as ``dtype``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach() for name, value in sam.state_dict().items()}
+    state = {name: value if name == GAUSSIAN_MATRIX else value.to(dtype) for name, value in state.items()}
+    write_state(state, folder / "model.safetensors")
+    write_text(json.dumps(asdict(config), indent=2) + "\n", folder / "config.json")

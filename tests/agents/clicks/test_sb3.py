@@ -1,0 +1,55 @@
+"""Algorithms of sb3-contrib through the adaptor."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from maskgym import data
+from maskgym.agents.clicks.sb3 import SampleVecEnv
+from maskgym.segmenters.points.sam import sam_tiny
+
+contrib = pytest.importorskip("sb3_contrib")
+
+
+def make_env(**settings):
+    return SampleVecEnv(
+        gym.make_vec(
+            "maskgym/PointPrompt-v0",
+            num_envs=4,
+            vectorization_mode="vector_entry_point",
+            dataset=data.make("scenes", task="sod", size=4),
+            segmenter=sam_tiny(device="cpu"),
+            autoreset_mode="SameStep",
+            **{"horizon": 8, **settings},
+        )
+    )
+
+
+@pytest.mark.parametrize("label", ["positive", "policy"])
+def test_maskable_ppo_never_clicks_a_patch_twice(label):
+    env = make_env(label=label, repeats=False)
+    model = contrib.MaskablePPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0)
+    model.learn(32)
+    observations = env.reset()
+    for _ in range(8):
+        masks = np.stack(env.env_method("action_masks"))
+        actions, _ = model.predict(observations, action_masks=masks, deterministic=False)
+        observations, _, _, infos = env.step(actions)
+        assert not any(info["repeated"] for info in infos)
+
+
+def test_without_masks_everything_may_be_clicked():
+    env = make_env(label="positive")
+    env.reset()
+    assert np.stack(env.env_method("action_masks")).all()
+    with pytest.raises(NotImplementedError):
+        env.env_method("render")
+
+
+def test_recurrent_ppo_plays():
+    small = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"lstm_hidden_size": 8}}
+    model = contrib.RecurrentPPO("MultiInputLstmPolicy", make_env(label="positive"), seed=0, **small)
+    model.learn(32)
+    assert model.num_timesteps == 32

@@ -1,0 +1,236 @@
+"""Language agents: environments as TRL's data and reward, training, resuming, and rationales."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from maskgym import agents, policies
+from maskgym.agents.text.language import last_checkpoint
+from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
+from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.errors import UserError
+
+
+def make_env(task: str, num_envs: int = 4, **arguments: object) -> ReasoningVectorEnv:
+    return ReasoningVectorEnv(num_envs, task, autoreset_mode=AutoresetMode.DISABLED, **arguments)
+
+
+def make_agent(name: str, output: Path, **settings: object):
+    policy = policies.make("qwen2_5_vl_tiny", device="cpu")
+    defaults = {"batch_size": 4, "max_new_tokens": 24, "seed": 3, "save_every": 2}
+    defaults |= {"isr_learning_rate": 1e-4} if name in ("cgpo", "sft") else {}
+    defaults |= {} if name in ("cgpo", "sft", "spo") else {"group_size": 4}
+    return agents.make(name, policy=policy, output=output, **{**defaults, **settings})
+
+
+def weights(agent) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for value in agent.policy.model.parameters()])
+
+
+def test_rows_show_what_reset_shows() -> None:
+    env = make_env("sis")
+    episodes = Episodes([env])
+    rows = episodes.rows(steps=2, batch=3, seed=0)
+    assert len(rows) == 6
+    again = make_env("sis", num_envs=1)
+    for row in rows:
+        observations, infos = again.reset(options={"index": row["index"]})
+        assert row["prompt"] == [{"role": "user", "content": observations["instruction"][0]}]
+        np.testing.assert_array_equal(np.asarray(row["images"][0]), observations["image"][0])
+        assert row["completion"] == infos["rationale"][0]
+
+
+def test_a_batch_is_of_one_task_and_tasks_take_turns() -> None:
+    rows = Episodes([make_env(task) for task in ("sod", "sis", "cosod")]).rows(steps=7, batch=5, seed=1)
+    tasks = np.array(rows.with_format(None)["task"]).reshape(7, 5)
+    assert (tasks == (np.arange(7) % 3)[:, None]).all()
+
+
+def test_no_sample_comes_twice_before_all_have_come() -> None:
+    rows = Episodes([make_env("sis")]).rows(steps=20, batch=100, seed=2)
+    assert sorted(rows.with_format(None)["index"]) == list(range(2000))
+
+
+def test_the_reward_function_is_the_envs_reward() -> None:
+    env, logged = make_env("sis"), []
+    reward = pickle.loads(pickle.dumps(EnvReward(Episodes([env]))))
+    indices = [5, 9, 2, 7, 1]  # more than the env is wide
+    rows = Rows(Episodes([env]))({"task": [0] * 5, "index": indices})
+    completions = [[{"role": "assistant", "content": text}] for text in rows["completion"][:4]] + ["nonsense"]
+    ids = [[1] * length for length in (3, 1, 4, 1, 5)]
+    values = reward(completions, ids, [0] * 5, indices, log_metric=lambda name, value: logged.append(name))
+    scalar = make_env("sis", num_envs=1)
+    for index, completion, value in zip(indices, completions, values, strict=True):
+        scalar.reset(options={"index": index})
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        assert scalar.step((text,))[1][0] == pytest.approx(value, abs=1e-5)
+    assert values[4] == 0 and set(logged) == {"reward/correctness", "reward/format"}
+    cost = reward.cost()
+    assert cost["scoring_ms"] == pytest.approx(1000 * cost.pop("scoring_seconds") / cost["reward_calls"])
+    assert cost.pop("scoring_ms") > 0 and 0 < cost.pop("scoring_share") < 1
+    assert cost == {"generated_tokens": 14, "reward_calls": 5}
+    assert set(reward.cost().values()) == {0}
+
+
+@pytest.mark.parametrize("name", ["cgpo", "sft"])
+def test_training_moves_the_language_part_and_logs(name: str, tmp_path: Path) -> None:
+    agent, seen = make_agent(name, tmp_path), []
+    before, vision = weights(agent), agent.policy.model.model.visual.patch_embed.proj.weight.clone()
+    agent.train([make_env("sis")], 5, lambda step, values: seen.append((step, values)))
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5]
+    assert not torch.equal(before, weights(agent))
+    assert torch.equal(vision, agent.policy.model.model.visual.patch_embed.proj.weight)
+    supervised = ["isr/loss" in values for _, values in seen]
+    assert supervised == ([False, False, False, True, True] if name == "cgpo" else [True] * 5)
+    assert [values["reward_calls"] > 0 for _, values in seen] == [not step for step in supervised]
+    if name == "cgpo":
+        assert {"reward", "reward/correctness", "reward/format", "cgpo/confidence", "entropy"} <= set(seen[0][1])
+
+
+GROUPS = {"group/share_without_signal", "frac_reward_zero_std"}
+LOGGED = {
+    "grpo": GROUPS | {"kl"},
+    "dr_grpo": GROUPS,
+    "dapo": GROUPS | {"dapo/rounds", "dapo/share_unfilled"},
+    "gspo": GROUPS,
+    "rloo": GROUPS | {"kl"},
+    "spo": {"spo/value", "spo/advantage_abs", "spo/share_known"},
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+@pytest.mark.parametrize("task", ["sis", "cosod"])
+def test_every_algorithm_trains_through_the_same_environment(name: str, task: str, tmp_path: Path) -> None:
+    agent, seen = make_agent(name, tmp_path, **({} if name == "spo" else {"group_size": 2})), []
+    before, vision = weights(agent), agent.policy.model.model.visual.patch_embed.proj.weight.clone()
+    agent.train([make_env(task)], 2, lambda step, values: seen.append(values))
+    assert len(seen) == 2 and LOGGED[name] | {"reward", "reward/correctness", "entropy"} <= set(seen[0])
+    moved = any(values["reward_std"] > 0 for values in seen)  # cut short, every answer on a group is as bad
+    assert moved or task == "cosod"
+    assert torch.equal(before, weights(agent)) != moved
+    assert torch.equal(vision, agent.policy.model.model.visual.patch_embed.proj.weight)
+
+
+def test_a_group_is_of_one_sample(tmp_path: Path) -> None:
+    env = make_env("sis")
+    shown: list[int] = []
+    reset = env.reset
+
+    def look(*arguments, **keywords):
+        shown.extend(np.asarray(keywords["options"]["index"]).tolist())
+        return reset(*arguments, **keywords)
+
+    env.reset = look
+    make_agent("dr_grpo", tmp_path, batch_size=8, group_size=4).train([env], 1, lambda *_: None)
+    scored = shown[-8:]  # after the rows were read
+    assert len(set(scored[:4])) == len(set(scored[4:])) == 1 and scored[0] != scored[4]
+
+
+@pytest.mark.parametrize("name", ["grpo", "spo"])
+def test_a_stopped_run_of_another_algorithm_goes_on_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    group = {} if name == "spo" else {"group_size": 2}
+    whole = make_agent(name, tmp_path / "whole", **group)
+    whole.train([make_env("sod")], 4, lambda *_: None)
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    again = make_agent(name, tmp_path / "whole", **group)
+    again.train([make_env("sod")], 4, lambda *_: None, resume=True)
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = make_agent("cgpo", tmp_path / "whole")
+    whole.train([make_env("sod")], 6, lambda *_: None)
+    parts = make_agent("cgpo", tmp_path / "parts")
+
+    def stop(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.train([make_env("sod")], 6, stop)
+    (tmp_path / "parts" / "checkpoint-9").mkdir()  # cut short while written
+    again = make_agent("cgpo", tmp_path / "parts")
+    again.train([make_env("sod")], 6, lambda *_: None, resume=True)
+    assert torch.equal(weights(whole), weights(again))
+    assert last_checkpoint(tmp_path / "parts").name == "checkpoint-6"
+
+
+def test_seeds_decide_the_numbers(tmp_path: Path) -> None:
+    found = []
+    for run, seed in enumerate((0, 0, 1)):
+        agent = make_agent("cgpo", tmp_path / str(run), seed=seed, isr_sft_steps=0)
+        agent.train([make_env("sis")], 1, lambda step, values: found.append(values["entropy"]))
+    assert found[0] == found[1] != found[2]
+
+
+def test_rationales_may_come_from_elsewhere(tmp_path: Path, photos) -> None:
+    bare = photos("sis", split="test")  # no rationale outside the training split
+    with pytest.raises(UserError, match="rationale"):
+        make_agent("sft", tmp_path).train([make_env("sis", dataset=bare)], 1, lambda *_: None)
+    make_agent("sft", tmp_path).train([make_env("sis", dataset=bare)], 1, lambda *_: None, supervised=[make_env("sis")])
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    agent = make_agent("sft", tmp_path / "run")
+    agent.train([make_env("sis")], 1, lambda *_: None)
+    agent.save(tmp_path / "policy")
+    other = make_agent("sft", tmp_path / "other")
+    assert not torch.equal(weights(other), weights(agent))
+    other.load(tmp_path / "policy")
+    assert torch.equal(weights(other), weights(agent))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lerning_rate": 1}, "unknown setting algo.lerning_rate: expected one of this agent's or of .*Config's"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3: expected a divisor of batch_size"),
+        ({"group_size": 3}, "group_size=3: expected a divisor of batch_size"),
+        ({"num_generations": 2}, "unknown setting algo.num_generations"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cgpo", "sft", *LOGGED])
+def test_bad_settings_are_named(name: str, settings: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        make_agent(name, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("task", ["sod", "sis", "cosod"])
+def test_random_answers_are_in_form(task: str) -> None:
+    agent, env = agents.make("random", seed=0), make_env(task)
+    observations, _ = env.reset(seed=0)
+    answers = agent.act([{name: value[i] for name, value in observations.items()} for i in range(4)])
+    *_, infos = env.step(tuple(answers))
+    assert (infos["reward_terms"]["format"] == 1).all()
+    assert answers == agents.make("random", seed=0).act(
+        [{name: value[i] for name, value in observations.items()} for i in range(4)]
+    )
+
+
+@pytest.mark.parametrize("name", ["cgpo", "rloo", "dapo"])
+def test_answers_are_told_of_while_others_are_generated(name: str, tmp_path: Path) -> None:
+    class Scorer(Episodes):
+        expected: ClassVar[set] = set()
+        asked: ClassVar[set] = set()
+
+        def expect(self, task: int, index: int, answer: str) -> None:
+            assert (task, index, answer) not in self.asked
+            self.expected.add((task, index, answer))
+
+        def step(self, task: int, indices: list[int], answers: list[str]) -> tuple:
+            self.asked.update((task, int(index), answer) for index, answer in zip(indices, answers, strict=True))
+            return super().step(task, indices, answers)
+
+    env = make_env("sis")
+    scorer = Scorer([env])
+    agent = make_agent(name, tmp_path, max_new_tokens=64)
+    agent.train([env], 1, lambda step, values: None, scorer=scorer)
+    assert scorer.expected and scorer.expected <= scorer.asked  # the others were cut off at the longest length

@@ -1,0 +1,253 @@
+"""``maskgym evaluate``: predictions and runs to tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from maskgym import data
+from maskgym.experiments import cli, run
+from maskgym.experiments.evaluation import evaluate_command
+from maskgym.metrics import SaliencyScores
+
+DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[4] / "shared" / "data")
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Return a function that runs the command and gives its status, its output and its errors."""
+
+    def call(*arguments):
+        status = cli.main(["evaluate", *map(str, arguments), "--jobs", "1"])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def write_set(root, images, masks, count=3, seed=0):
+    """Write photos and masks in some layout; return the masks' names."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        for folder, levels in ((images, rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)), (masks, None)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            levels = np.uint8(255) * (rng.random((12, 16)) > 0.6) if levels is None else levels
+            Image.fromarray(levels).save(root / folder / f"{number:04d}.{'png' if folder == masks else 'jpg'}")
+
+
+def write_maps(folder, count=3, seed=1):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (12, 16), dtype=np.uint8)).save(folder / f"{number:04d}.png")
+
+
+def test_maps_against_a_folder_of_masks(evaluate, tmp_path):
+    write_set(tmp_path / "set", "images", "masks")
+    write_maps(tmp_path / "maps")
+    status, out, _ = evaluate(tmp_path / "maps", "--truth", tmp_path / "set" / "masks", "--out", tmp_path / "out")
+    assert status == 0 and out.startswith("| method | S ↑ | mean E ↑")
+    expected = SaliencyScores()
+    for number in range(3):
+        levels, mask = (
+            np.asarray(Image.open(tmp_path / place / f"{number:04d}.png")).astype(float)
+            for place in ("maps", "set/masks")
+        )
+        expected.add((levels - levels.min()) / np.ptp(levels), mask > 128)
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
+    for name, value in expected.result().items():
+        assert stored[name] == pytest.approx(value, abs=1e-7), name
+    rows = list(csv.DictReader((tmp_path / "out" / "images.csv").open()))
+    assert [row["key"] for row in rows] == ["0000", "0001", "0002"]
+    assert np.mean([float(row["mae"]) for row in rows]) == pytest.approx(stored["mae"], abs=1e-7)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("table.md", "table.tex", "table.csv"),
+        *("results.json", "images.csv"),
+    }
+    assert (tmp_path / "out" / "table.md").read_text() == out[:-1]
+
+
+def test_a_papers_table_from_folders_of_usual_names(evaluate, tmp_path):
+    write_set(tmp_path / "sets" / "ecssd", "images", "ground_truth_mask")
+    write_set(tmp_path / "sets" / "PASCAL-S", "imgs", "masks", count=2)
+    write_maps(tmp_path / "maps" / "ECSSD")
+    write_maps(tmp_path / "maps" / "pascal_s", count=2)
+    status, out, _ = evaluate(
+        *(tmp_path / "maps", "--table", "saliency_r1/4-sod", "--root", tmp_path / "sets", "--out", tmp_path / "out"),
+        *("--name", "mine"),
+    )
+    assert status == 0
+    published, ours = (
+        next(line for line in out.splitlines() if line.startswith(f"| {name}")) for name in ("VST", "mine")
+    )
+    assert "0.850" in published and ours.startswith("| mine * | – | – | – | – |") and ours.count("0.") >= 8
+    assert "dut_omron: not there, so not scored." in out and "ecssd: 3 images." in out
+    assert {"ecssd.csv", "pascal_s.csv", "table.tex"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_each_measure_of_the_real_fixture_is_the_references(evaluate, tmp_path):
+    if not (DATA / "metric_fixture").is_dir():
+        pytest.skip("no real data")
+    folder = DATA / "metric_fixture"
+    assert evaluate(folder / "pred", "--truth", folder / "gt", "--out", tmp_path)[0] == 0
+    found = json.loads((tmp_path / "results.json").read_text())["scores"]["data"]
+    expected = json.loads((folder / "expected.json").read_text())["mean_all"]
+    names = {"s_measure": "Smeasure", "mae": "MAE", "iou": "IoU_at_half"}
+    for ours, theirs in (("f", "F"), ("e", "E")):
+        names |= {f"{ours}_mean": f"mean{theirs}", f"{ours}_max": f"max{theirs}", f"{ours}_adaptive": f"adp{theirs}"}
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6), ours
+
+
+def test_predictions_made_of_real_masks_score_as_the_references(evaluate, tmp_path):
+    library = pytest.importorskip("py_sod_metrics")
+    masks = sorted((DATA / "real_sod" / "masks").glob("*.png"))[::10]
+    if not masks:
+        pytest.skip("no real data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        s, e, f = library.Smeasure(), library.Emeasure(), library.Fmeasure()
+        mae, weighted = library.MAE(), library.WeightedFmeasure()
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "maps").mkdir()
+    for number, path in enumerate(masks):
+        mask = Image.open(path).convert("L")
+        blurred = mask.filter(ImageFilter.GaussianBlur(3 + number % 5)).rotate(number % 7 - 3)
+        mask.save(tmp_path / "gt" / path.name)
+        blurred.save(tmp_path / "maps" / path.name)
+        for measure in (s, e, f, mae, weighted):
+            measure.step(np.asarray(blurred), np.asarray(mask))
+    assert evaluate(tmp_path / "maps", "--truth", tmp_path / "gt", "--out", tmp_path / "out")[0] == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
+    expected = {"s_measure": s.get_results()["sm"], "mae": mae.get_results()["mae"]}
+    expected["weighted_f"] = weighted.get_results()["wfm"]
+    for name, result in (("e", e.get_results()["em"]), ("f", f.get_results()["fm"])):
+        curve = result["curve"]
+        expected |= {f"{name}_mean": curve.mean(), f"{name}_max": curve.max(), f"{name}_adaptive": result["adp"]}
+    assert len(masks) == 15 and {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["maps"], "what is it to be scored against? Expected --truth DIR"),
+        (["none", "--truth", "maps"], "no such folder"),
+        (["maps", "algo=ppo"], "argument 'algo=ppo': predictions take data=… and data.… only"),
+        (["maps", "data=ecsd", "data.root=maps"], "unknown data 'ecsd'"),
+        (["maps", "--truth", "maps", "data=ecssd"], "--truth: expected alone"),
+        (["maps", "--table", "saliency_r1/4-sod"], "expected --root DIR too"),
+        (["maps", "--table", "saliency_r1/4-sod", "--root", "none"], "--root none: no such folder"),
+        (["maps", "--table", "saliency_r1/4-sod", "--root", "maps"], "none of the data sets of saliency_r1/4-sod"),
+        (["maps", "--truth", "maps", "--preset", "mine"], "preset 'mine': expected one of pysodmetrics"),
+        (["maps", "--truth", "maps", "--out"], "expected one argument"),
+    ],
+)
+def test_mistakes_are_one_line(evaluate, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    write_maps(tmp_path / "maps")
+    status, _, error = evaluate(*arguments)
+    assert (status, error.count("\n")) == (2, 1) and expected in error
+
+
+def test_no_process_is_no_number(capsys, tmp_path):
+    assert cli.main(["evaluate", str(tmp_path), "--truth", str(tmp_path), "--jobs", "0"]) == 2
+    assert "--jobs 0: expected at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a function that gives the folder of a finished run of few samples and no update."""
+    made = {}
+
+    def make(name, *arguments):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("runs") / name
+            few = ("algo.updates=0", "evaluation.samples=4", "evaluation.pictures=0", "data.size=4")
+            assert run.main([*arguments, *few, f"out={made[name]}"]) == 0
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "measure"),
+    [
+        ("sod", ("env=sod", "algo=random"), "s_measure"),
+        ("sis", ("env=sis", "algo=random"), "ap50"),
+        ("clicks", ("env=point_prompt", "algo=random"), "s_measure"),
+        ("need", ("env=user_need", "algo=random"), "s_measure"),
+        ("ranking", ("env=ranking", "algo=random"), "mae"),
+    ],
+)
+def test_what_an_agent_predicts_is_written_and_scored(evaluate, trained, tmp_path, name, arguments, measure):
+    folder = trained(name, *arguments)
+    capture = evaluate(folder, "--out", tmp_path / "out")
+    assert capture[0] == 0, capture[2]
+    written = sorted((tmp_path / "out" / "predictions").rglob("*"))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
+    assert found["images"] == 4 and len([path for path in written if path.suffix in (".png", ".jsonl")]) in (1, 4)
+    assert 0 <= found[measure] <= 1
+
+
+def test_an_agent_is_not_asked_again_for_what_is_there(trained, tmp_path):
+    _, agent, envs = run.trained(trained("sis", "env=sis", "algo=random"))
+    env, asked = envs["sis"], []
+    original = agent.act
+    agent.act = lambda observations, greedy: asked.append(len(observations)) or original(observations, greedy=greedy)
+    evaluate_command.predict(agent, env, tmp_path, instances=True)
+    file = tmp_path / "instances.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # cut off in the fourth line
+    evaluate_command.predict(agent, env, tmp_path, instances=True)
+    assert sum(asked) == 4 + 1
+    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == [
+        env.unwrapped.dataset[i].key for i in range(4)
+    ]
+
+
+def test_a_run_is_scored_on_another_data_set(evaluate, trained, tmp_path):
+    write_set(tmp_path / "ECSSD", "images", "ground_truth_mask")
+    folder = trained("sod", "env=sod", "algo=random")
+    status, out, error = evaluate(
+        folder, "--table", "saliency_r1/1-sod", "--root", tmp_path, "--out", tmp_path / "out", "--name", "random"
+    )
+    assert status == 0, error
+    assert "| random * |" in out and "ecssd: 3 images." in out
+    assert len(list((tmp_path / "out" / "predictions" / "ecssd").glob("*.png"))) == 3
+
+
+def test_groups_are_written_and_scored_photo_by_photo(evaluate, trained, tmp_path):
+    write_set(tmp_path / "CoCA", "image/alarm clock", "binary/alarm clock", count=3)
+    write_set(tmp_path / "CoCA", "image/bear", "binary/bear", count=2, seed=5)
+    folder = trained("cosod", "env=cosod", "algo=random", "env.group_size=2")
+    given = ("data=coca", f"data.root={tmp_path / 'CoCA'}", "--out", tmp_path / "out")
+    assert evaluate(folder, *given, "--preset", "cosod")[0] == 0
+    names = [path.relative_to(tmp_path / "out/predictions").as_posix() for path in (tmp_path / "out").rglob("0*.png")]
+    assert sorted(names) == [f"{group}/000{k}.png" for group, n in (("alarm clock", 3), ("bear", 2)) for k in range(n)]
+    rows = list(csv.DictReader((tmp_path / "out" / "images.csv").open()))
+    assert sorted(row["key"] for row in rows) == [name[:-4] for name in sorted(names)]
+
+
+def test_predictions_of_another_run_are_not_taken_for_these(evaluate, trained, tmp_path):
+    folder = trained("sod", "env=sod", "algo=random")
+    assert evaluate(folder, "--out", tmp_path)[0] == 0
+    status, _, error = evaluate(folder, "seed=1", "--out", tmp_path)
+    assert status == 2 and "holds predictions of" in error and "choose another --out" in error
+
+
+def test_without_out_a_run_prints_its_scores(evaluate, trained):
+    status, out, _ = evaluate(trained("sod", "env=sod", "algo=random"))
+    assert status == 0 and "s_measure" in json.loads(out)
+
+
+def test_all_names_of_data_sets_can_be_chosen():
+    from maskgym.data.published import PUBLISHED
+    from maskgym.experiments.wiring import composition
+
+    assert set(PUBLISHED) <= set(data.names()) and set(PUBLISHED) <= set(composition.groups()["data"])

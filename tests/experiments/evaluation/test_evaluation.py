@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from maskgym.data import Sample
+from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.experiments.evaluation import evaluation
+
+SIDE = 16
+HALVES = {"left": np.s_[:, : SIDE // 2], "right": np.s_[:, SIDE // 2 :], "top": np.s_[: SIDE // 2]}
+
+
+def half(name: str) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[HALVES[name]] = True
+    return mask
+
+
+class Halves:
+    """Segments the half that a phrase names; anything else is empty."""
+
+    def segment(self, images, expressions):
+        empty = np.zeros((SIDE, SIDE), bool)
+        return [
+            np.array([half(e) if e in HALVES else empty for e in row], np.float32).reshape(-1, SIDE, SIDE)
+            for row in expressions
+        ]
+
+
+class Pictures:
+    """Three pictures; the truth is the left half, twice, and then both halves."""
+
+    task, split = "sis", "test"
+    truth = (("left",), ("left",), ("left", "right"))
+
+    def __len__(self):
+        return len(self.truth)
+
+    def __getitem__(self, index):
+        masks = np.stack([half(name) for name in self.truth[index]])
+        image = np.full((SIDE, SIDE, 3), index, np.uint8)
+        return Sample(key=f"picture {index}", images=(image,), masks=(masks,))
+
+
+class Fixed:
+    """Answers what a table says for the grey level of the picture."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked = answers, []
+
+    def act(self, observations, greedy):
+        assert greedy
+        self.asked.append(len(observations))
+        return [self.answers[observation["image"].flat[0]] for observation in observations]
+
+
+def say(*phrases: str) -> str:
+    return f"<think></think><answer>{''.join(f'<ins>{phrase}</ins>' for phrase in phrases)}</answer>"
+
+
+def environment(num_envs: int = 2, **arguments: object) -> ReasoningVectorEnv:
+    return ReasoningVectorEnv(
+        num_envs, "sis", Pictures(), segmenter=Halves(), image_size=SIDE, autoreset_mode="Disabled", **arguments
+    )
+
+
+def test_perfect_answers_have_perfect_scores():
+    found = evaluation.evaluate(Fixed(say("left"), say("left"), say("left", "right")), environment(), [0, 1, 2])
+    for name in ("reward", "s_measure", "iasm", "iasm_published", "iou", "format", "ap50", "ap70", "f_max"):
+        assert found.scores[name] == pytest.approx(1), name
+    assert found.scores["mae"] == 0
+    assert found.scores["expressions"] == pytest.approx(4 / 3)
+    assert [row["key"] for row in found.per_sample] == ["picture 0", "picture 1", "picture 2"]
+    assert found.answers[2] == say("left", "right")
+
+
+def test_without_reasoning_a_direct_answer_is_in_full_form():
+    agent = Fixed(*(text.removeprefix("<think></think>") for text in (say("left"), say("left"), say("left", "right"))))
+    for reasoning, form in ((False, 1.0), (True, 0.5)):
+        scores = evaluation.evaluate(agent, environment(reasoning=reasoning), [0, 1, 2]).scores
+        assert (scores["format"], scores["iasm"]) == pytest.approx((form, 1))
+
+
+def test_scores_worked_out_by_hand():
+    found = evaluation.evaluate(Fixed(say("left"), "no", say("left")), environment(), [0, 1, 2])
+    per_sample = found.per_sample
+    assert [row["iou"] for row in per_sample] == [1, 0, 0.5]
+    assert [row["format"] for row in per_sample] == [1, 0, 1]
+    assert [row["iasm"] for row in per_sample] == pytest.approx([1, 0, 0.5])  # one of two instances found, exactly
+    assert [row["reward"] for row in per_sample] == pytest.approx([1, 0, 0.75])
+    assert [row["expressions"] for row in per_sample] == [1, 0, 1]
+    assert [row["characters"] for row in per_sample] == [len(say("left")), 2, len(say("left"))]
+    assert found.scores["iou"] == 0.5
+    assert found.scores["mae"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    # Two hits in two predictions, of four instances: precision 1 up to recall 0.5, which is 51 of 101 points.
+    assert found.scores["ap50"] == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 5])
+def test_the_width_of_the_environment_changes_nothing(num_envs):
+    agent = Fixed(say("left"), say("top"), say("right", "top"))
+    expected = evaluation.evaluate(agent, environment(2), [2, 0, 1])
+    agent.asked.clear()
+    assert evaluation.evaluate(agent, environment(num_envs), [2, 0, 1]) == expected
+    assert sum(agent.asked) == 3  # what fills the last batch up is not answered
+    assert [row["key"] for row in expected.per_sample] == ["picture 2", "picture 0", "picture 1"]
+
+
+def test_answers_played_again_lead_to_the_same_masks():
+    (transition, numbers), *_ = evaluation.play(environment(), [2], [say("right", "left")])
+    np.testing.assert_array_equal(transition.masks[0], np.stack([half("right"), half("left")]))
+    assert numbers["reward"] == pytest.approx(1)
+    assert numbers["correctness"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("size", "samples", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (7, 3, [0, 2, 4]), (4, 1, [0])]
+)
+def test_held_out_samples_are_spread_evenly(size, samples, expected):
+    assert evaluation.held_out(size, samples) == expected
+
+
+def test_bootstrap_interval():
+    assert evaluation.bootstrap_interval([0.3] * 9) == pytest.approx((0.3, 0.3))
+    values = np.random.default_rng(1).normal(2, 1, 400)
+    low, high = evaluation.bootstrap_interval(values)
+    # The central limit: the mean ± 1.96 standard errors of 0.05.
+    assert low == pytest.approx(values.mean() - 0.098, abs=0.02)
+    assert high == pytest.approx(values.mean() + 0.098, abs=0.02)
+    narrow = evaluation.bootstrap_interval(values, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    assert evaluation.bootstrap_interval(values) == (low, high)
+
+
+def test_compare_puts_both_sides_beside_each_other():
+    before = evaluation.evaluate(Fixed(say("top"), "", ""), environment(), [0])
+    after = evaluation.evaluate(Fixed(say("left"), "", ""), environment(), [0])
+    (row,) = evaluation.compare("sis", [0], before, after)
+    assert (row["task"], row["index"], row["key"]) == ("sis", 0, "picture 0")
+    assert row["before"]["answer"] == say("top") and row["after"]["answer"] == say("left")
+    assert row["before"]["iou"] == pytest.approx(1 / 3) and row["after"]["iou"] == 1

@@ -1,0 +1,217 @@
+"""Benchmarks: which runs a matrix asks for, what is kept of them, and what the report says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from maskgym.experiments.grids import benchmark, study
+from maskgym.experiments.wiring import composition
+
+SMALL = ["evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2", "algo.batch_size=8"]
+MATRIX = {
+    "title": "Small",
+    "about": "What it is.",
+    "sections": [
+        {
+            "title": "First",
+            "about": "Two algorithms.",
+            "base": [*SMALL, "algo.updates=2", "evaluation.every=1"],
+            "columns": {"sis": {"with": ["env=sis"], "measures": ["iasm", "reward"]}},
+            "rows": {"cgpo": {"with": ["algo=cgpo"]}, "grpo": {"with": ["algo=grpo"]}},
+            "against": "cgpo",
+            "seeds": [0],
+        }
+    ],
+    "published": {},
+    "costs": [
+        {
+            "title": "Cost",
+            "about": "Of an update.",
+            "base": ["env=sis", "algo.updates=5", *SMALL[2:]],
+            "rows": {"grpo": {"with": ["algo=grpo"]}},
+            "rounds": 1,
+        }
+    ],
+}
+
+
+def write(tmp_path, **changes):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(MATRIX | changes, sort_keys=False))
+    return file
+
+
+def fill(results, cell, scores, tokens, seed=0):
+    """Write a file of results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
+    content = {
+        "config": study.config_of(cell.arguments),
+        "before": {"iasm": scores[0], "reward": scores[0]},
+        "after": {"iasm": scores[-1], "reward": scores[-1]},
+        "updates": {"step": [1, 2, 3, 4], "generated_tokens": tokens, "reward": [0.1, 0.2, None, 0.4]},
+        "held_out": {"step": [0, 2, 4], "iasm": scores, "reward": scores},
+    }
+    results.folder.mkdir(parents=True, exist_ok=True)
+    results.file(cell).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in benchmark.MATRICES.glob("*.yaml")))
+def test_every_matrix_composes(name, tmp_path):
+    matrix = benchmark.load(name)
+    text = (benchmark.MATRICES / f"{name}.yaml").read_text()
+    assert text.startswith(f"# maskgym benchmark {name}")
+    cells = [cell for cell in benchmark.Results(matrix, tmp_path).cells() if cell.arguments[-1] == "seed=0"]
+    assert cells
+    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
+    assert all(len(section["seeds"]) >= 3 for section in matrix["sections"])
+    for cost in matrix["costs"]:
+        for row in cost["rows"]:
+            config = composition.compose(benchmark.cost_arguments(cost, row))
+            assert config["algo"]["updates"] > benchmark.WARM_UP
+
+
+def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(tmp_path):
+    results = benchmark.Results(benchmark.load("algorithms"), tmp_path)
+    first, tasks, *_ = results.matrix["sections"]
+    together, _ = benchmark.load("cgpo")["sections"]
+    files = [results.file(benchmark.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
+    assert files[0] == files[1]
+    runs = [benchmark.run_of(together, "together", column, 0) for column in together["columns"]]
+    assert {run.arguments for run in runs} == {runs[0].arguments}
+    assert composition.compose(runs[0].arguments)["env"]["name"] == "saliency"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a benchmark's command, run once, the folder of its results and what each run left there."""
+    folder = tmp_path_factory.mktemp("made")
+    file, out = write(folder), folder / "out"
+    command = [str(file), "--out", str(out), "--runs", str(folder / "runs")]
+    assert benchmark.main(command) == 0
+    kept = sorted(path for path in (out / "small").glob("*.json") if path.name != "cost.json")
+    return command, out, {json.loads(path.read_text())["algo"]: path for path in kept}
+
+
+def test_a_benchmark_runs_reports_and_repeats_nothing(made):
+    command, out, kept = made
+    text = (out / "small.md").read_text()
+    assert len(kept) == 2 and len(list((out / "small").glob("*.png"))) == 1
+    found = {name: json.loads(path.read_text()) for name, path in kept.items()}
+    assert found["cgpo"]["held_out"]["step"] == [0, 1, 2]
+    assert found["cgpo"]["held_out"]["iasm"][-1] == pytest.approx(found["cgpo"]["after"]["iasm"], rel=1e-5)
+    assert found["grpo"]["updates"]["reward_calls"] == [8, 8]
+    assert all(8 * 10 < tokens <= 8 * 128 for tokens in found["grpo"]["updates"]["generated_tokens"])
+    assert f"| grpo | {found['grpo']['after']['iasm']:.3f} [" in text
+    cost = json.loads((out / "small" / "cost.json").read_text())["rows"]
+    (round_,) = next(iter(cost.values()))
+    assert round_["reward_calls"] == 8 and round_["step_s"] > 0 and round_["peak_memory_mib"] > 100
+    assert f"| grpo | 8 | {round_['generated_tokens']:,.0f} | {round_['step_s']:.2f} (" in text
+    stamps = {path: path.stat().st_mtime_ns for path in [*kept.values(), out / "small" / "cost.json"]}
+    assert benchmark.main(command) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert (out / "small.md").read_text() == text  # intervals too
+
+
+def test_the_same_seed_gives_the_same_row(made, tmp_path):
+    section = {**MATRIX["sections"][0], "rows": {"grpo": {"with": ["algo=grpo"]}}, "against": "grpo"}
+    file = write(tmp_path, sections=[section], costs=[])
+    assert benchmark.main([str(file), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
+    (again,) = (tmp_path / "out" / "small").glob("*.json")
+    assert again.read_text() == made[2]["grpo"].read_text()
+
+
+def test_equal_budgets_are_read_between_evaluations(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1]}
+    results = benchmark.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    for seed in (0, 1):
+        fill(results, benchmark.run_of(section, "cgpo", "sis", seed), [0.5, 0.7, 0.9], [10, 10, 0, 0])
+        fill(results, benchmark.run_of(section, "grpo", "sis", seed), [0.5, 0.6, 0.8], [10, 10, 10, 10])
+    text, pictures = benchmark.report(results, "small")
+    # 20 tokens are all that cgpo generates, and what grpo has after two updates
+    assert "| after | 4 updates | 20 generated tokens |" in text
+    grpo = "0.800 [0.800, 0.800] | 0.600 [0.600, 0.600]"
+    assert f"| grpo | {grpo} |" in text
+    assert "| grpo | 0.900 [0.900, 0.900] | 0.800 [0.800, 0.800] | 1.00 [1.00, 1.00] |" in text
+    assert "0.233 → 0.233" in text  # of the log, without what it lacks
+    assert pictures["small-1.png"].startswith(b"\x89PNG")
+    results.costs = {"algo=cgpo env=sis": [{"step_s": 2.0}], "algo=grpo env=sis": [{"step_s": 4.0}]}
+    with pytest.raises(KeyError):  # batch_size is part of what decides the cost
+        benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    keys = [benchmark.cost_key(benchmark.run_of(section, row, "sis", 0).arguments) for row in ("cgpo", "grpo")]
+    results.costs = {keys[0]: [{"step_s": 2.0}], keys[1]: [{"step_s": 4.0}]}
+    seconds = benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    assert seconds["cgpo"][0][0] == [0, 4, 8] and seconds["grpo"][0][0] == [0, 8, 16]
+
+
+def test_published_orders_hold_are_reversed_or_open(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
+    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm", "mae", "reward"]}}
+    published = {
+        "cgpo": {"sis": {"iasm": 0.9, "mae": 0.1, "reward": 0.4}},
+        "grpo": {"sis": {"iasm": 0.8, "mae": 0.2, "reward": 0.5}},
+    }
+    results = benchmark.Results({**MATRIX, "sections": [section], "published": published}, tmp_path / "small")
+    for seed in range(3):
+        # In the paper cgpo has the better iasm and mae, here the better iasm alone; of the rewards nothing can be said.
+        for row, iasm, mae, reward in (("cgpo", 0.9, 0.3, 0.5 + seed), ("grpo", 0.7, 0.2, 0.6 + seed)):
+            cell = benchmark.run_of(section, row, "sis", seed)
+            fill(results, cell, [0.5, 0.6, 0.7], [1, 1, 1, 1])
+            found = json.loads(results.file(cell).read_text())
+            found["after"] = {"iasm": iasm + seed / 100, "mae": mae, "reward": reward}
+            results.file(cell).write_text(json.dumps(found))
+    text = "\n".join(benchmark._order_table(results, section, ["cgpo", "grpo"]))
+    assert "| sis iasm | cgpo before grpo | 0.900, 0.800 | 1.00 [1.00, 1.00] | holds |" in text
+    assert "| sis mae | cgpo before grpo | 0.100, 0.200 | 0.00 [0.00, 0.00] | reversed |" in text
+    assert "| sis reward | grpo before cgpo | 0.500, 0.400 | 0.67" in text and "] | open |" in text
+    assert "Of 3 published orders 1 hold here, 1 are reversed, 1 are open" in text
+    assert benchmark._order_table(results, {**section, "against": "grpo"}, ["grpo"]) == []
+
+
+def test_results_of_other_defaults_are_not_taken_and_new_keys_change_nothing(tmp_path):
+    section = MATRIX["sections"][0]
+    results = benchmark.Results(MATRIX, tmp_path / "small")
+    cell = benchmark.run_of(section, "cgpo", "sis", 0)
+    fill(results, cell, [0.5, 0.7, 0.9], [10, 10, 0, 0])
+    found = json.loads(results.file(cell).read_text())
+    assert results.of(cell) == found
+    del found["config"]["algo"]["epsilon"]  # as if the run were older than this key
+    results.file(cell).write_text(json.dumps(found))
+    assert results.of(cell) == found
+    found["config"]["algo"]["learning_rate"] = 0.5
+    results.file(cell).write_text(json.dumps(found))
+    assert results.of(cell) is None and results.read(section, "cgpo", "sis") == []
+
+
+def test_a_report_of_what_is_there(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert benchmark.main([str(write(tmp_path)), "--out", str(out), "--report"]) == 0
+    assert "Not run yet." in (out / "small.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "is not a matrix: expected the keys"),
+        ({"costs": [{"title": "no rows"}]}, "is not a cost: expected the keys"),
+        ({"sections": [{**MATRIX["sections"][0], "against": "ppo"}]}, "against: ppo: expected one of cgpo, grpo"),
+        (
+            {"sections": [{**MATRIX["sections"][0], "rows": {"cgpo": {"with": ["algo=ppo"]}}}]},
+            "unknown key 'algo.batch_size': algo=ppo has updates",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
+    assert benchmark.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_unknown_matrix_and_measure(tmp_path, capsys):
+    assert benchmark.main(["nonesuch"]) == 2
+    assert "expected a path, or one of algorithms" in capsys.readouterr().err
+    with pytest.raises(study.UserError, match="measure 'iasmm' of sis: expected one of iasm"):
+        benchmark.score({"iasm": 1.0}, "sis", "iasmm")
+    assert benchmark.score({"sis/iasm": np.float64(0.5)}, "sis", "iasm") == 0.5

@@ -1,0 +1,112 @@
+"""Studies: what is trained, what is shared, what is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from maskgym.errors import UserError
+from maskgym.experiments.grids import baselines, study
+from maskgym.experiments.wiring import composition
+
+SMALL = ["env=point_prompt", "algo=random", "env.horizon=2", "env.num_envs=2", "evaluation.samples=2"]
+
+
+def write(tmp_path, **changes):
+    file = tmp_path / "small.yaml"
+    content = {
+        "title": "Small",
+        "base": SMALL,
+        "columns": {"glass": {"with": ["env.task=glass"], "measure": "iou"}},
+        "rows": {"two": {}, "one": {"evaluate": ["env.horizon=1"], "measure": "iou@1"}},
+        "seeds": [0],
+    }
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return file
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in study.STUDIES.glob("*.yaml")))
+def test_every_study_composes_and_shares_its_runs(name, tmp_path):
+    content = study.load(name)
+    assert (study.STUDIES / f"{name}.yaml").read_text().startswith(f"# maskgym study {name}")
+    assert len(content["seeds"]) >= 3
+    groups = study.cells(content, content["seeds"][:1])
+    for group in groups.values():
+        composition.change(composition.compose(group[0].arguments), group[0].changes)
+        if group[0].baseline:
+            baselines.parse([*group[0].command()[2:], "--out=results.json"])
+    trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
+    most = 35 if name == "learning_rates" else 28  # the sweep has nothing to share
+    assert len(trained) <= most
+
+
+def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
+    content = study.load("alignsam_components")
+    groups = study.cells(content, [0])
+    folder = {place: group[0].folder(tmp_path) for place, group in groups.items()}
+    assert folder["ours", "blur IoU"] == folder["ours", "blur F"] == folder["without RL", "blur IoU"]
+    assert folder["ours", "blur IoU"] != folder["without SRM", "blur IoU"] != folder["without SRM", "glass IoU"]
+    branches = study.cells(study.load("alignsam_branches"), [0])
+    baseline = study.cells(study.load("alignsam_baselines"), [3])
+    command = baseline["SAMed", "glass F"][0].command()[2:]
+    assert command == ("samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
+    assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
+
+
+def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
+    file, out = write(tmp_path), tmp_path / "out"
+    assert study.main([str(file), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (out / "runs").iterdir()
+    two = json.loads((folder / "results.json").read_text())["after"]["iou"]
+    (one,) = [json.loads(path.read_text())["iou@1"] for path in folder.glob("evaluation-*.json")]
+    assert f"| two | {two:.3f} |" in shown and f"| one | {one:.3f} |" in shown and "One seed." in shown
+    assert f"| than one | {two - one:+.3f} |" in shown  # one value has no interval
+    assert (out / "small.md").read_text() + "\n" == shown
+    written = (folder / "results.json").stat().st_mtime_ns
+    assert study.main([str(file), "--out", str(out)]) == 0
+    assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+def test_several_seeds_have_intervals(tmp_path):
+    content = study.load(str(write(tmp_path, seeds=[0, 1], rows={"two": {}, "more": {"with": ["env.horizon=3"]}})))
+    for (row, _), group in study.cells(content, content["seeds"]).items():
+        for seed, cell in enumerate(group):
+            cell.file(tmp_path).parent.mkdir(parents=True)
+            value = {"two": (0.2, 0.4), "more": (0.1, 0.1)}[row][seed]
+            cell.file(tmp_path).write_text(json.dumps({"after": {"iou": value}}))
+    shown = study.table(content, content["seeds"], tmp_path)
+    assert "| two | 0.300 [0.200, 0.400] |" in shown and "2 seeds, mean and 95 % interval" in shown
+    assert "| than more | +0.200 [+0.100, +0.300] |" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"two": {"with": ["env.horizon=0"]}}}, "horizon=0: expected at least 1"),
+        ({"columns": {"glass": {"measure": "iouu"}}}, "measure 'iouu': expected one of reward"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
+    assert study.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_is_no_study(tmp_path, capsys):
+    with pytest.raises(UserError, match="study 'nope': no such file: expected a path, or one of alignsam_algorithms"):
+        study.load("nope")
+    (tmp_path / "a.yaml").write_text("title: x")
+    with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
+        study.load(str(tmp_path / "a.yaml"))
+    assert study.main([str(write(tmp_path)), "--jobs", "0"]) == 2
+
+
+def test_where_a_run_is_made_counts_where_its_numbers_depend_on_it():
+    base = ("env=sod", "algo=cgpo")
+    two = study.config_of((*base, "scale=ray"))
+    assert study.config_of((*base, "scale=local")) == study.config_of(base) != two
+    assert study.config_of((*base, "scale=ray", "scale.max_failures=9")) == two
+    assert study.config_of((*base, "scale=ray", "scale.num_workers=1")) != two

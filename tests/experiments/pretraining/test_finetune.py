@@ -1,0 +1,198 @@
+"""Fine-tuning the mask decoder of a small EVF-SAM with random weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maskgym import data
+from maskgym.data import Sample
+from maskgym.errors import UserError
+from maskgym.experiments.pretraining.finetune import finetune_mask_decoder, main, mask_loss, phrase_masks
+from maskgym.segmenters.phrases.beit3 import Beit3Config
+from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig, EvfSamSegmenter, SamConfig, save_checkpoint
+from maskgym.segmenters.text import word_tokenizer
+
+CONFIG = EvfSamConfig(
+    SamConfig(
+        image_size=32,
+        patch_size=8,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        window_size=0,
+        global_attention_layers=(),
+        use_rel_pos=False,
+        prompt_embed_dim=16,
+        decoder_num_heads=2,
+        decoder_mlp_dim=32,
+        iou_head_dim=16,
+    ),
+    Beit3Config(
+        image_size=16,
+        patch_size=8,
+        vocabulary_size=20,
+        embed_dim=16,
+        num_heads=2,
+        feed_forward_dim=32,
+        depth=1,
+        max_text_positions=20,
+    ),
+)
+
+
+class Halves:
+    """Images whose left half is bright; the phrases ask for either half."""
+
+    task = "sis"
+    split = "train"
+
+    def __init__(self, size: int = 3, phrases: tuple[str, ...] | None = ("left", "right")) -> None:
+        self.size = size
+        self.phrases = phrases
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        left = np.zeros((20 + index, 24), bool)
+        left[:, :12] = True
+        image = np.where(left[..., None], 220, 30).astype(np.uint8).repeat(3, axis=2)
+        phrases = None if self.phrases is None else (self.phrases,)
+        masks = np.stack([left, ~left])[: len(self.phrases or "..")]
+        return Sample(key=str(index), images=(image,), masks=(masks,), phrases=phrases)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> EvfSamSegmenter:
+    """Return a segmenter with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    save_checkpoint(folder, EvfSam(CONFIG), word_tokenizer(["left right half"]))
+    return EvfSamSegmenter(folder, device="cpu")
+
+
+def test_only_the_mask_decoder_learns_and_the_loss_falls(start, tmp_path):
+    dataset = Halves(phrases=("left",))
+    losses = finetune_mask_decoder(start, dataset, tmp_path, steps=40, batch_size=2, learning_rate=3e-3)
+    assert len(losses) == 40
+    assert losses[0] == pytest.approx(math.log(2), abs=0.15)
+    assert losses[-1] < 0.3 * losses[0]
+    before, after = (load_file(folder / "model.safetensors") for folder in (start.weights_file.parent, tmp_path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("visual_model.mask_decoder.") for name in changed)
+    sample = dataset[0]
+    tuned = EvfSamSegmenter(tmp_path, device="cpu").segment(sample.images, sample.phrases)[0]
+    assert ((tuned > 0.5) == sample.masks[0]).mean() > 0.9
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path):
+    arguments = {"batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 2}
+    whole = finetune_mask_decoder(start, Halves(), tmp_path / "whole", steps=5, **arguments)
+    finetune_mask_decoder(start, Halves(), tmp_path / "parts", steps=3, **arguments)
+    parts = finetune_mask_decoder(start, Halves(), tmp_path / "parts", steps=5, **arguments)
+    assert parts == whole
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(start, tmp_path):
+    class Broken(Halves):
+        broken = True
+
+        def __getitem__(self, index: int) -> Sample:
+            self.reads = getattr(self, "reads", 0) + 1
+            if self.broken and self.reads == 4:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    dataset = Broken()
+    whole = finetune_mask_decoder(start, Halves(), tmp_path / "whole", steps=5, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_mask_decoder(start, dataset, tmp_path / "parts", steps=5, batch_size=1, checkpoint_every=2)
+    dataset.broken = False
+    again = finetune_mask_decoder(start, dataset, tmp_path / "parts", steps=5, batch_size=1, checkpoint_every=2)
+    assert again == whole
+    assert dataset.reads == 4 + 3  # two of the three finished steps were saved
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 1}, {"learning_rate": 1e-2}, {"seed": 1}], ids=lambda change: next(iter(change))
+)
+def test_each_setting_changes_the_run_and_a_run_keeps_its_settings(start, tmp_path, change):
+    arguments = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3}
+    base = finetune_mask_decoder(start, Halves(), tmp_path / "base", **arguments)
+    other = finetune_mask_decoder(start, Halves(), tmp_path / "other", **{**arguments, **change})
+    assert base != other
+    with pytest.raises(UserError, match=f"{next(iter(change))}="):
+        finetune_mask_decoder(start, Halves(), tmp_path / "base", **{**arguments, **change})
+
+
+def test_the_loss_is_the_mean_over_scored_pixels(start):
+    model = start.network
+    sample = Halves()[0]
+    masks = start.segment(sample.images, sample.phrases)[0].astype(np.float64)
+    truth = sample.masks[0]
+    entropy = -np.where(truth, np.log(masks), np.log(1 - masks))
+    assert mask_loss(model, start, sample).item() == pytest.approx(entropy.mean(), abs=1e-5)
+    void = np.zeros_like(truth[0])
+    void[:, 5:] = True
+    partly = Sample(sample.key, sample.images, sample.masks, void=(void,), phrases=sample.phrases)
+    assert mask_loss(model, start, partly).item() == pytest.approx(entropy[:, :, :5].mean(), abs=1e-5)
+    nothing = Sample(sample.key, sample.images, sample.masks, void=(np.ones_like(void),), phrases=sample.phrases)
+    assert mask_loss(model, start, nothing).item() == 0
+
+
+def test_equal_phrases_mean_the_union_and_images_without_phrases_are_left_out():
+    image = np.zeros((2, 2, 3), np.uint8)
+    masks = np.eye(4, dtype=bool)[:3].reshape(3, 2, 2)
+    sample = Sample(
+        "group",
+        images=(image, image),
+        masks=(np.zeros((0, 2, 2), bool), masks),
+        phrases=((), ("[semantic]duck", "pond", "[semantic] duck")),
+    )
+    ((_, phrases, merged, scored),) = phrase_masks(sample)
+    assert phrases == ["[semantic] duck", "pond"]
+    assert merged.tolist() == [[[True, False], [True, False]], [[False, True], [False, False]]]
+    assert scored.all()
+
+
+def test_data_without_phrases_and_wrong_numbers_are_refused(start, tmp_path):
+    with pytest.raises(UserError, match="sample '.': has no phrases"):
+        finetune_mask_decoder(start, Halves(phrases=None), tmp_path)
+    for name in ("steps", "batch_size", "checkpoint_every"):
+        with pytest.raises(UserError, match=f"{name} 0: expected at least 1"):
+            finetune_mask_decoder(start, Halves(), tmp_path, **{name: 0})
+
+
+def test_the_command_trains_and_its_mistakes_are_one_line(start, tmp_path, capsys):
+    if "halves_for_finetune" not in data.names():
+        data.register("halves_for_finetune", Halves)
+    base = [
+        "data=halves_for_finetune",
+        "data.size=2",
+        "segmenter=evf_sam",
+        f"segmenter.checkpoint={start.weights_file.parent}",
+        "segmenter.device=cpu",
+        "steps=2",
+        "learning_rate=1e-3",  # which YAML takes for a text
+    ]
+    assert main([*base, f"out={tmp_path / 'out'}"]) == 0
+    assert "in 2 steps" in capsys.readouterr().out
+    assert EvfSamSegmenter(tmp_path / "out").fingerprint != start.fingerprint
+    for wrong in ("wings=2", "data.wings=2", "segmenter.wings=2"):
+        with pytest.raises(UserError, match="wings"):
+            main([*base, f"out={tmp_path / 'out'}", wrong])
+    with pytest.raises(UserError, match="out"):
+        main(base)
+    for wrong in ("steps", "policy.x=1", "steps=[1"):
+        with pytest.raises(UserError, match="argument"):
+            main([*base, wrong])

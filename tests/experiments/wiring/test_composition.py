@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+
+import gymnasium as gym
+import pytest
+import yaml
+from gymnasium.envs.registration import load_env_creator
+
+from maskgym import agents, data, policies, rewards, segmenters
+from maskgym.data.published import PUBLISHED
+from maskgym.errors import UserError
+from maskgym.experiments.grids import study
+from maskgym.experiments.wiring import composition
+from maskgym.policies.text.mllm import LanguagePolicy
+
+GROUPS = composition.groups()
+REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
+READ_BY_THE_RUN = {
+    "algo": {"updates", "rationales", "parts"},
+    "data": {"rationales"},
+    "env": {"ids", "answers", "parts", "forms", "task", "recalibration", "attention"},
+}
+
+
+@pytest.mark.parametrize("env", GROUPS["env"])
+def test_every_environment_composes_with_every_algorithm(env):
+    for algo, source in zip(GROUPS["algo"], itertools.cycle(GROUPS["data"]), strict=False):
+        config = composition.compose([f"env={env}", f"algo={algo}", f"data={source}"])
+        form = config["env"].get("forms", {}).get(algo, algo)
+        assert (config["env"]["name"], config["algo"]["name"], config["data"]["name"]) == (env, form, source)
+        assert set(config) == set(composition.root_keys())
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
+def test_an_option_is_named_after_its_file_and_documents_every_key(group, option):
+    file = composition.CONF / group / f"{option}.yaml"
+    lines = file.read_text().splitlines()
+    assert yaml.safe_load(file.read_text())["name"] == option
+    assert len(lines) <= 40
+    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "ids:", "defaults:")))
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, name) for group in REGISTRIES for name in GROUPS[group]])
+def test_every_key_of_an_option_is_an_argument_of_what_it_makes(group, option):
+    settings = composition.compose([f"{group}={option}"])[group]
+    option = PUBLISHED[option].reader if group == "data" and option in PUBLISHED else option
+    target = REGISTRIES[group].make.__self__.get(option) if group != "reward" else _reward(option)
+    accepted = set(inspect.signature(target).parameters)
+    if "arguments" in accepted:  # policies hand on to one class
+        accepted |= set(inspect.signature(LanguagePolicy).parameters)
+    if "settings" in accepted:  # agents hand on to their parent, and those of text to TRL's config
+        accepted |= set().union(*(inspect.signature(kind).parameters for kind in target.__mro__[:-1]))
+        accepted |= set(getattr(getattr(target, "config", None), "__dataclass_fields__", ()))
+    assert set(settings) - {"name"} - READ_BY_THE_RUN.get(group, set()) <= accepted
+
+
+def _reward(option):
+    return rewards.names.__self__.get(option)
+
+
+@pytest.mark.parametrize("option", GROUPS["env"])
+def test_every_key_of_an_environment_is_an_argument_of_it(option):
+    settings = composition.compose([f"env={option}"])["env"]
+    accepted = set()
+    for name in settings["ids"].values():
+        kind = load_env_creator(gym.spec(name).vector_entry_point)
+        accepted |= {name for owner in kind.__mro__ for name in inspect.signature(owner.__init__).parameters}
+    assert set(settings) - {"name"} - READ_BY_THE_RUN["env"] <= accepted
+
+
+def test_the_options_are_the_registered_names():
+    assert set(GROUPS["algo"]) == set(agents.names())
+    assert set(GROUPS["data"]) == set(data.names())
+    assert set(GROUPS["policy"]) == set(policies.names())
+    assert set(GROUPS["segmenter"]) == set(segmenters.names())
+    assert set(GROUPS["reward"]) == set(rewards.names())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo"),
+        (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
+        (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
+        (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
+        (["algo=random", "algo.rate=1"], "unknown key 'algo.rate': algo=random has updates"),
+        (["env.image_size.side=1"], "unknown key 'env.image_size.side'"),
+        (["seed=0,1"], "argument 'seed=0,1': several values need -m"),
+        (["seed"], "argument 'seed': expected key=value"),
+        (["=1"], "argument '=1': expected key=value"),
+        (["~env"], "argument '~env': expected key=value"),
+        (["seed=${nope}"], "Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_cannot_be_composed_is_told_in_one_line(arguments, expected):
+    with pytest.raises(UserError) as caught:
+        composition.compose(arguments)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_keep_their_types_and_added_keys_arrive():
+    config = composition.compose(["seed=3", "+data.group=[a,b]", "algo.learning_rate=1e-5", "data.size=null"])
+    assert config["seed"] == 3
+    assert config["data"]["group"] == ["a", "b"]
+    assert config["algo"]["learning_rate"] == 1e-5
+    assert config["data"]["size"] is None
+
+
+def test_the_batch_follows_the_environment_unless_it_is_given():
+    assert composition.compose(["env=sis"])["algo"]["batch_size"] == 128
+    assert composition.compose(["env=cosod"])["algo"]["batch_size"] == 64
+    assert composition.compose(["env=cosod", "algo.batch_size=8"])["algo"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("path", ["~/photos", "a=b", "my photos (old)", "it's {this", "/plain/path.d", "a,b}"])
+def test_a_path_is_taken_as_it_is(path):
+    assert composition.compose(["data=coco", f"data.root={path}"])["data"]["root"] == path
+
+
+def test_the_same_name_means_another_agent_where_the_environment_says_so():
+    for env, expected in (("sis", "grpo"), ("point_prompt", "grpo_clicks")):
+        assert composition.compose([f"env={env}", "algo=grpo"])["algo"]["name"] == expected
+
+
+def test_expand_lists_every_combination_in_order():
+    rows = composition.expand(["env=sod,sis", "algo=random", "seed=0,1"])
+    assert rows == [
+        ["env=sod", "algo=random", "seed=0"],
+        ["env=sod", "algo=random", "seed=1"],
+        ["env=sis", "algo=random", "seed=0"],
+        ["env=sis", "algo=random", "seed=1"],
+    ]
+
+
+def test_a_config_comes_back_from_its_text(tmp_path):
+    config = composition.compose(["env=saliency", "data=coco", "data.root=ü"])
+    (tmp_path / "config.yaml").write_text(composition.dump(config), encoding="utf-8")
+    assert composition.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["", "[1", "seed: 1", "- 1", "a: !!python/object:os.system {}"])
+def test_a_file_that_is_no_config_of_a_run_is_named(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: "):
+        composition.load(file)
+
+
+def test_an_environment_brings_its_parts_unless_others_are_named():
+    config = composition.compose(["env=point_prompt", "algo=ppo"])
+    assert [config[group]["name"] for group in ("policy", "segmenter", "reward")] == [
+        "point_actor_critic",
+        "sam_tiny",
+        "foreground_hit",
+    ]
+    config = composition.compose(["env=point_prompt", "algo=ppo", "reward=delta_iou", "policy.layers=1"])
+    assert config["reward"]["name"] == "delta_iou" and config["policy"]["layers"] == 1
+    with pytest.raises(UserError, match=r"policy\.layers=x: expected a whole number, such as 2"):
+        composition.compose(["env=point_prompt", "algo=ppo", "policy.layers=x"])
+
+
+def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argument():
+    chosen = [["algo=usersal_plus"], ["algo=usersal"], ["algo=grpo_masks"], ["env=point_prompt", "algo=usersal"]]
+    names = [composition.compose(arguments)["policy"]["name"] for arguments in chosen]
+    assert names == ["usersal_plus", "usersal", "usersal_plus", "usersal"]
+    config = composition.compose(["env=point_prompt", "algo=usersal", "policy=point_actor_critic"])
+    assert config["policy"]["name"] == "point_actor_critic" and config["segmenter"]["name"] == "sam_tiny"
+    config = composition.compose(["algo=usersal_plus", "policy.backbone.name=swin", "policy.siamese=linear"])
+    assert config["policy"]["backbone"] == {"name": "swin"} and config["policy"]["siamese"] == "linear"
+    with pytest.raises(UserError, match=r"policy\.tokens=x: expected a whole number, such as 4"):
+        composition.compose(["algo=usersal", "policy.tokens=x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "d17e50bda1293437"),
+        ("env=cosod algo=grpo", "3314802e5d1bd615"),
+        ("env=saliency algo=spo", "ef2a585b61d3b81e"),
+        ("env=sod algo=random", "4dc8fdc82157f4a7"),
+        ("env=point_prompt algo=ppo", "c85a729f26b467ab"),
+        ("env=point_prompt algo=grpo", "efcc345f9273ac0f"),
+        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "c694d0306174d6df"),
+    ],
+)
+def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
+    text = composition.dump(study.config_of(tuple(arguments.split())))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
+
+
+def test_the_root_file_only_lists_choices():
+    root = yaml.safe_load((composition.CONF / "config.yaml").read_text())
+    assert {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"), [("MASKGYM_UPDATES", "algo.updates"), ("MASKGYM_SAMPLES", "evaluation.samples")]
+)
+def test_runs_can_be_made_short_from_outside(monkeypatch, variable, key):
+    group, name = key.split(".")
+    monkeypatch.setenv(variable, "2")
+    assert composition.compose(["env=sis", f"{key}=7"])[group][name] == 2
+    assert composition.compose(["env=sis", f"{key}=1"])[group][name] == 1
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(UserError, match=f"{variable}=two: expected a whole number"):
+        composition.compose(["env=sis"])
