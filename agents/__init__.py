@@ -16,17 +16,11 @@ register("rloo", "maskgym.agents.text.language:RLOOAgent")  # an answer less the
 register("spo", "maskgym.agents.text.language:SPOAgent")  # one answer a prompt, less a running value of that prompt
 register("ppo", "maskgym.agents.clicks.ppo:PPOAgent")  # on clicks: AlignSAM's
 register("ppo_rllib", "maskgym.agents.clicks.rllib:RLlibPPOAgent")  # the same, played and learned on Ray
-register("grpo_clicks", "maskgym.agents.clicks.click_grpo:GRPOAgent")  # on clicks: episodes of one sample, compared
-register(
-    "cgpo_clicks", "maskgym.agents.clicks.click_grpo:CGPOAgent"
-)  # on clicks: one episode a sample, less its confidence
-register(
-    "oracle", "maskgym.agents.clicks.oracle:OracleAgent"
-)  # clicks searched for with the truth at hand: the ceiling
-register(
-    "referring", "maskgym.agents.masks.referring:ReferringAgent"
-)  # segments what a need says: RefCOCO's evaluation
-register("openai", "maskgym.agents.text.served:ServedAgent")  # a model behind a server, asked without training: Table 3
+register("grpo_clicks", "maskgym.agents.clicks.click_grpo:GRPOAgent")  # on clicks: groups of one sample
+register("cgpo_clicks", "maskgym.agents.clicks.click_grpo:CGPOAgent")  # on clicks: reward minus confidence
+register("oracle", "maskgym.agents.clicks.oracle:OracleAgent")  # clicks searched with the ground truth: the ceiling
+register("referring", "maskgym.agents.masks.referring:ReferringAgent")  # segments a need: RefCOCO evaluation
+register("openai", "maskgym.agents.text.served:ServedAgent")  # a served model, not trained: Table 3
 register("usersal", "maskgym.agents.masks.supervised:UserSalAgent")  # masks of needs, supervised
 register("usersal_plus", "maskgym.agents.masks.supervised:UserSalPlusAgent")  # with the appearance loss
 register("grpo_masks", "maskgym.agents.masks.mask_grpo:GRPOAgent")  # on masks: those drawn for one need, compared

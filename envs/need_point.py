@@ -52,8 +52,8 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         text: What to attend to; ``"need"`` takes each sample's own need, ``"category"`` its category. An empty need
             attends to everything alike.
         encoder: What encodes needs: ``encode(needs)`` returns a float tensor (B, levels, D), ``width`` is D, as of
-            `maskgym.policies.needs.need_encoder.NeedEncoder`; or a name among `maskgym.segmenters.attention_names`, whose
-            text encoder it is.
+            `maskgym.policies.needs.need_encoder.NeedEncoder`; or a name among
+            `maskgym.segmenters.attention_names`, whose text encoder it is.
         need: Whether the need is shown. If not, its text is empty.
         settings: The other arguments of PointPrompt.
 

@@ -161,6 +161,28 @@ def sweep(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def baselines(arguments: Sequence[str]) -> int:
+    """Train and score PerSAM, SAMed or MSA on the samples of the clicking agents."""
+    from maskgym.experiments.grids import baselines as runner
+
+    return runner.main(arguments)
+
+
+def response_study(arguments: Sequence[str]) -> int:
+    """Count and draw the response types of many answers, and their advantages."""
+    from maskgym.experiments.grids import response_study as runner
+
+    return runner.main(arguments)
+
+
+def pretrain(arguments: Sequence[str]) -> int:
+    """Train one of the bundled models again."""
+    from maskgym.experiments.pretraining import pretrain as recipes
+
+    recipes.main(arguments)
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """Say what is installed, on what machine, and whether it works."""
     from maskgym.experiments import doctor as examiner
@@ -174,6 +196,9 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("study",): study,
     ("benchmark",): benchmark,
     ("sweep",): sweep,
+    ("baselines",): baselines,
+    ("response_study",): response_study,
+    ("pretrain",): pretrain,
     ("play",): play,
     ("doctor",): doctor,
     ("export",): export,

@@ -20,22 +20,16 @@ register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2
 register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"))
 register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the paper's
 register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # embedded, the default
-register(
-    "point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic"
-)  # clicks: convolutions over the patch grid
+register("point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic")  # clicks: a CNN over the patch grid
 register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, but on clicks
-register(
-    "usersal", "maskgym.policies.needs.usersal:usersal"
-)  # masks: a frozen detector, told of needs by prompt tokens
+register("usersal", "maskgym.policies.needs.usersal:usersal")  # masks: a frozen detector with prompt tokens
 register("usersal_plus", "maskgym.policies.needs.usersal:usersal_plus")  # and by what in the image looks alike
 
 # Parts of the policies of needs, each with names of its own: salient-object networks, and text encoders.
 _backbones = Registry("backbone")
 register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
 
-register_backbone(
-    "vst", "maskgym.policies.needs.vst:vst"
-)  # the paper's: published sizes by default, weights by checkpoint
+register_backbone("vst", "maskgym.policies.needs.vst:vst")  # published sizes by default, weights by checkpoint
 register_backbone("vst_tiny", "maskgym.policies.needs.vst:vst_tiny")  # the same, small, for scenes
 register_backbone("swin", "maskgym.policies.needs.hub_backbone:SwinBackbone")  # transformers, with a light decoder
 register_backbone("dinov3", "maskgym.policies.needs.hub_backbone:Dinov3Backbone")  # the same with a plain ViT
@@ -46,7 +40,7 @@ need_encoder_names = _need_encoders.names
 
 register_need_encoder(
     "clip", "maskgym.policies.needs.need_encoders:ClipNeedEncoder"
-)  # from transformers, as the next three
+)  # from transformers, like the next three
 register_need_encoder("siglip", "maskgym.policies.needs.need_encoders:SiglipNeedEncoder")
 register_need_encoder("blip", "maskgym.policies.needs.need_encoders:BlipNeedEncoder")
 register_need_encoder("bert", "maskgym.policies.needs.need_encoders:BertNeedEncoder")

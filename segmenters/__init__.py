@@ -20,7 +20,7 @@ register_attention, make_attention, attention_names = _attentions.register, _att
 
 register_attention(
     "clip_surgery", "maskgym.segmenters.attention.clip_surgery:ClipSurgery"
-)  # any CLIP ViT, needs no training
+)  # any CLIP ViT, without training
 register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")  # the same on the embedded CLIP
 
 __all__ = ["attention_names", "make", "make_attention", "names", "register", "register_attention"]

@@ -1,6 +1,6 @@
 """PPO on RLlib: episodes are played in processes of their own, and learned from on as many GPUs as there are.
 
-The networks, what is seen of the settings and what is saved are those of `maskgym.agents.clicks.ppo`. Three things differ:
+Networks, settings and checkpoints are those of `maskgym.agents.clicks.ppo`. Three things differ:
 RLlib brings the advantages of a whole rollout to mean 0 and deviation 1, not those of a minibatch; its Adam has ε 1e-8
 for 1e-5; and where a recalibration module is trained along, each process trains a copy on its own episodes, and the
 copies are averaged after each rollout (local SGD: Stich, arXiv 1805.09767). With one process they are one.

@@ -63,7 +63,7 @@ class MaskPolicyAgent(MaskAgent):
     """Clipped policy gradients on the cells of masks.
 
     Args:
-        policy: A `maskgym.policies.needs.usersal.UserSal`, trained with supervision: its ``checkpoint`` says from where.
+        policy: A supervised `maskgym.policies.needs.usersal.UserSal`: its ``checkpoint`` says from where.
         env: A vector environment with the spaces that it will act in, with ``autoreset_mode=DISABLED``.
         seed: Seed of sampling, and of the samples shown.
         output: Folder of the checkpoints.

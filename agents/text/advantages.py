@@ -1,7 +1,7 @@
 """The advantage that each algorithm of text gives the same answers: small formulas, and SPO's tracker.
 
-Training computes them in other places (TRL's trainers, `maskgym.agents.text.spo`, `maskgym.agents.text.cgpo`), each for its own
-batches; the tests hold these against those. Settings are the algorithms' defaults.
+Training computes them elsewhere (TRL's trainers, `maskgym.agents.text.spo`, `maskgym.agents.text.cgpo`), each for its
+own batches; the tests compare both. Settings are the algorithms' defaults.
 """
 
 from __future__ import annotations

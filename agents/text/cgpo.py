@@ -258,7 +258,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     examples of a step are drawn by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers.
     Rows and checkpoints are those of `maskgym.agents.text.trainer.ResumableTrainer`.
 
-    Logged beside TRL's own and the response types of `maskgym.agents.text.trainer.ResumableTrainer`: ``cgpo/confidence``,
+    Logged beside TRL's own metrics and the parent's response types: ``cgpo/confidence``,
     ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers), ``clip_ratio/region_mean``, ``entropy`` and, with
     ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With ``full_gradient`` the advantages
     are logged, but not used. The completions table has none: they are known only when the loss is computed.

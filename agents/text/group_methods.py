@@ -1,6 +1,6 @@
 """Methods that compare several answers to one prompt: GRPO, Dr. GRPO, GSPO and RLOO, on TRL's trainers.
 
-The first three are settings of one trainer, named in `maskgym.agents.text.language`; what they share and TRL lacks is here:
+The first three are settings of one trainer, named in `maskgym.agents.text.language`. This module adds what TRL lacks:
 the share of groups without signal. Rewards are continuous, so a group says nothing when its deviation is *small*, and
 TRL logs only how many are exactly zero.
 

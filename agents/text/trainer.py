@@ -143,7 +143,7 @@ else:
 class ResumableTrainer(_Parent):
     """Mixin over ``GRPOTrainer`` or ``RLOOTrainer``; see the module's description.
 
-    Logged beside TRL's own, for each type of `maskgym.agents.text.response_types`: ``response_types/hrlc``, its share of
+    Logged beside TRL's own, per type of `maskgym.agents.text.response_types`: ``response_types/hrlc``, its share of
     the answers that are of any type, and ``response_advantage/hrlc``, the mean of its answers' rank-normalised
     advantages. Both are of all answers of an update, however many forward passes it takes.
 

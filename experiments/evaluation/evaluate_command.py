@@ -8,9 +8,9 @@
     maskgym evaluate RUN_DIR key=value …                             # scores of its held-out samples again, as JSON
 
 With --table, PREDICTIONS and DATASETS hold a folder for each data set of the table, under a name that it usually has,
-as ECSSD or DUT-OMRON, or ours. What a folder of predictions holds is in `maskgym.experiments.evaluation.predictions`. OUT gets
-table.md, table.tex, table.csv, results.json, a CSV with a row an image for each data set, and the predictions of a run;
-the same command goes on where it was stopped.
+as ECSSD or DUT-OMRON, or ours. `maskgym.experiments.evaluation.predictions` describes a folder of predictions.
+OUT gets table.md, table.tex, table.csv, results.json, a CSV per data set with one row per image, and the
+predictions of a run; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations

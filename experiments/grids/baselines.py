@@ -1,6 +1,6 @@
 """Baselines of AlignSAM's Tables 2 and 3 on the same few samples: ``maskgym baselines samed --task sod``.
 
-PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) learns from ``--shots`` samples of the training split and is
+PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) learns from ``--shots`` training samples, and is
 scored on held-out samples, the same ones as clicks are. For ``--task semantic`` there is one model a category, as in
 Table 3, because a baseline reads no text; scores are then over the samples of all of them.
 """

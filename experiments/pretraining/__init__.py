@@ -1,1 +1,1 @@
-"""Recipes of the embedded models: one file each, run by ``experiments/pretraining/pretrain.py``."""
+"""Recipes of the embedded models: one file each, run by ``maskgym pretrain``."""

@@ -1,7 +1,7 @@
 """The report that compares runs: one page without external requests, made from the files of several run folders.
 
 Runs of one environment are grouped by their config: those of a group differ in their seed alone. Intervals are of 95 %:
-bootstrapped over the seeds of a group, as `maskgym.experiments.grids.summary` does, where it has at least three of them, else
+bootstrapped over the seeds of a group where it has at least three of them, else
 over the held-out samples.
 """
 

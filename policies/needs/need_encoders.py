@@ -278,9 +278,7 @@ def clip_tiny(**settings: Any) -> ClipNeedEncoder:
         UserError: If the package was installed without its weights.
     """
     if not EMBEDDED.is_dir():
-        raise UserError(
-            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py clip"
-        )
+        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain clip")
     return ClipNeedEncoder(EMBEDDED, **settings)
 
 

@@ -1,6 +1,6 @@
 """What a salient-object network offers to be told of needs: features at several scales, places for prompt tokens.
 
-A backbone is an encoder and a decoder. UserSal (`maskgym.policies.needs.usersal`) keeps it frozen and hands it prompt tokens,
+A backbone is an encoder and a decoder. UserSal keeps it frozen and hands it prompt tokens,
 made from the words of a need; UserSal+ changes the features between the two. Without prompts a backbone is a plain
 salient-object detector, and is trained as one.
 """

@@ -10,7 +10,7 @@ What the paper does not say, and what is done here; each is an argument:
 - *What a need of zeros does.* Table 5 pads the text with zeros for plain salient objects. Zero tokens in an attention
   still draw weight to themselves, so they are left out of it: without a need the answer is the backbone's own, to the
   bit. With ``bypass=False`` they stay, as padded ones would.
-- *The axis of the KL divergence, and its weight beside the mean squared error*: see `maskgym.policies.needs.appearance`.
+- *The axis of the KL divergence, and its weight beside the squared error*: see `maskgym.policies.needs.appearance`.
 """
 
 from __future__ import annotations

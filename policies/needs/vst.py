@@ -175,7 +175,7 @@ def vst_tiny(pretrained: bool = True) -> VST:
         return VST(**TINY)
     if not EMBEDDED.is_file():
         raise UserError(
-            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py saliency, or "
+            f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain saliency, or "
             "ask for random ones with pretrained=False"
         )
     return VST(**TINY).load(EMBEDDED)

@@ -1,4 +1,4 @@
-"""The parts of VST (`maskgym.policies.needs.vst`): soft splits, blocks, task tokens, RT2T. Names are those of checkpoints."""
+"""VST's parts: soft splits, blocks, task tokens, RT2T. Names are those of published checkpoints."""
 
 from __future__ import annotations
 

@@ -226,9 +226,7 @@ def clip_tiny(device: str | None = None, dtype: str = "float32", batch_size: int
         UserError: If the package was installed without its weights.
     """
     if not EMBEDDED.is_dir():
-        raise UserError(
-            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py"
-        )
+        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain")
     return ClipSurgery(EMBEDDED, templates=("{}",), device=device, dtype=dtype, batch_size=batch_size)
 
 

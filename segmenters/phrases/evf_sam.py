@@ -219,9 +219,7 @@ def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: 
         UserError: If the package was installed without its weights.
     """
     if not EMBEDDED.is_dir():
-        raise UserError(
-            f"{EMBEDDED}: the embedded weights are missing: make them with experiments/pretraining/pretrain.py"
-        )
+        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain")
     return EvfSamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
 
 

@@ -1,4 +1,4 @@
-"""The page on which people correct: what it asks of a project, served as `maskgym.experiments.web.local_server` serves."""
+"""The page on which annotators correct needs, served by `maskgym.experiments.web.local_server`."""
 
 from __future__ import annotations
 

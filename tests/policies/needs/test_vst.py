@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused_in_one_line(small, tmp_path):
 
 def test_the_embedded_one_says_how_it_is_made(monkeypatch, tmp_path, small):
     monkeypatch.setattr("maskgym.policies.needs.vst.EMBEDDED", tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="pretrain.py saliency"):
+    with pytest.raises(UserError, match="maskgym pretrain saliency"):
         vst_tiny()
     made = vst_tiny(pretrained=False)
     write_state({name: value.half() for name, value in made.state_dict().items()}, tmp_path / "model.safetensors")
