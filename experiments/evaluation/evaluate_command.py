@@ -1,4 +1,4 @@
-"""``maskgym evaluate``: a folder of predictions, or the agent of a run, scored as a paper scores, in the paper's table.
+"""``maskgym evaluate``: score predictions or a trained agent with a paper's protocol, and print the paper's table.
 
     maskgym evaluate MAPS --truth MASKS                              # salient objects: S, E, F, weighted F, MAE
     maskgym evaluate PREDICTIONS data=ilso data.root=DIR --out OUT   # any data set of ours, any kind of prediction
@@ -7,10 +7,11 @@
     maskgym evaluate RUN_DIR --table saliency_r1/4-sod --root DATASETS --out OUT
     maskgym evaluate RUN_DIR key=value …                             # scores of its held-out samples again, as JSON
 
-With --table, PREDICTIONS and DATASETS hold a folder for each data set of the table, under a name that it usually has,
-as ECSSD or DUT-OMRON, or ours. `maskgym.experiments.evaluation.predictions` describes a folder of predictions.
-OUT gets table.md, table.tex, table.csv, results.json, a CSV per data set with one row per image, and the
-predictions of a run; the same command goes on where it was stopped.
+With --table, PREDICTIONS and DATASETS hold one folder per data set of the table. A folder has the usual name of its
+data set, such as ECSSD or DUT-OMRON, or the name used here.
+`maskgym.experiments.evaluation.predictions` describes a folder of predictions.
+OUT receives table.md, table.tex, table.csv, results.json, a CSV per data set with one row per image, and the
+predictions of a run. The same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from maskgym.experiments.evaluation.scoring import Scored
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
-SOURCE = "source.json"  # whose predictions a folder holds
+SOURCE = "source.json"  # names the run that made the predictions in a folder
 OF_SAMPLES = {"need": predictions.Needs, "semantic": predictions.Classes, "ranking": predictions.Ranks}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Score what is given, print the table, and write it."""
+    """Score the predictions or the run, print the table, and write it."""
     given = _parse(arguments)
     of_run = (given.source / run_folder.CONFIG).is_file()
     if of_run and not (given.table or given.out):
@@ -89,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 
 def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
-    """Return an empty table of one data set, and its scores."""
+    """Score one data set; return an empty table and the scores."""
     preset = given.preset or "pysodmetrics"
     if given.truth:
         scored = _score_files(given, given.source, predictions.masks_of(given.truth), preset)
@@ -108,7 +109,7 @@ def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scor
 
 
 def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
-    """Return a paper's table, and the scores on those of its data sets that are there."""
+    """Score the available data sets of a paper's table; return the table and the scores."""
     table = paper_tables.published(given.table)
     preset = given.preset or table.preset
     roots = {name: root for name in table.datasets if (root := _folder_of(given.root, name))}
@@ -131,13 +132,13 @@ def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, 
 
 
 def _part(name: str) -> dict[str, str]:
-    """Return the argument of the reader that says which part of a data set ``refcoco/testA`` is."""
+    """Return the reader argument that selects the partition in a name such as ``refcoco/testA``."""
     _, _, part = name.partition("/")
     return {"partition": part} if part else {}
 
 
 def _folder_of(parent: Path, name: str) -> Path | None:
-    """Return the folder of a data set among others', by a name that it usually has, or None."""
+    """Find the folder of a data set by one of its usual names; return None if there is none."""
     base, _, part = name.partition("/")
     usual = {base, *(PUBLISHED[base].folder if base in PUBLISHED else ())}
     wanted = {other.lower() for other in usual}
@@ -148,18 +149,18 @@ def _folder_of(parent: Path, name: str) -> Path | None:
 
 
 def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of the reader that ``data=… data.key=value`` ask for."""
+    """Parse ``data=… data.key=value`` into the arguments of the reader."""
     if other := [change for change in changes if not change.lstrip("+").startswith(("data=", "data."))]:
         raise UserError(f"argument '{other[0]}': predictions take data=… and data.… only")
     if not any(change.startswith("data=") for change in changes):
         raise UserError("what is it to be scored against? Expected --truth DIR, data=… data.root=DIR, or --table")
     settings = composition.compose(["env=sod", *changes])["data"]
-    settings.pop("rationales", None)  # of training
+    settings.pop("rationales", None)  # only training uses them
     return settings
 
 
 def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
-    """Score maps against files of masks."""
+    """Score maps against mask files."""
     paths, notes = predictions.pair_up(folder, [key for key, _ in masks], given.partial)
     pairs = [
         predictions.Pair(key, path, mask) for (key, mask), path in zip(masks, paths, strict=True) if path is not None
@@ -169,7 +170,7 @@ def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], pr
 
 
 def _score_dataset(given: Any, folder: Path, dataset: Any, task: str | None, preset: str) -> Scored:
-    """Score a folder of predictions of a data set."""
+    """Score a folder of predictions against a data set."""
     task = task or getattr(dataset, "shown", dataset.task)
     if task == "sis":
         return _score_instances(given, folder, dataset)
@@ -183,7 +184,7 @@ def _score_dataset(given: Any, folder: Path, dataset: Any, task: str | None, pre
 
 
 def _score_instances(given: Any, folder: Path, dataset: Any) -> Scored:
-    """Score label maps, or the lines of a file."""
+    """Score instances, given as label maps or as lines of ``instances.jsonl``."""
     keys, file = _keys(dataset), folder / predictions.INSTANCES
     if not file.is_file():
         paths, notes = predictions.pair_up(folder, keys, given.partial)
@@ -208,7 +209,7 @@ def _score(given: Any, work: Any, notes: Sequence[str]) -> Scored:
 
 
 def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Path, preset: str) -> Scored:
-    """Write what the agent of a run predicts, and score it."""
+    """Write the predictions of a run's agent, and score them."""
     if not given.out:
         raise UserError("--table of a run: expected --out DIR too, for what it predicts")
     from maskgym.experiments import run
@@ -228,7 +229,7 @@ def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Pat
 
 
 def _claim(folder: Path, source: Mapping[str, Any]) -> None:
-    """Write whose predictions a folder holds; raise if they are another's, which would be taken for these."""
+    """Record which run made the predictions in a folder; raise if the folder holds those of another run."""
     file = folder / SOURCE
     if file.is_file() and (there := run_folder.read_json(file)) != source:
         raise UserError(
@@ -238,13 +239,13 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
 
 
 def predict(agent: Any, env: Any, folder: Path, instances: bool = False) -> None:
-    """Write what an agent predicts for every sample of an environment; those that are there already are kept.
+    """Write an agent's prediction for every sample of an environment; existing predictions are kept.
 
     Args:
-        agent: As `maskgym.experiments.evaluation.evaluation.evaluate` takes it.
-        env: Of the samples, likewise.
-        folder: Where to write, in the form that `maskgym.experiments.evaluation.predictions` reads.
-        instances: Whether to write instances, not maps.
+        agent: Agent as in `maskgym.experiments.evaluation.evaluation.evaluate`.
+        env: Environment of the samples, as in the same function.
+        folder: Output folder, in the format that `maskgym.experiments.evaluation.predictions` reads.
+        instances: Whether to write instances instead of maps.
     """
     from maskgym.experiments.evaluation import evaluation
 
@@ -274,13 +275,13 @@ def _keys(dataset: Any) -> Sequence[str]:
 
 
 def _files(dataset: Any, index: int, key: str, folder: Path) -> list[Path]:
-    """Return the files of the maps of a sample: one a photo."""
+    """Return the map files of a sample, one per photo."""
     names = [pair.key for pair in dataset.pairs(index)] if hasattr(dataset, "pairs") else [key]
     return [folder / f"{name}.png" for name in names]
 
 
 def _maps(transition: Any) -> Iterator[np.ndarray]:
-    """Yield the levels of each photo's map, uint8 (H, W): the union of masks, or ranks in grey."""
+    """Yield the map of each photo, uint8 (H, W): the union of the masks, or the ranks as grey levels."""
     from maskgym.metrics import rank_map
     from maskgym.rewards.terms import union
 
@@ -290,7 +291,7 @@ def _maps(transition: Any) -> Iterator[np.ndarray]:
 
 
 def _append(file: Path, key: str, masks: np.ndarray) -> None:
-    """Add a line of instances."""
+    """Append one line of instances to a file."""
     from maskgym.experiments.evaluation.mask_evaluation import encode_masks
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +300,7 @@ def _append(file: Path, key: str, masks: np.ndarray) -> None:
 
 
 def _lines_so_far(file: Path) -> set[str]:
-    """Return the keys of the lines of a file, without a last one that was cut off, which is removed."""
+    """Read the keys of the lines of a file; remove a truncated last line."""
     if not file.is_file():
         return set()
     whole, cut, _ = file.read_text(encoding="utf-8").rpartition("\n")
@@ -308,7 +309,7 @@ def _lines_so_far(file: Path) -> set[str]:
 
 
 def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
-    """Return the lines below the table: how it was measured, what is missing, what was done about what."""
+    """Build the lines below the table: the convention, missing data sets, image counts and notes."""
     conventions = dict.fromkeys(scored.convention for scored in found.values())
     lines = [f"Measured as {table.preset}: {' '.join(conventions)}"]
     lines += [f"{name}: not there, so not scored." for name in table.datasets if name not in found]

@@ -1,4 +1,4 @@
-"""Evaluation: greedy answers, clicks or masks, on held-out samples, scored by every measure of the task."""
+"""Evaluation of greedy answers, clicks or masks on held-out samples, with every measure of the task."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ SET_MEASURES = (
     *("ber_mean", "ber_pooled", "weighted_f"),
 )
 AP_THRESHOLDS = (0.5, 0.7)
-CLICKS_SHOWN = (1, 5, 10, 15, 20)  # IoU after so many clicks
-CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # number of clicks until such an IoU
+CLICKS_SHOWN = (1, 5, 10, 15, 20)  # numbers of clicks after which the IoU is reported
+CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # IoU thresholds of the number-of-clicks measures
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an agent did on some samples.
+    """Scores and answers of an agent on a set of samples.
 
     Attributes:
-        scores: Measures of the whole set: the means of `per_sample`, and those that are defined on a set only.
-        per_sample: For each sample its ``key`` and named numbers: the reward, its terms, the task's measures,
-            ``expressions`` (how many) and ``characters`` (length of the answer).
-        answers: The answer to each sample; clicks as text, ``27+ 30-``: patch and label, in order; masks as JSON, one
-            run-length code a step.
+        scores: Measures of the whole set: the means of `per_sample`, and measures that are defined on a set only.
+        per_sample: ``key`` and named numbers of each sample: the reward, its terms, the task's measures,
+            ``expressions`` (their number) and ``characters`` (length of the answer).
+        answers: The answer to each sample. Clicks are text such as ``27+ 30-``, patch and label in order. Masks are
+            JSON, one run-length code per step.
     """
 
     scores: dict[str, float]
@@ -52,14 +52,14 @@ class Evaluation:
 
 
 def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "evaluate") -> Evaluation:
-    """Return how well an agent answers on the samples of these indices, greedily.
+    """Evaluate the greedy answers of an agent on samples.
 
     Args:
-        agent: Has ``act(observations, greedy=True) -> answers``; or, to search with the truth at hand, ``search(env)``,
-            which returns the states that episodes end in.
-        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; it gets
-            ``num_envs`` answers at a time.
-        indices: Of samples, at least one.
+        agent: Object with ``act(observations, greedy=True) -> answers``. An agent that searches with the ground truth
+            has ``search(env)`` instead, which returns the final states of the episodes.
+        env: Vector environment that resets by index, with ``autoreset_mode=DISABLED``. It receives ``num_envs``
+            answers at a time.
+        indices: Indices of the samples, at least one.
         label: Name of the progress bar.
 
     Raises:
@@ -75,7 +75,7 @@ def evaluate(agent: Any, env: VectorEnv, indices: Sequence[int], label: str = "e
 
 
 def episodes(agent: Any, env: VectorEnv, indices: Sequence[int]) -> Iterator[tuple[Transition, dict[str, float]]]:
-    """Yield, for each sample, what the agent's greedy episode led to, and its numbers; arguments as of `evaluate`."""
+    """Yield the final transition and the numbers of the greedy episode of each sample; arguments as in `evaluate`."""
     if is_clicked(env):
         yield from _play_clicks(env, indices, partial(_decide, agent, env))
     elif is_drawn(env):
@@ -128,18 +128,19 @@ def _score_clicks(env: VectorEnv, episodes: Iterable[tuple[Transition, dict[str,
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
     over_set = pixels.result()
     scores |= {name: over_set[name] for name in SET_MEASURES}
-    told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # what to click: then it is referring segmentation too
+    told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # a need makes it referring segmentation as well
     return Evaluation(scores | (referring.result() if told else {}), per_sample, answers)
 
 
 def play(
     env: VectorEnv, indices: Sequence[int], answers: Sequence[str]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
-    """Yield, for each sample, what its answer led to, with the reward and its terms.
+    """Yield the final transition of each sample's answer, with the reward and its terms.
 
-    Clicks end with the mask after the last one; their numbers are the return, the IoU at the end and after
-    `CLICKS_SHOWN`, the clicks until `CLICKS_WANTED` (the horizon where that is never), and the share of repeated ones.
-    Masks: `mask_evaluation.play`; what is stored of them is not soft, so that soft measures may be other than before.
+    For clicks, the transition has the mask after the last click. The numbers are the return, the IoU at the end and
+    after `CLICKS_SHOWN` clicks, the number of clicks until `CLICKS_WANTED` (the horizon if it is never reached), and
+    the share of repeated clicks. Masks are played by `mask_evaluation.play`. Stored masks are binary, so soft measures
+    may differ from those of the original evaluation.
     """
     if is_drawn(env):
         yield from mask_evaluation.play(env, indices, mask_evaluation.repeat(env, answers))
@@ -163,14 +164,14 @@ def _play_texts(
             yield transition, {"reward": float(totals[i]), **terms}
 
 
-# What to click in one chunk of episodes: called with the step and the observations, it returns the actions.
+# A policy for one chunk of episodes: it maps the step and the observations to actions.
 Chooser = Callable[[int, dict[str, np.ndarray]], np.ndarray]
 
 
 def _play_clicks(
     env: VectorEnv, indices: Sequence[int], decide: Callable[[int, int], Chooser]
 ) -> Iterator[tuple[Transition, dict[str, float]]]:
-    """Play each sample; ``decide``, given the place and length of a chunk that was reset, says what to click."""
+    """Play each sample; ``decide`` maps the start and length of a chunk that was reset to its `Chooser`."""
     base: Any = env.unwrapped
     for number, chunk in enumerate(chunks(indices, env.num_envs)):
         observations, _ = env.reset(options={"index": filled(chunk, env.num_envs)})
@@ -192,7 +193,7 @@ def _play_clicks(
 
 
 def _decide(agent: Any, env: VectorEnv, start: int, count: int) -> Chooser:
-    """Let an agent choose, greedily, or search from where the episodes stand."""
+    """Build a chooser from an agent, which acts greedily or searches from the current states."""
     if not hasattr(agent, "search"):
         return lambda step, observations: agent.act(first_rows(observations, env.num_envs), greedy=True)
     base: Any = env.unwrapped
@@ -201,7 +202,7 @@ def _decide(agent: Any, env: VectorEnv, start: int, count: int) -> Chooser:
 
 
 def _repeat(env: VectorEnv, answers: Sequence[str], start: int, count: int) -> Chooser:
-    """Choose what texts of clicks say."""
+    """Build a chooser that replays the clicks of stored texts."""
     base: Any = env.unwrapped
     texts = [answers[place] for place in filled(range(start, start + count), env.num_envs)]
     found = [_actions(*_read_clicks(text), base.label) for text in texts]
@@ -209,7 +210,7 @@ def _repeat(env: VectorEnv, answers: Sequence[str], start: int, count: int) -> C
 
 
 def _click_quality(ious: Sequence[float]) -> dict[str, float]:
-    """Return the measures of one episode's IoU after each click."""
+    """Compute the click measures of one episode from its IoU after each click."""
     found = {"iou": ious[-1]}
     found |= {f"iou@{count}": ious[count - 1] for count in CLICKS_SHOWN if count <= len(ious)}
     for name, wanted in CLICKS_WANTED.items():
@@ -218,12 +219,12 @@ def _click_quality(ious: Sequence[float]) -> dict[str, float]:
 
 
 def is_clicked(env: VectorEnv) -> bool:
-    """Return whether episodes are clicks, one a step, instead of one text."""
+    """Check whether an episode is a sequence of clicks, one per step, instead of one text."""
     return hasattr(env.unwrapped, "horizon")
 
 
 def click_points(env: VectorEnv, transition: Transition) -> tuple[np.ndarray, np.ndarray]:
-    """Return the clicks of an episode as `play` yields it: float (T, 2), (x, y) in pixels of its image, and labels."""
+    """Return the clicks of an episode from `play`: float (T, 2), (x, y) in pixels of its image, and their labels."""
     base: Any = env.unwrapped
     patches, labels = _read_clicks(transition.action)
     height, width = transition.sample.images[0].shape[:2]
@@ -231,29 +232,29 @@ def click_points(env: VectorEnv, transition: Transition) -> tuple[np.ndarray, np
 
 
 def _actions(patches: Iterable[int], labels: Iterable[int], label: str) -> list[Any]:
-    """Return the actions that clicks stand for in an environment with this ``label``."""
+    """Convert clicks to actions of an environment with this ``label``."""
     return list(zip(patches, labels, strict=True)) if label == "policy" else list(patches)
 
 
 def _read_clicks(text: str) -> tuple[list[int], list[int]]:
-    """Return the patches and the labels of a text of clicks."""
+    """Parse a text of clicks into patches and labels."""
     words = text.split()
     return [int(word[:-1]) for word in words], [int(word[-1] == "+") for word in words]
 
 
 def held_out(size: int, samples: int) -> list[int]:
-    """Return the indices of at most ``samples`` samples, spread evenly over a data set of ``size``."""
+    """Select the indices of at most ``samples`` samples, spread evenly over a data set of ``size``."""
     count = min(size, samples)
     return [position * size // count for position in range(count)]
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of some values, with fixed chance.
+    """Compute the percentile bootstrap interval of the mean of some values, with a fixed seed.
 
     Args:
-        values: One a sample, at least one.
-        level: Share of the resampled means inside.
-        resamples: How many sets are drawn with replacement.
+        values: Values, at least one.
+        level: Share of the resampled means inside the interval.
+        resamples: Number of sets drawn with replacement.
     """
     array = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
@@ -262,9 +263,9 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, resamples: 
 
 
 def compare(task: str, indices: Sequence[int], before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """Return one row a sample, the same ones in the same order: ``task``, ``index``, ``key``, ``before``, ``after``.
+    """Build one row per sample from two evaluations: ``task``, ``index``, ``key``, ``before``, ``after``.
 
-    The last two hold the answer and the numbers of that evaluation.
+    Both evaluations have the same samples in the same order. ``before`` and ``after`` hold the answer and the numbers.
     """
     rows = []
     for i, index in enumerate(indices):

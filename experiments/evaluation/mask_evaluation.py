@@ -1,4 +1,4 @@
-"""Evaluation of agents whose action is a mask: the measures of needs, of referring segmentation and of ranking."""
+"""Evaluation of agents that act with masks: measures of saliency, referring segmentation and ranking."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from maskgym.metrics import RankingScores, ReferringScores, SaliencyScores, mae,
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks, union
 
-# What to mask in one chunk of episodes: called with the step and the observations, it returns one map each.
+# A policy for one chunk of episodes: it maps the step and the observations to one map per episode.
 Chooser = Callable[[int, Any], Sequence[np.ndarray]]
-# What a whole episode led to, its numbers, and all its actions as text.
+# The final transition of an episode, whose action is all actions as text, and the numbers of the episode.
 Played = tuple[Transition, dict[str, float]]
 
 
 def is_drawn(env: VectorEnv) -> bool:
-    """Return whether actions are masks."""
+    """Check whether actions are masks."""
     return isinstance(env.unwrapped, MaskVectorEnv)
 
 
 def decide(agent: Any) -> Callable[[int, int], Chooser]:
-    """Return how an agent plays: greedily, asked for the samples of a chunk and not for what fills it up."""
+    """Build the greedy choosers of an agent, which sees the samples of a chunk without the padding."""
     return lambda start, count: lambda step, observations: agent.act(first_rows(observations, count), greedy=True)
 
 
 def repeat(env: VectorEnv, answers: Sequence[str]) -> Callable[[int, int], Chooser]:
-    """Return how texts of `play` are played again: as masks without soft values."""
+    """Build choosers that replay the texts of `play` as binary masks."""
     base: Any = env.unwrapped
     blank = np.zeros((base.image_size, base.image_size), np.float32)
 
@@ -48,16 +48,16 @@ def repeat(env: VectorEnv, answers: Sequence[str]) -> Callable[[int, int], Choos
 
 
 def play(env: VectorEnv, indices: Sequence[int], begin: Callable[[int, int], Chooser]) -> Iterator[Played]:
-    """Play each sample to the end; yield what it led to and its numbers.
+    """Play each sample to the end; yield the final transition and the numbers.
 
-    The transition's masks are the soft map, or, of ranking, what was detected, in order; its action is the text that
-    `encode_masks` makes of all actions. The numbers of one mask are the reward, its terms and the IoU; those of
-    ranking the return, the ``steps``, the objects ``found`` (by IoU 0.5), and the mean IoU of the steps.
+    The masks of the transition are the soft map or, for ranking, the detected objects in order. Its action is the text
+    of all actions from `encode_masks`. For one mask, the numbers are the reward, its terms and the IoU. For ranking,
+    they are the return, the ``steps``, the objects ``found`` (at IoU 0.5), and the mean IoU of the steps.
 
     Args:
-        env: A vector environment of masks with ``autoreset_mode=DISABLED``.
-        indices: Of samples.
-        begin: Given the place and length of a chunk that was reset, returns what chooses in it.
+        env: Vector environment of masks with ``autoreset_mode=DISABLED``.
+        indices: Indices of the samples.
+        begin: Function from the start and length of a chunk that was reset to its `Chooser`.
     """
     base: Any = env.unwrapped
     steps = getattr(base, "steps", 1)
@@ -76,7 +76,7 @@ def play(env: VectorEnv, indices: Sequence[int], begin: Callable[[int, int], Cho
             over |= terminated | truncated
             if over[: len(chunk)].all():
                 break
-            # Those that are over are begun again, and what they lead to is not looked at.
+            # Finished episodes must be reset before the next step; their later results are ignored.
             done = terminated | truncated
             if done.any():
                 observations, _ = env.reset(options={"index": wanted, "reset_mask": done})
@@ -85,10 +85,10 @@ def play(env: VectorEnv, indices: Sequence[int], begin: Callable[[int, int], Cho
 
 
 def score(env: VectorEnv, episodes: Iterable[Played], bar: tqdm) -> tuple[dict[str, float], list[dict], list[str]]:
-    """Return the scores of the whole set, the numbers of each sample and the answers, of what `play` yields.
+    """Compute the scores of the whole set, the numbers of each sample and the answers from `play`.
 
-    One mask has the measures of saliency (soft) and of referring segmentation (above 0.5); ranking has SOR, SA-SOR and
-    the MAE of rank maps. What is not defined, since no sample is used by it, is left out.
+    One mask has the measures of saliency (soft) and of referring segmentation (above 0.5). Ranking has SOR, SA-SOR and
+    the MAE of rank maps. Measures that are undefined on every sample are left out.
     """
     ranking = isinstance(env.unwrapped, RankingVectorEnv)
     pixels, referring, ranks = SaliencyScores(), ReferringScores(), RankingScores()
@@ -113,7 +113,7 @@ def score(env: VectorEnv, episodes: Iterable[Played], bar: tqdm) -> tuple[dict[s
 
 
 def encode_masks(masks: Sequence[np.ndarray]) -> str:
-    """Return maps (S, S), above 0.5, as JSON: a list of COCO's run-length codes.
+    """Encode maps (S, S), thresholded at 0.5, as JSON: a list of COCO run-length codes.
 
     Example:
         >>> text = encode_masks([np.eye(4), np.zeros((4, 4))])
@@ -125,19 +125,19 @@ def encode_masks(masks: Sequence[np.ndarray]) -> str:
 
 
 def decode_masks(text: str) -> list[np.ndarray]:
-    """Return the masks that `encode_masks` wrote, float32 (S, S), 0 or 1."""
+    """Decode the masks of `encode_masks`, float32 (S, S), 0 or 1."""
     return [decode_run_lengths(c["counts"], tuple(c["size"])).astype(np.float32) for c in json.loads(text)]
 
 
 def _step(infos: dict[str, Any], i: int) -> dict[str, Any]:
-    """Return what is kept of a step of one sub-environment."""
+    """Extract the reward terms, the masks and the numbers of a step of one sub-environment."""
     terms = {name: float(values[i]) for name, values in infos["reward_terms"].items() if name[0] != "_"}
     kept: dict[str, Any] = {name: float(infos[name][i]) for name in ("iou", "found") if name in infos}
     return {"terms": terms, "mask": infos["masks"][i][0], "soft": infos["soft"][i][0], **kept}
 
 
 def _whole(base: Any, sample: Any, episode: Sequence[dict[str, Any]]) -> Played:
-    """Return what an episode led to, and its numbers."""
+    """Build the final transition and the numbers of an episode from its steps."""
     text = encode_masks([step["action"] for step in episode])
     numbers: dict[str, float] = {"reward": sum(step["reward"] for step in episode)}
     if not isinstance(base, RankingVectorEnv):
@@ -153,9 +153,9 @@ def _whole(base: Any, sample: Any, episode: Sequence[dict[str, Any]]) -> Played:
 
 
 def _add_ranked(ranks: RankingScores, transition: Transition) -> dict[str, float]:
-    """Add an episode of ranking, the first detected the most salient, without void."""
+    """Add a ranking episode to the scores; void pixels are excluded and the first detection is the most salient."""
     sample, detected = transition.sample, transition.masks[0]
-    assert sample.ranks is not None  # the environment saw to it
+    assert sample.ranks is not None  # the environment checks that samples have ranks
     kept = np.ones(detected.shape[1:], bool) if sample.void is None else ~sample.void[0]
     targets = sample.masks[0] & kept
     left = targets.any(axis=(1, 2))

@@ -1,6 +1,6 @@
-"""Tables of papers: the published rows with ours below, as Markdown, LaTeX and CSV.
+"""Tables of papers as Markdown, LaTeX and CSV: the published rows with the measured rows below.
 
-The published numbers lie in ``papers/PAPER.yaml``; a table is named ``PAPER/TABLE``, as in ``saliency_r1/4-sod``.
+The published numbers lie in ``papers/PAPER.yaml``. A table is named ``PAPER/TABLE``, such as ``saliency_r1/4-sod``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from maskgym.errors import UserError
 from maskgym.experiments.evaluation.presets import LESS_IS_BETTER, NAMES
 
 PAPERS = Path(__file__).parents[1] / "papers"
-Column = tuple[str, str]  # data set and measure, by our names
+Column = tuple[str, str]  # data set and measure, by their names in maskgym
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of methods by measures on data sets.
+    """A table with one row per method and one column per data set and measure.
 
     Attributes:
-        caption: What it is about.
-        columns: In order.
-        rows: Method, and its values in the columns' order, None where there is none.
-        preset: How ours are measured: a name in `maskgym.experiments.evaluation.presets`.
-        task: What is segmented.
-        scale: What values are multiplied by where they are printed, such as 100 for per cent.
-        ours: Rows below the published ones, in the same form; fractions, not scaled.
-        notes: Lines below the table.
+        caption: Caption of the table.
+        columns: Columns in order.
+        rows: Method and its values in the order of the columns; None marks a missing value.
+        preset: Protocol of the measured rows: a name in `maskgym.experiments.evaluation.presets`.
+        task: Segmentation task.
+        scale: Factor of the measured values in print, such as 100 for per cent.
+        ours: Measured rows below the published ones, in the same form, as unscaled fractions.
+        notes: Lines to print below the table.
     """
 
     caption: str
@@ -51,21 +51,21 @@ class Table:
         return tuple(dict.fromkeys(dataset for dataset, _ in self.columns))
 
     def all_rows(self) -> list[tuple[str, list[float | None]]]:
-        """Return the published rows and ours, scaled as printed."""
+        """Return the published and the measured rows, scaled as printed."""
         ours = [(name, tuple(None if v is None else v * self.scale for v in values)) for name, values in self.ours]
         return [(name, list(values)) for name, values in (*self.rows, *ours)]
 
 
 def names() -> list[str]:
-    """Return the name of every published table."""
+    """List the names of all published tables."""
     return [f"{file.stem}/{table}" for file in sorted(PAPERS.glob("*.yaml")) for table in _read(file)["tables"]]
 
 
 def published(name: str) -> Table:
-    """Return a published table.
+    """Load a published table.
 
     Raises:
-        UserError: If there is none of this name.
+        UserError: If there is no table of this name.
     """
     paper, _, number = name.partition("/")
     file = PAPERS / f"{paper}.yaml"
@@ -84,7 +84,7 @@ def published(name: str) -> Table:
 
 
 def to_markdown(table: Table) -> str:
-    """Return a table as Markdown: the best value of a column in bold, ours marked with a star."""
+    """Format a table as Markdown: the best value of a column in bold, measured rows marked with a star."""
     published_rows = len(table.rows)
     lines = [f"**{table.caption}**\n"] if table.caption else []
     lines += [f"| method | {' | '.join(_heading(table, column) for column in table.columns)} |"]
@@ -97,7 +97,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a table as LaTeX with booktabs: a heading over each data set, the best value of a column in bold."""
+    """Format a table as LaTeX with booktabs: a heading over each data set, the best value of a column in bold."""
     groups = [(name, sum(dataset == name for dataset, _ in table.columns)) for name in table.datasets]
     heads = " & ".join(rf"\multicolumn{{{count}}}{{c}}{{{_tex(_dataset(name))}}}" for name, count in groups)
     arrows = [rf"{_tex(NAMES.get(m, m))} $\{'down' if m in LESS_IS_BETTER else 'up'}arrow$" for _, m in table.columns]
@@ -126,7 +126,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV: method, where its row is from, and a column a data set and measure."""
+    """Format a table as CSV: method, source of the row, and one column per data set and measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "source", *(f"{dataset}/{measure}" for dataset, measure in table.columns)])
@@ -141,7 +141,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _cells(table: Table, bold: Callable[[str], str]) -> list[tuple[str, list[str]]]:
-    """Return each method with its values as printed, the best of a column in bold."""
+    """Format the values of each method as printed, with the best value of a column in bold."""
     rows = table.all_rows()
     columns = []
     for (_, measure), values in zip(table.columns, zip(*(values for _, values in rows), strict=True), strict=True):
@@ -177,6 +177,6 @@ def _escape(text: str, special: str) -> str:
 
 
 def _tex(text: str) -> str:
-    """Return text as LaTeX prints it."""
+    """Escape the special characters of LaTeX in a text."""
     marks = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(marks.get(mark, f"\\{mark}" if mark in "&%$#_{}" else mark) for mark in text)

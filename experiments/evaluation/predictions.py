@@ -1,12 +1,13 @@
-"""Folders of predictions, and what of each is measured against its sample.
+"""Folders of predictions, and their measures against the samples of a data set.
 
-What a folder holds depends on what is segmented; a file is named after the key of its sample, or the last part of it:
+The content of a folder depends on the task. A file is named after the key of its sample, or its last part:
 
-maps        a grey picture a photo, of any size: salient objects, blur, shadow, …; and what a need or expression means
-classes     the same, for each photo and each class in it
-instances   a label map a photo (0 background, one value an instance), or ``instances.jsonl``, a line a photo:
-            ``{"key": …, "masks": [run-length codes], "scores": [numbers, which may be left out]}``
-ranks       a grey picture a photo, one level an object, the lighter the more salient
+maps        one grey image per photo, of any size: salient objects, blur, shadow, …, or the target of a need or an
+            expression
+classes     one grey image per photo and class in it
+instances   one label map per photo (0 background, one value per instance), or ``instances.jsonl``, one line per photo:
+            ``{"key": …, "masks": [run-length codes], "scores": [numbers, optional]}``
+ranks       one grey image per photo, one level per object; lighter objects are more salient
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ INSTANCES = "instances.jsonl"
 
 @dataclass(frozen=True)
 class Pair:
-    """An image's name in the data set, its predicted map and its true mask."""
+    """Key of an image in the data set, its predicted map and its ground-truth mask."""
 
     key: str
     prediction: Path
@@ -44,12 +45,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps with a file of the mask each, of which alone is read what scoring needs: the measures of saliency.
+    """Maps with one mask file each, scored by the measures of saliency; photos are not read.
 
     Attributes:
-        pairs: At least one.
-        preset: How to measure.
-        weighted: Whether to measure the weighted F, which takes longer than all the rest together.
+        pairs: Maps and masks, at least one pair.
+        preset: Evaluation protocol.
+        weighted: Whether to measure the weighted F, which takes longer than all other measures together.
     """
 
     pairs: Sequence[Pair]
@@ -61,33 +62,33 @@ class Maps:
 
     @property
     def convention(self) -> str:
-        """What the preset says of maps."""
+        """The preset's description of its protocol."""
         return self.preset.note
 
     def files(self) -> Iterator[Path]:
-        """Yield predictions and masks."""
+        """Yield the prediction and mask files."""
         for pair in self.pairs:
             yield from (pair.prediction, pair.mask)
 
     def measure(self, index: int) -> Row:
-        """Return what `measure_levels` has."""
+        """Compute the measures of `measure_levels` for one map."""
         pair = self.pairs[index]
         mask = read_mask(pair.mask) > FOREGROUND
         return {"key": pair.key, **measure_map(pair.prediction, mask, self.preset, self.weighted)}
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the result of `SaliencyScores`, of all and of each."""
+        """Compute the `SaliencyScores` of all images and of each image."""
         return _saliency(rows)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is scored against whole samples of a data set.
+    """Base class of predictions that are scored against whole samples of a data set.
 
     Attributes:
-        dataset: Any of ours, all of it.
-        predictions: A file a sample, by its place.
-        preset: How to measure.
+        dataset: Data set, with one prediction per sample.
+        predictions: One file per sample, in the order of the data set.
+        preset: Evaluation protocol.
     """
 
     dataset: Any
@@ -99,26 +100,26 @@ class Samples:
 
     @property
     def convention(self) -> str:
-        """What the preset says of maps."""
+        """The preset's description of its protocol."""
         return self.preset.note
 
     def files(self) -> Iterator[Path]:
-        """Yield the predictions; those of the data set are taken to stay as they are."""
+        """Yield the prediction files; the files of the data set are assumed not to change."""
         yield from self.predictions
 
 
 class Needs(Samples):
-    """Maps of what a need or an expression means: the measures of saliency and of referring segmentation."""
+    """Maps of the target of a need or an expression, with measures of saliency and referring segmentation."""
 
     def measure(self, index: int) -> Row:
-        """Return what `measure_levels` has, and the pixels of intersection and union."""
+        """Compute the measures of `measure_levels`, and the pixels of intersection and union."""
         sample = self.dataset[index]
         row = measure_map(self.predictions[index], sample.union(), self.preset, weighted=False)
         missed, foreground, false, _ = row["confusion"]
         return {"key": sample.key, **row, "areas": [foreground - missed, foreground + false]}
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the results of `SaliencyScores` and `ReferringScores`."""
+        """Compute `SaliencyScores` and `ReferringScores`."""
         scores, per_image = _saliency([{name: v for name, v in row.items() if name != "areas"} for row in rows])
         referring = ReferringScores()
         for row in rows:
@@ -127,7 +128,7 @@ class Needs(Samples):
 
 
 class Classes(Samples):
-    """Maps of one class a sample: the IoU of each class over the set, pixels that are void left out."""
+    """Maps of one class per sample, with the IoU of each class over the set; void pixels are left out."""
 
     convention = (
         "A pixel is of the class where the map is above level 127; void pixels are left out. The IoU of a class is the "
@@ -135,7 +136,7 @@ class Classes(Samples):
     )
 
     def measure(self, index: int) -> Row:
-        """Return the class, and the pixels of intersection and union."""
+        """Compute the pixels of intersection and union for the sample's class."""
         sample = self.dataset[index]
         target = sample.union()
         levels, note = read_map(self.predictions[index], target.shape)
@@ -145,7 +146,7 @@ class Classes(Samples):
         return {"key": sample.key, "note": note, "class": sample.category, "areas": [int(both), int(either)]}
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
+        """Compute ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
         sums: dict[str, np.ndarray] = {}
         for row in rows:
             sums[row["class"]] = sums.get(row["class"], np.zeros(2)) + row["areas"]
@@ -159,12 +160,12 @@ class Classes(Samples):
 
 @dataclass(frozen=True)
 class Instances:
-    """Instances of each photo: average precision, precision and recall, IASM.
+    """Instances of each photo, with average precision, precision, recall and IASM.
 
     Attributes:
-        dataset: Any of ours whose samples have one image.
-        predictions: A label map a sample, or its line of ``instances.jsonl``, decoded.
-        source: The file of the lines, or None.
+        dataset: Data set whose samples have one image.
+        predictions: For each sample a label map, or its decoded line of ``instances.jsonl``.
+        source: Path of ``instances.jsonl``, or None for label maps.
     """
 
     convention = (
@@ -181,11 +182,11 @@ class Instances:
         return len(self.predictions)
 
     def files(self) -> Iterator[Path]:
-        """Yield the label maps, or the file of the lines."""
+        """Yield the label maps, or ``instances.jsonl``."""
         yield from [self.source] if self.source else self.predictions  # type: ignore[misc]
 
     def measure(self, index: int) -> Row:
-        """Return what `InstanceScores.measure` has."""
+        """Compute `InstanceScores.measure` for one photo."""
         sample, prediction = self.dataset[index], self.predictions[index]
         targets = sample.masks[0]
         if isinstance(prediction, Path):
@@ -199,7 +200,7 @@ class Instances:
         return {"key": sample.key, "note": "", **row}
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the result of `InstanceScores`, of all and of each."""
+        """Compute the `InstanceScores` of all photos and of each photo."""
         total, per_image = InstanceScores(), []
         for row in rows:
             measures = {name: value for name, value in row.items() if name not in ("key", "note")}
@@ -211,7 +212,7 @@ class Instances:
 
 
 class Ranks(Samples):
-    """Grey maps of ranked objects: SOR, SA-SOR and the error of rank maps."""
+    """Grey maps of ranked objects, with SOR, SA-SOR and the MAE of rank maps."""
 
     convention = (
         "SOR takes the mode of the predicted map in each object (CVPR 2020), as (mean rho + 1) / 2 over photos that "
@@ -219,7 +220,7 @@ class Ranks(Samples):
     )
 
     def measure(self, index: int) -> Row:
-        """Return the photo's values."""
+        """Compute the ranking measures of one photo."""
         sample, path = self.dataset[index], self.predictions[index]
         levels = read_levels(path)
         targets, ranks = sample.masks[0], sample.ranks[0]
@@ -235,7 +236,7 @@ class Ranks(Samples):
         }
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the result of `RankingScores`."""
+        """Compute the `RankingScores` of all photos."""
         total, per_image = RankingScores(), []
         for row in rows:
             values = {name: float("nan") if v is None else v for name, v in row.items() if name not in ("key", "note")}
@@ -245,10 +246,10 @@ class Ranks(Samples):
 
 
 def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) -> Row:
-    """Return the measures of one map, as `measure_levels` has them but in JSON's types, and a ``note``.
+    """Compute the measures of one map with `measure_levels`, as JSON types, and a ``note``.
 
     Raises:
-        DataFault: If it cannot be read.
+        DataFault: If the map cannot be read.
     """
     levels, note = read_map(path, mask.shape)
     target = PreparedMask.of(mask)
@@ -262,10 +263,10 @@ def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) ->
 
 
 def read_map(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Return a predicted map, uint8 (H, W), resized bilinearly to ``shape`` where it is of another size, and a note.
+    """Read a predicted map, uint8 (H, W), resized bilinearly to ``shape`` if its size differs, and a note on that.
 
     Raises:
-        DataFault: If it cannot be decoded, or is coloured.
+        DataFault: If the map cannot be decoded, or is coloured.
     """
     levels = read_mask(path)
     if levels.shape == shape:
@@ -276,27 +277,27 @@ def read_map(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
 
 
 def masks_of(folder: Path) -> list[tuple[str, Path]]:
-    """Return the masks in a folder and below, by their path without suffix.
+    """List the masks in a folder and its subfolders, as pairs of relative path without suffix and file.
 
     Raises:
-        UserError: If there is no such folder, no picture in it, or two of one name.
+        UserError: If the folder does not exist, holds no picture, or holds two pictures of one name.
     """
     return sorted(_pictures(folder, "masks").items())
 
 
 def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tuple[list[Path | None], list[str]]:
-    """Return the prediction of each key: the file of this name, or else of the last part of it.
+    """Find the prediction of each key: the file of this name, else of the last part of the name.
 
     Args:
-        predictions: Folder of pictures.
-        keys: Of samples.
-        partial: Whether some may lack a prediction: None stands for it then.
+        predictions: Folder of predicted pictures.
+        keys: Keys of the samples.
+        partial: Whether predictions may be missing; None then stands for a missing one.
 
     Returns:
-        The files, and notes: what was left out, on either side.
+        The files, and notes on missing predictions and unused files.
 
     Raises:
-        UserError: If there is no prediction at all, or one is missing and none may be.
+        UserError: If there is no prediction at all, or one is missing without ``partial``.
     """
     found = _pictures(predictions, "predictions")
     last = [PurePosixPath(key).name for key in keys]
@@ -323,10 +324,10 @@ def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tu
 
 
 def read_lines(file: Path) -> dict[str, dict[str, Any]]:
-    """Return the lines of ``instances.jsonl`` by key.
+    """Read the lines of ``instances.jsonl`` by key.
 
     Raises:
-        UserError: If a line is not what it should be, or two are of one key.
+        UserError: If a line is malformed, or two lines have one key.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -343,7 +344,7 @@ def read_lines(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of the same columns as CSV; numbers with eight digits."""
+    """Format rows of the same columns as CSV; floats have eight significant digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -364,7 +365,7 @@ def _saliency(rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any
 
 
 def _labelled(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the instances of a label map, bool (m, H, W); of another size it is resized, to the nearest label."""
+    """Read the instances of a label map, bool (m, H, W); nearest-neighbour resizing applies if its size differs."""
     labels = read_labels(path)
     if labels.shape != shape:
         height, width = shape
@@ -373,7 +374,7 @@ def _labelled(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _decoded(source: Path | None, line: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Return the instances of a line, bool (m, H, W)."""
+    """Decode the instances of a line, bool (m, H, W)."""
     height, width = shape
     try:
         masks = [decode_run_lengths(code["counts"], (height, width)) for code in line["masks"]]
@@ -385,7 +386,7 @@ def _decoded(source: Path | None, line: Mapping[str, Any], shape: tuple[int, ...
 
 
 def _pictures(folder: Path, what: str) -> dict[str, Path]:
-    """Return the pictures in a folder and below, by their path without suffix, in order of name."""
+    """List the pictures in a folder and its subfolders by relative path without suffix, sorted by name."""
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}: expected one of {what}")
     found: dict[str, Path] = {}

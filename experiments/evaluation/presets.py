@@ -1,6 +1,6 @@
-"""How papers measure predicted maps: what is done to a map first, and which of its numbers they print.
+"""Evaluation protocols of papers for predicted maps: normalisation, and the measures that their tables print.
 
-Each paper leaves some of it open; what was chosen then is said in `Preset.note`, which goes below every table.
+`Preset.note` states the choices that a paper leaves open. It is printed below every table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from maskgym.errors import UserError
 
-NAMES = {  # of measures, as tables print them
+NAMES = {  # names of measures in tables
     "s_measure": "S",
     "e_mean": "mean E",
     "e_max": "max E",
@@ -35,13 +35,13 @@ LESS_IS_BETTER = frozenset({"mae", "ber_mean", "ber_pooled"})
 
 @dataclass(frozen=True)
 class Preset:
-    """How maps are measured.
+    """Evaluation protocol for maps.
 
     Attributes:
-        stretch: Whether a map of 8 bits is min-max normalised before S, E, F, IoU and BER, unless it is constant.
-        stretch_error: Whether it is before the MAE.
-        measures: Those that a table has by default, in this order.
-        note: In words, for below the table: thresholds, sizes, averages, and what the paper leaves open.
+        stretch: Whether a non-constant 8-bit map is min-max normalised before S, E, F, IoU and BER.
+        stretch_error: Whether a non-constant 8-bit map is min-max normalised before the MAE.
+        measures: Default measures of a table, in order.
+        note: Text below the table: thresholds, sizes, averages, and choices that the paper leaves open.
     """
 
     stretch: bool
@@ -94,10 +94,10 @@ PRESETS = {
 
 
 def find(name: str) -> Preset:
-    """Return the preset of this name.
+    """Look up a preset by name.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no preset of this name.
     """
     if name not in PRESETS:
         raise UserError(f"preset '{name}': expected one of {', '.join(PRESETS)}")

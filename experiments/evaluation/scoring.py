@@ -1,4 +1,4 @@
-"""Score predictions: in several processes, and going on where it was stopped."""
+"""Scoring of predictions in several processes, which resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from maskgym.data.layout.images import DataFault
 from maskgym.experiments.evaluation.batches import chunks
 from maskgym.experiments.wiring import run_folder
 
-CHUNK = 50  # images that are scored, and kept, together
-PARTS = ".parts"  # folder of what is scored so far
+CHUNK = 50  # images that are scored and stored together
+PARTS = ".parts"  # folder of the chunks scored so far
 
-Row = dict[str, Any]  # what is kept of an image: as JSON holds it
+Row = dict[str, Any]  # stored measures of an image, as JSON types
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a folder of predictions is worth.
+    """Scores of a folder of predictions.
 
     Attributes:
-        scores: Over the set; ``images`` is how many there are.
-        per_image: For each image its ``key`` and measures; F and E are of its own curve.
-        convention: How it was measured, in words.
-        notes: What was done to files that are not as they should be, one line each.
+        scores: Measures over the set; ``images`` is the number of images.
+        per_image: ``key`` and measures of each image; F and E come from the image's own curve.
+        convention: Description of the protocol.
+        notes: Notes on irregular files and their treatment, one line each.
     """
 
     scores: dict[str, float]
@@ -44,38 +44,38 @@ class Scored:
 
 
 class Work(Protocol):
-    """Predictions with what they are scored against; travels to other processes."""
+    """Predictions and their ground truth, in a form that can be pickled to other processes."""
 
     @property
     def convention(self) -> str:
-        """How it measures, in words: for below a table."""
+        """Description of the protocol, for the text below a table."""
 
     def __len__(self) -> int: ...
 
     def files(self) -> Iterator[Path]:
-        """Yield every file that is read, whose change makes earlier results void."""
+        """Yield every file whose change invalidates earlier results."""
 
     def measure(self, index: int) -> Row:
-        """Return what is kept of one image: its ``key``, a ``note``, and numbers.
+        """Compute the stored row of one image: its ``key``, a ``note``, and numbers.
 
         Raises:
             DataFault: If a file cannot be read.
         """
 
     def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the scores over all images, and the measures of each."""
+        """Compute the scores over all images, and the measures of each image."""
 
 
 def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
-    """Measure predictions.
+    """Score predictions.
 
     Args:
-        work: What is measured.
-        jobs: Processes.
-        folder: Where to keep what is scored until all of it is, so that a second call goes on; None keeps nothing.
+        work: Predictions and their ground truth.
+        jobs: Number of processes.
+        folder: Folder for intermediate results, from which a second call resumes; None stores nothing.
 
     Raises:
-        DataFault: If files cannot be read: all of these, once the others are scored.
+        DataFault: If files cannot be read. It names all of them, after the others are scored.
     """
     kept = _Kept(folder / PARTS, work) if folder else None
     parts = chunks(range(len(work)), CHUNK)
@@ -102,19 +102,19 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
 
 
 def shorten(statement: str, names: Sequence[str]) -> str:
-    """Return a statement with the first names that it is about."""
+    """Append the first of the names to a statement."""
     return f"{statement}: {first(names)}"
 
 
 def _measure_chunks(
     work: Work, parts: Mapping[int, Sequence[int]], jobs: int
 ) -> Iterator[tuple[int, tuple[list[Row], list[str]]]]:
-    """Yield each chunk's number, and its rows and faults, as they come."""
+    """Measure chunks; yield the number of each, and its rows and faults."""
     if jobs == 1 or len(parts) < 2:
         for number, part in parts.items():
             yield number, _measure_chunk(part, work)
         return
-    # A process that is forked while other threads hold locks may hang: start afresh.
+    # A forked process can hang on a lock that another thread held, so processes are spawned.
     context, count = get_context("spawn"), min(jobs, len(parts))
     with ProcessPoolExecutor(count, context, initializer=_take, initargs=(work,)) as pool:
         waiting: dict[Future, int] = {}
@@ -131,7 +131,7 @@ def _measure_chunks(
             pool.shutdown(cancel_futures=True)
 
 
-_taken: list[Work] = []  # what a process of the pool works on
+_taken: list[Work] = []  # the work of this pool process
 
 
 def _take(work: Work) -> None:
@@ -150,11 +150,11 @@ def _measure_chunk(part: Sequence[int], work: Work | None = None) -> tuple[list[
 
 
 class _Kept:
-    """What is scored so far, a file a chunk, for a later call on the same files in the same way.
+    """Store of scored chunks, one file per chunk, for a later call with the same files and settings.
 
     Args:
-        folder: Of these files; emptied where it is another call's.
-        work: What is scored.
+        folder: Folder of the chunk files; it is emptied if it belongs to other files or settings.
+        work: Predictions and their ground truth.
     """
 
     def __init__(self, folder: Path, work: Work) -> None:
@@ -168,16 +168,16 @@ class _Kept:
             run_folder.write(stored, self.fingerprint)
 
     def read(self, count: int) -> dict[int, list[Row]]:
-        """Return the rows of each chunk that is there."""
+        """Read the rows of each stored chunk."""
         there = (number for number in range(count) if self._file(number).exists())
         return {number: run_folder.read_json(self._file(number)) for number in there}
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
-        """Keep the rows of a chunk."""
+        """Store the rows of a chunk."""
         run_folder.write(self._file(number), run_folder.to_json(rows))
 
     def discard(self) -> None:
-        """Take everything away."""
+        """Delete the stored chunks."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:

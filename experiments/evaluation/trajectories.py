@@ -1,20 +1,20 @@
-"""Trajectories: what the trained agent of a run does, as JSON lines for training elsewhere.
+"""Trajectories: episodes of a run's trained agent as JSON lines, for training in other frameworks.
 
     maskgym export RUN_DIR OUT --split train --samples 500
 
-OUT/episodes.jsonl has one line an episode, OUT/images the photos it names, each written once. Every line has ``key``,
-``task``, ``split``, ``images`` (paths under OUT) and ``reward``, the return. Masks are COCO's run-length codes at the
-size of their image. The rest is by kind:
+OUT/episodes.jsonl has one line per episode. OUT/images holds its photos. Every line has ``key``, ``task``, ``split``,
+``images`` (paths under OUT) and ``reward``, the return. Masks are COCO run-length codes at the size of their image.
+The other keys depend on the kind of action:
 
-text    ``messages``, a conversation as chat templates and TRL's SFTTrainer take it, whose image parts stand for
-        ``images`` in order; ``reward_terms``; ``expressions``; ``masks``: for each image, one an expression.
-clicks  ``prompts``, the clicks that the episode began with (``point``, ``label``), and ``steps``, each with ``patch``
-        (row by row), ``point`` ([x, y] in pixels of the image), ``label`` (1 foreground), ``reward``, ``reward_terms``,
-        ``iou`` and ``mask``; ``grid``, patches a side.
-masks   ``steps``, each with ``action`` (the mask over the observed square, above 0.5), ``mask``, ``reward``,
+text    ``messages``, a conversation for chat templates and TRL's SFTTrainer, whose image parts stand for ``images``
+        in order; ``reward_terms``; ``expressions``; ``masks``: for each image, one mask per expression.
+clicks  ``prompts``, the initial clicks of the episode (``point``, ``label``), and ``steps``, each with ``patch``
+        (row-major index), ``point`` ([x, y] in pixels of the image), ``label`` (1 foreground), ``reward``,
+        ``reward_terms``, ``iou`` and ``mask``; ``grid``, the number of patches per side.
+masks   ``steps``, each with ``action`` (the mask over the observed square, thresholded at 0.5), ``mask``, ``reward``,
         ``reward_terms`` and ``iou``.
 
-Where the task has needs, ``need`` is what was looked for.
+Lines of tasks with needs have the key ``need``.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
 EPISODES, IMAGES = "episodes.jsonl", "images"
-PARTS = ("segmenter", "reward", "attention", "recalibration")  # what environments of one run share
+PARTS = ("segmenter", "reward", "attention", "recalibration")  # components that the environments of a run share
 
-# What to do in one chunk of episodes: called with the step and the observations, it returns one action an episode.
+# A policy for one chunk of episodes: it maps the step and the observations to one action per episode.
 Chooser = Callable[[int, Any], Sequence[Any]]
-# Called with the place and the length of a chunk that was reset, it returns what chooses in it.
+# A function from the start and the length of a chunk that was reset to its `Chooser`.
 Player = Callable[[int, int], Chooser]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an episode: the action as the environment took it, what it earned, and the info that came back."""
+    """One step of an episode: the action, the reward and the info."""
 
     action: Any
     reward: float
@@ -57,10 +57,10 @@ class Episode:
     """One episode from its reset to its end.
 
     Attributes:
-        index: Of the sample.
-        observation: What the agent saw first.
-        prompts: Of clicks, those that the episode began with: (x, y) in pixels of the observed square, and the label.
-        steps: At least one.
+        index: Index of the sample.
+        observation: Initial observation.
+        prompts: Initial clicks of a click episode: (x, y) in pixels of the observed square, and the label.
+        steps: Steps in order, at least one.
     """
 
     index: int
@@ -70,7 +70,7 @@ class Episode:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write what the trained agent of a run does as JSON lines."""
+    """Run ``maskgym export``: write the episodes of a run's trained agent as JSON lines."""
     parser = Parser(prog="maskgym export", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="a finished run")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
@@ -86,21 +86,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export(folder: Path, out: Path, split: str | None = None, samples: int | None = None, stored: bool = False) -> int:
-    """Play the trained agent of a finished run, greedily, and write its episodes; return how many.
+    """Write greedy episodes of the trained agent of a finished run; return their number.
 
-    The file of episodes is written whole or not at all; one that is there is replaced.
+    The episode file is written atomically. An existing file is replaced.
 
     Args:
-        folder: Of the run.
-        out: Folder to write, made if need be.
-        split: ``train``, ``validation`` or ``test``; None takes the one that the run was evaluated on. ``train`` is
-            what the run was trained on, with ``train_samples`` no more than those.
-        samples: Of each task, at most so many, spread evenly over the split; None for all.
-        stored: Play the answers that the run's last evaluation stored instead, which the split is that of then; masks
-            are stored without soft values, so that soft rewards may be other than the run's.
+        folder: Folder of the run.
+        out: Output folder, created if it does not exist.
+        split: ``train``, ``validation`` or ``test``; None selects the split that the run was evaluated on. ``train``
+            is the training set of the run, limited to its ``train_samples``.
+        samples: Maximum number of samples per task, spread evenly over the split; None for all.
+        stored: Whether to replay the stored answers of the run's last evaluation, on the split of that evaluation.
+            Stored masks are binary, so soft rewards may differ from those of the run.
 
     Raises:
-        UserError: If the folder holds no run that is finished, or an argument cannot be used.
+        UserError: If the folder holds no finished run, or an argument is invalid.
     """
     from tqdm import tqdm
 
@@ -130,13 +130,13 @@ def export(folder: Path, out: Path, split: str | None = None, samples: int | Non
 
 
 def read(out: str | Path) -> Any:
-    """Return exported episodes as a `datasets.Dataset` with ``images`` to decode: of texts, what SFTTrainer trains on.
+    """Load exported episodes as a `datasets.Dataset` with decodable ``images``; SFTTrainer trains on text episodes.
 
     Args:
-        out: The folder that was written.
+        out: Folder that `export` wrote.
 
     Raises:
-        UserError: If there are no episodes there.
+        UserError: If the folder holds no episodes.
     """
     import datasets
 
@@ -152,9 +152,9 @@ def play(env: Any, indices: Sequence[int], begin: Player) -> Iterator[Episode]:
     """Play each sample to the end of its episode.
 
     Args:
-        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``.
-        indices: Of samples.
-        begin: What plays.
+        env: Vector environment that resets by index, with ``autoreset_mode=DISABLED``.
+        indices: Indices of the samples.
+        begin: Player of each chunk.
     """
     from maskgym.experiments.evaluation.batches import chunks, filled, first_rows
 
@@ -176,29 +176,29 @@ def play(env: Any, indices: Sequence[int], begin: Player) -> Iterator[Episode]:
             if over[:count].all():
                 break
             if done.any():
-                # Those that are over are begun again, and what they lead to is not looked at.
+                # Finished episodes must be reset before the next step; their later results are ignored.
                 observations, _ = env.reset(options={"index": wanted, "reset_mask": done})
         for i, index in enumerate(chunk):
             yield Episode(index, shown[i], prompts[i], tuple(steps[i]))
 
 
 def _open(config: dict[str, Any], folder: Path, split: str, with_weights: bool) -> tuple[Any, dict[str, Any]]:
-    """Return the trained agent of a run and its environments of a split, by task."""
+    """Load the trained agent of a run, and its environments of a split by task."""
     agent, training = run.untrained(config, folder)
     base = next(iter(training.values())).unwrapped
     parts = {name: getattr(base, name) for name in PARTS if getattr(base, name, None) is not None}
-    if with_weights or "recalibration" in parts:  # which labels clicks, and is trained with the policy
+    if with_weights or "recalibration" in parts:  # it labels clicks, and is trained with the policy
         agent.load(folder / run_folder.POLICY)
-    # Some agents train in environments that restart by themselves; those of the random one never do.
+    # Some agents train in environments that reset themselves; environments of the random agent do not.
     resting = {**config, "algo": {"name": "random"}}
     return agent, {task: run.make_env(resting, task, split, parts) for task in training}
 
 
 def _stored(folder: Path, envs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """Return the answers after training by task and index.
+    """Read the stored answers after training, by task and index.
 
     Raises:
-        UserError: If they cannot be read, or are of other samples than the data set has now.
+        UserError: If the answers cannot be read, or their samples differ from those of the data set.
     """
     file, found = folder / run_folder.ANSWERS, {task: dict[int, str]() for task in envs}
     try:
@@ -222,7 +222,7 @@ def _lines(
     answers: Mapping[str, Mapping[int, str]],
     bar: Any,
 ) -> Iterator[bytes]:
-    """Yield each episode as a line of JSON, and write its images."""
+    """Play the episodes; yield each as a line of JSON, and write its images."""
     for task, env in envs.items():
         texts = [answers[task][index] for index in plans[task]] if answers else None
         for episode in play(env, plans[task], _player(agent, env, texts)):
@@ -237,7 +237,7 @@ def _lines(
 
 
 def _player(agent: Any, env: Any, answers: Sequence[str] | None) -> Player:
-    """Return what plays: stored answers where they are given, else the agent, which may search."""
+    """Build the player of stored answers if there are any, else of the agent, which may search."""
     from maskgym.experiments.evaluation import evaluation, mask_evaluation
     from maskgym.experiments.evaluation.batches import first_rows
 
@@ -255,25 +255,25 @@ def _player(agent: Any, env: Any, answers: Sequence[str] | None) -> Player:
 
 
 def _search(agent: Any, env: Any, count: int) -> Chooser:
-    """Let an agent search from where the episodes stand."""
+    """Build a chooser from an agent's search from the current states."""
     base = env.unwrapped
     found = [_actions(state.patches, state.labels[-base.horizon :], base.label) for state in agent.search(env)[:count]]
     return lambda step, observations: [actions[step] for actions in found]
 
 
 def _read_clicks(text: str, label: str) -> list[Any]:
-    """Return the actions that a text of clicks, as ``27+ 30-``, stands for."""
+    """Convert a text of clicks, such as ``27+ 30-``, to actions."""
     words = text.split()
     return _actions([int(word[:-1]) for word in words], [int(word[-1] == "+") for word in words], label)
 
 
 def _actions(patches: Sequence[int], labels: Sequence[int], label: str) -> list[Any]:
-    """Return the actions that clicks stand for in an environment with this ``label``."""
+    """Convert clicks to actions of an environment with this ``label``."""
     return list(zip(patches, labels, strict=True)) if label == "policy" else list(patches)
 
 
 def _describe(env: Any, episode: Episode, sample: Any) -> dict[str, Any]:
-    """Return what the line of an episode holds beside what all have."""
+    """Build the keys of an episode's line that depend on its kind of action."""
     from maskgym.experiments.evaluation import evaluation, mask_evaluation
 
     if mask_evaluation.is_drawn(env):
@@ -294,7 +294,7 @@ def _describe(env: Any, episode: Episode, sample: Any) -> dict[str, Any]:
 
 
 def _describe_clicks(base: Any, episode: Episode, size: Sequence[int]) -> dict[str, Any]:
-    """Return what the line of clicks holds, for an image of this (width, height)."""
+    """Build the keys of a click episode's line, for an image of this (width, height)."""
     need = {"need": episode.steps[0].info["need"]} if "need" in episode.steps[0].info else {}
     prompts = [
         {"point": [float(v) for v in np.array([x, y]) / base.image_size * size], "label": label}
@@ -317,7 +317,7 @@ def _drawn(step: Step) -> dict[str, Any]:
 
 
 def _outcome(step: Step) -> dict[str, Any]:
-    """Return what a step with one mask led to."""
+    """Build the reward, its terms, the IoU and the mask of a step with one mask."""
     return {
         "reward": step.reward,
         "reward_terms": step.info["reward_terms"],
@@ -327,7 +327,7 @@ def _outcome(step: Step) -> dict[str, Any]:
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
-    """Return COCO's compressed run-length code of a bool (H, W) mask, as JSON's types.
+    """Encode a bool (H, W) mask as a compressed COCO run-length code, with JSON types.
 
     Example:
         >>> encode(np.eye(2, dtype=bool))
@@ -340,7 +340,7 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _prompts(env: Any) -> list[tuple[tuple[float, float, int], ...]]:
-    """Return the clicks that the episodes of each sub-environment began with; where nothing is clicked, none."""
+    """Return the initial clicks of each sub-environment's episode; none if the environment takes no clicks."""
     if not hasattr(env.unwrapped, "get_state"):
         return [()] * env.num_envs
     return [

@@ -1,9 +1,8 @@
-"""Rewards on Ray: ``scale.reward_actors=K`` has K actors segment and score answers, apart from the workers that train.
+"""Rewards on Ray: with ``scale.reward_actors=K``, K actors segment and score answers, apart from the training workers.
 
-Each actor holds environments and a segmenter of its own, on a GPU of its own where workers have GPUs. What is sent are
-numbers of samples and texts. Requests that come in while an actor is at work are scored together, whichever workers
-they are from, and a phrase that was segmented on an image is not segmented there again: an image has one actor. An
-actor that dies is started again by Ray, and what it was asked is asked again.
+Each actor holds its own environments and segmenter, on its own GPU if workers have GPUs. Requests contain sample
+indices and texts. An actor batches the requests of all workers that arrive while it is busy. Every image belongs to one
+actor, which caches the masks of its phrases. Ray restarts an actor that dies and repeats its pending requests.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import numpy as np
 from maskgym.experiments import run
 
 Scores = tuple[np.ndarray, dict[str, np.ndarray]]  # rewards and their named terms, float64 (B,) each
-Request = tuple[int, Sequence[int], Sequence[str]]  # the task's number, samples, answers
+Request = tuple[int, Sequence[int], Sequence[str]]  # task index, sample indices, answers
 
 
 class Scorer:
-    """What an actor does: score requests, many at a time.
+    """Actor that scores requests in batches.
 
     Args:
-        config: Of the run.
-        directory: Where the command was given, which paths in the config are relative to.
+        config: Config of the run.
+        directory: Working directory of the command, which paths in the config are relative to.
     """
 
     def __init__(self, config: dict[str, Any], directory: str) -> None:
@@ -43,7 +42,7 @@ class Scorer:
         self._busy = False
 
     async def score(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> tuple[Scores, tuple[int, int]]:
-        """Return the scores of some answers, and how many masks were found and computed so far, for all workers."""
+        """Score answers; return the scores, and the mask cache's hits and misses so far over all workers."""
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self._waiting.append(((task, indices, answers), future))
         if not self._busy:
@@ -82,7 +81,7 @@ class Scorer:
 
 
 class RewardPool:
-    """The actors, seen from a worker: scores answers as `maskgym.agents.text.language.Episodes` does.
+    """A worker's client of the actors, with the interface of `maskgym.agents.text.language.Episodes`.
 
     Args:
         actors: Handles of actors of `Scorer`.
@@ -91,20 +90,20 @@ class RewardPool:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
         self._counts = {place: (0, 0) for place in range(len(self.actors))}
-        self._expected: dict[tuple[int, int, str], Any] = {}  # what was asked for already, by task, sample and answer
+        self._expected: dict[tuple[int, int, str], Any] = {}  # pending requests, by task, sample and answer
 
     def expect(self, task: int, index: int, answer: str) -> None:
-        """Have an answer scored that `step` will ask for: others are still being generated."""
+        """Request the score of an answer ahead of `step`, while other answers are still being generated."""
         key = (task, int(index), answer)
         if key not in self._expected:
             self._expected[key] = self.actors[key[1] % len(self.actors)].score.remote(task, [key[1]], [answer])
 
     def step(self, task: int, indices: Sequence[int], answers: Sequence[str]) -> Scores:
-        """Answer samples of one task; return the rewards and their named terms, float64 (B,) each."""
+        """Score the answers to samples of one task; return the rewards and their named terms, float64 (B,) each."""
         import ray
 
         keys = [(task, int(index), answer) for index, answer in zip(indices, answers, strict=True)]
-        # One request an owner, but for what is expected already.
+        # Answers without a pending request are sent in one request per actor, to keep messages few.
         groups: dict[Any, list[int]] = {}
         for place, key in enumerate(keys):
             groups.setdefault(self._expected.get(key, key[1] % len(self.actors)), []).append(place)
@@ -117,7 +116,7 @@ class RewardPool:
         values: np.ndarray = np.zeros(len(keys))
         terms: dict[str, np.ndarray] = {}
         for places, ((own, named), counts) in zip(groups.values(), ray.get(asked), strict=True):
-            values[places] = own  # of one that is expected, the same for all who gave that answer
+            values[places] = own  # a pending request has one score, which equal answers share
             owner = keys[places[0]][1] % len(self.actors)
             self._counts[owner] = max(self._counts[owner], counts, key=sum)
             for name, term in named.items():
@@ -126,17 +125,17 @@ class RewardPool:
         return values, terms
 
     def cost(self) -> dict[str, float]:
-        """Return the share of masks so far, of all workers, that needed no segmenting."""
+        """Return the hit rate of the mask caches so far, over all workers."""
         hits, misses = np.sum(list(self._counts.values()), axis=0)
         return {"mask_cache_hits": float(hits / max(1, hits + misses))}
 
 
 @contextmanager
 def started(config: dict[str, Any]) -> Iterator[list[Any]]:
-    """Start the actors that ``scale.reward_actors`` asks for; stop them at the end.
+    """Start ``scale.reward_actors`` actors, and stop them at the end.
 
     Yields:
-        Their handles.
+        The handles of the actors.
     """
     import ray
 

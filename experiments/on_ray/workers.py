@@ -1,8 +1,8 @@
-"""Runs on Ray: ``scale=ray`` trains one agent in several workers, each with its share of every batch.
+"""Runs on Ray: ``scale=ray`` trains one agent in several workers, each on a shard of every global batch.
 
-Every worker runs `maskgym.experiments.run.run` with the same config; the first one evaluates and writes the run folder,
-which all of them, and the machine that the command is given on, see under the same path. Workers that die are started
-again, and go on from the last checkpoint.
+Every worker runs `maskgym.experiments.run.run` with the same config. Rank 0 evaluates and writes the run folder. All
+workers and the machine that runs the command must see this folder under the same path. Workers that die are restarted
+from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ from maskgym.experiments import run as runs
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.wiring import run_folder
 
-STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # what Ray writes of its own accord, which nothing reads
-POINTER = "pointer.json"  # says where a checkpoint lies
-CONNECT_S = 10  # longest wait for a cluster to answer: Ray itself tries for minutes
-GONE = ("health check failed", "Connection closed by peer")  # how Ray and the other workers notice
-ASKED_S = 0.5  # Ray asks workers how they are, and takes their reports, this often; its own default is 2
-BARRIER_S = 24 * 3600  # longest wait of workers for each other: the first one evaluates meanwhile
+STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # Ray's own output, which nothing reads
+POINTER = "pointer.json"  # holds the path of a checkpoint
+CONNECT_S = 10  # timeout of the connection to a cluster, since Ray itself tries for minutes
+GONE = ("health check failed", "Connection closed by peer")  # messages of Ray and other workers on a lost worker
+ASKED_S = 0.5  # interval of Ray's health checks, which also collect reports; Ray's default is 2
+BARRIER_S = 24 * 3600  # timeout of collectives, since the other workers wait while rank 0 evaluates
 
 
 def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train on Ray; arguments and result are those of `maskgym.experiments.run.run`.
+    """Train on Ray, with the arguments and the result of `maskgym.experiments.run.run`.
 
     Raises:
-        UserError: If Ray is not installed, its cluster does not answer or lacks what is asked for, or the config asks
-            for what cannot be had.
-        ray.train.TrainingFailedError: If workers die once more than ``scale.max_failures`` times.
+        UserError: If Ray is not installed, its cluster does not answer or lacks resources, or the config is invalid.
+        ray.train.TrainingFailedError: If workers die more than ``scale.max_failures`` times.
     """
     _check(config)
     if _starts_workers(config):
@@ -60,7 +59,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
                 return run_folder.read_json(folder / run_folder.RESULTS)
             except TrainingFailedError as error:
                 fault = _fault(error)
-                # Starting again makes no room on a full disk.
+                # A restart cannot succeed on a full disk.
                 if failures > config["scale"]["max_failures"] or run_folder.is_full(folder):
                     raise
             tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
@@ -69,16 +68,16 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
 
 
 def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
-    """Start workers and wait for their end; return what Ray makes of it, a ``ray.train.Result``."""
+    """Start the workers and wait for their end; return the ``ray.train.Result``."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Leave Ctrl-C to the run, which says how to go on; Ray's own handler ends the process."""
+            """Leave Ctrl-C to the run, which prints how to resume; Ray's handler would end the process."""
 
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to where the command was given
-    if config["scale"]["address"] is None:  # nobody takes this machine away
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to the command's working directory
+    if config["scale"]["address"] is None:  # a local machine is never preempted
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(ASKED_S))
     scale, settings = config["scale"], {"config": config, "folder": str(folder), "resume": resume}
@@ -97,7 +96,7 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
 
 
 def _work(settings: Mapping[str, Any]) -> None:
-    """Run in one worker what all of them run."""
+    """Run the training in one worker."""
     os.chdir(settings["directory"])
     scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
     config, folder = settings["config"], Path(settings["folder"])
@@ -107,10 +106,10 @@ def _work(settings: Mapping[str, Any]) -> None:
 
 
 def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping[str, float]) -> None:
-    """Tell Ray what the last update logged, and the first one after each checkpoint, with where that lies.
+    """Report to Ray the last update, and the first update after each checkpoint with the checkpoint's path.
 
-    Ray takes one report at a time, when it next asks how workers are: one an update would have them wait. It is given a
-    file that says where the checkpoint is: it would copy the checkpoint itself, which lies where all can read it.
+    Ray accepts one report per health check, so that a report per update would block the workers. The reported
+    checkpoint is a file with a path, because Ray would copy the checkpoint itself, which all workers can already read.
     """
     from ray import train
 
@@ -126,7 +125,7 @@ def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping
 
 
 def _fault(error: Any) -> str:
-    """Return in one line what workers died of, or raise what is no accident but a mistake in what was given."""
+    """Describe in one line why workers died; raise the cause if it is a `UserError`."""
     causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [error]
     for cause in causes:
         if isinstance(cause, UserError):
@@ -138,7 +137,7 @@ def _fault(error: Any) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what an error that went through Ray began with."""
+    """Find the root cause of an error that Ray wrapped."""
     inner = getattr(error, "cause", None) or error.__cause__
     return error if inner is None else _cause(inner)
 
@@ -157,7 +156,7 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _starts_workers(config: Mapping[str, Any]) -> bool:
-    """Return whether the agent starts its workers itself, as RLlib's do."""
+    """Check whether the agent starts its workers itself, as RLlib agents do."""
     from maskgym import agents
 
     return getattr(agents.get(config["algo"]["name"]), "starts_workers", False)
@@ -169,11 +168,11 @@ def _takes_scorer(agent: Any) -> bool:
 
 @contextmanager
 def connected(address: str | None, option: str = "scale.address") -> Iterator[None]:
-    """Join a cluster, or start one on this machine where the address is None, and leave it at the end.
+    """Connect to a cluster, or start one on this machine if the address is None; disconnect at the end.
 
     Args:
         address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT`` or None.
-        option: Where it was given, for the message.
+        option: Name of the option that set the address, for error messages.
 
     Raises:
         UserError: If Ray is not installed, or no cluster answers.
@@ -202,7 +201,7 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
 
 
 def _check_resources(config: Mapping[str, Any]) -> None:
-    """Raise a UserError if the cluster lacks what workers and actors take, which Ray would wait for for ever."""
+    """Raise a UserError if the cluster lacks resources for workers and actors; Ray itself would wait forever."""
     import ray
 
     scale, found = config["scale"], ray.cluster_resources()
@@ -210,7 +209,7 @@ def _check_resources(config: Mapping[str, Any]) -> None:
     if scale["use_gpu"]:
         wanted["GPU"] = scale["num_workers"] + scale["reward_actors"]
         if _starts_workers(config) and scale["num_workers"] > 1:
-            wanted["GPU"] *= 2  # to play and to learn
+            wanted["GPU"] *= 2  # such agents use one GPU for rollouts and one for learning
     for name, count in wanted.items():
         if found.get(name, 0) < count:
             asked = f"scale.num_workers={scale['num_workers']}"
@@ -220,18 +219,18 @@ def _check_resources(config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _storage(folder: Path) -> Iterator[None]:
-    """Take away at the end what Ray wrote."""
+    """Delete Ray's storage folder at the end."""
     try:
         yield
     finally:
         shutil.rmtree(folder / STORAGE, ignore_errors=True)
-        with suppress(OSError):  # not empty where the run has begun
+        with suppress(OSError):  # the folder is not empty if the run has started
             (folder / STORAGE).parent.rmdir()
 
 
 @contextmanager
 def _progress(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
-    """Show meanwhile how far the first worker is, by what it writes down."""
+    """Show a progress bar that follows the metrics file of rank 0."""
     name, file = f"{config['env']['name']} {config['algo']['name']}", folder / run_folder.METRICS
     over = threading.Event()
 

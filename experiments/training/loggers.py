@@ -1,4 +1,4 @@
-"""Loggers beside ``metrics.csv``: numbers as they come, and at the end samples with their answers."""
+"""Loggers besides ``metrics.csv``: they log numbers during a run, and samples with their answers at its end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import run_folder
 
-ROWS_SHOWN = 256  # of the table of answers
+ROWS_SHOWN = 256  # maximum number of rows in the table of answers
 
 
 class Logger:
-    """Logs nothing: what there is lies in the run folder."""
+    """Base class of loggers, which logs nothing itself."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take named numbers of an update or an evaluation."""
+        """Log named numbers of an update or an evaluation."""
 
     def show(self, folder: Path) -> None:
-        """Take pictures and answers of a run folder that is written."""
+        """Log the pictures and answers of a complete run folder."""
 
 
 class TensorBoard(Logger):
-    """Event files in the run folder's ``tensorboard/``."""
+    """Logger that writes event files to ``tensorboard/`` in the run folder."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -48,17 +48,17 @@ class TensorBoard(Logger):
 
 
 class WandB(Logger):
-    """A wandb run. When its service goes away training goes on: what it would have got lies in ``metrics.csv``."""
+    """Logger of a wandb run. Training continues if the wandb service fails: ``metrics.csv`` has all numbers."""
 
     def __init__(self, run: Any) -> None:
         self.run, self.lost = run, False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send numbers."""
+        """Send the numbers to wandb."""
         self._call(self.run.log, dict(values), step=step)
 
     def show(self, folder: Path) -> None:
-        """Send the pictures, and a table of the answers before and after with their scores."""
+        """Send the pictures to wandb, and a table of the answers before and after training with their scores."""
         import wandb
 
         lines = (folder / run_folder.ANSWERS).read_text(encoding="utf-8").splitlines()[:ROWS_SHOWN]
@@ -78,7 +78,7 @@ class WandB(Logger):
             return
         try:
             act(*arguments, **settings)
-        except Exception as error:  # its errors of connections share no type
+        except Exception as error:  # wandb's connection errors have no common base class
             self.lost = True
             said = " ".join(str(error).split()) or type(error).__name__
             print(f"logger=wandb: its service went away ({said}); metrics.csv has the rest", file=sys.stderr)
@@ -86,15 +86,15 @@ class WandB(Logger):
 
 @contextmanager
 def open_logger(config: Mapping[str, Any], folder: Path, versions: Mapping[str, str]) -> Iterator[Logger]:
-    """Open what ``logger`` asks for, and close it at the end; a run that is resumed goes on in the same place.
+    """Open the logger of a config, and close it at the end; a resumed run continues the same log.
 
     Args:
-        config: Of the run.
-        folder: Of the run.
-        versions: Of the code and its libraries, to file with the config.
+        config: Config of the run.
+        folder: Folder of the run.
+        versions: Versions of the code and its libraries, which are logged with the config.
 
     Raises:
-        UserError: If its library is not installed, or wandb cannot start.
+        UserError: If the logger's library is not installed, or wandb cannot start.
     """
     settings = config["logger"]
     if settings["name"] == "tensorboard":
