@@ -1,8 +1,8 @@
-"""Baselines of AlignSAM's Tables 2 and 3 on the same few samples: ``maskgym baselines samed --task sod``.
+"""Baselines of AlignSAM's Tables 2 and 3 with few training samples: ``maskgym baselines samed --task sod``.
 
-PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) learns from ``--shots`` training samples, and is
-scored on held-out samples, the same ones as clicks are. For ``--task semantic`` there is one model a category, as in
-Table 3, because a baseline reads no text; scores are then over the samples of all of them.
+PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) is trained on ``--shots`` samples, and is scored on the
+same held-out samples as click agents. With ``--task semantic`` there is one model per category, as in Table 3, because
+a baseline reads no text. The scores are then over the samples of all categories.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
 
 TASKS = ("sod", "blur", "shadow", "glass", "semantic")
-SEGMENTERS = ("sam_tiny", "sam")  # those that are a Sam of segment_anything
+SEGMENTERS = ("sam_tiny", "sam")  # segmenters that hold a Sam of segment_anything
 TRAINING = ("steps", "batch_size", "learning_rate")
 SETTINGS = {"persam": ("refinements",), "samed": ("rank", *TRAINING), "msa": ("bottleneck", *TRAINING)}
 LIBRARIES = ("torch", "numpy", "segment-anything")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fit and score one baseline; return the exit status: 2 for a mistake in what was given, told in one line."""
+    """Fit and score one baseline; return the exit status: 2 for a usage error, which is printed in one line."""
     return command.status(_main, argv)
 
 
@@ -49,10 +49,10 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the command line's settings; those of a baseline are None where they are not given.
+    """Parse the command line; settings of a baseline that are not given are None.
 
     Raises:
-        UserError: If they cannot be used.
+        UserError: If an argument is invalid.
     """
     parser = command.Parser(prog="baselines.py", description=__doc__)
     baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Fit the baseline, once a category where there are several, and return what the file of results holds.
+    """Fit and score the baseline, once per category for ``semantic``; return the content of the results file.
 
     Raises:
         UserError: If the data or the weights cannot be used.
@@ -113,13 +113,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 def score(
     model: Any, samples: Sequence[Sample], gathered: Sequence[SaliencyScores], chunk: int
 ) -> list[dict[str, Any]]:
-    """Return for each sample its ``key``, ``iou`` and ``s_measure``; add its mask to the gathered scores.
+    """Compute ``key``, ``iou`` and ``s_measure`` of each sample; add its mask to the gathered scores.
 
     Args:
-        model: Fitted; has ``predict(images) -> masks``.
-        samples: To be scored.
-        gathered: Measures of sets that they belong to.
-        chunk: Images at a time.
+        model: Fitted model with ``predict(images) -> masks``.
+        samples: Samples to score.
+        gathered: Scores of sets that contain the samples.
+        chunk: Number of images per prediction.
 
     Raises:
         UserError: If a sample cannot be scored.
@@ -139,10 +139,10 @@ def score(
 
 
 def write(file: Path, results: dict[str, Any]) -> None:
-    """Write the results as JSON, whole or not at all.
+    """Write the results as JSON, atomically.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     try:
         run_folder.write_json(file, results)
@@ -165,7 +165,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Raise UserError if settings do not fit each other, or the results have no place."""
+    """Raise UserError if settings contradict each other, or the results file cannot be written."""
     for name, least in (("shots", 1), ("samples", 1), ("seed", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} {getattr(given, name)}: expected at least {least}")
@@ -184,7 +184,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _datasets(given: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """Return the training and the test split."""
+    """Load the training and the test split."""
     place = {"root": given.root} if given.data == "folder" else {}
     train, test = (data.make(given.data, task=given.task, split=split, **place) for split in ("train", "test"))
     return train, test
@@ -198,13 +198,13 @@ def _segmenter(given: argparse.Namespace) -> Any:
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Return what the baseline is made with: its own defaults, and what was given instead."""
+    """Build the arguments of the baseline: its defaults, overridden by the command line."""
     from maskgym.policies.few_shot.adapted_sam import BASELINES
 
     arguments = inspect.signature(BASELINES[given.baseline]).parameters.values()
     settings = {argument.name: argument.default for argument in arguments if argument.name != "segmenter"}
     if given.segmenter == "sam_tiny" and given.baseline == "persam":
-        settings["refinements"] = 0  # it was never trained with what they prompt it with
+        settings["refinements"] = 0  # sam_tiny was not trained with the prompts of refinements
     if "seed" in settings:
         settings["seed"] = given.seed
     asked = {name: getattr(given, name) for name in SETTINGS[given.baseline]}
@@ -220,7 +220,7 @@ def _make(baseline: str, segmenter: Any, settings: dict[str, Any]) -> Any:
 def _by_category(
     given: argparse.Namespace, train: Dataset, test: Dataset, indices: Sequence[int]
 ) -> dict[str, tuple[Dataset, list[int]]]:
-    """Return, for each category asked for, its training samples and which of the held-out indices show it."""
+    """Group the training samples and the held-out indices by requested category."""
     of_train, of_test = _categories(train, range(len(train))), _categories(test, indices)
     if given.category not in (None, *of_test):
         held = ", ".join(sorted(of_test))
@@ -235,7 +235,7 @@ def _by_category(
 
 
 def _categories(dataset: Dataset, indices: Sequence[int]) -> dict[str, list[int]]:
-    """Return which of these samples have each category."""
+    """Group the indices of samples by category."""
     found: dict[str, list[int]] = {}
     for index in tqdm(indices, desc=f"categories, {dataset.split}", unit="sample", disable=None, leave=False):
         found.setdefault(str(dataset[index].category), []).append(index)
@@ -247,7 +247,7 @@ def _read(dataset: Dataset, indices: Sequence[int], label: str) -> list[Sample]:
 
 
 def _thinned(losses: Sequence[float], points: int = 10) -> list[float]:
-    """Return the means of at most ``points`` equal parts, in order."""
+    """Compute the means of at most ``points`` equal parts, in order."""
     return [float(np.mean(part)) for part in np.array_split(losses, min(points, len(losses)))]
 
 

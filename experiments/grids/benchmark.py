@@ -1,4 +1,4 @@
-"""Benchmarks: ``maskgym benchmark algorithms --jobs 2`` trains every row of a matrix and writes a report.
+"""Benchmarks: ``maskgym benchmark algorithms --jobs 2`` runs every cell of a matrix and writes a report.
 
 A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms) and columns (environments).
 
@@ -23,10 +23,11 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
     published:                                         # of a paper, whose order of the rows is compared with ours
       cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
 
-Each run leaves one file of results, named by the hash of its arguments: rows that sections share are made once, and a
-benchmark that was stopped goes on where it was. A file holds its run's config too, and is made again where a default
-has changed since. ``--report`` makes the report of what is there and runs nothing.
-Seconds are updates times the seconds of an update measured alone, so that rows may train side by side.
+Each run writes one results file, named by the hash of its arguments. Rows that sections share are therefore run once,
+and a stopped benchmark resumes. A results file also holds the config of its run, and is made again if a default has
+changed. ``--report`` writes the report from existing results and runs nothing.
+Seconds are the number of updates times the seconds per update of a separate timing run, so that rows may train in
+parallel.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ KEYS = {"title", "about", "sections", "costs", "published"}
 SECTION_KEYS = {"title", "about", "base", "columns", "rows", "against", "seeds"}
 COST_KEYS = {"title", "about", "base", "rows", "rounds"}
 SPENT = ("generated_tokens", "reward_calls")
-# What is kept of a run's log, by how its name begins.
+# Prefixes of the logged names that a results file keeps.
 KEPT = (
     *SPENT,
     *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )
-SHOWN = {  # of the log, in the report: mean of the first and of the last ten updates
+SHOWN = {  # logged names in the report, as means of the first and of the last ten updates
     "training reward": "reward",
     "entropy": "entropy",
     "tokens an answer": "completions/mean_length",
@@ -65,15 +66,15 @@ SHOWN = {  # of the log, in the report: mean of the first and of the last ten up
     "advantage": "cgpo/advantage",
     "groups without signal": "group/share_without_signal",
 }
-WARM_UP = 3  # updates that are not timed
+WARM_UP = 3  # initial updates that are not timed
 LESS_IS_BETTER = ("mae",)
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return a matrix by the name of its file in ``matrices/``, or by path.
+    """Load a matrix by the name of its file in ``matrices/``, or by path.
 
     Raises:
-        UserError: If there is none, or it is not a matrix.
+        UserError: If the file does not exist, or is not a matrix.
     """
     matrix = study.read(name, MATRICES, "matrix", KEYS)
     for section in matrix["sections"]:
@@ -87,11 +88,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 class Results:
-    """The files of results of a matrix, in a folder beside its report.
+    """Results files of a matrix, in a folder beside its report.
 
     Args:
-        matrix: As `load` returns it.
-        folder: Of the files.
+        matrix: Matrix from `load`.
+        folder: Folder of the files.
     """
 
     def __init__(self, matrix: Mapping[str, Any], folder: Path) -> None:
@@ -102,26 +103,26 @@ class Results:
 
     @property
     def cost_file(self) -> Path:
-        """Return where the costs lie."""
+        """Return the path of the costs."""
         return self.folder / "cost.json"
 
     def file(self, cell: study.Cell) -> Path:
-        """Return where the results of a run lie; what a config gains later does not rename it."""
+        """Return the path of a run's results; it depends on the arguments only, not on new config keys."""
         return self.folder / f"{study.digest(' '.join(sorted(cell.arguments)))}.json"
 
     def of(self, cell: study.Cell) -> dict[str, Any] | None:
-        """Return the results of a run; None where there are none, or they are of other defaults than today's."""
+        """Read the results of a run; return None if there are none, or if defaults have changed since."""
         if not self.file(cell).exists():
             return None
         found = run_folder.read_json(self.file(cell))
         return found if _agrees(found["config"], study.config_of(cell.arguments)) else None
 
     def cells(self) -> list[study.Cell]:
-        """Return every run, in the order of the sections, each once."""
+        """List every run once, in the order of the sections."""
         found = {
             self.file(cell): cell
             for section in self.matrix["sections"]
-            for seed in section["seeds"]  # a first seed of everything before a second
+            for seed in section["seeds"]  # outermost, so that every row has one seed before any has two
             for row in section["rows"]
             for column in section["columns"]
             for cell in [run_of(section, row, column, seed)]
@@ -129,12 +130,12 @@ class Results:
         return list(found.values())
 
     def read(self, section: Mapping[str, Any], row: str, column: str) -> list[dict[str, Any]]:
-        """Return the results of a row in a column, in the order of the seeds; without those that are missing."""
+        """Read the results of a row in a column, in the order of the seeds; missing ones are left out."""
         found = [self.of(run_of(section, row, column, seed)) for seed in section["seeds"]]
         return [run for run in found if run is not None]
 
     def keep(self, cell: study.Cell, run: Path) -> None:
-        """Write what a finished run is worth keeping for."""
+        """Write the results file of a finished run."""
         rows = run_folder.read_metrics(run / run_folder.METRICS)
         updates = [row for row in rows if any(name in row for name in SPENT)]
         held_out = [row for row in rows if any(name.startswith("held_out/") for name in row)]
@@ -158,13 +159,13 @@ class Results:
         )
 
     def seconds(self, cell: study.Cell) -> float | None:
-        """Return the seconds of an update of a run's algorithm, measured alone; None where they were not."""
+        """Return the mean seconds per update from the timing runs of a cell; None if it was not timed."""
         rounds = self.costs.get(cost_key(cell.arguments))
         return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
 
 
 def _agrees(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether every value of a config is still what it was; keys that are new since then do not count."""
+    """Check whether every value of an earlier config is unchanged; new keys are ignored."""
     return all(
         name in now and (_agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
         for name, value in then.items()
@@ -172,7 +173,7 @@ def _agrees(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> study.Cell:
-    """Return one run of a section; what the row says goes before what the column says."""
+    """Build one run of a section; arguments of the row override those of the column."""
     up, left = section["columns"][column], section["rows"][row]
     given = (*section["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}")
     last = {argument.partition("=")[0]: argument for argument in given}
@@ -180,10 +181,10 @@ def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> stud
 
 
 def score(scores: Mapping[str, Any], column: str, measure: str) -> Any:
-    """Return a measure of a run; where it is of several tasks, that of the task that the column is named after.
+    """Look up a measure of a run; for a run of several tasks, it is that of the task named like the column.
 
     Raises:
-        UserError: If it has none.
+        UserError: If the run lacks the measure.
     """
     for name in (measure, f"{column}/{measure}"):
         if name in scores:
@@ -192,23 +193,23 @@ def score(scores: Mapping[str, Any], column: str, measure: str) -> Any:
 
 
 def cost_key(arguments: Sequence[str]) -> str:
-    """Return what decides the cost of an update: the arguments but for the seed, the budget and the like."""
+    """Build the key of an update's cost: the arguments without the seed, the budget and the like."""
     skipped = ("seed=", "evaluation.", "reward=", "algo.updates=", "algo.learning_rate=")
     return " ".join(sorted(argument for argument in arguments if not argument.startswith(skipped)))
 
 
 def cost_arguments(cost: Mapping[str, Any], row: str) -> tuple[str, ...]:
-    """Return the arguments of a run that is timed."""
+    """Return the arguments of a timing run."""
     return (*cost["base"], *cost["rows"][row].get("with", ()))
 
 
 def measure_costs(results: Results, runs: Path) -> None:
-    """Time what the matrix asks for, alone and in turn, as many rounds as it says; what is there is kept.
+    """Make the timing runs of the matrix, one at a time and in rounds; existing results are kept.
 
     Raises:
         UserError: If a run fails.
     """
-    wanted = {  # a row of two tables is timed for both at once
+    wanted = {  # keyed by cost, so that a row of two tables is timed once
         (number, cost_key(arguments)): arguments
         for cost in results.matrix["costs"]
         for number in range(cost["rounds"])
@@ -218,7 +219,7 @@ def measure_costs(results: Results, runs: Path) -> None:
     for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
         rounds = results.costs.setdefault(cost_key(arguments), [])
         folder = runs / f"cost-{study.digest(cost_key(arguments))}-{len(rounds)}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped: its time would be of two starts
+        shutil.rmtree(folder, ignore_errors=True)  # a resumed run would include the time of two starts
         timed = (*study.RUN, *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}")
         threads = {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(timed, env=os.environ | threads, capture_output=True, text=True, check=False)
@@ -229,7 +230,7 @@ def measure_costs(results: Results, runs: Path) -> None:
 
 
 def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
-    """Return the report as Markdown, and its pictures by file name."""
+    """Build the report as Markdown, and its pictures by file name."""
     lines = [f"# {results.matrix['title']}\n", f"{results.matrix['about'].strip()}\n"]
     pictures: dict[str, bytes] = {}
     for number, section in enumerate(results.matrix["sections"]):
@@ -256,7 +257,7 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    """Run a benchmark; return the exit status: 2 for a usage error, 130 when interrupted."""
     return command.status(_main, argv, "interrupted: the same command goes on")
 
 
@@ -273,7 +274,7 @@ def _main(arguments: Sequence[str]) -> None:
     if not given.report:
         missing = [cell for cell in results.cells() if results.of(cell) is None]
         for cell in missing:
-            if cell.file(runs).exists():  # stopped just before it was kept
+            if cell.file(runs).exists():  # the benchmark stopped between the run and its results file
                 results.keep(cell, cell.folder(runs))
         study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)), given.ray)
         measure_costs(results, runs)
@@ -285,7 +286,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _quality_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
-    """Return the measures after training, and before it."""
+    """Build the table of measures before and after training."""
     shown = [(column, measure) for column, up in section["columns"].items() for measure in up["measures"]]
     lines = [f"| | {' | '.join(map(' '.join, shown))} | seeds |", f"|{'---|' * (len(shown) + 2)}"]
     for label, row, side in [("before", rows[0], "before"), *((row, row, "after") for row in rows)]:
@@ -297,7 +298,7 @@ def _quality_table(results: Results, section: Mapping[str, Any], rows: Sequence[
 
 
 def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
-    """Return how probable it is that the row of interest beats each other one, over all columns."""
+    """Build the table of the probability of improvement of ``against`` over each other row, over all columns."""
     against = section["against"]
     scores = {row: _quality(results, section, row) for row in rows}
     lines = [
@@ -314,7 +315,7 @@ def _comparison_table(results: Results, section: Mapping[str, Any], rows: Sequen
 
 
 def _order_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
-    """Return which of the published orders hold here; nothing where none is of this section's rows and measures."""
+    """Build the table of published orders and whether they hold; it is empty if none concerns this section."""
     against, published = section["against"], results.matrix["published"]
     lines, counts = [], dict.fromkeys(("holds", "open", "reversed"), 0)
     for row in rows:
@@ -341,7 +342,7 @@ def _order_table(results: Results, section: Mapping[str, Any], rows: Sequence[st
 
 
 def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
-    """Return the quality at equal updates, equal tokens and equal seconds, each the least that a row spends."""
+    """Build the table of quality at equal updates, tokens and seconds; each budget is the least that a run spends."""
     panels = _panels(results, section, rows, column)
     budgets = {
         unit: min(spent[-1] for curves in methods.values() for spent, _ in curves) for unit, methods in panels.items()
@@ -359,7 +360,7 @@ def _budget_table(results: Results, section: Mapping[str, Any], rows: Sequence[s
 
 
 def _panels(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> dict[str, dict]:
-    """Return curves of quality by unit of what was spent and by row; a row that spends nothing of a unit has none."""
+    """Collect curves of quality by unit of the budget and by row; a row that spends nothing of a unit has none."""
     measure = section["columns"][column]["measures"][0]
     panels: dict[str, dict[str, list]] = {"updates": {}, "generated tokens": {}, "seconds": {}}
     for row in rows:
@@ -379,7 +380,7 @@ def _panels(results: Results, section: Mapping[str, Any], rows: Sequence[str], c
 
 
 def _log_table(results: Results, section: Mapping[str, Any], rows: Sequence[str], column: str) -> list[str]:
-    """Return what the runs of a column logged: mean of the first and of the last ten updates that have it."""
+    """Build the table of logged values in a column: means of the first and of the last ten updates with a value."""
     lines = [f"| log, {column} | {' | '.join(SHOWN)} |", f"|{'---|' * (len(SHOWN) + 1)}"]
     for row in rows:
         runs = results.read(section, row, column)
@@ -389,7 +390,7 @@ def _log_table(results: Results, section: Mapping[str, Any], rows: Sequence[str]
 
 
 def _cost_table(results: Results, cost: Mapping[str, Any]) -> list[str]:
-    """Return what an update costs."""
+    """Build the table of costs per update."""
     if not any(results.costs.get(cost_key(cost_arguments(cost, row))) for row in cost["rows"]):
         return ["Not run yet.\n"]
     lines = ["| | answers an update | tokens an update | s an update | memory, MiB |", "|---|---|---|---|---|"]
@@ -409,7 +410,7 @@ def _cost_table(results: Results, cost: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_of(folder: Path) -> dict[str, float]:
-    """Return what an update of a run took, the first ones left out."""
+    """Compute the mean cost per update of a run, without the warm-up updates."""
     rows = run_folder.read_metrics(folder / run_folder.METRICS)
     updates = [row for row in rows if "generated_tokens" in row]
     timed = updates[WARM_UP:]
@@ -423,7 +424,7 @@ def _cost_of(folder: Path) -> dict[str, float]:
 
 
 def _quality(results: Results, section: Mapping[str, Any], row: str) -> np.ndarray:
-    """Return the quality after training (seeds, columns), of as many seeds as every column has."""
+    """Return the quality after training (seeds, columns), for the number of seeds that all columns have."""
     columns = [
         [score(run["after"], column, up["measures"][0]) for run in results.read(section, row, column)]
         for column, up in section["columns"].items()
@@ -437,7 +438,7 @@ def _interval(scores: Any) -> str:
 
 
 def _ends(logs: Sequence[Sequence[float | None]]) -> str:
-    """Return the means of the first and of the last ten numbers of some runs' logs; nothing where they have none."""
+    """Format the means of the first and of the last ten values of several logs; empty if a log has no values."""
     numbers = [[value for value in log if value is not None] for log in logs]
     if not all(numbers):
         return ""
@@ -446,7 +447,7 @@ def _ends(logs: Sequence[Sequence[float | None]]) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return six digits, which is more than the seeds agree in."""
+    """Round to six significant digits, which is finer than the variation between seeds."""
     return None if value is None else float(f"{value:.6g}")
 
 

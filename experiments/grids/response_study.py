@@ -1,11 +1,12 @@
 """Response types of an untrained policy: ``maskgym response_study env=sis --responses 8000 --out DIR``.
 
-Saliency-R1's Fig. 4: a policy, as it is after supervised fine-tuning, answers training prompts, each several times. Its
-answers are sorted by reward and confidence into four types, and every algorithm's advantages of them are compared.
-``key=value`` arguments are those of ``run.py``; the agent's settings say at which temperature answers are sampled.
+This is the experiment of Saliency-R1's Fig. 4. A policy after supervised fine-tuning answers each training prompt
+several times. The answers are divided by reward and confidence into four types, and the advantages that every algorithm
+gives them are compared. ``key=value`` arguments are those of ``run.py``; the agent's settings define the sampling
+temperature.
 
-It leaves ``responses.json`` (every answer's reward, confidence, group and key; shares and means; how much of each
-algorithm's advantage tells the answers to one prompt apart) and the same as a picture, ``responses.png`` and ``.svg``.
+The command writes ``responses.json`` (reward, confidence, group and key of every answer; shares and means; the share of
+each algorithm's advantage that lies within prompts) and a plot of it, ``responses.png`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 
 RESPONSES = "responses.json"
 PICTURES = ("responses.png", "responses.svg")
-# Blue where the reward is high, orange where it is low; strong where there is something to learn.
+# Blue means high reward and orange low reward; the saturated colours mark the types with a learning signal.
 COLOURS = {"hrhc": "#9ecae1", "hrlc": "#0072b2", "lrhc": "#d55e00", "lrlc": "#fdbe85"}
-NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # the paper's
+NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # names in the paper
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sample, compare and draw; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    """Sample, compare and plot; return the exit status: 2 for a usage error, 130 when interrupted."""
     return command.status(_main, argv)
 
 
@@ -52,10 +53,10 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the command line's settings.
+    """Parse the command line.
 
     Raises:
-        UserError: If they cannot be used.
+        UserError: If an argument is invalid.
     """
     parser = command.Parser(prog="response_study.py", description=__doc__)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
@@ -71,16 +72,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def study(config: dict[str, Any], folder: Path, responses: int, group_size: int) -> dict[str, Any]:
-    """Return what ``responses.json`` holds.
+    """Sample responses, and compute the content of ``responses.json``.
 
     Args:
-        config: As `composition.compose` returns it.
-        folder: Of the results.
-        responses: Answers in all.
-        group_size: Answers a prompt, at least 2, a divisor of ``responses``.
+        config: Config from `composition.compose`.
+        folder: Folder of the results.
+        responses: Total number of answers.
+        group_size: Number of answers per prompt, at least 2, a divisor of ``responses``.
 
     Raises:
-        UserError: If the config asks for what cannot be had, or no language model answers.
+        UserError: If the config is invalid, or the policy is not a language model.
     """
     import torch
 
@@ -108,9 +109,9 @@ def study(config: dict[str, Any], folder: Path, responses: int, group_size: int)
 
 
 def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) -> dict[str, list[Any]]:
-    """Return columns ``reward``, ``confidence``, ``group`` and ``key`` of the answers to training prompts.
+    """Sample answers to training prompts; return columns ``reward``, ``confidence``, ``group`` and ``key``.
 
-    Prompts are drawn by the seed, as many of each task; one comes again only after all have come.
+    The seed determines the prompts, which are spread evenly over the tasks. A prompt repeats only after all were drawn.
     """
     import numpy as np
     from tqdm import tqdm
@@ -133,7 +134,7 @@ def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) 
 
 
 def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
-    """Return ``reward``, ``confidence`` and ``key`` of one answer to each of at most ``num_envs`` samples."""
+    """Sample one answer to each of at most ``num_envs`` samples; return ``reward``, ``confidence`` and ``key``."""
     import numpy as np
 
     from maskgym.agents.text.response_types import confidence
@@ -152,7 +153,7 @@ def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """Return counts, shares and advantages as a table of text."""
+    """Format counts, shares and advantages as a text table."""
     lines = [f"{'':<10}{''.join(f'{name:>8}' for name in NAMES.values())}{'within':>10}"]
     for title, values, form in (
         ("answers", found["counts"], "8d"),
@@ -165,7 +166,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> None:
-    """Write the pictures: where the answers lie, and what each algorithm makes of each type."""
+    """Plot the answers by confidence and reward, and the advantages per algorithm and type."""
     from matplotlib.figure import Figure
 
     figure: Figure = Figure(figsize=(13, 5), layout="constrained")
@@ -179,14 +180,14 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def _draw_answers(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Draw each answer's confidence and reward, and the corners that the types are."""
+    """Plot the confidence and reward of each answer, and the regions of the types."""
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    x, y = (np.array(found[name], dtype=np.float32) for name in ("confidence", "reward"))  # as the thresholds are
+    x, y = (np.array(found[name], dtype=np.float32) for name in ("confidence", "reward"))  # the dtype of the thresholds
     (unsure, sure), (bad, good) = found["thresholds"]["confidence"], found["thresholds"]["reward"]
     axes.scatter(x, y, s=8, color="0.6", alpha=0.4, linewidths=0, rasterized=True)
-    axes.margins(x=0.04, y=0.12)  # above and below is room for the names
+    axes.margins(x=0.04, y=0.12)  # the names need room above and below
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     edges = {"lc": (left, unsure), "hc": (sure, right), "lr": (bottom, bad), "hr": (good, top)}
     for kind, name in NAMES.items() if unsure < sure and bad < good else ():
@@ -208,7 +209,7 @@ def _draw_answers(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _draw_advantages(axes: Axes, advantages: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw four bars an algorithm; those whose advantages have the same ranks share theirs."""
+    """Plot four bars per algorithm; algorithms whose advantages have the same ranks share their bars."""
     labels: dict[tuple[float, ...], list[str]] = {}
     for name, means in advantages.items():
         labels.setdefault(tuple(round(means[kind], 6) for kind in NAMES), []).append(name)

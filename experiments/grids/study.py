@@ -1,6 +1,6 @@
-"""Studies: ``maskgym study alignsam_components`` trains what a table needs and prints the table.
+"""Studies: ``maskgym study alignsam_components`` makes the runs of a table and prints the table.
 
-A study is a file in ``studies/`` (or any path): arguments of `run.py` that all of it shares, columns, rows and seeds.
+A study is a file in ``studies/`` (or any path): common arguments of `run.py`, columns, rows and seeds.
 
     title: what the table is about
     base: [env=point_prompt, algo=ppo]            # arguments of every run
@@ -13,8 +13,8 @@ A study is a file in ``studies/`` (or any path): arguments of `run.py` that all 
       SAMed: {baseline: samed}                    # of baselines.py: on the task and samples of the runs
     seeds: [0, 1, 2]
 
-A run lies in a folder named by the hash of its config, so that rows, columns and studies share what is the same, and a
-study that was stopped goes on where it was. Intervals are percentile bootstraps over the seeds, 95 %, as rliable's.
+The folder of a run is named by the hash of its config. Rows, columns and studies therefore share equal runs, and a
+stopped study resumes. Intervals are 95 % percentile bootstraps over the seeds, as in rliable.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ EVALUATE = (sys.executable, "-m", "maskgym.experiments.cli", "evaluate")
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the table, of one seed.
+    """One number of the table for one seed.
 
     Attributes:
-        arguments: Of the training run, the seed included.
-        changes: What is different when it is evaluated.
-        measure: The score to show.
-        baseline: In place of a run, this one of `baselines.py`.
+        arguments: Arguments of the training run, including the seed.
+        changes: Arguments that change for the evaluation.
+        measure: Name of the score to show.
+        baseline: Baseline of `baselines.py` to run instead of a training run; empty for none.
     """
 
     arguments: tuple[str, ...]
@@ -61,11 +61,11 @@ class Cell:
     baseline: str = ""
 
     def folder(self, root: Path) -> Path:
-        """Return where its run lies."""
+        """Return the folder of the run."""
         return root / (digest(" ".join(self.command()[2:])) if self.baseline else _run_digest(self.arguments))
 
     def command(self) -> tuple[str, ...]:
-        """Return what runs it, but for the place of its results."""
+        """Build the command of the run, without the output path."""
         if not self.baseline:
             return (*RUN, *self.arguments)
         config = composition.compose(self.arguments)
@@ -74,12 +74,12 @@ class Cell:
         return (*BASELINE, self.baseline, *(f"--{name}={value}" for name, value in shown.items() if value is not None))
 
     def file(self, root: Path) -> Path:
-        """Return where its scores lie."""
+        """Return the path of the scores."""
         folder = self.folder(root)
         return folder / (f"evaluation-{digest(' '.join(self.changes))}.json" if self.changes else run_folder.RESULTS)
 
     def value(self, root: Path) -> float:
-        """Return the number.
+        """Read the number from the scores.
 
         Raises:
             UserError: If the scores lack the measure.
@@ -92,16 +92,16 @@ class Cell:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return a study by the name of its file in ``studies/``, or by path.
+    """Load a study by the name of its file in ``studies/``, or by path.
 
     Raises:
-        UserError: If there is none, or it is not a study.
+        UserError: If the file does not exist, or is not a study.
     """
     return read(name, STUDIES, "study", KEYS)
 
 
 def cells(study: dict[str, Any], seeds: Sequence[int]) -> dict[tuple[str, str], list[Cell]]:
-    """Return, for each row and column, one cell a seed."""
+    """Build one cell per seed for each row and column."""
     return {
         (row, column): [
             Cell(
@@ -124,18 +124,18 @@ def compute(
     on_done: Callable[[Cell], object] = lambda cell: None,
     cluster: str | None = None,
 ) -> None:
-    """Train and evaluate what is missing, ``jobs`` runs at a time.
+    """Train and evaluate the missing runs, ``jobs`` at a time.
 
     Args:
-        wanted: Numbers of tables; those of one run are made together.
+        wanted: Cells of tables; cells of one run are computed together.
         root: Folder of the runs.
-        jobs: Runs at a time; each gets its share of the cores.
-        on_done: Called with a number of each run when it has all that is wanted of it.
-        cluster: Make each run in a task of Ray, one core each: on this machine (``here``), or on the cluster with this
-            address, whose machines see ``root`` under the same path. None makes them in processes of this one.
+        jobs: Number of parallel runs; each gets an equal share of the cores.
+        on_done: Callback for one cell of each run after all cells of the run are computed.
+        cluster: Where to make each run as a Ray task with one core: on this machine (``here``), or on the cluster with
+            this address, whose machines see ``root`` under the same path. None uses local processes without Ray.
 
     Raises:
-        UserError: If a run fails, and those that did not are kept; or if no cluster answers.
+        UserError: If a run fails (successful runs are kept), or if no cluster answers.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: expected at least 1")
@@ -161,7 +161,7 @@ def _compute(
     faults = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         waiting = {
-            # Commands are made here: Hydra composes in one thread only.
+            # Commands are built in this thread, because Hydra is not thread-safe.
             pool.submit(make, folder, list(group), next(iter(group)).command()): next(iter(group))
             for folder, group in missing.items()
         }
@@ -179,7 +179,7 @@ def _compute(
 
 
 def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
-    """Return the study as Markdown: the means with intervals, and what the first row gains on each other one."""
+    """Format the study as Markdown: means with intervals, and the gains of the first row over each other row."""
     values = {place: [cell.value(root) for cell in group] for place, group in cells(study, seeds).items()}
     rows, columns = list(study["rows"]), list(study["columns"])
     head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
@@ -194,15 +194,15 @@ def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a study; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    """Run a study; return the exit status: 2 for a usage error, 130 when interrupted."""
     return command.status(_main, argv, "interrupted: the same command goes on")
 
 
 def read(name: str, folder: Path, kind: str, keys: set[str] | None) -> dict[str, Any]:
-    """Return what a file says, by its name in a folder or by path.
+    """Read a YAML file by its name in a folder, or by path.
 
     Raises:
-        UserError: If there is none, or it has other keys on its first level, where these are given.
+        UserError: If the file does not exist or cannot be read, or its top-level keys differ from ``keys`` if given.
     """
     file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
@@ -217,13 +217,13 @@ def read(name: str, folder: Path, kind: str, keys: set[str] | None) -> dict[str,
 
 
 def check_keys(part: Any, keys: set[str], fault: str) -> None:
-    """Raise a UserError, beginning with ``fault``, if something is no dictionary with exactly these keys."""
+    """Raise a UserError that begins with ``fault`` if ``part`` is not a dictionary with exactly these keys."""
     if not isinstance(part, dict) or set(part) != keys:
         raise UserError(f"{fault}: expected the keys {', '.join(sorted(keys))}")
 
 
 def known(folder: Path) -> str:
-    """Return the names of the files of a folder, for a message."""
+    """List the names of the YAML files in a folder, for messages."""
     return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
 
 
@@ -246,18 +246,18 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _in_task(*arguments: Any) -> list[str]:
-    """Have `_compute_run` done by a task of Ray, wherever there is a core; wait for what it returns."""
+    """Run `_compute_run` as a Ray task with one core, and wait for its result."""
     import ray
 
     task = ray.remote(num_cpus=1)(_compute_run).remote(1, *arguments)
-    while ray.is_initialized():  # after Ctrl-C it is not, and a thread that asked it for a result would never end
+    while ray.is_initialized():  # Ctrl-C shuts Ray down, after which ray.get would block forever
         if ray.wait([task], timeout=1)[0]:
             return ray.get(task)
     return ["interrupted"]
 
 
 def add_options(parser: command.Parser) -> None:
-    """Add the options of `compute` to a command."""
+    """Add the options of `compute` to a parser."""
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="make each run in a task of Ray: here, or on the cluster HOST:6379"
@@ -265,7 +265,7 @@ def add_options(parser: command.Parser) -> None:
 
 
 def _compute_run(threads: int, folder: Path, group: Sequence[Cell], new: Sequence[str]) -> list[str]:
-    """Train one run by a command, or go on with it, and evaluate it; return what went wrong, one line a fault."""
+    """Start or resume one run by a command, and evaluate it; return its faults, one line each."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def call(arguments: Sequence[str]) -> tuple[str, str]:
@@ -289,7 +289,7 @@ def _compute_run(threads: int, folder: Path, group: Sequence[Cell], new: Sequenc
 
 def _shown(values: Sequence[float], sign: str = "") -> str:
     mean = f"{sum(values) / len(values):{sign}.3f}"
-    if len(values) == 1:  # which have no interval
+    if len(values) == 1:  # a single value has no interval
         return mean
     low, high = bootstrap_interval(values)
     return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"
@@ -297,7 +297,7 @@ def _shown(values: Sequence[float], sign: str = "") -> str:
 
 @cache
 def config_of(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Return the config of a run, wherever it lies and is made; of its scale what its numbers depend on."""
+    """Compose the config of a run without its location; only scale settings that affect its numbers are kept."""
     config = composition.compose(arguments) | {"out": None}
     scale = config.pop("scale")
     kept = {name: scale[name] for name in ("name", "num_workers", "reward_actors")} if scale["name"] != "local" else {}
@@ -309,7 +309,7 @@ def _run_digest(arguments: tuple[str, ...]) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the twelve characters that name what this text says."""
+    """Compute a hash of a text with twelve characters."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

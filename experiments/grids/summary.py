@@ -1,7 +1,7 @@
-"""Runs side by side: ``python experiments/grids/summary.py FOLDER …`` prints what each group of seeds gained.
+"""Summary of runs: ``python experiments/grids/summary.py FOLDER …`` prints the gains of each group of seeds.
 
-Each folder is a group: the runs below it differ in their seed only. Gains are of the same held-out samples, greedy,
-before and after training. Intervals are percentile bootstraps over the seeds, 95 %, as rliable draws them.
+Each folder is a group of runs that differ in their seed only. Gains compare greedy answers to the same held-out samples
+before and after training. Intervals are 95 % percentile bootstraps over the seeds, as in rliable.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import bootstrap_interval
 
-QUALITY = {  # beside the reward
+QUALITY = {  # main measure of an environment, besides the reward
     **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
     **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
 }
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of every finished run below a folder, in order of seed.
+    """Read the results of every finished run below a folder, in order of seed.
 
     Raises:
-        UserError: If there is none, or they are not seeds of one environment and algorithm.
+        UserError: If there is no run, or the runs differ in environment or algorithm.
     """
     runs = sorted((json.loads(file.read_text()) for file in folder.rglob("results.json")), key=lambda run: run["seed"])
     if not runs:
@@ -38,7 +38,7 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path) -> list[str]:
-    """Return one row of the table for each measure of a group."""
+    """Build one row of the table for each measure of a group."""
     runs = read_runs(folder)
     names = [name for name in runs[0]["after"] if name.rpartition("/")[2] in ("reward", *QUALITY.values())]
     wanted = QUALITY.get(runs[0]["env"])

@@ -1,10 +1,10 @@
-"""Sweeps: ``maskgym sweep learning_rate --jobs 2`` runs a wandb sweep file with no network, no account.
+"""Sweeps: ``maskgym sweep learning_rate --jobs 2`` runs a wandb sweep file without network or account.
 
-A sweep is a file in ``sweeps/`` (or any path) as ``wandb sweep`` takes it. Of its search methods ``grid`` runs every
-combination, and ``random`` draws ``run_cap`` of them, the same ones each time; ``bayes`` is left to wandb. Runs log to
-their ``metrics.csv``, whatever logger the file asks for. A run lies in a folder named by the hash of its config, so
-that a sweep that was stopped goes on where it was. At its end there is a table of all runs, best first, as Markdown and
-CSV, and a picture of them with an axis a parameter. ``run.py -m`` is the same for values listed on the command line.
+A sweep is a file in ``sweeps/`` (or any path) in the format of ``wandb sweep``. The search method ``grid`` runs every
+combination, and ``random`` draws ``run_cap`` combinations with a fixed seed; ``bayes`` is not supported. Runs log to
+their ``metrics.csv``, whatever logger the file names. The folder of a run is named by the hash of its config, so that a
+stopped sweep resumes. At the end, the command writes a table of all runs, best first, as Markdown and CSV, and a plot
+with one axis per parameter. ``run.py -m`` does the same for values listed on the command line.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SWEEPS = Path(__file__).parents[1] / "sweeps"
 REQUIRED = {"method", "metric", "parameters"}
 OPTIONAL = {"name", "description", "program", "command", "project", "entity", "run_cap"}
 METHODS, GOALS = ("grid", "random"), ("maximize", "minimize")
-HELD_OUT = "held_out/"  # what the names of measures begin with where runs log them
-# Draws of a parameter by its distribution, from a generator and the parameter's settings.
+HELD_OUT = "held_out/"  # prefix of the names of logged measures
+# Samplers by distribution, which take a generator and the settings of a parameter.
 DRAWS: dict[str, Callable[[np.random.Generator, Mapping[str, Any]], Any]] = {
     "constant": lambda rng, given: given["value"],
     "categorical": lambda rng, given: given["values"][rng.choice(len(given["values"]), p=given.get("probabilities"))],
@@ -40,16 +40,16 @@ DRAWS: dict[str, Callable[[np.random.Generator, Mapping[str, Any]], Any]] = {
     "log_uniform_values": lambda rng, given: math.exp(rng.uniform(math.log(given["min"]), math.log(given["max"]))),
     "normal": lambda rng, given: float(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0))),
 }
-NEEDED = {"constant": {"value"}, "categorical": {"values"}, "normal": set()}  # the others: min and max
+NEEDED = {"constant": {"value"}, "categorical": {"values"}, "normal": set()}  # other distributions need min and max
 
-Row = dict[str, Any]  # a value for each parameter
+Row = dict[str, Any]  # one value per parameter
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return a sweep by the name of its file in ``sweeps/``, or by path.
+    """Load a sweep by the name of its file in ``sweeps/``, or by path.
 
     Raises:
-        UserError: If there is none, or it is not a sweep that can run here.
+        UserError: If the file does not exist, or is not a supported sweep.
     """
     sweep = study.read(name, SWEEPS, "sweep", None)
     if not isinstance(sweep, dict) or not set(sweep) >= REQUIRED or not set(sweep) <= REQUIRED | OPTIONAL:
@@ -72,7 +72,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def rows(sweep: Mapping[str, Any]) -> list[Row]:
-    """Return the runs of a sweep, a value for each parameter; loggers are left out."""
+    """List the runs of a sweep, with one value per parameter; logger settings are left out."""
     parameters = {n: given for n, given in sweep["parameters"].items() if n.partition(".")[0] != "logger"}
     if sweep["method"] == "grid":
         found = [
@@ -88,10 +88,10 @@ def rows(sweep: Mapping[str, Any]) -> list[Row]:
 
 
 def cell(sweep: Mapping[str, Any], row: Row) -> study.Cell:
-    """Return a run and its number of interest.
+    """Build the cell of a run, whose measure is the sweep's metric.
 
     Raises:
-        UserError: If its config cannot be had.
+        UserError: If its config is invalid.
     """
     arguments = tuple(f"{name}={_text(value)}" for name, value in row.items())
     composition.compose(arguments)
@@ -99,7 +99,7 @@ def cell(sweep: Mapping[str, Any], row: Row) -> study.Cell:
 
 
 def table(sweep: Mapping[str, Any], found: Sequence[tuple[Row, float]]) -> tuple[list[str], list[list[Any]]]:
-    """Return head and rows of the runs, best first: what differs between them, and the metric."""
+    """Build the header and the rows of the runs, best first: the parameters that vary, and the metric."""
     varied = [name for name in found[0][0] if len({_text(row[name]) for row, _ in found}) > 1]
     sign = -1 if sweep["metric"].get("goal") == "maximize" else 1
     ordered = sorted(found, key=lambda pair: sign * pair[1])
@@ -107,7 +107,7 @@ def table(sweep: Mapping[str, Any], found: Sequence[tuple[Row, float]]) -> tuple
 
 
 def draw(title: str, head: Sequence[str], body: Sequence[Sequence[Any]]) -> bytes:
-    """Return a PNG with parallel coordinates: an axis a column, a line a run, coloured by the last column."""
+    """Plot parallel coordinates as PNG: one axis per column, one line per run, coloured by the last column."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -133,7 +133,7 @@ def draw(title: str, head: Sequence[str], body: Sequence[Sequence[Any]]) -> byte
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    """Run a sweep; return the exit status: 2 for a usage error, 130 when interrupted."""
     return command.status(_main, argv, "interrupted: the same command goes on")
 
 
@@ -153,7 +153,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def multirun(arguments: Sequence[str]) -> int:
-    """Run every combination of the values that arguments of `run.py` list: its ``-m``; return the exit status."""
+    """Run ``run.py -m``: every combination of the listed values; return the exit status."""
     return command.status(_multirun, arguments, "interrupted: the same command goes on")
 
 
@@ -183,7 +183,7 @@ def _multirun(arguments: Sequence[str]) -> None:
 
 
 def write(out: Path, name: str, title: str, head: Sequence[str], body: Sequence[Sequence[Any]]) -> None:
-    """Write a table of runs as Markdown and CSV, and draw it; print it, and where the picture is."""
+    """Write a table of runs as Markdown, CSV and a plot; print the table and the path of the plot."""
     shown = [f"| {' | '.join(_text(value) for value in row)} |" for row in body]
     text = "\n".join([f"{title}\n", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *shown, ""])
     run_folder.write(out / f"{name}.md", text)
@@ -214,7 +214,7 @@ def _check_parameter(what: str, given: Any, method: str) -> None:
 
 
 def _distribution(given: Mapping[str, Any]) -> str:
-    """Return the distribution of a parameter, as wandb understands one that names none."""
+    """Return the distribution of a parameter, with wandb's default if it names none."""
     if "distribution" in given:
         return str(given["distribution"])
     if "value" in given or "values" in given:
@@ -231,14 +231,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Return a value as an argument of `run.py` and a table have it."""
+    """Format a value for an argument of `run.py` or a table."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return each value's height in [0, 1] on an axis of its own, and the axis's labels with theirs."""
+    """Compute the height of each value in [0, 1] on its axis, and the labels of the axis with their heights."""
     if not all(map(_is_number, values)):
         kinds = sorted({_text(value) for value in values})
         heights = {kind: place / max(1, len(kinds) - 1) for place, kind in enumerate(kinds)}
@@ -248,7 +248,7 @@ def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         scaled = np.log(scaled)
     low, span = scaled.min(), float(np.ptp(scaled)) or 1.0
     heights = ((scaled - low) / span).tolist()
-    # The distinct values where these are few, else the ends.
+    # More than six labels would overlap, so that only the two ends are labelled then.
     ticks = dict(zip(heights, map(_text, values), strict=True))
     return heights, [(h, t) for h, t in sorted(ticks.items()) if len(ticks) <= 6 or h in (0, max(ticks))]
 
