@@ -1,8 +1,7 @@
-"""The report that compares runs: one page without external requests, made from the files of several run folders.
+"""Comparison report: one page without external requests, made from the files of several run folders.
 
-Runs of one environment are grouped by their config: those of a group differ in their seed alone. Intervals are of 95 %:
-bootstrapped over the seeds of a group where it has at least three of them, else
-over the held-out samples.
+Runs of one environment are grouped by their config: runs of a group differ in their seed only. Intervals are 95 %
+bootstrap intervals, over the seeds of a group if it has at least three, else over the held-out samples.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from maskgym.experiments.report import curves, finished_run, report, report_page
 from maskgym.experiments.report.finished_run import SECONDS, Run, better, differences
 from maskgym.experiments.wiring import composition
 
-# What a run is does not depend on these keys of its config.
+# Runs that differ in these config keys only belong to one group.
 APART = ("seed", "out", "logger", "evaluation.pictures")
-SEEDS = 3  # that intervals over seeds take at least
-SHOWN = 8  # samples in the gallery, at most
-NAMED = 3  # settings in the name of a group, at most
-# Curves that are not folded up, beside those of the main measures.
+SEEDS = 3  # minimum number of seeds for intervals over seeds
+SHOWN = 8  # maximum number of samples in the gallery
+NAMED = 3  # maximum number of settings in the name of a group
+# Curves that are shown unfolded, besides those of the main measures.
 CURVES = ("reward", "iou", "cgpo/confidence", "entropy", "train/entropy", "completions/mean_length")
 COSTS = (SECONDS, "generated_tokens", "reward_calls", "peak_memory_mib")
-ABSENT = object()  # no value of a config
+ABSENT = object()  # marks a missing config key
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed only.
 
     Attributes:
-        name: What sets it apart from the other groups of its environment.
-        settings: The config by dotted key, without what runs of a group may differ in.
-        runs: In order of seed.
+        name: Unique name among the groups of its environment.
+        settings: Config by dotted key, without the keys in `APART`.
+        runs: Runs in order of seed.
     """
 
     name: str
@@ -50,18 +49,18 @@ class Group:
 
     @cached_property
     def over_seeds(self) -> bool:
-        """Return whether intervals are over seeds; if not, they are over samples."""
+        """Whether intervals are over seeds; otherwise they are over samples."""
         return len(self.runs) >= SEEDS
 
     def mean(self, name: str, when: str) -> float | None:
-        """Return a measure ``before``, ``after``, or its ``gain``, as a mean over the runs."""
+        """Compute the mean over the runs of a measure ``before`` or ``after`` training, or of its ``gain``."""
         found = [run.gain(name) if when == "gain" else run.results[when].get(name) for run in self.runs]
         return None if None in found else float(np.mean([value for value in found if value is not None]))
 
     def values(self, name: str, when: str) -> list[float] | None:
-        """Return what the mean of a measure is bootstrapped from: one value a seed, or one a sample.
+        """Collect the values for the bootstrap of a measure: one per seed, or one per sample.
 
-        Of two seeds on the same samples, a sample's value is the mean over both.
+        If two seeds have the same samples, the value of a sample is the mean over both.
         """
         if self.over_seeds:
             found = [run.gain(name) if when == "gain" else run.results[when].get(name) for run in self.runs]
@@ -77,26 +76,26 @@ class Group:
         return np.mean(each, axis=0).tolist() if same else [value for values in each for value in values]
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the interval of a measure after training, where it has one."""
+        """Compute the interval of a measure after training, or return None for fewer than two values."""
         values = self.values(name, "after")
         return bootstrap_interval(values) if values and len(values) > 1 else None
 
 
 def write(folders: Sequence[Path], file: Path) -> Path:
-    """Write the page that compares some runs, and return where.
+    """Write the comparison report of some runs, and return its path.
 
     Raises:
-        UserError: As `render`; or if it cannot be written.
+        UserError: As in `render`, or if the file cannot be written.
     """
     report_page.save(file, render(folders))
     return file
 
 
 def render(folders: Sequence[Path]) -> str:
-    """Return the page that compares the runs of some folders as HTML.
+    """Build the comparison report of the runs in some folders as HTML.
 
     Raises:
-        UserError: If one holds no finished run, or two hold the same.
+        UserError: If a folder holds no finished run, or two folders hold the same run.
     """
     environments: dict[str, list[Run]] = {}
     for run in _read(folders):
@@ -125,7 +124,7 @@ def render(folders: Sequence[Path]) -> str:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Return the runs of one environment in groups, in the order in which they came."""
+    """Group the runs of one environment by config, in input order."""
     found: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
         settings = _flat(run.config)
@@ -138,7 +137,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def conclusions(groups: Sequence[Group]) -> list[str]:
-    """Return a sentence a main measure: which group ends best, and whether the intervals of the first two overlap."""
+    """Write one conclusion per main measure: the best group, and whether the two best groups' intervals overlap."""
     shared = [name for name in groups[0].runs[0].main if all(group.mean(name, "after") is not None for group in groups)]
     if len(groups) == 1:
         return [f"All runs are of one group, {groups[0].name}: there is nothing to compare it with."]
@@ -148,13 +147,13 @@ def conclusions(groups: Sequence[Group]) -> list[str]:
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """Return the keys of the configs that are not the same in all groups."""
+    """List the config keys whose values differ between groups."""
     keys = dict.fromkeys(key for group in groups for key in group.settings)
     return [key for key in keys if len({_text(group.settings.get(key, ABSENT)) for group in groups}) > 1]
 
 
 def _read(folders: Sequence[Path]) -> list[Run]:
-    """Read every run, and refuse one that is there twice."""
+    """Read every run; raise a UserError if one is given twice."""
     places: dict[Path, Path] = {}
     configs: dict[str, Path] = {}
     runs = []
@@ -171,7 +170,7 @@ def _read(folders: Sequence[Path]) -> list[Run]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config by dotted key, without what does not make another run of it."""
+    """Flatten a config to dotted keys, without the keys in `APART`."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -185,7 +184,7 @@ def _text(value: Any) -> str:
 
 
 def _names(kinds: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Return a name for each group: its algorithm, and the first settings that differ among groups of the same one."""
+    """Name each group by its algorithm and the first settings that differ between groups of that algorithm."""
     names: list[str] = []
     for algo, settings in kinds:
         alike = [other for name, other in kinds if name == algo]
@@ -224,12 +223,12 @@ def _with_interval(group: Group, name: str) -> str:
 
 
 def _label(groups: Sequence[Group], place: int) -> str:
-    """Return the name of a group as HTML, with its line."""
+    """Format the name of a group as HTML, with its line style."""
     return f"{curves.key(place)} {escape(groups[place].name)}"
 
 
 def _settings(groups: Sequence[Group]) -> str:
-    """Return what the configs of the groups differ in."""
+    """Build the table of settings that differ between groups."""
     rows = [
         [escape(key), *(escape(_text(group.settings.get(key, ABSENT))) for group in groups)]
         for key in differing(groups)
@@ -243,7 +242,7 @@ def _settings(groups: Sequence[Group]) -> str:
 
 
 def _measures(groups: Sequence[Group]) -> str:
-    """Return the measures of every group, those of less interest folded up, and what the groups cost."""
+    """Build the tables of measures, secondary ones folded up, and of costs."""
     names = list(dict.fromkeys(name for group in groups for name in group.runs[0].results["after"]))
     main = [name for name in names if name in groups[0].runs[0].main]
     rest = [name for name in names if name not in main]
@@ -258,7 +257,7 @@ def _measures(groups: Sequence[Group]) -> str:
 
 
 def _over(groups: Sequence[Group]) -> str:
-    """Return what intervals are over, in words."""
+    """Describe whether intervals are over seeds or samples."""
     over_seeds = [group.over_seeds for group in groups]
     if all(over_seeds):
         return "seeds"
@@ -302,7 +301,7 @@ def _cost_table(groups: Sequence[Group]) -> str:
 
 
 def _curves(groups: Sequence[Group]) -> str:
-    """Return one panel a logged name, a curve a group; those of less interest folded up."""
+    """Build one panel per logged name with one curve per group; secondary panels are folded up."""
     logged = [[run.curves() for run in group.runs] for group in groups]
     names = dict.fromkeys(name for group in logged for run in group for name in run)
     if not names:
@@ -334,7 +333,7 @@ def _curves(groups: Sequence[Group]) -> str:
 
 
 def _mean_curve(name: str, runs: Sequence[finished_run.Points], style: int) -> curves.Curve:
-    """Return the mean of the seeds that have a value at a step, and how far they lie apart."""
+    """Compute the mean and the range at each step, over the seeds that have a value there."""
     by_step: dict[float, list[float]] = {}
     for points in runs:
         for step, value in points:
@@ -349,7 +348,7 @@ def _mean_curve(name: str, runs: Sequence[finished_run.Points], style: int) -> c
 
 
 def _samples(groups: Sequence[Group]) -> str:
-    """Return the samples on which the groups differ most, of those that several have a picture of."""
+    """Build the gallery of samples on which the groups differ most; two groups at least have a picture of each."""
     shown = sorted(_shared(groups), key=lambda sides: -_spread(sides))[:SHOWN]
     if len(groups) < 2 or not shown:
         return '<p class="soft">No two groups kept a picture of the same sample.</p>'
@@ -361,7 +360,7 @@ def _samples(groups: Sequence[Group]) -> str:
 
 
 def _shared(groups: Sequence[Group]) -> Iterator[dict[int, tuple[Run, Row]]]:
-    """Yield, for each sample that two groups or more have a picture of, the place of each such group with its run."""
+    """Yield the run and row of each group, by group index, for samples with pictures from at least two groups."""
     found: dict[tuple[str, str], dict[int, tuple[Run, Row]]] = {}
     for place, group in enumerate(groups):
         for run in group.runs:
@@ -377,12 +376,12 @@ def _spread(sides: Mapping[int, tuple[Run, Row]]) -> float:
 
 
 def _row(groups: Sequence[Group], sides: Mapping[int, tuple[Run, Row]]) -> str:
-    """Return a sample with what each group made of it."""
+    """Build the figure of a sample with the picture and answer of each group."""
     key = str(next(iter(sides.values()))[1]["key"])
     parts = []
     for place, (run, row) in sides.items():
         file = run.picture(row)
-        assert file is not None  # `_shared` left the others out
+        assert file is not None  # `_shared` skips rows without a picture
         name = f"{groups[place].name}, seed {run.results['seed']}"
         said = report_page.answer(row["after"].get("answer"), row["task"])
         parts.append(

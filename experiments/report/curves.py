@@ -1,4 +1,4 @@
-"""Curves as inline pictures: light gridlines, lines that differ in colour and in dashes, and the numbers as a table."""
+"""Curves as inline SVG: light gridlines, lines that differ in colour and dashes, and a table of the values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from html import escape
 
 from maskgym.experiments.report.report_page import table
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 48, 24, 10, 12  # of a figure, units of its view box
-STYLES = 7  # of lines, as `report_page.STYLE` has them
-SMOOTHED_FROM = 40  # points that a curve has at most to be shown as it is
-WINDOWS = 12  # a longer one is smoothed over about so many stretches
-TICKS = 7  # of an axis, about, at most
-ROWS = 8  # of the table, at most
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 48, 24, 10, 12  # figure size and margins in view box units
+STYLES = 7  # number of line styles in `report_page.STYLE`
+SMOOTHED_FROM = 40  # curves with more points are smoothed
+WINDOWS = 12  # approximate number of smoothing windows along a curve
+TICKS = 7  # approximate maximum number of ticks per axis
+ROWS = 8  # maximum number of rows in the table
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Curve:
     """A named line.
 
     Attributes:
-        name: In the legend.
-        points: (step, value), in order, at least one.
-        style: Of the line.
-        band: (step, low, high), in order; none where there is nothing between them.
+        name: Name in the legend.
+        points: (step, value) in order, at least one.
+        style: Index of the line style.
+        band: (step, low, high) in order; empty for no band.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Curve:
 
 
 def figure(title: str, curves: Sequence[Curve]) -> str:
-    """Return curves with axes, a legend and their numbers as HTML."""
+    """Draw curves with axes, a legend and a table of values as HTML."""
     x = _Axis([step for curve in curves for step, _ in curve.points], LEFT, WIDTH - RIGHT, whole=True)
     y = _y_axis(curves)
     grid = [f'<path class="grid" d="M{LEFT} {y.place(value):.1f}H{WIDTH - RIGHT}"/>' for value in y.ticks]
@@ -61,23 +61,23 @@ def figure(title: str, curves: Sequence[Curve]) -> str:
 
 
 def key(style: int) -> str:
-    """Return a short piece of a line, for a legend."""
+    """Draw a short line of a style for a legend."""
     path = f'<path class="curve c{style % STYLES}" d="M1 4H25"/>'
     return f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true">{path}</svg>'
 
 
 def is_smoothed(points: Sequence[tuple[float, float]]) -> bool:
-    """Return whether a curve is shown as a mean of neighbours over what was logged."""
+    """Check whether a curve is smoothed, with the logged values drawn faintly behind it."""
     return len(points) > SMOOTHED_FROM
 
 
 def shown(value: float) -> str:
-    """Return a number as people read it: three digits, thousands apart."""
+    """Format a number with three significant digits, or with thousands separators from 1000."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class _Axis:
-    """Places values between two ends, with round numbers for ticks."""
+    """Axis that maps values to positions, with round numbers as ticks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = False) -> None:
         low, high = min(values), max(values)
@@ -108,13 +108,13 @@ def _y_axis(curves: Sequence[Curve]) -> _Axis:
 
 
 def _round_step(about: float) -> float:
-    """Return 1, 2 or 5 times a power of ten, no less than about so much."""
+    """Round a step up to 1, 2 or 5 times a power of ten."""
     power = 10 ** math.floor(math.log10(about))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= about * (1 - 1e-9))
 
 
 def _line(curve: Curve, x: _Axis, y: _Axis) -> str:
-    """Return a curve's band, its line, and its points with their values; of many points a smoothed line over them."""
+    """Draw the band, the line and the points of a curve; a curve with many points has a smoothed line instead."""
 
     def joined(points: Sequence[tuple[float, float]]) -> str:
         return " ".join(f"{x.place(step):.1f},{y.place(value):.1f}" for step, value in points)
@@ -128,7 +128,7 @@ def _line(curve: Curve, x: _Axis, y: _Axis) -> str:
         parts.append(f'<polyline class="raw {kind}" points="{joined(curve.points)}"/>')
     line = _smoothed(curve.points) if many else curve.points
     title = f"<title>{escape(curve.name)}: {escape(_told(curve))}</title>"
-    # A curve of one point has no length: round caps make it a dot.
+    # The last point is repeated, so that round caps draw a curve of one point as a dot.
     parts.append(f'<polyline class="curve {kind}" points="{joined(line)} {joined(line[-1:])}">{title}</polyline>')
     if not many:
         parts += [
@@ -147,7 +147,7 @@ def _told(curve: Curve) -> str:
 
 
 def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the mean of each point's neighbours, as many on either side."""
+    """Compute a centred moving average, whose window shrinks symmetrically at the ends."""
     reach = max(1, len(points) // WINDOWS // 2)
     sums = [0.0, *itertools.accumulate(value for _, value in points)]
     found = []
@@ -158,7 +158,7 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def _values(title: str, curves: Sequence[Curve]) -> str:
-    """Return a table of some steps, spread evenly, the first and the last among them."""
+    """Build a table of evenly spread steps that include the first and the last."""
     steps = sorted({step for curve in curves for step, _ in curve.points})
     count = min(ROWS, len(steps))
     kept = [steps[round(number * (len(steps) - 1) / max(1, count - 1))] for number in range(count)]

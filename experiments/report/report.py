@@ -1,4 +1,4 @@
-"""The report of a run: one page without external requests, made from the run folder's files alone."""
+"""Report of a run: one page without external requests, made from the files of the run folder only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskgym.experiments.report import curves, finished_run, report_page
 from maskgym.experiments.report.finished_run import SECONDS, Points, Run, better, differences, reward_gain
 from maskgym.experiments.wiring import composition, run_folder
 
-# Titles of the curves' panels with what belongs in them, in groups; a name goes to the first that fits it.
+# Groups of panels, with the pattern of logged names for each panel title; the first match wins.
 PANELS = {
     "Learning": {
         "Reward and its terms": r"reward$|reward/",
@@ -48,7 +48,7 @@ PANELS = {
         "Peak memory (MiB)": r"peak_memory_mib$",
     },
 }
-ORDERS = {  # of the gallery: what a figure's place is kept as, and what the control says
+ORDERS = {  # orders of the gallery: the name of the CSS variable, and the label of the control
     "turn": "losses and gains in turn",
     "loss": "largest loss first",
     "gain": "largest gain first",
@@ -57,10 +57,10 @@ ORDERS = {  # of the gallery: what a figure's place is kept as, and what the con
 
 
 def write(folder: Path, file: Path | None = None) -> Path:
-    """Write the report of a run folder from its other files; return where: ``report.html`` there, or ``file``.
+    """Write the report of a run folder to ``file``, by default its ``report.html``; return the path.
 
     Raises:
-        UserError: As `render`; or if it cannot be written.
+        UserError: As in `render`, or if the file cannot be written.
     """
     file = file or folder / run_folder.REPORT
     report_page.save(file, render(folder))
@@ -68,10 +68,10 @@ def write(folder: Path, file: Path | None = None) -> Path:
 
 
 def render(folder: Path) -> str:
-    """Return the report of a run folder as HTML.
+    """Build the report of a run folder as HTML.
 
     Raises:
-        UserError: If its run is not finished, or a file that the report is made from cannot be read.
+        UserError: If the run is not finished, or a file of the run cannot be read.
     """
     run = finished_run.read(folder)
     versions = ", ".join(f"{name} {version}" for name, version in run.results["versions"].items())
@@ -87,13 +87,13 @@ def render(folder: Path) -> str:
 
 
 def panel_of(name: str) -> str | None:
-    """Return the title of the panel that a logged name belongs in, or None for the rest."""
+    """Return the title of the panel of a logged name, or None if no panel matches."""
     panels = (pair for group in PANELS.values() for pair in group.items())
     return next((title for title, pattern in panels if re.match(pattern, name)), None)
 
 
 def cost(run: Run) -> str:
-    """Return what a run cost, in words."""
+    """Describe the cost of a run in words."""
     parts = {
         "tokens generated": run.total("generated_tokens"),
         "rewards computed": run.total("reward_calls"),
@@ -106,7 +106,7 @@ def cost(run: Run) -> str:
 
 
 def _head(run: Run) -> str:
-    """Return the main measures, and what they cost."""
+    """Build the head of the report: the cost of the run and its main measures."""
     entries = [
         (
             f"{name}, before → after",
@@ -119,7 +119,7 @@ def _head(run: Run) -> str:
 
 
 def _scores(run: Run) -> str:
-    """Return the scores before and after as a table, with intervals where a score is a mean over samples."""
+    """Build the table of scores before and after, with intervals for scores that are means over samples."""
     rows = [
         [
             escape(name),
@@ -143,7 +143,7 @@ def _gain_cell(run: Run, name: str) -> str:
 
 
 def _training(run: Run) -> str:
-    """Return the curves in groups of panels, and what belongs in none folded up."""
+    """Build the curves in groups of panels; curves without a panel are folded up."""
     logged, parts = run.curves(), []
     if not logged:
         return '<p class="soft">Nothing was logged.</p>'
@@ -157,7 +157,7 @@ def _training(run: Run) -> str:
 
 
 def folded_panels(panels: Sequence[str]) -> str:
-    """Return panels of less interest, folded up."""
+    """Fold up secondary panels."""
     return (
         f"<details><summary>Everything else that was logged: {len(panels)} more</summary>"
         f'<div class="panels">{"".join(panels)}</div></details>'
@@ -165,7 +165,7 @@ def folded_panels(panels: Sequence[str]) -> str:
 
 
 def smoothing_note(drawn: Iterable[Points]) -> str:
-    """Return what is to be said of smoothed curves, where there are some."""
+    """Return a note on smoothed curves, or an empty text if there are none."""
     if not any(map(curves.is_smoothed, drawn)):
         return ""
     return (
@@ -181,7 +181,7 @@ def _panel(title: str, found: Mapping[str, Points]) -> str:
 
 
 def _samples(run: Run) -> str:
-    """Return the samples that have a picture, and a control that says in which order."""
+    """Build the gallery of samples with a picture, and the control of its order."""
     moved = [reward_gain(row) for row in run.samples]
     up, down = sum(gain > 0 for gain in moved), sum(gain < 0 for gain in moved)
     still = len(moved) - up - down
@@ -202,7 +202,7 @@ def _samples(run: Run) -> str:
 
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
-    """Return samples, losses and gains in turn, each with its place in every order."""
+    """Order samples with losses and gains in turn; return each with its place in every order."""
     worst = sorted(rows, key=reward_gain)
     falling = [row for row in worst if reward_gain(row) < 0]
     rising = [row for row in reversed(worst) if reward_gain(row) >= 0]
@@ -214,9 +214,9 @@ def _places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], 
 
 
 def _figure(run: Run, row: Mapping[str, Any], places: Mapping[str, int]) -> str:
-    """Return a sample: its picture, its rewards, its answers. Where it stands in each order is for the style sheet."""
+    """Build the figure of a sample: picture, rewards and answers, with its place in each order as CSS variables."""
     picture, key, gain = run.picture(row), str(row["key"]), reward_gain(row)
-    assert picture is not None  # `_samples` left the others out
+    assert picture is not None  # `_samples` skips rows without a picture
     kind = "good" if gain > 0 else "bad" if gain < 0 else ""
     rewards = f"reward {row['before']['reward']:.3f} → {row['after']['reward']:.3f}"
     said = {when: report_page.answer(row[when].get("answer"), row["task"]) for when in ("before", "after")}

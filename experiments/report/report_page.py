@@ -1,6 +1,6 @@
-"""What reports share: one look, light and dark, and the pieces of a page that opens from disk and asks for nothing.
+"""Common parts of reports: a light and dark style, and HTML elements of a page that makes no requests.
 
-Pieces take text and return HTML; whatever comes from data, models or file names is escaped here.
+The functions take text and return HTML. Text from data, models and file names is escaped here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from maskgym.experiments.evaluation.evaluation import bootstrap_interval
 from maskgym.experiments.wiring import run_folder
 from maskgym.rewards import parse
 
-# Nothing is run or loaded but pictures in the page itself, whatever an answer or a file name holds.
+# The policy blocks scripts and requests, even if an answer or a file name contained HTML.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-# Lines keep 3:1 against the page, text 4.5:1. Dashes tell lines apart without colour.
+# Lines have a contrast of 3:1 against the page, and text 4.5:1. Dashes distinguish lines without colour.
 STYLE = """
 :root { color-scheme: light dark;
   --text: #1b1f24; --page: #fff; --card: #f6f7f9; --line: #d5d9de; --soft: #59636e; --link: #0b5cad;
@@ -114,10 +114,10 @@ DASHES = ("", "7 4", "2 3.5", "9 3 2 3", "5 2.5", "11 4", "1 5")
 
 
 def save(file: Path, page: str) -> None:
-    """Write a page.
+    """Write a page to a file.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     try:
         run_folder.write(file, page)
@@ -126,13 +126,13 @@ def save(file: Path, page: str) -> None:
 
 
 def document(title: str, kind: str, head: str, sections: Mapping[str, str]) -> str:
-    """Return a whole page.
+    """Build a whole HTML page.
 
     Args:
-        title: Text, the page's heading.
-        kind: Text, what the page is.
+        title: Heading of the page, as text.
+        kind: Kind of the page, as text.
         head: HTML below the heading.
-        sections: Headings, text, each with its HTML.
+        sections: HTML of each section by its heading, which is text.
     """
     places = {name: re.sub(r"\W+", "-", name.lower()) for name in sections}
     links = "".join(f'<li><a href="#{places[name]}">{escape(name)}</a></li>' for name in sections)
@@ -159,12 +159,12 @@ def document(title: str, kind: str, head: str, sections: Mapping[str, str]) -> s
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table that scrolls within its box.
+    """Build a table that scrolls within its box.
 
     Args:
-        label: Text that names it for who cannot see it.
-        head: Texts.
-        rows: HTML of each cell; the first of a row is its heading.
+        label: Accessible name of the table, as text.
+        head: Column headings, as text.
+        rows: HTML of each cell; the first cell of a row is its heading.
     """
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(
@@ -174,18 +174,18 @@ def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def scrolling(label: str, content: str) -> str:
-    """Return HTML in a box that scrolls sideways, by keys too; ``label`` is text."""
+    """Wrap HTML in a box that scrolls horizontally, also by keyboard; ``label`` is text."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label, quote=True)}">{content}</div>'
 
 
 def number(value: float | None, values: Sequence[float] | None = None, better: int | None = None) -> str:
-    """Return a value, with the interval of the mean of ``values``.
+    """Format a value, with the bootstrap interval of the mean of ``values``.
 
     Args:
-        value: None is shown as a dash.
-        values: What it is the mean of, if anything.
-        better: Of a gain, 1 where more is better, -1 where less is, 0 where neither is: it has a sign, and a colour
-            where its interval excludes 0.
+        value: Value to show; None is shown as a dash.
+        values: Values whose mean it is, if any.
+        better: For a gain, 1 if more is better, -1 if less is better, 0 if neither is. A gain has a sign, and a colour
+            if its interval excludes 0.
     """
     if value is None:
         return "–"
@@ -198,7 +198,7 @@ def number(value: float | None, values: Sequence[float] | None = None, better: i
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Return cards with a name (text), a large value and a note (HTML)."""
+    """Build cards, each with a name (text), a large value and a note (HTML)."""
     cards = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in entries
     )
@@ -206,21 +206,21 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
 
 
 def picture(file: Path, label: str) -> str:
-    """Return a PNG file as part of the page; ``label`` is text that says what is to be seen."""
+    """Inline a PNG file in the page; ``label`` is a text that describes the picture."""
     data = base64.b64encode(file.read_bytes()).decode()
     return scrolling(label, f'<img src="data:image/png;base64,{data}" alt="{escape(label, quote=True)}">')
 
 
 def answer(text: str | None, task: str) -> str:
-    """Return an answer in words; none where it is clicks, which are in the picture, or masks, which no one reads.
+    """Format a text answer as HTML; return an empty text for clicks and masks.
 
-    In one that is well-formed, expressions have the colours of their masks.
+    In a well-formed answer, expressions have the colours of their masks.
     """
     return coloured(text, task) if text and task in INSTRUCTIONS else ""
 
 
 def coloured(text: str, task: str) -> str:
-    """Return an answer as HTML, its expressions in the colours of their masks if it is well-formed."""
+    """Format an answer as HTML, with expressions in the colours of their masks if it is well-formed."""
     if not parse(text, task).tagged:
         return escape(text)
     head, opening, rest = text.partition("<answer>")
@@ -234,14 +234,14 @@ def coloured(text: str, task: str) -> str:
 
 
 def _generated_style() -> str:
-    """Return the rules of lines and of the colours of masks."""
+    """Build the CSS rules of line styles and mask colours."""
     lines = (
         f".c{place} {{ stroke: var(--c{place}); stroke-dasharray: {dash or 'none'}; }} "
         f"circle.c{place}, polygon.c{place} {{ fill: var(--c{place}); stroke: none; }}\n"
         f".raw.c{place} {{ stroke-dasharray: none; }}\n"
         for place, dash in enumerate(DASHES)
     )
-    # The text of `mark` is what contrasts more: red, green and blue weigh as relative luminance has them.
+    # Text on a mask colour is black or white, whichever has more contrast by relative luminance.
     linear = np.where((share := PALETTE / 255) <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     bright = linear @ (0.2126, 0.7152, 0.0722) > 0.179
     marks = (
