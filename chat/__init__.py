@@ -1,1 +1,1 @@
-"""Clients of chat models: behind a server, or on this machine."""
+"""Clients of chat models, behind a server or on this machine."""

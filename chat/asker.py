@@ -1,7 +1,7 @@
-"""Chat models: multimodal models, trained elsewhere, that are asked one question at a time and answer in text.
+"""Chat models: pretrained multimodal models that answer one question at a time in text.
 
-One is behind a server (`maskgym.chat.server`) or on this machine (`maskgym.chat.local`). `Asker` asks
-again where no reply came, and keeps each reply under the content of its question, so that nothing is asked twice.
+A model runs behind a server (`maskgym.chat.server`) or on this machine (`maskgym.chat.local`). `Asker` retries
+failed requests and caches each reply under the content of its question, so that no question is sent twice.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from PIL import Image
 from maskgym.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds
-Part = str | bytes  # of a question: text, or a picture as PNG
+Part = str | bytes  # a question consists of texts and pictures as PNG
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model replied: the text, the model as it names itself, tokens read and written, and when (UTC)."""
+    """Reply of a model: text, model name as reported, input and output tokens, and time (UTC)."""
 
     text: str
     model: str
@@ -40,11 +40,11 @@ class Reply:
 
 
 class Unreachable(Exception):
-    """No reply came; another try may help.
+    """Raised if no reply arrived; a retry may succeed.
 
     Args:
-        reason: Why.
-        pause: Seconds that the server asks to wait, or None.
+        reason: Reason for the failure.
+        pause: Seconds that the server requests to wait, or None.
     """
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
@@ -53,40 +53,40 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """The model will not answer this question, however often it is asked."""
+    """Raised if the model refuses this question; retries do not help."""
 
 
 class ChatModel(Protocol):
-    """Answers questions of texts and pictures."""
+    """Interface of models that answer questions of texts and pictures."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what fixes the replies beside the question; no secrets."""
+        """Return the settings that determine the replies besides the question, without secrets."""
 
     def ask(self, parts: Sequence[Part]) -> Reply:
-        """Return the reply to a question, its texts and pictures in order.
+        """Ask a question, given as texts and pictures in order, and return the reply.
 
         Raises:
-            Unreachable: If none came.
-            Refused: If none will.
-            UserError: If none will, to any question: a wrong key, an unknown model.
+            Unreachable: If no reply arrived.
+            Refused: If the model refuses this question.
+            UserError: If no question can be answered: a wrong key, an unknown model.
         """
 
 
 class Asker:
-    """Asks a chat model with patience, and keeps what it replied; several threads may ask at a time.
+    """Ask a chat model with retries, and cache its replies; thread-safe.
 
     Args:
         chat: The model.
-        folder: Where replies are kept, one file each; made if it is not there.
-        retries: Further tries where no reply came.
-        pause: Seconds before the first of them; doubled before each further one, unless the server names its own.
+        folder: Folder of the cached replies, one file each; created if absent.
+        retries: Number of retries if no reply arrived.
+        pause: Seconds before the first retry; doubled before each further one, unless the server states its own.
 
     Attributes:
-        stopping: Once set, nothing is asked any more, and pauses end.
+        stopping: Event that ends pauses and prevents further requests once set.
 
     Raises:
-        UserError: If the folder cannot be made.
+        UserError: If the folder cannot be created.
     """
 
     def __init__(self, chat: ChatModel, folder: str | Path, retries: int = 4, pause: float = 1.0) -> None:
@@ -98,14 +98,14 @@ class Asker:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
     def ask(self, parts: Sequence[Part], number: int = 0) -> Reply:
-        """Return the kept reply to a question, else the model's.
+        """Return the cached reply to a question, else ask the model.
 
         Args:
             parts: Texts and pictures in order.
-            number: The same question with another number is another one, for models that do not always say the same.
+            number: Index of the sample; each number has its own reply, for models that are not deterministic.
 
         Raises:
-            Unreachable, Refused, UserError: As `ChatModel.ask`; or the reply cannot be kept.
+            Unreachable, Refused, UserError: As `ChatModel.ask`, or if the reply cannot be written.
         """
         file = self.folder / f"{fingerprint(self.chat.settings, parts, number)}.json"
         kept = read_reply(file)
@@ -129,14 +129,14 @@ class Asker:
 
 
 def fingerprint(settings: dict[str, Any], parts: Sequence[Part], number: int = 0) -> str:
-    """Return 24 characters that change with a question and with who is asked."""
+    """Compute a cache key of 24 characters from a question and the model's settings."""
     told = [part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in parts]
     kinds = [type(part).__name__ for part in parts]
     return hashlib.sha256(json.dumps([settings, kinds, told, number], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def read_reply(file: Path) -> Reply | None:
-    """Return the reply that a file keeps; None if there is none that can be read."""
+    """Read a cached reply; None if the file is absent or unreadable."""
     try:
         found = json.loads(file.read_bytes())
         reply = Reply(**{field.name: found[field.name] for field in fields(Reply)})
@@ -147,12 +147,12 @@ def read_reply(file: Path) -> Reply | None:
 
 
 def backoff(pause: float, attempt: int, wanted: float | None = None) -> float:
-    """Return the seconds before the next try: doubled each time, spread so that many do not come at once.
+    """Compute the seconds before the next retry: exponential backoff with jitter against simultaneous retries.
 
     Args:
-        pause: Seconds before the first further try.
-        attempt: Tries before the last one.
-        wanted: Seconds that the server asks to wait, or None.
+        pause: Seconds before the first retry.
+        attempt: Number of attempts before the last one.
+        wanted: Seconds that the server requests to wait, or None.
     """
     if wanted is not None:
         return min(wanted, LONGEST_PAUSE)
@@ -160,7 +160,7 @@ def backoff(pause: float, attempt: int, wanted: float | None = None) -> float:
 
 
 def to_png(image: np.ndarray, largest: int | None = None) -> bytes:
-    """Return uint8 (H, W, 3), or grey (H, W), as PNG, made smaller where a side is longer than ``largest`` pixels."""
+    """Encode uint8 (H, W, 3), or grey (H, W), as PNG, scaled down if a side exceeds ``largest`` pixels."""
     picture = Image.fromarray(image)
     if largest is not None:
         picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
@@ -170,12 +170,12 @@ def to_png(image: np.ndarray, largest: int | None = None) -> bytes:
 
 
 def data_url(png: bytes) -> str:
-    """Return a PNG as the URL that holds it."""
+    """Encode a PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _keep(file: Path, reply: Reply) -> None:
-    """Write a reply whole; two threads that were asked the same do not write into each other's file."""
+    """Write a reply atomically; threads with the same question use separate temporary files."""
     temporary = file.with_name(f"{file.stem}.{os.getpid()}-{get_ident()}.tmp")
     try:
         temporary.write_text(json.dumps(asdict(reply), indent=1) + "\n", encoding="ascii")

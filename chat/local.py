@@ -1,4 +1,4 @@
-"""A chat model on this machine: any model of transformers that turns images and a text into text."""
+"""Chat client for a local model: any image-text-to-text model of transformers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from maskgym.chat.asker import Part, Reply
 from maskgym.policies.text.mllm import vision_token_ids
 from maskgym.segmenters.hub import HubNetwork
 
-MAX_TOKENS = 256  # of an answer, unless told otherwise
+MAX_TOKENS = 256  # default limit of an answer
 
 
 class LanguageNetwork(HubNetwork):
-    """The model with its processor; see `HubNetwork`."""
+    """Model with its processor; see `HubNetwork`."""
 
     architecture = "AutoModelForImageTextToText"
     model_types = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
     @cached_property
     def processor(self) -> Any:
-        """Return chat template, tokenizer and image processor."""
+        """Load the chat template, tokenizer and image processor."""
         from transformers import AutoProcessor
 
         return self._read(AutoProcessor)
 
 
 class LocalChat:
-    """Asks a model of transformers; greedy unless a temperature is set, so that the same question has one answer.
+    """Ask a model of transformers; decoding is greedy, hence deterministic, unless a temperature is set.
 
     Args:
-        model: A folder as ``save_pretrained`` writes it, or a hub name.
-        device: A PyTorch device; None takes CUDA where there is one.
-        max_tokens: Longest answer.
-        temperature: 0 is greedy.
+        model: Folder as ``save_pretrained`` writes it, or hub name.
+        device: PyTorch device; None selects CUDA if available.
+        max_tokens: Maximal length of an answer in tokens.
+        temperature: Sampling temperature; 0 is greedy.
 
     Raises:
         UserError: See `HubNetwork`.
@@ -60,7 +60,7 @@ class LocalChat:
 
     @torch.inference_mode()
     def ask(self, parts: Sequence[Part]) -> Reply:
-        """Return what the model generates; see `maskgym.chat.asker.ChatModel`."""
+        """Generate a reply; see `maskgym.chat.asker.ChatModel`."""
         processor, model = self.network.processor, self.network.network
         content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
         text = processor.apply_chat_template(

@@ -1,4 +1,4 @@
-"""A chat model behind any server that speaks as OpenAI's does: OpenAI itself, vLLM, llama.cpp, Ollama and the like."""
+"""Chat client for OpenAI-compatible servers: OpenAI, vLLM, llama.cpp, Ollama and others."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from maskgym.chat.asker import Part, Refused, Reply, Unreachable, data_url
 from maskgym.errors import UserError
 
-BUSY = (408, 409, 425, 429)  # beside 500 and above: another try may help
-CLOSED = (401, 403, 404, 405)  # no question will get an answer
+BUSY = (408, 409, 425, 429)  # besides 500 and above: a retry may succeed
+CLOSED = (401, 403, 404, 405)  # no question can be answered
 KEY, ADDRESS = "OPENAI_API_KEY", "OPENAI_BASE_URL"
-OURS = ("model", "messages", "stream", "n")  # no options: the question itself, and the form of the reply
+OURS = ("model", "messages", "stream", "n")  # set by this client, so not accepted as options
 
 
 class ChatServer:
-    """Asks a server for chat completions, pictures as data URLs; it does not ask again by itself.
+    """Request chat completions from a server, with pictures as data URLs and without retries.
 
-    The key is read from the environment, sent to that server, and written nowhere.
+    The key is read from the environment, sent to that server only, and never written.
 
     Args:
-        model: The server's name for the model.
-        base_url: Its address, ``http://localhost:8000/v1``; None leaves it to ``OPENAI_BASE_URL``, or OpenAI.
-        key_variable: Environment variable that holds the key; None takes ``OPENAI_API_KEY`` where that is set: a
-            server of one's own may need none.
-        timeout: Seconds that an answer may take; 0 for as long as it wants.
-        options: Of the request, beside the question: ``max_tokens``, ``temperature``, ``reasoning_effort``, …; None
-            as a value leaves that to the server.
+        model: Name of the model on the server.
+        base_url: Its address, such as ``http://localhost:8000/v1``; None uses ``OPENAI_BASE_URL``, else OpenAI.
+        key_variable: Environment variable that holds the key; None uses ``OPENAI_API_KEY`` if set, because a private
+            server may need no key.
+        timeout: Maximal seconds per answer; 0 for no limit.
+        options: Request options: ``max_tokens``, ``temperature``, ``reasoning_effort``, …; the value None leaves the
+            option to the server.
 
     Raises:
-        UserError: If the client library is not installed, the key is missing, or an argument cannot be used.
+        UserError: If the client library is not installed, the key is missing, or an argument is invalid.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class ChatServer:
             raise UserError(f"server {address}: expected an address such as http://localhost:8000/v1")
         key = _find_key(key_variable, address)
         try:
-            # It would retry by itself, without telling: how often is ours to decide and to count.
+            # The library would retry silently; `Asker` decides on retries and counts them.
             self._client: Any = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout or None, max_retries=0)
-        except Exception as error:  # of the library that it stands on, which differs between its versions
+        except Exception as error:  # the HTTP library's errors differ between versions
             raise UserError(f"server {base_url}: {error}") from error
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return model, address and options."""
+        """Return the model, address and options."""
         return {"model": self.model, "base_url": str(self._client.base_url), "settings": self._options or None}
 
     def ask(self, parts: Sequence[Part]) -> Reply:
-        """Return the first choice of a chat completion; see `maskgym.chat.asker.ChatModel`."""
+        """Request a chat completion and return its first choice; see `maskgym.chat.asker.ChatModel`."""
         content = [
             {"type": "text", "text": part}
             if isinstance(part, str)
@@ -93,16 +93,16 @@ class ChatServer:
             raise Refused(f"status {status}: {reason}") from None
         try:
             return read_completion(response.http_response.json())
-        # Whatever a server may send in place of one: lists for objects, numbers without end, nesting without end.
+        # A faulty server may send lists for objects, huge numbers or deep nesting.
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
             raise Unreachable("an answer that is no chat completion") from None
 
 
 def read_completion(found: Any) -> Reply:
-    """Return the reply in a chat completion; a refusal or an empty message is an empty text.
+    """Read the reply from a chat completion; a refusal or an empty message gives an empty text.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError: If it is none.
+        ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError: If it is not a chat completion.
     """
     usage = found.get("usage") or {}
     content = found["choices"][0]["message"].get("content") or ""
@@ -117,13 +117,13 @@ def read_completion(found: Any) -> Reply:
 
 
 def _find_key(variable: str | None, address: str | None) -> str:
-    """Return the key; ``none`` where a server of one's own is asked without one, as the library wants one."""
+    """Read the key; ``none`` for a private server without a key, because the library requires one."""
     if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         raise UserError("the key's variable: expected the name of an environment variable, not the key itself")
     key = os.environ.get(variable or KEY, "").strip()
     if not key and (variable is not None or address is None):
         raise UserError(f"{variable or KEY} is not set: expected the server's key in this environment variable")
-    if not key.isascii() or not key.isprintable() or " " in key:  # the library's own error would show it
+    if not key.isascii() or not key.isprintable() or " " in key:  # the library's own error would print the key
         raise UserError(f"{variable or KEY}: holds signs that no key has")
     return key or "none"
 

@@ -1,7 +1,7 @@
 """Metrics: pure functions of masks, and accumulators for data sets.
 
 Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or float in [0, 1], prediction first, and
-never changes them. A target may be given as `prepare` returns it, which pays when many predictions meet one truth.
+never changes them. A target may be given as `prepare` returns it, which is faster for many predictions on one target.
 """
 
 from maskgym.metrics.instances import InstanceScores, Matches, average_precision, iasm, match_instances

@@ -1,4 +1,4 @@
-"""Measures of sets of instances: matching, IASM and average precision."""
+"""Metrics of instance sets: matching, IASM and average precision."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from maskgym.metrics.masks import PreparedMask, as_maps, as_mask
 from maskgym.metrics.structure import s_measure_of_masks
 
-RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads the precision
-MAX_DETECTIONS = 100  # COCO keeps an image's best hundred
+RECALLS = np.linspace(0.0, 1.0, 101)  # COCO reads the precision at these recalls
+MAX_DETECTIONS = 100  # COCO keeps the best 100 detections per image
 
 
 class Matches(NamedTuple):
@@ -30,22 +30,22 @@ class Matches(NamedTuple):
 
 
 def match_instances(predictions: Any, targets: Any, threshold: float = 0.1) -> Matches:
-    """Match predicted to true instances one to one, so that the sum of IoU is largest.
+    """Match predicted to ground-truth instances one to one so that the sum of IoU is maximal.
 
     Args:
         predictions: (m, H, W), NumPy array or torch tensor, bool (or values in [0, 1], above 0.5 is foreground), or
-            what `prepare` made of it; m may be 0.
+            the output of `prepare`; m may be 0.
         targets: (n, H, W), the same; n may be 0.
         threshold: Pairs of the optimal assignment with a smaller IoU are dropped, in [0, 1].
 
     Returns:
-        The pairs kept.
+        The pairs that reach the threshold.
 
     Raises:
         ValueError: If the image sizes differ, a value is NaN or outside [0, 1], or the threshold is outside [0, 1].
 
     Convention:
-        The assignment maximises the sum over all pairs before the threshold is applied, as Saliency-R1 words it. An
+        The assignment maximises the sum over all pairs before the threshold is applied, as in Saliency-R1. An
         empty mask has IoU 0 with every mask, another empty one included.
 
     References:
@@ -56,30 +56,30 @@ def match_instances(predictions: Any, targets: Any, threshold: float = 0.1) -> M
 
 
 def iasm(predictions: Any, targets: Any, threshold: float = 0.1, unmatched: str = "zero") -> float:
-    """Score predicted instances by the Instance-Aligned S-Measure.
+    """Compute the Instance-Aligned S-Measure (IASM) of predicted instances.
 
-    Instances are matched by IoU (`match_instances`), each matched pair has its S-measure, and the sum is divided by
+    Instances are matched by IoU (`match_instances`). The sum of the S-measures of the matched pairs is divided by
     L = m + n − matched, the number of pairs when everything unmatched is paired with an empty mask.
 
     Args:
         predictions: (m, H, W), NumPy array or torch tensor, bool (or values in [0, 1], above 0.5 is foreground), or
-            what `prepare` made of it; m may be 0.
+            the output of `prepare`; m may be 0.
         targets: (n, H, W), the same; n may be 0.
         threshold: Smallest IoU of a matched pair, in [0, 1].
-        unmatched: What an unmatched instance adds: ``zero`` nothing, ``published`` the S-measure of its pair.
+        unmatched: Contribution of an unmatched instance: ``zero``, or ``published`` for the S-measure of its pair.
 
     Returns:
         Float in [0, 1], larger is better.
 
     Raises:
         ValueError: If the image sizes differ, a value is NaN or outside [0, 1], the threshold is outside [0, 1] or
-            ``unmatched`` is neither word.
+            ``unmatched`` is not one of the two values.
 
     Convention:
         No prediction and no target: 1. Predictions without a target, or targets without a prediction: 0 by default.
-        The published form pays for them: the S-measure of a mask of area share a against an empty target is 1 − a, so
-        specks and phrases that select nothing score near 1 each and lift the mean; and a missed instance of area share
-        a still scores (1 − a) / 2 or more. It is here to reproduce the paper; train and report with the default.
+        The published form rewards them: the S-measure of a mask of area share a against an empty target is 1 − a, so
+        specks and phrases that select nothing score near 1 each and raise the mean; a missed instance of area share
+        a still scores (1 − a) / 2 or more. Use it only to reproduce the paper; train and report with the default.
 
     References:
         Saliency-R1, supplement, Eq. 22-23.
@@ -114,27 +114,27 @@ def average_precision(
     threshold: float = 0.5,
     scores: Sequence[Any] | None = None,
 ) -> float:
-    """Score instances over a data set by average precision at one IoU threshold.
+    """Compute the average precision of instances over a data set at one IoU threshold.
 
     Args:
-        predictions_per_image: One (m_i, H_i, W_i) an image, as in `match_instances`.
-        targets_per_image: One (n_i, H_i, W_i) an image.
+        predictions_per_image: One (m_i, H_i, W_i) array per image, as in `match_instances`.
+        targets_per_image: One (n_i, H_i, W_i) array per image.
         threshold: Smallest IoU of a true positive, in [0, 1]: 0.5 gives AP50, 0.7 AP70.
-        scores: One sequence of m_i confidences an image; without it all predictions are equally confident.
+        scores: One sequence of m_i confidences per image; without it all predictions are equally confident.
 
     Returns:
         Float in [0, 1]; NaN if no image has a target.
 
     Raises:
-        ValueError: If the numbers of images or of scores do not agree, a score is NaN, image sizes differ within an
+        ValueError: If the numbers of images or of scores differ, a score is NaN, image sizes differ within an
             image, a value is NaN or outside [0, 1], or the threshold is outside [0, 1].
 
     Convention:
         The COCO API with one category: predictions of all images pooled and sorted by score, ties in the order given
         (image by image); each takes the free target of largest IoU; precision made monotone and read at 101 recalls; at
-        most 100 predictions an image. There is no crowd and no area range. Predictions on images without targets are
-        false positives. No prediction but some target: 0. No target in the whole set: undefined, NaN (the COCO API has
-        -1). Without scores the value depends on the order of the images where hits and misses mix: compare such numbers
+        most 100 predictions per image. There is no crowd and no area range. Predictions on images without targets are
+        false positives. Targets without a prediction: 0. No target in the whole set: NaN (the COCO API returns -1).
+        Without scores the value depends on the order of the images where hits and misses mix: compare such numbers
         only over the same images in the same order. Other toolboxes differ: S4Net averages an AP per photo, ILSO's tool
         ranks by IoU itself.
 
@@ -158,10 +158,10 @@ def average_precision(
 
 
 class InstanceScores:
-    """Measures of instances over a data set, gathered photo by photo; no mask is kept.
+    """Accumulate instance metrics over a data set photo by photo, without keeping masks.
 
     Args:
-        thresholds: IoU from which on a prediction is a true positive, each in [0, 1].
+        thresholds: Smallest IoU of a true positive, each in [0, 1].
 
     Example:
         >>> scores, target = InstanceScores(), np.eye(4, dtype=bool)[None]
@@ -174,7 +174,7 @@ class InstanceScores:
     def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
         for threshold in thresholds:
             _check_threshold(threshold)
-        self.positives = 0  # targets
+        self.positives = 0  # number of targets
         self._hits: dict[float, list[np.ndarray]] = {threshold: [] for threshold in thresholds}
         self._confidences: list[np.ndarray] = []
         self._iasm: list[float] = []
@@ -184,16 +184,16 @@ class InstanceScores:
 
         Args:
             predictions: (m, H, W), as in `match_instances`.
-            targets: (n, H, W), likewise.
-            scores: m confidences; without them all are equally confident.
+            targets: (n, H, W), as in `match_instances`.
+            scores: m confidences; without them all predictions are equally confident.
 
         Raises:
-            ValueError: If sizes differ, there is not one score a prediction, or a value is NaN or outside [0, 1].
+            ValueError: If sizes differ, the number of scores is not m, or a value is NaN or outside [0, 1].
         """
         self.add_measures(self.measure(predictions, targets, scores))
 
     def measure(self, predictions: Any, targets: Any, scores: Any = None) -> dict[str, Any]:
-        """Return what is kept of one photo, in numbers and lists of them, and add nothing; arguments as of `add`."""
+        """Compute the accumulated numbers of one photo without adding them; takes the arguments of `add`."""
         guesses, truths = _checked(predictions, targets, 0)
         confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores, np.float64)
         if confidence.shape != (len(guesses),) or np.isnan(confidence).any():
@@ -208,7 +208,7 @@ class InstanceScores:
         }
 
     def add_measures(self, measures: Mapping[str, Any]) -> None:
-        """Add one photo by what `measure` returned for it, with the same thresholds."""
+        """Add one photo from the output of `measure`, computed with the same thresholds."""
         for hits, own in zip(self._hits.values(), measures["hits"], strict=True):
             hits.append(np.array(own, bool))
         self._confidences.append(np.array(measures["confidences"], np.float64))
@@ -216,19 +216,19 @@ class InstanceScores:
         self._iasm.append(measures["iasm"])
 
     def average_precision(self, threshold: float) -> float:
-        """Return the average precision at one of the thresholds, NaN where no photo has a target."""
+        """Compute the average precision at one of the thresholds; NaN if no photo has a target."""
         if not self.positives:
             return float("nan")
         ranking = np.argsort(-np.concatenate(self._confidences), kind="stable")
         return _interpolate(np.concatenate(self._hits[threshold])[ranking], self.positives)
 
     def result(self) -> dict[str, float]:
-        """Return the values over all photos so far, in [0, 1].
+        """Compute the metrics over all photos so far, in [0, 1].
 
         Returns:
             ``ap50``, ``ap70`` and so on for the thresholds (NaN where no photo has a target); ``precision``,
-            ``recall`` and ``f1`` of all instances at the first threshold, which no order of them moves; and ``iasm``,
-            the mean over photos, unmatched instances scoring 0.
+            ``recall`` and ``f1`` of all instances at the first threshold, independent of their order; and ``iasm``,
+            the mean over photos, where unmatched instances score 0.
 
         Raises:
             ValueError: If no photo was added.
@@ -249,7 +249,7 @@ def _check_threshold(threshold: float) -> None:
 
 
 def _checked(predictions: Any, targets: Any, threshold: float) -> tuple[Sequence[PreparedMask], Sequence[PreparedMask]]:
-    """Check the arguments that every function here has, and cut both sets to their boxes."""
+    """Check the arguments common to these functions, and crop both sets to their bounding boxes."""
     _check_threshold(threshold)
     guesses, guess_shape = _instances(predictions, "predictions")
     truths, truth_shape = _instances(targets, "targets")
@@ -259,7 +259,7 @@ def _checked(predictions: Any, targets: Any, threshold: float) -> tuple[Sequence
 
 
 def _instances(value: Any, name: str) -> tuple[Sequence[PreparedMask], tuple[int, int] | None]:
-    """Return the masks of one set and their (H, W), which an empty tuple does not tell."""
+    """Crop the masks of one set and find their (H, W); None for an empty tuple."""
     if isinstance(value, tuple) and all(isinstance(mask, PreparedMask) for mask in value):
         return value, value[0].shape if value else None
     maps = as_maps(value, name)
@@ -271,7 +271,7 @@ def _instances(value: Any, name: str) -> tuple[Sequence[PreparedMask], tuple[int
 def _intersect(
     predictions: Sequence[PreparedMask], targets: Sequence[PreparedMask]
 ) -> tuple[np.ndarray, dict[tuple[int, int], PreparedMask]]:
-    """Return float64 (m, n) IoU, and the intersections of the pairs that may have one."""
+    """Compute IoU, float64 (m, n), and the non-empty intersections by pair."""
     table = np.zeros((len(predictions), len(targets)))
     intersections = {}
     for i, guess in enumerate(predictions):
@@ -284,7 +284,7 @@ def _intersect(
 
 
 def _assign(table: np.ndarray, threshold: float) -> Matches:
-    """Return the assignment of largest sum over float64 (m, n) IoU, without its pairs below the threshold."""
+    """Compute the assignment of maximal sum over float64 (m, n) IoU, without its pairs below the threshold."""
     rows, columns = linear_sum_assignment(table, maximize=True)
     ious = table[rows, columns]
     kept = ious >= threshold
@@ -292,21 +292,21 @@ def _assign(table: np.ndarray, threshold: float) -> Matches:
 
 
 def _take_greedily(table: np.ndarray, threshold: float) -> np.ndarray:
-    """Return bool (m,): does each prediction, in order, find a free target of IoU at least the threshold?"""
+    """Check, in order, whether each prediction finds a free target of IoU at least the threshold; bool (m,)."""
     table = table.copy()
     hits = np.zeros(len(table), bool)
     if table.shape[1]:
         for index, row in enumerate(table):
-            # Of equal IoU COCO takes the last; it lowers a threshold of 1 so that equal masks pass after rounding.
+            # COCO takes the last of equal IoUs, and lowers a threshold of 1 so that equal masks pass after rounding.
             best = row.size - 1 - int(row[::-1].argmax())
             hits[index] = row[best] >= min(threshold, 1 - 1e-10)
             if hits[index]:
-                table[:, best] = -1  # taken
+                table[:, best] = -1  # this target is no longer free
     return hits
 
 
 def _interpolate(hits: np.ndarray, positives: int) -> float:
-    """Return the mean over 101 recalls of the best precision at that recall or beyond; 0 where it is not reached."""
+    """Compute the mean over 101 recalls of the best precision at that recall or beyond; 0 where it is not reached."""
     if not len(hits):
         return 0.0
     true = np.cumsum(hits)

@@ -1,8 +1,8 @@
-"""All pixel measures of an 8-bit map at once, from counts of its levels.
+"""Pixel metrics of an 8-bit map, computed together from its level histogram.
 
-A map of 256 levels and a truth are, to the S-, E- and F-measure, to the MAE, the IoU and the balanced error, how often
-each level occurs on the foreground and off it in each of the S-measure's four blocks. These counts are made once, and
-everything else is arithmetic on a table. Only the weighted F-measure looks at places.
+The S-, E- and F-measure, the MAE, the IoU and the balanced error depend only on how often each of the 256 levels occurs
+on and off the foreground in each of the S-measure's four blocks. These counts are made once, and every metric is
+computed from the table. Only the weighted F-measure needs pixel positions.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from maskgym.metrics.structure import BlockMoments, s_measure_of_moments, score_
 from maskgym.metrics.weighted import weighted_f
 
 LEVELS = 256
-_CLOSE = 1e-9  # a level this near to the adaptive threshold is decided as the reference rounds
+_CLOSE = 1e-9  # levels this close to the adaptive threshold follow the rounding of the reference
 
 
 def measure_levels(
     levels: np.ndarray, target: PreparedMask, stretch: bool = True, weighted: bool = True
 ) -> dict[str, Any]:
-    """Return the pixel measures of one image, as `SaliencyScores` adds them up.
+    """Compute the pixel metrics of one image, in the form that `SaliencyScores` accumulates.
 
     Args:
         levels: The prediction, uint8 (H, W); level k stands for k / 255.
-        target: The truth, as `prepare` returns it.
+        target: The ground truth, as `prepare` returns it.
         stretch: Whether the prediction is first min-max normalised, unless it is constant: PySODMetrics' default.
-        weighted: Whether to measure the weighted F, which takes longer than all the rest together.
+        weighted: Whether to compute the weighted F-measure, which takes longer than all other metrics together.
 
     Returns:
         ``s_measure``, ``mae``, ``iou``, ``ber_mean``, ``weighted_f`` (if wanted): floats. ``confusion``: float64 (4,),
@@ -37,10 +37,10 @@ def measure_levels(
         thresholds and the adaptive value.
 
     Raises:
-        ValueError: If ``levels`` is no uint8 array of the truth's shape.
+        ValueError: If ``levels`` is not a uint8 array of the target's shape.
 
     Convention:
-        That of the functions of each measure; the values are theirs on the map of k / 255, to rounding.
+        As in the function of each metric; the values equal theirs on the map k / 255, up to rounding.
 
     Example:
         >>> from maskgym.metrics import SaliencyScores, prepare
@@ -51,7 +51,7 @@ def measure_levels(
     """
     if levels.dtype != np.uint8 or levels.shape != target.shape:
         raise ValueError(f"expected uint8 {target.shape}, got {levels.dtype} {levels.shape}")
-    counts = _count(levels, target)  # (blocks, 2, 256): off the foreground, on it
+    counts = _count(levels, target)  # (blocks, 2, 256): off and on the foreground
     off, on = counts.sum(axis=0)
     values = _values(off + on, stretch)
     return {
@@ -64,7 +64,7 @@ def measure_levels(
 
 
 def _count(levels: np.ndarray, target: PreparedMask) -> np.ndarray:
-    """Return int64 (blocks, 2, 256): how often each level occurs off and on the foreground; one block if uniform."""
+    """Count each level off and on the foreground, int64 (blocks, 2, 256); one block if the target is uniform."""
     codes = levels.astype(np.uint16)
     codes[target.box] += target.crop.astype(np.uint16) * LEVELS
     blocks = target.blocks.slices if 0 < target.area < target.size else (np.s_[:, :],)
@@ -74,12 +74,12 @@ def _count(levels: np.ndarray, target: PreparedMask) -> np.ndarray:
 
 
 def _values(counts: np.ndarray, stretch: bool) -> np.ndarray:
-    """Return what each level stands for, float64 (256,), with the reference's own arithmetic."""
+    """Compute the value of each level, float64 (256,), with the arithmetic of the reference."""
     values = np.arange(LEVELS) / 255
     lowest, highest = np.flatnonzero(counts)[[0, -1]]
     if stretch and lowest < highest:
         values = (values - values[lowest]) / (values[highest] - values[lowest])
-    return values.clip(0, 1)  # of levels that do not occur
+    return values.clip(0, 1)  # levels that do not occur may leave the range
 
 
 def _s_measure(counts: np.ndarray, values: np.ndarray, levels: np.ndarray, target: PreparedMask) -> float:
@@ -92,7 +92,7 @@ def _s_measure(counts: np.ndarray, values: np.ndarray, levels: np.ndarray, targe
         (present,) = np.nonzero(both[block])
         if len(present) > 1:
             return 0.0
-        # The mean of many zeros, or ones, is exact; of others it is as the sum is rounded.
+        # The mean of zeros or of ones is exact; other means depend on the rounding of the sum.
         return 1.0 if values[present[0]] in (0, 1) else score_uniform_block(values[levels][target.blocks.slices[block]])
 
     moments = BlockMoments(both @ values, both @ squares, counts[:, 1] @ values)
@@ -100,7 +100,7 @@ def _s_measure(counts: np.ndarray, values: np.ndarray, levels: np.ndarray, targe
 
 
 def _of_mask(off: np.ndarray, on: np.ndarray, values: np.ndarray, target: PreparedMask) -> dict[str, Any]:
-    """Return what the map is worth as a mask, above 0.5."""
+    """Compute the metrics of the map thresholded at 0.5."""
     marked = values > FOREGROUND
     hits, false = int(on[marked].sum()), int(off[marked].sum())
     confusion = np.array([target.area - hits, target.area, false, target.size - target.area], dtype=np.float64)
@@ -111,7 +111,7 @@ def _of_mask(off: np.ndarray, on: np.ndarray, values: np.ndarray, target: Prepar
 def _of_thresholds(
     off: np.ndarray, on: np.ndarray, values: np.ndarray, levels: np.ndarray, target: PreparedMask
 ) -> dict[str, np.ndarray]:
-    """Return the curves of F and E with the adaptive value last."""
+    """Compute the F and E curves, each with the adaptive value last."""
     both = off + on
     adaptive = values >= _adaptive_threshold(both, values, levels)
     steps = (values * 255).astype(np.uint8)
@@ -123,7 +123,7 @@ def _of_thresholds(
 
 
 def _adaptive_threshold(counts: np.ndarray, values: np.ndarray, levels: np.ndarray) -> float:
-    """Return twice the mean, at most 1; rounded as the reference rounds it where that decides about a level."""
+    """Compute min(2 · mean, 1), rounded as in the reference where the rounding decides about a level."""
     threshold = min(2 * float(counts @ values) / levels.size, 1.0)
     if threshold < 1 and (np.abs(values[counts > 0] - threshold) < _CLOSE).any():
         threshold = min(2 * values[levels].mean(), 1.0)

@@ -1,7 +1,7 @@
-"""What every metric starts from: checked maps, and masks cut to the part that holds something.
+"""Inputs of the metrics: validated maps, and masks cropped to their bounding boxes.
 
-The metrics of this folder count pixels, and outside its box there is nothing of a mask to count. So a mask is kept as a
-crop: a small object costs little, and a truth that meets many answers is cut and counted once (`prepare`).
+The metrics of this folder count pixels, and a mask has no foreground outside its bounding box. So a mask is kept as a
+crop: small objects are cheap, and a ground truth that meets many predictions is cropped and counted once (`prepare`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-FOREGROUND = 0.5  # a value above it is foreground wherever a map is read as a mask
+FOREGROUND = 0.5  # a value above this is foreground wherever a map is read as a mask
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """An image (H, W) cut into four blocks, and how much of a mask lies in each.
+    """Four blocks of an image (H, W), with the mask's foreground area in each.
 
-    Blocks come in the order top left, top right, bottom left, bottom right; one may hold no pixel.
+    The order is top left, top right, bottom left, bottom right; a block may hold no pixel.
 
     Attributes:
         shape: (H, W) of the image.
         cut: First row and first column of the bottom right block, at most H and W.
-        areas: Foreground pixels in each.
+        areas: Number of foreground pixels in each block.
     """
 
     shape: tuple[int, int]
@@ -34,14 +34,14 @@ class Blocks:
 
     @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
-        """Pixels in each."""
+        """Number of pixels in each block."""
         (height, width), (row, column) = self.shape, self.cut
         below, right = height - row, width - column
         return row * column, row * right, below * column, below * right
 
     @cached_property
     def slices(self) -> tuple[tuple[slice, slice], ...]:
-        """Rows and columns of each, to index an (H, W) array with."""
+        """Row and column slices of each block, to index an (H, W) array."""
         above, below = slice(self.cut[0]), slice(self.cut[0], None)
         left, right = slice(self.cut[1]), slice(self.cut[1], None)
         return (above, left), (above, right), (below, left), (below, right)
@@ -57,13 +57,13 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class PreparedMask:
-    """A binary mask as a crop that holds all its foreground, with the counts that metrics ask for, each made once.
+    """A binary mask stored as a crop of its foreground, with cached counts for the metrics.
 
     Attributes:
         shape: (H, W) of the whole mask.
         top: First row of the crop.
         left: First column of the crop.
-        crop: Bool (h, w); an empty mask has none or no foreground in it.
+        crop: Bool (h, w); without pixels or without foreground for an empty mask.
     """
 
     shape: tuple[int, int]
@@ -75,9 +75,9 @@ class PreparedMask:
     def of(cls, mask: np.ndarray, tight: bool = True) -> PreparedMask:
         """Crop a bool (H, W) array to its rows and columns with foreground; the crop is a view of it.
 
-        Without ``tight`` all columns stay: for a mask that is counted once, finding them costs more than it saves.
+        Without ``tight`` all columns stay: for a mask that is counted once, the search costs more than it saves.
         """
-        data = mask.tobytes()  # searching bytes is several times as fast as NumPy's reductions
+        data = mask.tobytes()  # a search in bytes is several times faster than a NumPy reduction
         width = mask.shape[1]
         top = max(data.find(1), 0) // width
         rows = mask[top : data.rfind(1) // width + 1]
@@ -85,11 +85,11 @@ class PreparedMask:
             return cls(mask.shape, top, 0, rows)
         columns = np.logical_or.reduce(rows, axis=0).nonzero()[0]
         left, right = int(columns[0]), int(columns[-1]) + 1
-        return cls(mask.shape, top, left, rows[:, left:right].copy())  # contiguous, which counts twice as fast
+        return cls(mask.shape, top, left, rows[:, left:right].copy())  # counting is twice as fast on contiguous memory
 
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> PreparedMask:
-        """Return the mask of this shape without foreground."""
+        """Build an empty mask of this shape."""
         return cls(shape, 0, 0, np.zeros((0, shape[1]), bool))
 
     @property
@@ -99,7 +99,7 @@ class PreparedMask:
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Rows and columns of the crop, to index an (H, W) array with."""
+        """Row and column slices of the crop, to index an (H, W) array."""
         height, width = self.crop.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
@@ -115,7 +115,7 @@ class PreparedMask:
 
     @cached_property
     def blocks(self) -> Blocks:
-        """The S-measure's four blocks of a mask that is not empty.
+        """The S-measure's four blocks of a non-empty mask.
 
         They meet one pixel beyond the centroid (rounded half to even), as in the authors' MATLAB code, whose ``1:X``
         contains ``X``.
@@ -126,7 +126,7 @@ class PreparedMask:
         return Blocks(self.shape, cut, self.count_blocks(cut))
 
     def count_blocks(self, cut: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Count the foreground top left, top right, bottom left and bottom right of ``cut``, a (row, column)."""
+        """Count the foreground in the four blocks around ``cut``, a (row, column)."""
         row, column = max(cut[0] - self.top, 0), max(cut[1] - self.left, 0)
         above, below = self.crop[:row], self.crop[row:]
         top_left = int(np.count_nonzero(above[:, :column]))
@@ -139,7 +139,7 @@ class PreparedMask:
         return values[self.box][self.crop]
 
     def intersection(self, other: PreparedMask) -> PreparedMask | None:
-        """Return the foreground common to two masks of one shape, or None where their crops do not overlap."""
+        """Compute the intersection of two masks of one shape; None if their crops do not overlap."""
         (height, width), (other_height, other_width) = self.crop.shape, other.crop.shape
         down, right = other.top - self.top, other.left - self.left
         if not (-other_height < down < height and -other_width < right < width):
@@ -151,23 +151,23 @@ class PreparedMask:
 
 @lru_cache(maxsize=256)
 def _ones_and_places(length: int) -> np.ndarray:
-    """Return float64 (length, 2) with rows (1, i), whose product with counts gives their sum and first moment."""
+    """Build float64 (length, 2) with rows (1, i); its product with counts gives their sum and first moment."""
     return np.stack((np.ones(length), np.arange(length)), axis=1)
 
 
 def prepare(target: Any) -> PreparedMask | tuple[PreparedMask, ...]:
-    """Cut and copy a target, once, to score many predictions against it.
+    """Crop and copy a target once, to score many predictions against it.
 
-    The result is accepted by every metric in place of the target, and gives the same values.
+    Every metric accepts the result in place of the target and gives the same values.
 
     Args:
         target: (H, W) or (B, H, W), NumPy array or torch tensor, bool or values in [0, 1] (above 0.5 is foreground).
 
     Returns:
-        One PreparedMask for (H, W), a tuple of B for (B, H, W).
+        One PreparedMask for (H, W), or a tuple of B for (B, H, W).
 
     Raises:
-        ValueError: If the shape has another number of axes, or a value is NaN or outside [0, 1].
+        ValueError: If the number of axes is not 2 or 3, or a value is NaN or outside [0, 1].
 
     Example:
         >>> from maskgym.metrics import prepare, s_measure
@@ -177,16 +177,16 @@ def prepare(target: Any) -> PreparedMask | tuple[PreparedMask, ...]:
     """
     masks = as_mask(
         as_maps(target, "target")
-    ).copy()  # the crops are views: what the caller does later must not reach them
+    ).copy()  # crops are views: later changes by the caller must not affect them
     return PreparedMask.of(masks) if masks.ndim == 2 else tuple(PreparedMask.of(mask) for mask in masks)
 
 
 def as_maps(value: Any, name: str) -> np.ndarray:
-    """Check one argument of a metric and return it as an array, without a copy where none is needed.
+    """Validate one argument of a metric and convert it to an array, without a copy where possible.
 
     Args:
         value: (H, W) or (B, H, W), NumPy array or torch tensor on any device, bool or values in [0, 1].
-        name: What the message calls it.
+        name: Name of the argument in error messages.
 
     Returns:
         Bool, float32 or float64 array of the same shape.
@@ -194,7 +194,7 @@ def as_maps(value: Any, name: str) -> np.ndarray:
     Raises:
         ValueError: If the number of axes is not 2 or 3, an image has no pixel, or a value is NaN or outside [0, 1].
     """
-    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+    if hasattr(value, "detach"):  # detects a torch tensor without importing torch
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() and value.element_size() == 2 else value).numpy()
     maps = np.asarray(value)
@@ -204,7 +204,7 @@ def as_maps(value: Any, name: str) -> np.ndarray:
         return maps
     if maps.dtype not in (np.float32, np.float64):
         maps = maps.astype(np.float32 if maps.dtype == np.float16 else np.float64)
-    # One comparison catches NaN too, which every reduction passes on.
+    # Reductions propagate NaN, so one comparison catches it too.
     if maps.size and not (maps.min() >= 0 and maps.max() <= 1):
         place = tuple(int(axis) for axis in np.argwhere(~((maps >= 0) & (maps <= 1)))[0])
         raise ValueError(f"{name}: expected values in [0, 1], got {maps[place]} at {place}")
@@ -212,12 +212,12 @@ def as_maps(value: Any, name: str) -> np.ndarray:
 
 
 def as_mask(maps: np.ndarray) -> np.ndarray:
-    """Return checked maps as bool: themselves, or where they exceed 0.5."""
+    """Binarise validated maps at 0.5; bool maps are returned unchanged."""
     return maps if maps.dtype == bool else maps > FOREGROUND
 
 
 def as_prepared(value: Any, name: str) -> PreparedMask | Sequence[PreparedMask]:
-    """Return one PreparedMask for (H, W), a sequence of them for (B, H, W); what is prepared already is passed on."""
+    """Prepare (H, W) as one PreparedMask, or (B, H, W) as a sequence; prepared input is returned unchanged."""
     if isinstance(value, PreparedMask):
         return value
     if isinstance(value, Sequence) and all(isinstance(mask, PreparedMask) for mask in value):
@@ -227,18 +227,18 @@ def as_prepared(value: Any, name: str) -> PreparedMask | Sequence[PreparedMask]:
 
 
 def per_image(score: Callable[[np.ndarray, PreparedMask], Any], prediction: Any, target: Any) -> Any:
-    """Apply ``score`` to each image of a checked pair.
+    """Apply ``score`` to each image of a validated pair.
 
     Args:
-        score: Function of one map (H, W) and one PreparedMask of that shape; returns a float or an array.
+        score: Function of one map (H, W) and one PreparedMask of that shape, which returns a float or an array.
         prediction: (H, W) or (B, H, W).
-        target: The same shape, or what `prepare` made of it.
+        target: The same shape, or the output of `prepare`.
 
     Returns:
-        What ``score`` returns for (H, W); those values stacked along a first axis for (B, H, W).
+        The output of ``score`` for (H, W); outputs stacked along a first axis for (B, H, W).
 
     Raises:
-        ValueError: If the shapes differ, or an argument is not what `as_maps` accepts.
+        ValueError: If the shapes differ, or `as_maps` refuses an argument.
     """
     maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Pixel measures: MAE, IoU, balanced error, F-measure and E-measure, of one image and of a data set."""
+"""Pixel metrics of one image or a data set: MAE, IoU, balanced error, F-measure and E-measure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maskgym.metrics.masks import PreparedMask, as_maps, as_mask, as_prepared, p
 from maskgym.metrics.structure import EPSILON, s_measure
 from maskgym.metrics.weighted import weighted_f
 
-BETA_SQUARED = 0.3  # weight of precision in the F-measure, as all of the saliency literature has it
+BETA_SQUARED = 0.3  # weight of precision in the F-measure, the common choice in the saliency literature
 
 
 class FMeasure(NamedTuple):
@@ -20,7 +20,7 @@ class FMeasure(NamedTuple):
     Attributes:
         mean: Mean over the 256 thresholds.
         max: Maximum over the 256 thresholds.
-        adaptive: At twice the prediction's mean.
+        adaptive: Value at the adaptive threshold, twice the prediction's mean.
     """
 
     mean: Any
@@ -34,7 +34,7 @@ class EMeasure(NamedTuple):
     Attributes:
         mean: Mean over the 256 thresholds.
         max: Maximum over the 256 thresholds.
-        adaptive: At twice the prediction's mean.
+        adaptive: Value at the adaptive threshold, twice the prediction's mean.
     """
 
     mean: Any
@@ -43,11 +43,11 @@ class EMeasure(NamedTuple):
 
 
 def mae(prediction: Any, target: Any) -> float | np.ndarray:
-    """Return the mean absolute error.
+    """Compute the mean absolute error.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), smaller is better.
@@ -56,8 +56,8 @@ def mae(prediction: Any, target: Any) -> float | np.ndarray:
         ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
 
     Convention:
-        As PySODMetrics 1.6 with ``normalize=False``: the prediction is taken as it is. (With ``normalize=True`` it is
-        min-max normalised first, which changes the error.) Both empty: 0. Everything against nothing: 1.
+        As PySODMetrics 1.6 with ``normalize=False``: the prediction is not normalised. (With ``normalize=True`` it is
+        min-max normalised first, which changes the error.) Both empty: 0. Full prediction and empty target: 1.
 
     References:
         Perazzi et al., Saliency filters, CVPR 2012.
@@ -66,12 +66,12 @@ def mae(prediction: Any, target: Any) -> float | np.ndarray:
 
 
 def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
-    """Return the intersection over the union of two masks.
+    """Compute the intersection over union of two masks.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
-        empty: Value where both masks are empty.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
+        empty: Value if both masks are empty.
 
     Returns:
         Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), larger is better.
@@ -80,7 +80,7 @@ def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
         ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
 
     Convention:
-        Both maps are read as masks, above 0.5. Both empty: ``empty``, 0 as in PySODMetrics and the mirror literature;
+        Both maps are thresholded at 0.5. Both empty: ``empty``, 0 as in PySODMetrics and the mirror literature;
         pass 1 for the "no target" rule of referring segmentation. One of them empty: 0. A batch is not averaged: its
         mean is mIoU (gIoU), not the ratio of summed areas (oIoU, cIoU).
     """
@@ -88,11 +88,11 @@ def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
 
 
 def ber(prediction: Any, target: Any) -> float | np.ndarray:
-    """Return the balanced error rate: the mean of the shares of foreground and of background that are wrong.
+    """Compute the balanced error rate: the mean of the error rates on the foreground and on the background.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), smaller is better; papers print it times 100.
@@ -101,9 +101,9 @@ def ber(prediction: Any, target: Any) -> float | np.ndarray:
         ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
 
     Convention:
-        Both maps are read as masks, above 0.5. A target without foreground, or without background, has one share only,
-        and that is the value: a perfect prediction is 0 everywhere. (PySODMetrics counts the missing share as wrong.)
-        The authors of the shadow benchmark pool the counts of all images first: `SaliencyScores` has both forms.
+        Both maps are thresholded at 0.5. A target without foreground, or without background, has one error rate
+        only, which is the value: a perfect prediction always scores 0. (PySODMetrics counts the missing rate as 1.)
+        The authors of the shadow benchmark pool the counts of all images first: `SaliencyScores` computes both forms.
 
     References:
         Vicente et al., Leave-one-out kernel optimization for shadow detection, ICCV 2015.
@@ -112,11 +112,11 @@ def ber(prediction: Any, target: Any) -> float | np.ndarray:
 
 
 def f_measure(prediction: Any, target: Any) -> FMeasure:
-    """Score precision and recall together: F = 1.3 · P · R / (0.3 · P + R).
+    """Compute the F-measure, F = 1.3 · P · R / (0.3 · P + R).
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Mean, maximum and adaptive value of each image, in [0, 1], larger is better.
@@ -127,11 +127,11 @@ def f_measure(prediction: Any, target: Any) -> FMeasure:
     Convention:
         As PySODMetrics 1.6 with ``normalize=False``, for a set of one image. Over several images papers average the
         curves before they take mean and maximum: `SaliencyScores` does that; the mean of ``max`` here is larger.
-        Predictions are read at 256 thresholds: floor(255 p) >= k. An empty target scores 0 throughout. Threshold 0
-        marks every pixel, so ``max`` never falls below the F of "everything", and a blank prediction has it. The
-        adaptive threshold is min(2 · mean(p), 1), compared with >=: for an all-zero one it is 0: **a blank prediction
-        scores as everything** (0.302 for a target of a quarter of the image, 1 for a full one). Do not reward it
-        unguarded.
+        Predictions are binarised at 256 thresholds: floor(255 p) >= k. An empty target scores 0 throughout. Threshold 0
+        marks every pixel, so ``max`` is at least the F of a full prediction, and a blank prediction reaches it. The
+        adaptive threshold is min(2 · mean(p), 1), compared with >=. It is 0 for an all-zero map: **a blank prediction
+        scores as a full one** (0.302 for a target of a quarter of the image, 1 for a full one). Guard against
+        it in a reward.
 
     References:
         Achanta et al., Frequency-tuned salient region detection, CVPR 2009. lartpang/PySODMetrics, class Fmeasure.
@@ -141,11 +141,11 @@ def f_measure(prediction: Any, target: Any) -> FMeasure:
 
 
 def e_measure(prediction: Any, target: Any) -> EMeasure:
-    """Score enhanced alignment: how far prediction and target deviate from their means together, pixel by pixel.
+    """Compute the E-measure: how far prediction and target deviate from their means together at each pixel.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Mean, maximum and adaptive value of each image, in [0, H·W / (H·W − 1)], larger is better.
@@ -156,10 +156,10 @@ def e_measure(prediction: Any, target: Any) -> EMeasure:
     Convention:
         As PySODMetrics 1.6 with ``normalize=False``, for a set of one image; over several images see `SaliencyScores`.
         The sum is divided by H·W − 1, as in the reference, so **a perfect score is just above 1** (1.0013 at 24 x 32;
-        without meaning on an image of one pixel): clip it in a reward. An empty target scores the share of pixels left
+        undefined on an image of one pixel): clip it in a reward. An empty target scores the share of pixels left
         unmarked, a full target the share marked, over the same H·W − 1. Thresholds are those of `f_measure`, with the
-        same trap: **an all-zero prediction counts as everything in the adaptive form**, so both empty has adaptive 0,
-        and at threshold 0 of the curve, so both empty has mean 255/256 of the best.
+        same trap: **an all-zero prediction counts as full in the adaptive form**, so both empty has adaptive 0,
+        and at threshold 0 of the curve, so both empty has mean 255/256 of the maximum.
 
     References:
         Fan et al., Enhanced-alignment measure for binary foreground map evaluation, IJCAI 2018, Eq. 2-5.
@@ -170,7 +170,7 @@ def e_measure(prediction: Any, target: Any) -> EMeasure:
 
 
 def f_curve(prediction: Any, target: Any) -> np.ndarray:
-    """Return the F-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
+    """Compute the F-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
 
     Arguments, errors and convention are those of `f_measure`. Average curves over images, then take mean or maximum.
     """
@@ -178,7 +178,7 @@ def f_curve(prediction: Any, target: Any) -> np.ndarray:
 
 
 def e_curve(prediction: Any, target: Any) -> np.ndarray:
-    """Return the E-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
+    """Compute the E-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
 
     Arguments, errors and convention are those of `e_measure`. Average curves over images, then take mean or maximum.
     """
@@ -186,9 +186,9 @@ def e_curve(prediction: Any, target: Any) -> np.ndarray:
 
 
 class SaliencyScores:
-    """Pixel measures of a data set, gathered image by image, as saliency papers report them.
+    """Accumulate pixel metrics over a data set image by image, as saliency papers report them.
 
-    Curves are averaged over the images before their mean and maximum are taken; everything else is the mean over
+    Curves are averaged over the images before their mean and maximum are taken; every other metric is the mean over
     images. Images may differ in size. The values equal those of PySODMetrics over the same images.
 
     Example:
@@ -208,7 +208,7 @@ class SaliencyScores:
 
         Args:
             prediction: NumPy array or torch tensor, bool or float in [0, 1].
-            target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+            target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
         Raises:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
@@ -231,7 +231,7 @@ class SaliencyScores:
             self._add({name: value.sum(axis=0) for name, value in measures.items()}, len(maps))
 
     def add_measures(self, measures: Mapping[str, Any]) -> None:
-        """Add what `maskgym.metrics.measure_levels` returned for one image."""
+        """Add one image from the output of `maskgym.metrics.measure_levels`."""
         self._add(measures, 1)
 
     def _add(self, sums: Mapping[str, Any], images: int) -> None:
@@ -240,12 +240,12 @@ class SaliencyScores:
         self.images += images
 
     def result(self) -> dict[str, float]:
-        """Return the values over all images so far.
+        """Compute the metrics over all images so far.
 
         Returns:
             ``s_measure``, ``mae``, ``iou``, ``ber_mean``, ``weighted_f`` and ``f_mean``, ``f_max``, ``f_adaptive``,
             ``e_mean``, ``e_max``, ``e_adaptive``; and ``ber_pooled``, the balanced error over the pixels of all images
-            together. Without ``weighted_f`` if it was not measured.
+            together. ``weighted_f`` is absent if it was not computed.
 
         Raises:
             ValueError: If no image was added.
@@ -278,7 +278,7 @@ def _iou(prediction: np.ndarray, target: PreparedMask, empty: float) -> float:
 
 
 def _confusion(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
-    """Return float64 (4,): foreground missed, foreground, background marked, background, in pixels."""
+    """Count pixels, float64 (4,): foreground missed, foreground, background marked, background."""
     marked = as_mask(prediction)
     hits = int(np.count_nonzero(target.select(marked)))
     false = int(np.count_nonzero(marked)) - hits
@@ -286,7 +286,7 @@ def _confusion(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
 
 
 def balanced_error(counts: np.ndarray) -> float:
-    """Return the balanced error of counts (4,): foreground missed, foreground, background marked, background."""
+    """Compute the balanced error from counts (4,): foreground missed, foreground, background marked, background."""
     missed, foreground, false, background = counts
     shares = [wrong / of for wrong, of in ((missed, foreground), (false, background)) if of]
     return float(np.mean(shares))
@@ -301,26 +301,26 @@ def _e_values(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
 
 
 def f_of_counts(hits: np.ndarray, marked: np.ndarray, area: int) -> np.ndarray:
-    """Return the F-measure, float64 (n,), at n thresholds.
+    """Compute the F-measure at n thresholds, float64 (n,).
 
     Args:
-        hits: Foreground pixels marked at each, int64 (n,).
-        marked: All pixels marked at each, likewise.
-        area: Foreground pixels.
+        hits: Number of foreground pixels marked at each threshold, int64 (n,).
+        marked: Number of pixels marked at each threshold, int64 (n,).
+        area: Number of foreground pixels.
     """
-    # Where nothing is marked there are no hits, and the score is 0 whatever stands below.
+    # Where no pixel is marked there are no hits, so the score is 0 for any denominator.
     precision, recall = hits / np.maximum(marked, 1), hits / max(area, 1)
     denominator = BETA_SQUARED * precision + recall
     return (1 + BETA_SQUARED) * precision * recall / np.where(hits > 0, denominator, 1)
 
 
 def e_of_counts(hits: np.ndarray, marked: np.ndarray, area: int, size: int) -> np.ndarray:
-    """Return the E-measure, float64 (n,), at n thresholds; arguments as of `f_of_counts`, ``size`` all pixels."""
+    """Compute the E-measure at n thresholds, float64 (n,); as `f_of_counts`, with ``size`` the number of pixels."""
     if area in (0, size):
         return (marked if area else size - marked) / (size - 1 + EPSILON)
     share, truth = marked / size, area / size
     total = np.zeros(len(marked))
-    # A binary pair has four kinds of pixel, each with one alignment.
+    # A binary pair has four kinds of pixels, and all pixels of a kind have the same alignment.
     for count, guess_deviation, truth_deviation in (
         (hits, 1 - share, 1 - truth),
         (marked - hits, 1 - share, -truth),
@@ -337,14 +337,14 @@ def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np
 
     Args:
         prediction: Bool or float (H, W).
-        target: The truth, of the same shape.
+        target: The ground truth, of the same shape.
 
     Returns:
         Two int64 (257,): at floor(255 p) >= k for k from 0 to 255, and at the adaptive threshold.
     """
     if prediction.dtype == bool:
         prediction = prediction.astype(np.float64)
-    # In the prediction's own precision, as the reference has it: 255 p is truncated, and rounding decides.
+    # The reference truncates 255 p in the prediction's own precision, where rounding decides.
     levels = (prediction * 255).astype(np.uint8)
     adaptive = prediction >= min(2 * prediction.mean(), 1)
     counts = []
@@ -358,7 +358,7 @@ def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np
 
 
 def _summarise(values: np.ndarray) -> tuple[Any, Any, Any]:
-    """Return mean, maximum and adaptive value of (257,) or (B, 257)."""
+    """Compute the mean, maximum and adaptive value of (257,) or (B, 257)."""
     curve, adaptive = values[..., :-1], values[..., -1]
     mean, maximum = curve.mean(axis=-1), curve.max(axis=-1)
     return (mean, maximum, adaptive) if values.ndim > 1 else (float(mean), float(maximum), float(adaptive))

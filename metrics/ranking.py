@@ -1,4 +1,4 @@
-"""Measures of saliency ranking: SOR, SA-SOR and the error of grey rank maps, of one photo and of a data set."""
+"""Metrics of saliency ranking for one photo or a data set: SOR, SA-SOR and the MAE of grey rank maps."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 
 from maskgym.metrics.masks import as_maps, as_mask
 
-GREYS = (255, 229, 204, 178, 153)  # of the five most salient objects, as the maps of ASSR are written
+GREYS = (255, 229, 204, 178, 153)  # levels of the five most salient objects in ASSR's maps
 LEVELS = ("mode", "mean")
 Numbers: TypeAlias = Sequence[float] | np.ndarray
 
 
 def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
-    """Paint objects in the grey of their rank.
+    """Render objects in the grey level of their rank.
 
     Args:
         masks: (n, H, W), NumPy array or torch tensor, bool (or values in [0, 1], above 0.5 is foreground).
-        scores: One a mask, larger is more salient.
-        top: Most objects painted, the most salient ones, at most five.
+        scores: One score per mask, larger is more salient.
+        top: Number of most salient objects to render, at most five.
 
     Returns:
         float64 (H, W) in [0, 1]: `GREYS` / 255 on the objects, 0 elsewhere.
 
     Raises:
-        ValueError: If a value is NaN or outside [0, 1], there is not one score a mask, or a score is not finite.
+        ValueError: If a value is NaN or outside [0, 1], the number of scores differs, or a score is not finite.
 
     Convention:
-        Where objects overlap, the more salient one is seen. Of equal scores the mask that is given first is the more
-        salient one. There are five greys (TOP-5): what ranks lower is not painted.
+        Where objects overlap, the more salient one is visible. On equal scores the earlier mask is the more salient
+        one. There are five grey levels (top 5): objects of lower rank are not rendered.
 
     References:
         Siris et al., Inferring attention shift ranks of objects for image saliency, CVPR 2020 (their rank maps).
@@ -44,29 +44,29 @@ def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
 
 
 def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> float:
-    """Return Spearman's correlation of the true and the predicted ranks of the objects of one photo.
+    """Compute SOR: Spearman's correlation of the ground-truth and the predicted ranks of one photo's objects.
 
     Args:
         prediction: (H, W), the grey rank map, NumPy array or torch tensor in [0, 1]; brighter is more salient.
-        targets: (n, H, W), the true objects, bool (or values in [0, 1], above 0.5 is foreground).
-        ranks: One a target, larger is more salient; what is not salient has 0.
-        level: What is read off the map inside an object: ``mode`` (CVPR 2020) or ``mean`` (IJCV 2023).
+        targets: (n, H, W), the ground-truth objects, bool (or values in [0, 1], above 0.5 is foreground).
+        ranks: One rank per target, larger is more salient; 0 for an object that is not salient.
+        level: Statistic of the map inside an object: ``mode`` (CVPR 2020) or ``mean`` (IJCV 2023).
 
     Returns:
-        Float in [-1, 1], larger is better; NaN where the photo is not used. Over a set the measure is (m + 1) / 2 with
-        the mean m over the photos used: `RankingScores`, which says how many those are.
+        Float in [-1, 1], larger is better; NaN if the photo is not used. Over a data set the metric is (m + 1) / 2
+        with the mean m over the photos used; `RankingScores` reports their number.
 
     Raises:
-        ValueError: If the shapes differ, a value is NaN or outside [0, 1], there is not one finite rank a target, or
-            ``level`` is neither word.
+        ValueError: If the shapes differ, a value is NaN or outside [0, 1], there is not one finite rank per target, or
+            ``level`` is not one of the two values.
 
     Convention:
         The map is read as 8-bit grey, round(255 p). ``mode``: the most frequent grey (of equally frequent ones the
         darkest) among the pixels of the object that are not 0, if these are more than half of the object, else 0.
         ``mean``: the mean over all pixels of the object. Objects with 0 there, or of rank 0, are left out; equal values
         share their mean rank. ``mode``: one object left counts 1, none: not used. ``mean``: fewer than two: not used.
-        Not used either, as in both references, where all that is left has one grey or one rank. Since missed objects
-        are left out, **a map that shows one object alone scores 1** with ``mode``: read it beside SA-SOR.
+        As in both references, the photo is not used either if all remaining objects share one grey or one rank. Missed
+        objects are left out, so **a map that shows one object alone scores 1** with ``mode``: report SA-SOR with it.
 
     References:
         Siris et al., CVPR 2020, and its extension in IJCV 2023. SirisAvishek/Attention_Shift_Ranks,
@@ -88,29 +88,29 @@ def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> f
 
 
 def sa_sor(predictions: Any, scores: Numbers, targets: Any, ranks: Numbers, threshold: float = 0.5) -> float:
-    """Return the segmentation-aware correlation of the true and the predicted ranks of the objects of one photo.
+    """Compute SA-SOR: the segmentation-aware correlation of ground-truth and predicted ranks of one photo's objects.
 
     Args:
         predictions: (m, H, W), the detected objects, NumPy array or torch tensor, bool (or values in [0, 1], above 0.5
             is foreground); m may be 0.
-        scores: One a prediction, larger is more salient.
-        targets: (n, H, W), the true objects, likewise.
-        ranks: One a target, larger is more salient.
+        scores: One score per prediction, larger is more salient.
+        targets: (n, H, W), the ground-truth objects, as ``predictions``.
+        ranks: One rank per target, larger is more salient.
         threshold: Smallest IoU of a match.
 
     Returns:
-        Float in [-1, 1], larger is better; NaN where there are fewer than two targets: the photo is not used.
+        Float in [-1, 1], larger is better; NaN with fewer than two targets: the photo is not used.
 
     Raises:
-        ValueError: If the sizes differ, a value is NaN or outside [0, 1], or there is not one finite number a mask.
+        ValueError: If the sizes differ, a value is NaN or outside [0, 1], or there is not one finite number per mask.
 
     Convention:
-        Each target takes the prediction of largest IoU, if that is at least the threshold; of targets that take the
-        same one, the one of larger IoU keeps it and the others have none. Predictions that are taken have ranks 1 to k
-        in ascending order of their scores, targets without one have 0, and the value is Pearson's correlation with the
-        targets' ranks 1 to n (equal numbers share the smallest rank). Ranks that do not vary, which is what no match at
-        all comes to, score 0. The range is not rescaled. Spurious predictions change nothing; the reference counts them
-        when it numbers the others, where there are more predictions than targets.
+        Each target takes the prediction of largest IoU, if that is at least the threshold; if several targets take the
+        same one, the one of largest IoU keeps it and the others have none. Matched predictions have ranks 1 to k
+        in ascending order of their scores, unmatched targets have 0, and the value is Pearson's correlation with the
+        targets' ranks 1 to n (equal numbers share the smallest rank). Ranks that do not vary, as
+        without any match, score 0. The range is not rescaled. Spurious predictions change nothing; the reference counts
+        them in the numbering if there are more predictions than targets.
 
     References:
         Liu et al., Instance-level relative saliency ranking with graph reasoning, TPAMI 2021.
@@ -138,7 +138,7 @@ def sa_sor(predictions: Any, scores: Numbers, targets: Any, ranks: Numbers, thre
 
 
 def match_best(predictions: np.ndarray, targets: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return int64 (n,): the prediction of each target by the rule of `sa_sor`, or -1.
+    """Match each target to a prediction by the rule of `sa_sor`, int64 (n,); -1 for no match.
 
     Args:
         predictions: bool (m, H, W).
@@ -158,7 +158,7 @@ def match_best(predictions: np.ndarray, targets: np.ndarray, threshold: float = 
 
 
 def iou_table(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return float64 (m, n): the IoU of each of bool (m, H, W) with each of bool (n, H, W); 0 where both are empty."""
+    """Compute pairwise IoU, float64 (m, n), of bool (m, H, W) and bool (n, H, W); 0 where both masks are empty."""
     pixels = targets.shape[1] * targets.shape[2]
     first, second = (masks.reshape(len(masks), pixels).astype(np.float64) for masks in (predictions, targets))
     both = first @ second.T
@@ -167,7 +167,7 @@ def iou_table(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 class RankingScores:
-    """Measures of ranked detections over a data set, gathered photo by photo.
+    """Accumulate metrics of ranked detections over a data set photo by photo.
 
     Example:
         >>> scores, objects = RankingScores(), np.eye(3, dtype=bool)[:, :, None].repeat(3, axis=2)
@@ -182,12 +182,12 @@ class RankingScores:
         self._values: dict[str, list[float]] = {"sor": [], "sor_mean": [], "sa_sor": [], "mae": []}
 
     def add(self, predictions: Any, scores: Numbers, targets: Any, ranks: Numbers) -> dict[str, float]:
-        """Add one photo and return its values: correlations not rescaled, NaN where it is not used.
+        """Add one photo and return its values: unscaled correlations, NaN if the photo is not used.
 
         Arguments and errors are those of `sa_sor`.
         """
         truth = np.asarray(ranks, dtype=np.float64)
-        salient = np.zeros_like(truth)  # SOR is of the objects that the true map shows
+        salient = np.zeros_like(truth)  # SOR covers only the objects that the ground-truth map shows
         best = np.argsort(-truth, kind="stable")[: len(GREYS)]
         salient[best] = _least_ranks(truth[best])
         shown, true = rank_map(predictions, scores), rank_map(targets, truth)
@@ -201,16 +201,17 @@ class RankingScores:
         return found
 
     def add_values(self, values: Mapping[str, float]) -> None:
-        """Add one photo by what `add` returned for it."""
+        """Add one photo from the values that `add` returned for it."""
         for name, value in values.items():
             self._values[name].append(value)
 
     def result(self) -> dict[str, float]:
-        """Return the values over all photos so far.
+        """Compute the metrics over all photos so far.
 
         Returns:
-            ``sor`` (mode) and ``sor_mean``, in [0, 1]; ``sa_sor``, in [-1, 1]; NaN where no photo was used; the photos
-            used by each, ``sor_photos``, ``sor_mean_photos`` and ``sa_sor_photos``; and ``mae``, of the grey maps.
+            ``sor`` (mode) and ``sor_mean``, in [0, 1]; ``sa_sor``, in [-1, 1]; NaN if no photo was used;
+            the number of photos used by each, ``sor_photos``, ``sor_mean_photos`` and ``sa_sor_photos``; and the
+            ``mae`` of the grey maps.
 
         Raises:
             ValueError: If no photo was added.
@@ -226,7 +227,7 @@ class RankingScores:
 
 
 def _checked(name: str, masks: Any, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks as bool (n, H, W) and their numbers as float64 (n,)."""
+    """Validate masks as bool (n, H, W) and their scores or ranks as float64 (n,)."""
     rows = as_mask(as_maps(masks, name))
     if rows.ndim != 3:
         raise ValueError(f"{name}: expected shape (n, H, W), got {rows.shape}")
@@ -237,7 +238,7 @@ def _checked(name: str, masks: Any, numbers: Numbers) -> tuple[np.ndarray, np.nd
 
 
 def _mode(greys: np.ndarray) -> float:
-    """Return the most frequent of the greys that are not 0, where these are more than half; else 0."""
+    """Compute the most frequent non-zero grey if more than half of the pixels are non-zero; else 0."""
     seen = greys[greys > 0]
     return float(np.bincount(seen).argmax()) if 2 * len(seen) > len(greys) else 0.0
 
@@ -247,18 +248,18 @@ def _mean(greys: np.ndarray) -> float:
 
 
 def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, ascending; equal values share the mean of theirs."""
+    """Compute ascending ranks from 1; equal values share their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[place]
 
 
 def _least_ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, ascending; equal values share the smallest of theirs."""
+    """Compute ascending ranks from 1; equal values share their smallest rank."""
     return np.searchsorted(np.sort(values), values) + 1.0
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Pearson's correlation; NaN where one of them does not vary."""
+    """Compute Pearson's correlation; NaN if one input does not vary."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     one, other = first - first.mean(), second - second.mean()

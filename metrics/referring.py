@@ -1,4 +1,4 @@
-"""Measures of referring segmentation over a data set: mIoU, oIoU and P@X."""
+"""Metrics of referring segmentation over a data set: mIoU, oIoU and P@X."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class ReferringScores:
-    """IoU of masks for expressions, gathered one expression at a time, as referring segmentation reports it.
+    """Accumulate the IoU metrics of referring segmentation, one expression at a time.
 
     Convention:
-        Maps are read as masks, above 0.5. One expression is one row: a photo with three sentences counts three times.
+        Maps are thresholded at 0.5. One expression is one row: a photo with three sentences counts three times.
         ``miou`` (gIoU in LISA and EVF-SAM) is the mean of IoU over expressions; ``oiou`` (cIoU) is the sum of all
         intersections over the sum of all unions, in which large objects weigh more. ``p@X`` is the share of
-        expressions whose IoU is X or more, as LAVT and those after it count (others ask for more than X). Nothing
-        predicted where nothing is referred to has IoU 1 (the "no target" rule) and adds nothing to ``oiou``; a mask
-        where nothing is referred to has IoU 0. A set of such empty pairs alone has ``oiou`` 1.
+        expressions whose IoU is X or more, as in LAVT and later work (others require more than X). An
+        empty prediction for an empty target has IoU 1 (the "no target" rule) and adds nothing to ``oiou``; a non-empty
+        prediction for an empty target has IoU 0. A set of empty pairs alone has ``oiou`` 1.
 
     References:
         Yu et al., Modeling context in referring expressions, ECCV 2016; yz93/LAVT-RIS test.py; hustvl/EVF-SAM eval.py.
@@ -43,7 +43,7 @@ class ReferringScores:
 
         Args:
             prediction: NumPy array or torch tensor, bool or float in [0, 1].
-            target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+            target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
         Raises:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
@@ -53,12 +53,12 @@ class ReferringScores:
             self.add_areas(both, either)
 
     def add_areas(self, intersection: float, union: float) -> None:
-        """Add one expression by the areas of intersection and union, in pixels."""
+        """Add one expression from the areas of its intersection and union, in pixels."""
         self._ious.append(intersection / union if union else 1.0)
         self._areas += intersection, union
 
     def result(self) -> dict[str, float]:
-        """Return ``miou``, ``oiou`` and ``p@0.5`` to ``p@0.9`` over all expressions so far, in [0, 1].
+        """Compute ``miou``, ``oiou`` and ``p@0.5`` to ``p@0.9`` over all expressions so far, in [0, 1].
 
         Raises:
             ValueError: If no expression was added.
@@ -71,7 +71,7 @@ class ReferringScores:
 
 
 def _areas(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:
-    """Return float64 (2,): pixels of the intersection and of the union."""
+    """Compute the areas of intersection and union in pixels, float64 (2,)."""
     marked = as_mask(prediction)
     both = np.count_nonzero(target.select(marked))
     return np.array([both, np.count_nonzero(marked) + target.area - both], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""S-measure: does the prediction have the structure of the truth, as an object and region by region."""
+"""S-measure: structural similarity of prediction and ground truth, object-aware and region-aware."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EPSILON = float(np.spacing(1))  # the reference adds it to denominators
 
 
 def s_measure(prediction: Any, target: Any) -> float | np.ndarray:
-    """Score structural similarity: half object-aware, half region-aware.
+    """Compute the S-measure: structural similarity, half object-aware, half region-aware.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), larger is better.
@@ -30,7 +30,7 @@ def s_measure(prediction: Any, target: Any) -> float | np.ndarray:
     Convention:
         As PySODMetrics 1.6 with ``normalize=False``: no min-max normalisation of the prediction, alpha = 0.5.
         An empty target scores 1 − mean(prediction), so both empty is 1; a full target scores mean(prediction). A blank
-        prediction is not 0: on a target of area share a it scores (1 − a) / 2 or more. The blocks are cut one pixel
+        prediction scores (1 − a) / 2 or more, not 0, on a target of area share a. The blocks are cut one pixel
         beyond the rounded centroid, as the authors' MATLAB code does (other Python ports cut at the centroid: third
         decimal). Where that leaves a block without pixels (centroid in the last row or column) PySODMetrics returns
         NaN; here such a block has weight 0. Binary pairs are computed from counts, exactly.
@@ -50,15 +50,15 @@ def s_measure(prediction: Any, target: Any) -> float | np.ndarray:
 def s_measure_of_masks(
     prediction: PreparedMask, target: PreparedMask, intersection: PreparedMask | None = None
 ) -> float:
-    """Score two masks of one shape by counts alone.
+    """Compute the S-measure of two masks of one shape from counts alone.
 
     Means, variances and the covariance of two binary maps over a block follow from three counts: the foreground of
-    one, of the other and of both. So the score closes over these counts in the four blocks.
+    each and of both. So these counts in the four blocks determine the score.
 
     Args:
-        prediction: A mask (H, W).
-        target: The truth, of the same shape.
-        intersection: What the two share, where the caller has it already.
+        prediction: Mask (H, W).
+        target: The ground truth, of the same shape.
+        intersection: Intersection of the two, if already computed.
 
     Returns:
         The S-measure, a float in [0, 1].
@@ -72,12 +72,12 @@ def s_measure_of_masks(
     common_blocks = common.count_blocks(blocks.cut) if common else (0, 0, 0, 0)
 
     hits, outside = sum(common_blocks), size - area
-    rejections = outside - prediction.area + hits  # background pixels left alone
+    rejections = outside - prediction.area + hits  # background pixels left unmarked
     foreground = _score_object(area, hits, hits)
     background = _score_object(outside, rejections, rejections)
     region = 0.0
     for pixels, true, guessed, both in zip(blocks.sizes, blocks.areas, guessed_blocks, common_blocks, strict=True):
-        if pixels:  # a binary map is its own square
+        if pixels:  # a binary map equals its square
             region += pixels * _score_block(pixels, true, guessed, guessed, both)
     return _combine(foreground, background, area / size, region / size)
 
@@ -89,7 +89,7 @@ def _s_measure(prediction: np.ndarray, target: PreparedMask) -> float:
 
 
 def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
-    """Score a float map (H, W) by its moments: sums of p, p² and p·g over the four blocks and over the foreground."""
+    """Compute the S-measure of a float map (H, W) from sums of p, p² and p·g over the blocks and the foreground."""
     size, area = target.size, target.area
     if area in (0, size):
         return score_uniform_target(float(prediction.mean()), area)
@@ -97,7 +97,7 @@ def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
     rows, columns = blocks.indicators
     values = prediction.astype(np.float64, copy=False)
     inside = values[target.box] * target.weights
-    sums = rows @ (values @ columns)  # (2, 2), one sum a block
+    sums = rows @ (values @ columns)  # (2, 2), one sum per block
     products = rows[:, target.box[0]] @ (inside @ columns[target.box[1]])  # (2, 2)
     squares = _sum_squares(values, blocks)  # (2, 2)
 
@@ -111,12 +111,12 @@ def _s_measure_of_map(prediction: np.ndarray, target: PreparedMask) -> float:
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """Sums over the four blocks of a map p with a truth g, each float64 (2, 2) or (4,), in the blocks' order.
+    """Sums over the four blocks of a map p and a ground truth g, each float64 (2, 2) or (4,), in the blocks' order.
 
     Attributes:
-        sums: Of p.
-        squares: Of p².
-        products: Of p · g.
+        sums: Sums of p.
+        squares: Sums of p².
+        products: Sums of p · g.
     """
 
     sums: np.ndarray
@@ -127,13 +127,13 @@ class BlockMoments:
 def s_measure_of_moments(
     target: PreparedMask, moments: BlockMoments, hit_squares: float, uniform: Callable[[int], float]
 ) -> float:
-    """Score a map by its moments, against a truth that is neither empty nor full.
+    """Compute the S-measure from moments, for a target that is neither empty nor full.
 
     Args:
-        target: The truth.
-        moments: Of the map, in the truth's blocks.
-        hit_squares: The sum of p² on the foreground.
-        uniform: Called with the number of a block in which the truth does not vary; returns its similarity.
+        target: The ground truth.
+        moments: Moments of the map in the target's blocks.
+        hit_squares: Sum of p² on the foreground.
+        uniform: Function of the index of a block in which the target does not vary; returns its similarity.
 
     Returns:
         The S-measure, a float in [0, 1].
@@ -159,7 +159,7 @@ def s_measure_of_moments(
 
 
 def _sum_squares(values: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """Return float64 (2, 2): the sum of squares over each block, without an array of squares."""
+    """Compute the sum of squares over each block, float64 (2, 2), without an array of squares."""
     row, column = blocks.cut
     halves = values[:row], values[row:]
     left = [float(np.einsum("ij,ij->", half[:, :column], half[:, :column])) for half in halves]
@@ -168,21 +168,21 @@ def _sum_squares(values: np.ndarray, blocks: Blocks) -> np.ndarray:
 
 
 def score_uniform_target(mean: float, area: int) -> float:
-    """Score a prediction of this mean against a target that is all background (area 0) or all foreground."""
+    """Compute the S-measure from the prediction's mean for an empty (area 0) or a full target."""
     return mean if area else 1 - mean
 
 
 def _score_object(pixels: int, total: float, squares: float) -> float:
-    """Return Eq. 4-5, 2 m / (m² + 1 + sigma), of values over one side of the truth, from their sum and squares' sum."""
+    """Compute Eq. 4-5, 2 m / (m² + 1 + sigma), over the foreground or background, from sums of p and p²."""
     mean = total / pixels
     deviation = sqrt(max(pixels * squares - total * total, 0) / _pairs(pixels))
     return 2 * mean / (mean * mean + 1 + deviation + EPSILON)
 
 
 def _score_block(pixels: int, true: int, total: float, squares: float, product: float) -> float:
-    """Return the similarity (SSIM, Eq. 1-3) of one block from sums of p, p² and p·g and the foreground's count.
+    """Compute the similarity (SSIM, Eq. 1-3) of one block from sums of p, p² and p·g and the foreground count.
 
-    Differences of counts are whole numbers here, so that "does not vary" is exact for binary maps.
+    Differences of counts are integers here, so the zero-variance test is exact for binary maps.
     """
     pairs = _pairs(pixels)
     x, y = total / pixels, true / pixels
@@ -195,20 +195,20 @@ def _score_block(pixels: int, true: int, total: float, squares: float, product: 
 
 
 def _pairs(pixels: int) -> int:
-    """Return n (n − 1), under which n · sum(ab) − sum(a) · sum(b) is the unbiased covariance; 1 for a single pixel."""
+    """Compute n (n − 1), the divisor of n · sum(ab) − sum(a) · sum(b) in the unbiased covariance; 1 for one pixel."""
     return pixels * (pixels - 1) or 1
 
 
 def score_uniform_block(block: np.ndarray) -> float:
-    """Return the similarity where the truth does not vary: 1 if the prediction does not vary either, else 0.
+    """Compute the similarity of a block with a uniform target: 1 if the prediction is uniform too, else 0.
 
-    The reference asks for a variance of exactly zero, so for a constant such as 0.3 its answer hangs on how the mean
-    is rounded. Taking the mean of the same block in the same way gives the same answer.
+    The reference tests for a variance of exactly zero, so for a constant such as 0.3 its result depends on the rounding
+    of the mean. The mean is computed here in the same way and gives the same result.
     """
     mean = block.mean()
     return float(block[0, 0] == mean and bool((block == mean).all()))
 
 
 def _combine(foreground: float, background: float, share: float, region: float) -> float:
-    """Return Eq. 10 with alpha = 0.5, where ``share`` of the image is foreground."""
+    """Compute Eq. 10 with alpha = 0.5 and ``share`` as the foreground's share of the image."""
     return max(0.0, 0.5 * (share * foreground + (1 - share) * background) + 0.5 * region)

@@ -1,4 +1,4 @@
-"""Weighted F-measure: errors count by where they lie."""
+"""Weighted F-measure: errors are weighted by their position."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scipy.ndimage import correlate1d, distance_transform_edt
 from maskgym.metrics.masks import PreparedMask, per_image
 from maskgym.metrics.structure import EPSILON
 
-RADIUS, SIGMA = 3, 5.0  # of the window that errors on the foreground are smoothed with, pixels
+RADIUS, SIGMA = 3, 5.0  # smoothing window for errors on the foreground, pixels
 HALVED_AT = 5.0  # distance from the foreground at which a false alarm weighs 1.5, halfway from 1 to 2, pixels
-FAR = 150  # distance from which on it weighs 2, to 1e-9, pixels
+FAR = 150  # distance beyond which a false alarm weighs 2, to 1e-9, pixels
 
 
 def weighted_f(prediction: Any, target: Any) -> float | np.ndarray:
-    """Score precision and recall of weighted errors, as much of one as of the other.
+    """Compute the weighted F-measure, with equal weight on precision and recall.
 
     Args:
         prediction: (H, W) or (B, H, W), NumPy array or torch tensor, bool or float in [0, 1].
-        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or what `prepare` made of it.
+        target: The same shape, bool (or values in [0, 1], above 0.5 is foreground), or the output of `prepare`.
 
     Returns:
         Float in [0, 1] for (H, W), float64 (B,) for (B, H, W), larger is better.
@@ -29,10 +29,10 @@ def weighted_f(prediction: Any, target: Any) -> float | np.ndarray:
         ValueError: If the shapes differ, or a value is NaN or outside [0, 1].
 
     Convention:
-        As PySODMetrics 1.6 with ``normalize=False``. An error on the foreground counts as much as the
-        smoothed errors around it where these are less; one elsewhere weighs 1 beside the foreground and up to 2 far
-        from it. An empty target scores 0. Outside the image there are no errors to the smoothing, so
-        that what is missed at the border counts less: **a blank prediction of a full target of 5 x 7 scores 0.655**.
+        As PySODMetrics 1.6 with ``normalize=False``. An error on the foreground is replaced by the smoothed
+        error around it where this is smaller; an error on the background weighs 1 near the foreground and up to 2 far
+        from it. An empty target scores 0. The smoothing assumes no errors outside the image, so
+        missed pixels at the border count less: **a blank prediction of a full target of 5 x 7 scores 0.655**.
 
     References:
         Margolin, Zelnik-Manor, Tal, How to evaluate foreground maps?, CVPR 2014, Eq. 9-15.
@@ -52,8 +52,8 @@ def _weighted_f(prediction: np.ndarray, target: PreparedMask) -> float:
     near, around = _window(target, FAR), _window(target, RADIUS)
     mask = np.zeros(target.shape, bool)
     mask[target.box] = target.crop
-    # For each pixel the row and the column of the nearest one on the foreground, from which the distance follows:
-    # SciPy's own distances take twice as long as finding these.
+    # The distance is computed from the indices of the nearest foreground pixel, because SciPy's own distances
+    # take twice as long.
     nearest = distance_transform_edt(~mask[near], return_distances=False, return_indices=True)
     inner = tuple(slice(a.start - n.start, a.stop - n.start) for a, n in zip(around, near, strict=True))
     missed = _smoothed_errors(prediction[near], mask[near], inner, nearest)
@@ -70,7 +70,7 @@ def _sum(values: np.ndarray) -> float:
 
 
 def _window(target: PreparedMask, margin: int) -> tuple[slice, slice]:
-    """Return the rows and columns with foreground and a margin around them, within the image."""
+    """Compute the row and column slices of the foreground with a margin, within the image."""
     rows, columns = target.box
     (height, width) = target.shape
     return (
@@ -82,8 +82,8 @@ def _window(target: PreparedMask, margin: int) -> tuple[slice, slice]:
 def _smoothed_errors(
     prediction: np.ndarray, mask: np.ndarray, window: tuple[slice, ...], nearest: np.ndarray
 ) -> np.ndarray:
-    """Return float64 (n,): on the foreground the error, or what is around it, smoothed, where that is less."""
-    # What lies off the foreground takes the error of the nearest pixel on it.
+    """Compute the smaller of the error and the smoothed error at each foreground pixel, float64 (n,)."""
+    # A background pixel takes the error of the nearest foreground pixel.
     around = 1 - prediction[nearest[0][window], nearest[1][window]].astype(np.float64)
     weights = np.exp(-(np.arange(-RADIUS, RADIUS + 1) ** 2) / (2 * SIGMA**2))
     weights /= weights.sum()
@@ -94,7 +94,7 @@ def _smoothed_errors(
 
 
 def _weighted_sum(prediction: np.ndarray, nearest: np.ndarray) -> float:
-    """Return the sum of a map (H, W), each pixel weighted by its distance from the foreground.
+    """Compute the sum of a map (H, W), weighted by the distance of each pixel from the foreground.
 
     Args:
         prediction: Bool or float (H, W).
@@ -104,7 +104,7 @@ def _weighted_sum(prediction: np.ndarray, nearest: np.ndarray) -> float:
     rows -= np.arange(len(rows), dtype=np.int32)[:, None]
     columns -= np.arange(columns.shape[1], dtype=np.int32)
     np.multiply(nearest, nearest, out=nearest)
-    # Single precision is twice as fast and right to 1e-7; in place, as most of the time goes to memory.
+    # Single precision is twice as fast and accurate to 1e-7; memory access dominates, so operations are in place.
     weights = np.sqrt(rows + columns, dtype=np.float32)
     weights *= np.float32(np.log(0.5) / HALVED_AT)
     np.exp(weights, out=weights)
