@@ -1,4 +1,4 @@
-"""Check a data set: read every sample and list every fault by name."""
+"""Check a data set: read every sample and list every fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maskgym.data.sample import SPLITS, Sample
 from maskgym.errors import UserError
 
 COUNTED = ("samples", "images", "instances")
-_SIGNS = {  # files that only one reader's data sets have
+_SIGNS = {  # files that identify the reader of a data set
     "voc": ("SegmentationClass", "VOC2012/SegmentationClass", "VOCdevkit/VOC2012/SegmentationClass"),
     "expressions": ("refs(*).p", "refcoco*/refs(*).p"),
     "ranked": ("rank_order", "Annotations/*.pkl", "obj_seg_data_*.json"),
@@ -29,16 +29,16 @@ READERS = ("folder", "coco", "groups", "label_maps", "voc", "expressions", "rank
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        data: Name of the reader.
-        root: The data set's folder.
+        data: Name of the reader or published data set.
+        root: Folder of the data set.
         task: ``sod``, ``sis`` or ``cosod``.
-        counts: For each split, and ``unlisted`` where lists leave samples out: the ``samples`` there are and, in
-            those without fault, the ``images`` and ``instances`` (mask rows).
-        faults: What makes a file unusable, one line each.
-        notes: What may be meant so, one line each.
+        counts: For each split, and ``unlisted`` if lists leave samples out: the number of ``samples`` and, in
+            samples without fault, of ``images`` and ``instances`` (mask rows).
+        faults: Reasons why files are unusable, one line each.
+        notes: Unusual findings that may be intended, one line each.
     """
 
     data: str
@@ -50,11 +50,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no fault."""
+        """Whether the check found no fault."""
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON's types."""
+        """Convert the report to JSON types."""
         total = {name: sum(row[name] for row in self.counts.values()) for name in COUNTED}
         return {
             "data": self.data,
@@ -76,16 +76,16 @@ class Report:
 
 
 def check(name: str | None, root: str | Path, task: str | None = None, **arguments: Any) -> Report:
-    """Read every sample of every split and report every fault, without stopping at the first.
+    """Read every sample of every split and report all faults.
 
     Args:
-        name: Of a reader of folders, or of a published data set; None, or ``auto``, to tell from the folder.
-        root: The data set's folder.
-        task: As the reader takes it; None for the reader's default.
+        name: Name of a folder reader or published data set; None or ``auto`` detects it from the folder.
+        root: Folder of the data set.
+        task: Task of the reader; None for the reader's default.
         **arguments: Other arguments of the reader.
 
     Raises:
-        UserError: If an argument cannot be used, such as a root that is no folder.
+        UserError: If an argument is invalid, such as a root that is not a folder.
     """
     if name in (None, "auto"):
         name = detect(root)
@@ -112,18 +112,18 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
 
 
 def detect(root: str | Path) -> str:
-    """Return the name of the data set, or of the reader, for a folder.
+    """Detect the data set, or the reader, for a folder.
 
-    A published set is told by its folder's name. Else it is ``voc``, ``expressions`` or ``ranked`` where files of
-    theirs lie, ``coco`` where such JSON does, ``label_maps`` where a folder says instances, ``groups`` where photos lie
-    in several folders that are not splits, and ``folder`` otherwise.
+    A published set is recognised by its folder's name. Otherwise the result is ``voc``, ``expressions`` or ``ranked``
+    if their files exist, ``coco`` for COCO-style JSON, ``label_maps`` if a folder's name says instances, ``groups`` if
+    photos lie in several folders that are not splits, and ``folder`` in all other cases.
 
     Raises:
-        UserError: If several JSON files or folders could be meant.
+        UserError: If several JSON files or folders match.
     """
     path = Path(root).expanduser()
     if not path.is_dir():
-        return "folder"  # which says what is wrong with the root
+        return "folder"  # this reader reports the fault of the root
     for name, published in PUBLISHED.items():
         if path.resolve().name.lower() in {folder.lower() for folder in published.folder}:
             return name
@@ -143,7 +143,7 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def _compare(name: str, reader: Any, counts: dict[str, dict[str, int]]) -> list[str]:
-    """Return a note for each split that has another number of photos than the authors of the data set state."""
+    """List a note for each split whose number of photos differs from the authors' number."""
     published = PUBLISHED.get(name)
     notes = []
     for split, stated in published.counts.items() if published else ():
@@ -157,16 +157,16 @@ def _compare(name: str, reader: Any, counts: dict[str, dict[str, int]]) -> list[
 
 
 def _doubtful(reader: Any) -> list[str]:
-    """Return a note on the masks that are unusual in each way, where they have a file each."""
+    """List a note for each kind of unusual mask, for readers with one file per mask."""
     kinds: dict[str, list[str]] = {}
     for _, path in getattr(reader, "mask_files", ()):
-        with suppress(DataFault):  # told before
+        with suppress(DataFault):  # already reported
             if kind := describe_mask(path):
                 kinds.setdefault(kind, []).append(path.name)
     return [f"{len(names)} masks {kind}: foreground is above 128: {first(names)}" for kind, names in kinds.items()]
 
 
 def _empty_masks(reader: Any, index: int, sample: Sample) -> list[str]:
-    """Return a note for each photo without mask row: only groups have such photos."""
+    """List a note for each photo without a mask row, which occurs only in groups."""
     empty = [number for number, masks in enumerate(sample.masks) if not len(masks)]
     return [f"{reader.pairs(index)[number].mask}: an empty mask, a photo without the common object" for number in empty]

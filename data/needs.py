@@ -1,8 +1,7 @@
-"""Needs in COCO-style JSON: what users look for in a photo, and the annotations that each need means.
+"""Needs in COCO-style JSON: texts of what users look for in a photo, with the annotations that they mean.
 
-An annotation may hold ``"needs": ["find the red car", …]``. A need means every annotation of its photo that carries the
-same text, spaces at the ends and case apart. Where it is asked for, an annotation without needs is looked for by its
-category.
+An annotation may hold ``"needs": ["find the red car", …]``. A need means every annotation of its photo with the same
+text, ignoring case and surrounding spaces. On request, the category serves as the need of an annotation without needs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ SOURCES = ("own", "category")
 
 @dataclass(frozen=True)
 class Need:
-    """What is asked for, as it was first written, and the annotations that are meant, in the file's order."""
+    """A need's text as first written, and its annotations in the file's order."""
 
     text: str
     instances: tuple[dict[str, Any], ...]
@@ -26,15 +25,15 @@ class Need:
 def find_needs(
     annotations: Iterable[dict[str, Any]], categories: Mapping[Any, str], source: str
 ) -> tuple[list[Need], list[str]]:
-    """Return the needs of one photo, in the order in which they are first met, and what is wrong with some.
+    """List the needs of one photo in order of first occurrence, and their faults.
 
     Args:
-        annotations: Of the photo, without crowds.
+        annotations: Annotations of the photo, without crowds.
         categories: Name of each category by its id.
-        source: ``own``: what annotations say; ``category``: those that say nothing are asked for by category.
+        source: ``own``: needs of the annotations; ``category``: in addition the category for annotations without needs.
 
     Returns:
-        The needs; any text is one, the empty text too. And one phrase of a fault an annotation that has one.
+        The needs, where any text counts, even an empty one; and one fault phrase per faulty annotation.
 
     Example:
         >>> needs, _ = find_needs([{"needs": ["Find it"]}, {"needs": ["find it ", "the other"]}], {}, "own")
@@ -51,13 +50,13 @@ def find_needs(
             key = text.casefold()
             texts.setdefault(key, text)
             rows = meant.setdefault(key, [])
-            if not rows or rows[-1] is not annotation:  # it may say a need twice
+            if not rows or rows[-1] is not annotation:  # an annotation may repeat a need
                 rows.append(annotation)
     return [Need(text, tuple(meant[key])) for key, text in texts.items()], faults
 
 
 def category_of(annotation: Mapping[str, Any], categories: Mapping[Any, str]) -> str | None:
-    """Return the name of an annotation's category; None if it has none that is known."""
+    """Look up the name of an annotation's category; None if it is absent or unknown."""
     number = annotation.get("category_id")
     return categories.get(number) if isinstance(number, (int, str)) else None
 

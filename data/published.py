@@ -1,7 +1,7 @@
-"""Published data sets by name: which reader takes their official folders, and how many photos they should have.
+"""Published data sets by name: the reader of their official folders, and their numbers of photos.
 
-``make("ecssd", root=DIR)`` is the reader with its arguments; ``maskgym data check DIR --data ecssd`` compares what is
-there with the numbers of the authors. Sources and doubts are beside each entry.
+``make("ecssd", root=DIR)`` builds the reader with its arguments; ``maskgym data check DIR --data ecssd`` compares the
+folder with the authors' numbers. Each entry states its source and its uncertainties.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """A data set that others publish.
+    """A published data set.
 
     Attributes:
-        reader: Name of what reads it.
-        task: What its masks show, as the reader takes it; the reader's first where another is not asked for.
-        folder: Names that its folder has among others', in any letter case.
-        counts: Photos in each split, by the authors, less those known to be wrong; none where no number was found.
-        arguments: Of the reader, where they differ from its own.
-        part: Where a sample is a part of a photo: what comes between the photo's name and the part's in a key.
+        reader: Name of its reader.
+        task: Default task, as the reader takes it.
+        folder: Usual names of its folder, in any letter case.
+        counts: Number of photos per split, by the authors, minus known faulty ones; empty if no number was found.
+        arguments: Arguments of the reader that differ from its defaults.
+        part: Separator between the photo's name and the part's name in a key, if a sample is a part of a photo.
     """
 
     reader: str
@@ -87,14 +87,14 @@ PUBLISHED = {
 
 
 def make_published(name: str, **given: Any) -> Any:
-    """Return the reader of a published data set.
+    """Build the reader of a published data set.
 
     Args:
-        name: In `PUBLISHED`.
-        **given: Arguments of the reader, ``root`` among them.
+        name: Name in `PUBLISHED`.
+        **given: Arguments of the reader, including ``root``.
 
     Raises:
-        UserError: As the reader.
+        UserError: As the reader raises.
     """
     from maskgym.data import make
 

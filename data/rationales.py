@@ -1,4 +1,4 @@
-"""Rationales from a file: texts to imitate for samples that have none, as ``maskgym data reason`` writes them."""
+"""Rationales from a file, as ``maskgym data reason`` writes them, for samples without a rationale."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from maskgym.errors import UserError
 
 
 class WithRationales:
-    """The samples of a data set that a file has a rationale for, with it, in the data set's order.
+    """Samples of a data set with rationales from a file, in the data set's order.
 
-    Samples without one are left out: there would be nothing to imitate. Rows of other tasks, and of samples that the
-    data set does not have (of another split, say), are passed over.
+    Samples without a rationale are left out, because there is nothing to imitate. Rows of other tasks, and of samples
+    outside the data set (such as those of another split), are ignored.
 
     Args:
-        dataset: Whose samples; best one with ``keys``: without them each sample is read once to learn its own.
-        file: JSON Lines; of each row ``key``, ``task``, ``rationale`` (the whole answer text) and, where it is there,
-            ``images`` are read: a list as long as the sample has images.
+        dataset: Data set of the samples, preferably with ``keys``: without them each sample is read once for its key.
+        file: JSON Lines; each row holds ``key``, ``task``, ``rationale`` (the whole answer text) and optionally
+            ``images``, a list with one entry per image of the sample.
 
     Attributes:
-        task, split: Those of the data set.
+        task, split: Task and split of the data set.
         keys: The key of each sample.
 
     Raises:
         UserError: If the file cannot be read, or has no rationale for any sample.
-        DataFault: If a line is none: cut off, without one of the three fields, or the second for one sample.
+        DataFault: If a line is truncated, lacks one of the three fields, or repeats a sample.
     """
 
     def __init__(self, dataset: Dataset, file: str | Path) -> None:
@@ -51,10 +51,10 @@ class WithRationales:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a sample of the data set with its rationale from the file.
+        """Read a sample of the data set with its rationale from the file.
 
         Raises:
-            UserError: If the rationale was written of another number of images: groups were cut otherwise.
+            UserError: If the rationale covers another number of images, as after another grouping.
         """
         sample, row = self.dataset[self._indices[index]], self._rows[index]
         count = len(row["images"]) if isinstance(row.get("images"), list) else len(sample.images)
@@ -67,11 +67,11 @@ class WithRationales:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each line of a file of JSON Lines, from 1, and the object in it; empty lines have none.
+    """Yield the line number, from 1, and the object of each non-empty line of a JSON Lines file.
 
     Raises:
         UserError: If the file cannot be read.
-        DataFault: If a line is no JSON object.
+        DataFault: If a line is not a JSON object.
     """
     try:
         lines = file.read_bytes().split(b"\n")
@@ -90,7 +90,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read(file: Path, task: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a task by the key of their sample."""
+    """Index the rows of a task by the key of their sample."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in read_rows(file):
         for name in ("key", "task", "rationale"):

@@ -1,4 +1,4 @@
-"""What a data set yields, and what a data set is."""
+"""Interfaces of samples and data sets."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 from maskgym.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-# What is asked for, in words, by tasks whose samples all ask for the same.
+# Default need of each task whose samples share one need.
 CATEGORIES = {"sod": "salient object", "blur": "blur", "shadow": "shadow", "glass": "glass"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to segment: an image, or a group of images, with its truth.
+    """One sample: an image, or a group of images, with its ground truth.
 
     Attributes:
         key: Unique name in its data set.
-        images: One uint8 (H_k, W_k, 3) RGB array an image.
-        masks: One bool (n_k, H_k, W_k) array an image, one row an instance; n_k may be 0 in a group (an image
+        images: One uint8 (H_k, W_k, 3) RGB array per image.
+        masks: One bool (n_k, H_k, W_k) array per image, one row per instance; n_k may be 0 in a group (an image
             without the common object).
-        void: One bool (H_k, W_k) array an image, True where pixels are not scored, or None.
-        phrases: For each image, one referring expression a mask row, or None where the data has no words.
-        category: What a co-salient group has in common, or the class asked for, or None.
-        need: What the user is looking for, in words, or None.
+        void: One bool (H_k, W_k) array per image, True where pixels are not scored, or None.
+        phrases: For each image, one referring expression per mask row, or None.
+        category: Common object of a co-salient group, or the requested class, or None.
+        need: Text of what the user is looking for, or None.
         ranks: For each image, float (n_k,), larger is more salient, or None.
         rationale: The whole answer text to imitate (``<think>…</think><answer>…</answer>``), or None.
     """
@@ -44,7 +44,7 @@ class Sample:
     rationale: str | None = None
 
     def union(self, image: int = 0) -> np.ndarray:
-        """Return bool (H, W): the union of all masks of one image."""
+        """Compute the union of all masks of one image, bool (H, W)."""
         return np.logical_or.reduce(self.masks[image], axis=0)
 
 
@@ -53,7 +53,7 @@ class Dataset(Protocol):
     """A finite, ordered collection of samples of one split; reading the same index gives the same sample.
 
     Attributes:
-        task: ``sod``, ``sis`` or ``cosod``: how the masks are meant.
+        task: ``sod``, ``sis`` or ``cosod``: meaning of the masks.
         split: ``train``, ``validation`` or ``test``.
     """
 
@@ -66,11 +66,11 @@ class Dataset(Protocol):
 
 
 class Subset:
-    """Some samples of a data set, in their order.
+    """Subset of a data set, in the order of the indices.
 
     Args:
-        dataset: Where they are from.
-        indices: Theirs there.
+        dataset: Source data set.
+        indices: Indices of the samples in the data set.
     """
 
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
@@ -85,10 +85,10 @@ class Subset:
 
 
 def few_shot(dataset: Dataset, count: int, seed: int = 0) -> Subset:
-    """Return ``count`` different samples of a data set, drawn at random; the same seed draws the same ones.
+    """Draw ``count`` distinct random samples of a data set, deterministic in the seed.
 
     Raises:
-        UserError: If the data set has fewer.
+        UserError: If the data set has fewer samples.
     """
     if not 1 <= count <= len(dataset):
         raise UserError(f"{count} samples to train on: expected 1 to {len(dataset)}, all of the {dataset.split} split")
@@ -97,6 +97,6 @@ def few_shot(dataset: Dataset, count: int, seed: int = 0) -> Subset:
 
 
 def split_of(key: str) -> str:
-    """Return the split of a key by its hash: 80 % train, 10 % validation, 10 % test, stable for ever."""
+    """Compute the split of a key from its hash: 80 % train, 10 % validation, 10 % test; permanently stable."""
     bucket = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
     return SPLITS[0] if bucket < 8 else SPLITS[bucket - 7]

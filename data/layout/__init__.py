@@ -1,1 +1,1 @@
-"""Layouts of public data sets: folders, images, masks."""
+"""Layouts of public data sets: folders, images and masks."""

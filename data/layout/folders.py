@@ -1,6 +1,6 @@
-"""How public data sets lay out their folders: which hold photos, which masks, which name a split.
+"""Detect the folder layout of public data sets: folders of photos, of masks and of splits.
 
-Readers look for what is there instead of knowing data sets by name. Understood, in any letter case:
+Readers detect the layout instead of knowing data sets by name. They accept these layouts, in any letter case:
 
     images/ + masks/                       also image, imgs, img, photos, …-Image; mask, gt, gts, binary,
                                            GroundTruth, ground_truth_mask, …-Mask and the like
@@ -8,9 +8,9 @@ Readers look for what is there instead of knowing data sets by name. Understood,
     images/train/…, masks/train/…          split folders inside
     Imgs/a.jpg + Imgs/a.png                photos and masks side by side (PASCAL-S)
     …/one folder/any of these              as archives unpack, also doubled inside (DUT-OMRON)
-    train.txt, val.txt, test.txt           lists of names, one a line, beside any of these
+    train.txt, val.txt, test.txt           lists of names, one per line, beside any of these
 
-Links are followed as long as they stay inside the data set.
+Links are followed if they stay inside the data set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LISTS = {"train": ("train.txt",), "validation": ("val.txt", "validation.txt"), 
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo and its mask; ``key`` is the path under the root without suffix and without the images folder."""
+    """A photo and its mask; ``key`` is the photo's path under the root without suffix and images folder."""
 
     key: str
     image: Path
@@ -49,7 +49,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of photos and that of their masks, and the name of the split's folder around both, or ''."""
+    """A folder of photos, the folder of their masks, and the name of the split's folder around both, or ''."""
 
     split: str
     images: Path
@@ -57,16 +57,16 @@ class Place:
 
     @property
     def beside_masks(self) -> bool:
-        """Whether the masks are instances, and another folder beside theirs holds masks: ``Instance gt`` (SOC)."""
+        """Whether the masks are instances and a sibling folder holds masks: ``Instance gt`` (SOC)."""
         others = [path for path in _named(self.masks.parent, _MASK_NAME) if path != self.masks]
         return bool(_INSTANCE_NAME.fullmatch(self.masks.name.lower()) and others)
 
 
 def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, ...], split: str) -> Path:
-    """Return the root as a path, once the arguments that every reader takes are seen to make sense.
+    """Validate the arguments common to all readers, and return the root as a path.
 
     Raises:
-        UserError: If the root is not a folder, or the task or the split is not one that this reader knows.
+        UserError: If the root is not a folder, or the reader does not know the task or the split.
     """
     if task not in tasks:
         raise UserError(f"task={task}: data={data} reads {', '.join(tasks)}")
@@ -81,17 +81,17 @@ def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, 
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return a folder's folders in order of name, without hidden ones and ``__MACOSX``."""
+    """List a folder's subfolders in order of name, without hidden ones and ``__MACOSX``."""
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
 
 
 def image_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder`` whose name says photos: the plain names where there are any."""
+    """List the subfolders whose name denotes photos; only exact names if any exist."""
     return _named(folder, _IMAGE_NAME)
 
 
 def split_in_name(name: str) -> str | None:
-    """Return the split that a folder's or file's name states: ``DUTS-TR`` train, ``val2017`` validation."""
+    """Find the split in the name of a folder or file: ``DUTS-TR`` is train, ``val2017`` validation."""
     match = _SPLIT_NAME.search(name.lower())
     return match.lastgroup if match else None
 
@@ -99,17 +99,17 @@ def split_in_name(name: str) -> str | None:
 def find_pairs(
     root: Path, images: str | None = None, masks: str | None = None, faulty: Collection[str] = ()
 ) -> tuple[list[Pair], list[str]]:
-    """List the photos under ``root`` with their masks, paired by path and stem; nothing is decoded.
+    """List the photos under ``root`` with their masks, paired by path and stem, without decoding.
 
     Args:
-        root: Existing folder.
-        images: Folder of the photos, relative to the root; found by its name when None.
-        masks: Folder of the masks likewise; may be the same folder.
-        faulty: Names of files, without suffix, whose lack of a partner is no fault.
+        root: Folder of the data set; must exist.
+        images: Folder of the photos, relative to the root; None detects it by name.
+        masks: Folder of the masks, as ``images``; may be the same folder.
+        faulty: Names of files, without suffix, that may lack a partner without a fault.
 
     Returns:
-        The pairs in order of key, and the faults: each photo or mask without partner, or what was looked for
-        when there is no pair at all.
+        The pairs in order of key, and the faults: each photo or mask without partner, or the expected layout
+        if there is no pair at all.
     """
     pairs: list[Pair] = []
     faults: list[str] = []
@@ -127,16 +127,16 @@ def find_pairs(
 def find_places(
     root: Path, images: str | None = None, masks: str | None = None, instances: bool = False
 ) -> list[Place]:
-    """Return the places under ``root`` that hold photos and masks: one, or one a split.
+    """Find the places under ``root`` that hold photos and masks: one, or one per split.
 
     Args:
-        root: Existing folder.
-        images: Folder of the photos, relative to the root; found by its name when None.
-        masks: Folder of the masks likewise; may be the same folder.
-        instances: Take a folder of instances (``Instance gt``) rather than one of masks, where there are both.
+        root: Folder of the data set; must exist.
+        images: Folder of the photos, relative to the root; None detects it by name.
+        masks: Folder of the masks, as ``images``; may be the same folder.
+        instances: Whether to prefer a folder of instances (``Instance gt``) to one of masks if both exist.
 
     Raises:
-        UserError: If several folders could be meant, or one that is given does not exist.
+        UserError: If several folders match, or a given folder does not exist.
     """
     if images is not None or masks is not None:
         return [Place("", *_given_folders(root, images, masks))]
@@ -158,14 +158,14 @@ def pair_files(
     """Pair the photos and masks of one place by path and stem.
 
     Args:
-        root: The data set, which links must not leave.
-        place: Where to look.
-        faults: Is added to: files without partner, names that differ in case only, two files of one name, links.
-        optional: Whether a photo may be without mask, which is no fault then.
-        faulty: Names of files, without suffix, whose lack of a partner is no fault either.
+        root: Folder of the data set, which links must not leave.
+        place: Folders to search.
+        faults: List to extend with files without partner, names that differ in case only, duplicate names and links.
+        optional: Whether a photo may lack a mask without a fault.
+        faulty: Names of files, without suffix, that may lack a partner without a fault.
 
     Returns:
-        The pairs, and the photos without mask, both in order of name.
+        The pairs and the photos without mask, both in order of name.
     """
     photos, truths = _read_names(root, place, faults)
     prefix = f"{place.split}/" if place.split else ""
@@ -185,7 +185,7 @@ def pair_files(
 
 
 def find_home(root: Path, holds: Callable[[Path], bool]) -> Path | None:
-    """Return the first folder for which ``holds`` is true: the root, or as archives unpack, the only folder in it."""
+    """Find the first folder that satisfies ``holds``: the root, or the only folder in it, as archives unpack."""
     folder, only = root, [root]
     while len(only) == 1:
         folder = only[0]
@@ -196,25 +196,25 @@ def find_home(root: Path, holds: Callable[[Path], bool]) -> Path | None:
 
 
 def list_pictures(root: Path, folder: Path, faults: list[str]) -> dict[str, Path]:
-    """Return the pictures in ``folder`` by their path without suffix; nothing is decoded.
+    """List the images in ``folder`` by their path without suffix, without decoding.
 
     Args:
-        root: The data set, which links must not leave.
-        folder: Where to look, at any depth; may be absent. One outside of the root was asked for: links may lead
-            anywhere in it.
-        faults: Is added to: links that leave the root, two files of one name.
+        root: Folder of the data set, which links must not leave.
+        folder: Folder to search at any depth; may be absent. A folder outside the root was requested explicitly, so
+            its links may lead anywhere in it.
+        faults: List to extend with links that leave the root and duplicate names.
     """
     return _by_stem(folder, _pictures(root, folder, faults), faults)
 
 
 def absence(name: str, found: Mapping[str, Path], folder: Path, kind: str = "photo") -> str:
-    """Return the words for a name that something states and that is not found, as the end of a fault's line."""
+    """Format the end of a fault's line for a stated name that does not exist."""
     twin = next((path for stem, path in found.items() if stem.casefold() == name.casefold()), None)
     return f"no {kind} '{name}' in {folder}" + (f": {twin.name} differs in case" if twin else "")
 
 
 def link_fault(root: Path, path: Path) -> str | None:
-    """Return a fault if ``path`` is a link, or behind one, that leads out of the data set's folder."""
+    """Check whether ``path`` is a link, or behind a link, that leaves the data set's folder; return the fault."""
     if path.resolve().is_relative_to(root.resolve()):
         return None
     return f"{path}: a link to {path.resolve()}, outside of {root}: expected the files themselves, or data.root there"
@@ -225,19 +225,19 @@ def assign_splits(
 ) -> tuple[dict[str, str | None], list[str]]:
     """Decide the split of each unit (a photo's key, or a group): by folders, else by lists, else by hash.
 
-    Folders count only where the first folder of every unit names a split: a group of trains is not the training split.
+    Folders count only if the first folder of every unit names a split: a group of trains is not the training split.
 
     Args:
-        root: Where ``train.txt``, ``val.txt`` and ``test.txt`` may lie.
-        units: Names of the units, which begin with the split's folder where there is one.
-        splits: ``auto`` as above; ``hash`` to ignore folders and lists; or the one split that all of them are in.
-        lists: The lists by split, where they do not lie in the root under these names.
+        root: Folder that may hold ``train.txt``, ``val.txt`` and ``test.txt``.
+        units: Names of the units, which begin with the split's folder if there is one.
+        splits: ``auto`` as above; ``hash`` to ignore folders and lists; or the split that contains all units.
+        lists: Lists by split, if they do not lie in the root under these names.
 
     Returns:
-        For each unit its split (None: on none of the lists), and the faults of the lists.
+        The split of each unit (None: on no list), and the faults of the lists.
 
     Raises:
-        UserError: If ``splits`` is something else.
+        UserError: If ``splits`` has another value.
     """
     if splits in SPLITS:
         return dict.fromkeys(units, splits), []
@@ -256,17 +256,17 @@ def assign_splits(
 
 
 def check_listing(root: Path, split: str, splits: Iterable[str | None], faults: Iterable[str]) -> None:
-    """Raise if a listing has faults, or nothing in the split asked for.
+    """Raise if a listing has faults, or the requested split is empty.
 
     Args:
-        root: The data set, for the message.
-        split: The split asked for, or ``all``.
-        splits: The split of every sample there is.
-        faults: What listing found.
+        root: Folder of the data set, for the message.
+        split: Requested split, or ``all``.
+        splits: Split of every sample.
+        faults: Faults found in listing.
 
     Raises:
         DataFault: If there are faults.
-        UserError: If the split is empty; the message says how many samples the others have.
+        UserError: If the split is empty; the message states the sizes of the other splits.
     """
     if faults := tuple(faults):
         raise DataFault(*faults)
@@ -279,12 +279,12 @@ def check_listing(root: Path, split: str, splits: Iterable[str | None], faults: 
 
 
 def select(split: str, own: str | None) -> bool:
-    """Return whether a sample of split ``own`` belongs to what was asked for."""
+    """Check whether a sample of split ``own`` belongs to the requested split."""
     return split in ("all", own)
 
 
 def leave_out(pairs: Iterable[Pair], faulty: Iterable[str]) -> tuple[list[Pair], tuple[str, ...]]:
-    """Return the pairs but for those named, and a note that says which were there."""
+    """Remove the named pairs, and build a note that lists the removed ones."""
     names, kept, left = frozenset(faulty), list[Pair](), list[Pair]()
     for pair in pairs:
         (left if pair.image.stem in names else kept).append(pair)
@@ -292,10 +292,10 @@ def leave_out(pairs: Iterable[Pair], faulty: Iterable[str]) -> tuple[list[Pair],
 
 
 def check_excluded(exclude: Iterable[str], keys: Iterable[str]) -> frozenset[str]:
-    """Return the keys to leave out.
+    """Check the keys to leave out.
 
     Raises:
-        UserError: If one of them names nothing, which is a slip of the pen rather than a wish.
+        UserError: If a key matches no sample, which is most likely a typing error.
     """
     excluded = frozenset(exclude)
     if unknown := sorted(excluded.difference(keys)):
@@ -304,7 +304,7 @@ def check_excluded(exclude: Iterable[str], keys: Iterable[str]) -> frozenset[str
 
 
 def left_out(names: Iterable[str], why: str) -> tuple[str, ...]:
-    """Return the note on photos that are left out without a fault; none if there are none.
+    """Build the note on photos that are left out without a fault; empty without such photos.
 
     Example:
         >>> left_out(["a.jpg", "b.jpg"], "without an instance")
@@ -315,14 +315,14 @@ def left_out(names: Iterable[str], why: str) -> tuple[str, ...]:
 
 
 def first(names: Sequence[str]) -> str:
-    """Return the first five of some names as text."""
+    """Format the first five names as text."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     matches = [(path, pattern.fullmatch(path.name.lower())) for path in subfolders(folder)]
     plain = [path for path, match in matches if match and not match[1]]
-    return plain or [path for path, match in matches if match]  # 'GT' wins over 'Instance gt' (SOC)
+    return plain or [path for path, match in matches if match]  # 'GT' takes precedence over 'Instance gt' (SOC)
 
 
 def _given_folders(root: Path, images: str | None, masks: str | None) -> tuple[Path, Path]:
@@ -351,7 +351,7 @@ def _holds_both(folder: Path) -> bool:
 
 
 def _read_names(root: Path, place: Place, faults: list[str]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return the photos and the masks by their path without suffix, as far as both sides write it alike."""
+    """Index photos and masks by the part of their path, without suffix, that both sides share."""
     images, masks = place.images, place.masks
     if images == masks:
         everything = list(_pictures(root, images, faults))
@@ -359,14 +359,14 @@ def _read_names(root: Path, place: Place, faults: list[str]) -> tuple[dict[str, 
         truths = _by_stem(masks, [path for path in everything if path.suffix.lower() == ".png"], faults)
     else:
         photos, truths = list_pictures(root, images, faults), list_pictures(root, masks, faults)
-    if not photos.keys() & truths.keys():  # an archive unpacked into a folder of its own on one side
+    if not photos.keys() & truths.keys():  # one side may have unpacked into an extra folder
         photos, truths = _without_common_folder(photos), _without_common_folder(truths)
-    edges = {stem for stem in truths if stem.endswith("_edge") and stem not in photos}  # training scripts write these
+    edges = {stem for stem in truths if stem.endswith("_edge") and stem not in photos}  # written by training scripts
     return photos, {stem: path for stem, path in truths.items() if stem not in edges}
 
 
 def _pictures(root: Path, folder: Path, faults: list[str]) -> list[Path]:
-    """Return the pictures at any depth in order of name; add to ``faults`` the links that may not be followed."""
+    """List the images at any depth in order of name; add links that may not be followed to ``faults``."""
     if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(root)):
         root = folder
     if fault := link_fault(root, folder):
@@ -426,7 +426,7 @@ def _read_lists(lists: Mapping[str, Path], units: Iterable[str]) -> tuple[dict[s
 
 
 def _unit_named(entry: str, units: Mapping[str, object]) -> str | None:
-    """Return the unit of a list's line: a name with or without suffix and folders, alone or before a mask's."""
+    """Parse the unit from a list's line: a name with or without suffix and folders, alone or before a mask's."""
     for text in (entry, entry.split()[0]):
         path = PurePosixPath(text)
         parts = (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).parts

@@ -1,4 +1,4 @@
-"""Reading photos and masks, and the faults found on the way: the same for every reader of real folders."""
+"""Read photos and masks, and report faults, for all folder readers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from maskgym.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 FOREGROUND = 128  # a mask's pixel is foreground above this grey level, as in PySODMetrics
-_FEW_LEVELS = 8  # a mask of no more has them on purpose, not from smooth edges
-_COLOUR_TOLERANCE = 16  # JPEG leaves a little colour in a grey picture
+_FEW_LEVELS = 8  # at most this many levels are intended, not smooth edges
+_COLOUR_TOLERANCE = 16  # JPEG compression adds slight colour to grey images
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 T = TypeVar("T")
 
 
 class DataFault(UserError):
-    """Files of a data set that cannot be used; the message is one line that names the first.
+    """Raised for unusable files of a data set; the message is one line that names the first fault.
 
     Args:
-        *faults: Every fault found, each one line that starts with the file's name.
+        *faults: All faults, each one line that starts with the file's name.
     """
 
     def __init__(self, *faults: str) -> None:
@@ -33,7 +33,7 @@ class DataFault(UserError):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Every fault, one line each."""
+        """All faults, one line each."""
         return self.args
 
     def __str__(self) -> str:
@@ -42,10 +42,10 @@ class DataFault(UserError):
 
 
 def read_all(readings: Iterable[Callable[[], T]]) -> list[T]:
-    """Return what each reading returns.
+    """Call each reading function and return the results.
 
     Raises:
-        DataFault: If any reading raised one: the faults of all of them, so that none hides another.
+        DataFault: If any reading raised one; it collects the faults of all readings.
     """
     results: list[T] = []
     faults: list[str] = []
@@ -60,12 +60,12 @@ def read_all(readings: Iterable[Callable[[], T]]) -> list[T]:
 
 
 def is_picture(name: str) -> bool:
-    """Return whether a file's name is a picture's; hidden files and macOS's ``._`` companions are not."""
+    """Check whether a file name is an image's; hidden files and macOS ``._`` files are not."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return a photo as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
+    """Read a photo as uint8 (H, W, 3) RGB, rotated by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit photos are converted; an alpha channel is dropped.
 
@@ -74,16 +74,16 @@ def read_image(path: Path) -> np.ndarray:
     """
     picture = _eight_bits(_load(path))
     if "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns when a palette with transparency skips this step
+        picture = picture.convert("RGBA")  # Pillow warns if a palette with transparency skips this step
     return np.array(picture.convert("RGB"))
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return a mask as uint8 (H, W) grey levels; ``level > FOREGROUND`` is foreground.
+    """Read a mask as uint8 (H, W) grey levels; ``level > FOREGROUND`` is foreground.
 
-    Every mode is first brought to 8-bit grey: a 1-bit PNG read raw holds 0 and 1, none of them above 128.
-    Colours are refused, because they stand for classes or instances (PASCAL VOC, S4Net): as grey they would
-    silently lose some.
+    Every mode is first converted to 8-bit grey: a raw 1-bit PNG holds 0 and 1, neither above 128.
+    Colours are refused, because they denote classes or instances (PASCAL VOC, S4Net), and a conversion to grey
+    would silently lose some.
 
     Raises:
         DataFault: If the file is absent, truncated, cannot be decoded, or is coloured.
@@ -101,17 +101,17 @@ def _grey(path: Path, loaded: Image.Image) -> np.ndarray:
 
 
 def read_labels(path: Path, palette: bool = False) -> np.ndarray:
-    """Return a picture whose values are labels as int32 (H, W): the values of the file, never converted.
+    """Read a label image as int32 (H, W), with the file's values unconverted.
 
-    Of a palette the index, of grey the level with all its bits (of one bit 0 or 1), of colours R·65536 + G·256 + B.
+    A palette gives the index, grey the level at full depth (one bit: 0 or 1), and colours R·65536 + G·256 + B.
     An alpha channel is dropped.
 
     Args:
-        path: The file.
-        palette: Whether it must have a palette.
+        path: Path of the file.
+        palette: Whether the file must have a palette.
 
     Raises:
-        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or has no palette and must.
+        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or lacks a required palette.
     """
     picture = _load_exact(path)
     if palette and picture.mode != "P":
@@ -125,9 +125,9 @@ def read_labels(path: Path, palette: bool = False) -> np.ndarray:
 
 
 def read_levels(path: Path) -> np.ndarray:
-    """Return the grey levels of a picture as int32 (H, W), with all their bits: ranks, unlike masks, are not scaled.
+    """Read the grey levels of an image as int32 (H, W) at full depth; ranks, unlike masks, are not scaled.
 
-    Grey may be written as colours or with a palette.
+    Grey may be stored as colours or with a palette.
 
     Raises:
         DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or is coloured.
@@ -141,9 +141,9 @@ def read_levels(path: Path) -> np.ndarray:
 
 
 def describe_mask(path: Path) -> str | None:
-    """Return what is unusual about a mask that can be read, in words that name no file; None if nothing is.
+    """Describe what is unusual about a readable mask, without the file's name; None if nothing is.
 
-    Above level 128 it is foreground, whatever it is.
+    Levels above 128 are foreground in every case.
 
     Raises:
         DataFault: As `read_mask`.
@@ -171,7 +171,7 @@ def check_same_size(path: Path, image: np.ndarray, other: str, shape: tuple[int,
 
 
 def read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the photo, uint8 (H, W, 3), and its mask's grey levels, uint8 (H, W).
+    """Read a photo, uint8 (H, W, 3), and its mask's grey levels, uint8 (H, W).
 
     Raises:
         DataFault: If either cannot be read, or their sizes differ.
@@ -182,14 +182,14 @@ def read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Return a picture at 8 bits a channel."""
+    """Convert an image to 8 bits per channel."""
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     return picture
 
 
 def _load_exact(path: Path) -> Image.Image:
-    """Return the decoded picture of a file whose every value counts."""
+    """Decode an image whose exact values matter."""
     picture = _load(path)
     if picture.format in ("JPEG", "MPO"):
         raise DataFault(f"{path}: a JPEG: expected values without loss, as in a PNG")
@@ -197,7 +197,7 @@ def _load_exact(path: Path) -> Image.Image:
 
 
 def _load(path: Path) -> Image.Image:
-    """Return the fully decoded picture, upright, with the format of its file."""
+    """Decode an image fully and upright; also return its file format."""
     try:
         with Image.open(path) as picture:
             picture.load()

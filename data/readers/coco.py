@@ -1,4 +1,4 @@
-"""Instances from COCO-style JSON: SIS10K, ILSO and SOC in that form, COCO itself, and annotations of one's own."""
+"""Instances from COCO-style JSON: SIS10K, ILSO and SOC in that form, COCO itself, and custom annotations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
 PHRASE_FIELDS = ("phrase", "caption")
-_OTHER_ANNOTATIONS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO's, without instances
+_OTHER_ANNOTATIONS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO files without instances
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of the JSON with the annotations that count."""
+    """One photo of the JSON with its usable annotations."""
 
     key: str
     path: Path
@@ -47,18 +47,18 @@ class Photo:
 
 
 class Coco:
-    """Photos with instance masks from COCO-style JSON, for salient instances; one photo a sample.
+    """Photos with instance masks from COCO-style JSON, for salient instances; one photo per sample.
 
     Segmentations may be polygons or run-length codes, compressed or not. Regions marked ``iscrowd`` become ``void``.
-    Photos without an instance to find are left out. ``phrases`` come from ``phrase`` or ``caption`` fields, where
+    Photos without a relevant instance are left out. ``phrases`` come from ``phrase`` or ``caption`` fields if
     every instance of the photo has one.
 
     With task ``need`` a sample is a photo and a need, and its masks are the annotations that the need means
     (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
 
     Args:
-        root: The data set's folder.
-        task: ``sis``; or ``sod``: the same masks, meant as one; or ``need``.
+        root: Folder of the data set.
+        task: ``sis``; or ``sod``: the same masks as one region; or ``need``.
         split: ``train``, ``validation``, ``test``, or ``all``.
         annotations: JSON file under the root; when None ``annotations.json``, else files named after splits (as
             ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON there in COCO's form.
@@ -67,19 +67,19 @@ class Coco:
         splits: ``auto``: by the JSON files' names or by ``train.txt``, ``val.txt``, ``test.txt`` where these exist,
             else by the hash of the key; ``hash``: always by hash.
         exclude: Keys of photos to leave out.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
-        needs: With task ``need``: ``own``: those that annotations hold; ``category``: ``find a`` and the category's
-            name for annotations that hold none.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
+        needs: With task ``need``: ``own``: needs of the annotations; ``category``: in addition ``find a`` and the
+            category's name for annotations without needs.
 
     Attributes:
         keys: The key of each sample: the photo's ``file_name`` without suffix, after the split where files name it.
-        splits: The split of each sample (None: on none of the lists).
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: photos in which there is nothing to find.
+        splits: The split of each sample (None: on no list).
+        faults: Faults found in listing, one line each.
+        notes: Photos left out without a fault because they hold no relevant instance.
 
     Raises:
-        UserError: If an argument cannot be used, or the split is empty.
-        DataFault: If strict and the JSON or what it names is at fault: not JSON, a missing field, an annotation of a
+        UserError: If an argument is invalid, or the split is empty.
+        DataFault: If strict and the JSON or a file it names is faulty: not JSON, a missing field, an annotation of a
             photo that is not listed, a photo without file.
     """
 
@@ -131,7 +131,7 @@ class Coco:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in the file's order.
+        """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in the file's order.
 
         Raises:
             DataFault: If the photo cannot be decoded or has another size than the JSON says, a segmentation cannot
@@ -141,7 +141,7 @@ class Coco:
 
 
 def read_sample(photo: Photo) -> Sample:
-    """Return a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in their order, and its need.
+    """Read a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in their order, and its need.
 
     Raises:
         DataFault: If the photo cannot be decoded or has another size than is stated, a segmentation cannot be read, or
@@ -152,7 +152,7 @@ def read_sample(photo: Photo) -> Sample:
     if photo.size is not None:
         check_same_size(photo.path, image, str(photo.source), photo.size)
     instances = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.instances)
-    masks = np.ascontiguousarray(np.stack(instances))  # COCO's run down the columns
+    masks = np.ascontiguousarray(np.stack(instances))  # COCO's masks are in column order
     return Sample(
         key=photo.key,
         images=(image,),
@@ -165,10 +165,10 @@ def read_sample(photo: Photo) -> Sample:
 
 
 def find_annotations(root: Path) -> dict[str | None, Path]:
-    """Return the COCO-style JSON files under ``root`` by the split that their names state (None: one for all).
+    """Find the COCO-style JSON files under ``root`` by the split in their names (None: one file for all splits).
 
     Raises:
-        UserError: If several files could be meant.
+        UserError: If several files match.
     """
     for path in (root / "annotations.json", root / "annotations" / "annotations.json"):
         if path.is_file():
@@ -189,10 +189,10 @@ def find_annotations(root: Path) -> dict[str | None, Path]:
 
 
 def decode_run_lengths(counts: str | bytes | Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask, bool (H, W), of a COCO run-length code.
+    """Decode a COCO run-length code to a mask, bool (H, W).
 
     Runs go down the columns and alternate, beginning with background. The compressed form writes each run in
-    base 32, low digits first, a character a digit (code - 48: bit 5 says that more follow, bit 4 of the last is the
+    base 32, low digits first, one character per digit (code - 48: bit 5 says that more follow, bit 4 of the last is the
     sign); from the fourth run on, a run is written as its difference to the run two places before.
 
     pycocotools does not check that the runs fill the mask: it returns uninitialised memory where they do not.
@@ -215,7 +215,7 @@ def _uncompress(counts: str | bytes) -> np.ndarray:
     ends = np.flatnonzero(last)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: no picture is that large
+    if lengths.max() > 7:  # 35 bits exceed any image size
         raise ValueError("malformed run lengths")
     shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((code & 31) << shifts, starts)
@@ -233,7 +233,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _image_folders(root: Path, source: Path, split: str | None) -> list[Path]:
-    """Return the folders where the photos of a JSON file may lie, the nearest first."""
+    """List the candidate folders for the photos of a JSON file, nearest first."""
     near = list(dict.fromkeys((source.parent, root)))
     near += [folder for place in near for folder in image_folders(place)]
     if split:
@@ -245,7 +245,7 @@ def _image_folders(root: Path, source: Path, split: str | None) -> list[Path]:
 def _list_photos(
     source: Path, folders: list[Path], split: str | None, salient_only: bool, faults: list[str]
 ) -> list[Photo]:
-    """Return the photos of one JSON file whose file exists; add to ``faults`` what is wrong with the others."""
+    """List the photos of one JSON file that exist on disk; add the faults of the others to ``faults``."""
     records, annotations, categories = read_coco(source, faults)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
@@ -277,10 +277,10 @@ def _list_photos(
 
 
 def read_json(source: Path) -> Any:
-    """Return what a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        DataFault: If it cannot be read, or is no JSON.
+        DataFault: If it cannot be read, or is not JSON.
     """
     try:
         return json.loads(source.read_bytes())
@@ -291,9 +291,9 @@ def read_json(source: Path) -> Any:
 
 
 def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
-    """Return the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id.
+    """List the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id.
 
-    What is wrong with the file, or with other records, is added to ``faults``.
+    Faults of the file, or of other records, are added to ``faults``.
     """
     try:
         content = read_json(source)
@@ -318,7 +318,7 @@ def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], li
 def _complete(
     source: Path, content: dict[str, Any], part: str, fields: dict[str, Any], faults: list[str]
 ) -> list[dict[str, Any]]:
-    """Return those records of one part that have the fields, in the types that make them usable."""
+    """List the records of one part that have all required fields with the correct types."""
     if not isinstance(content.get(part), list):
         faults.append(f"{source}: no list '{part}': expected COCO's images and annotations")
         return []
@@ -334,7 +334,7 @@ def _complete(
 
 
 def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of one annotation, bool (H, W); a fault if it is malformed or empty."""
+    """Decode the mask of one annotation, bool (H, W); raise a fault if it is malformed or empty."""
     name = f"{photo.source}: annotation {annotation.get('id')} of {photo.path.name}"
     try:
         mask = rasterise(annotation["segmentation"], shape)
@@ -346,10 +346,10 @@ def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, i
 
 
 def rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask, bool (H, W), of polygons or of a run-length code.
+    """Decode polygons or a run-length code to a mask, bool (H, W).
 
     Raises:
-        ValueError: If it is malformed, or of another size.
+        ValueError: If it is malformed, or has another size.
     """
     height, width = shape
     if isinstance(segmentation, dict):
@@ -370,20 +370,20 @@ def rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) 
 
 
 def _read_void(photo: Photo, masks: np.ndarray) -> tuple[np.ndarray]:
-    """Return the crowd regions, bool (H, W), without the pixels of instances."""
+    """Decode the crowd regions, bool (H, W), without the pixels of instances."""
     shape = masks.shape[1:]
     crowds = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.crowds)
     return (np.any(crowds, axis=0) & ~masks.any(axis=0),)
 
 
 def _phrases(instances: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...]] | None:
-    """Return one phrase an instance, or None unless every one has its own."""
+    """List one phrase per instance; None unless every instance has a phrase."""
     phrases = [next((a[field] for field in PHRASE_FIELDS if a.get(field)), None) for a in instances]
     return (tuple(map(str, phrases)),) if all(phrases) else None
 
 
 def _by_need(photo: Photo, source: str, faults: list[str]) -> list[Photo]:
-    """Return the photo once a need, with the annotations that it means; add to ``faults`` what is wrong with some."""
+    """List the photo once per need, with the annotations of the need; add faults to ``faults``."""
     needs, wrong = find_needs(photo.instances, photo.categories, source)
     faults += [f"{photo.source}: {fault}" for fault in wrong]
     return [
@@ -393,6 +393,6 @@ def _by_need(photo: Photo, source: str, faults: list[str]) -> list[Photo]:
 
 
 def _category(photo: Photo) -> str | None:
-    """Return the name of the category that all instances have, if they have one in common."""
+    """Return the name of the category that all instances share, or None."""
     names = {category_of(annotation, photo.categories) for annotation in photo.instances}
     return names.pop() if len(names) == 1 else None

@@ -1,4 +1,4 @@
-"""Photos with one mask each: sets of salient objects, blur, shadow, glass, or one class a folder; and one's own."""
+"""Reader of photos with one mask each: salient objects, blur, shadow, glass, one class per folder, or custom sets."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from maskgym.data.sample import CATEGORIES, Sample
 
 
 class Folder:
-    """Pairs of photo and mask; one pair a sample.
+    """Pairs of photo and mask; one pair per sample.
 
     Folders are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and files are paired by
-    stem. Listing happens here and decodes nothing; a sample is decoded, and checked, each time it is asked for.
+    stem. Listing happens at construction and decodes nothing; a sample is decoded and checked on each access.
 
     Args:
-        root: The data set's folder.
+        root: Folder of the data set.
         task: What the masks show: ``sod``, ``blur``, ``shadow``, ``glass``; or ``semantic``: the class that the folder
             of the photo is named after.
         split: ``train``, ``validation``, ``test``, or ``all``.
-        images: Folder of the photos under the root, where its name is not a usual one.
-        masks: Folder of the masks likewise; may be the same.
+        images: Folder of the photos under the root, if its name is not a usual one.
+        masks: Folder of the masks, as ``images``; may be the same.
         splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` where these exist, else by
             the hash of the key; ``hash``: always by hash; ``test``: all of it is the test split, and so on.
         exclude: Keys to leave out.
-        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+        faulty: Names of files, without suffix, that are known to be faulty and are left out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
 
     Attributes:
         keys: The key of each sample: the photo's path under the root, without suffix and images folder.
-        splits: The split of each sample (None: on none of the lists).
-        shown: What the masks show, the ``task`` given; ``task`` itself is ``sod``, as there is one region an image.
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: the ``faulty`` ones.
+        splits: The split of each sample (None: on no list).
+        shown: The given ``task``, which the masks show; ``task`` itself is ``sod``, because each image has one region.
+        faults: Faults found in listing, one line each.
+        notes: Files left out without a fault: the ``faulty`` ones.
 
     Raises:
-        UserError: If an argument cannot be used, or the split is empty.
+        UserError: If an argument is invalid, or the split is empty.
         DataFault: If strict and a photo or mask lacks its partner, or there is no pair at all.
     """
 
@@ -63,7 +63,7 @@ class Folder:
         strict: bool = True,
     ) -> None:
         self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
-        self.shown, self.task, self.split = task, "sod", split  # one region an image is read as ``sod``
+        self.shown, self.task, self.split = task, "sod", split  # one region per image is read as ``sod``
         listed, faults = find_pairs(self.root, images, masks, faulty)
         pairs, self.notes = leave_out(listed, faulty)
         assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
@@ -80,11 +80,11 @@ class Folder:
 
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
-        """The key of each photo, and the file of its mask."""
+        """Key of each photo, with the file of its mask."""
         return tuple((pair.key, pair.mask) for pair in self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
+        """Read one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
 
         Raises:
             DataFault: If a file cannot be decoded, the sizes differ, no pixel of the mask is above 128, or the task is

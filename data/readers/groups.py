@@ -1,4 +1,4 @@
-"""Groups of photos with something in common: CoCA, CoSal2015, CoSOD3k, iCoseg, … and folders of one's own."""
+"""Reader of groups of photos with a common object: CoCA, CoSal2015, CoSOD3k, iCoseg, … and custom folders."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from maskgym.errors import UserError
 
 
 class Groups:
-    """Groups of photos for co-salient object detection: one folder a group, in the images and in the masks folder.
+    """Groups of photos for co-salient object detection: one folder per group, in the images and in the masks folder.
 
     Args:
-        root: The data set's folder; laid out as for :class:`~maskgym.data.readers.folder.Folder`, one level deeper.
+        root: Folder of the data set; laid out as for :class:`~maskgym.data.readers.folder.Folder`, one level deeper.
         task: ``cosod``.
         split: ``train``, ``validation``, ``test``, or ``all``. A group is in one split as a whole.
-        group_size: Photos a sample: each group is cut into chunks of that many in order of name, the last one
+        group_size: Photos per sample: each group is cut into chunks of that many in order of name, the last one
             shorter; None gives the whole group.
-        images: Folder of the photos under the root, where its name is not a usual one.
-        masks: Folder of the masks likewise.
+        images: Folder of the photos under the root, if its name is not a usual one.
+        masks: Folder of the masks, as ``images``.
         splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` (names of groups) where these
             exist, else by the hash of the group's name; ``hash``: always by hash; ``test``: all of it is the test
             split, and so on.
         exclude: Photos to leave out, as ``group/stem``.
-        faulty: Names of files, without suffix, that are known to be wrong and are left out where they are there.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+        faulty: Names of files, without suffix, that are known to be faulty and are left out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
 
     Attributes:
         keys: The key of each sample: ``group/chunk``, chunks counted from 0.
-        splits: The split of each sample (None: on none of the lists).
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: the ``faulty`` ones.
+        splits: The split of each sample (None: on no list).
+        faults: Faults found in listing, one line each.
+        notes: Files left out without a fault: the ``faulty`` ones.
 
     Raises:
-        UserError: If an argument cannot be used, or the split is empty.
+        UserError: If an argument is invalid, or the split is empty.
         DataFault: If strict and a photo or mask lacks its partner or its group, or there is no pair at all.
     """
 
@@ -95,18 +95,18 @@ class Groups:
 
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
-        """The key of each photo, ``group/stem``, and the file of its mask."""
+        """Key of each photo, ``group/stem``, with the file of its mask."""
         return tuple((pair.key, pair.mask) for _, _, pairs in self._chunks for pair in pairs)
 
     def pairs(self, index: int) -> tuple[Pair, ...]:
-        """Return the files of one sample."""
+        """List the files of one sample."""
         return tuple(self._chunks[index][2])
 
     def __getitem__(self, index: int) -> Sample:
-        """Return at most ``group_size`` photos; a photo without the common object has masks of shape (0, H, W).
+        """Read at most ``group_size`` photos; a photo without the common object has masks of shape (0, H, W).
 
         Raises:
-            DataFault: If a file cannot be decoded, sizes differ, or not one mask of the sample has a pixel above 128.
+            DataFault: If a file cannot be decoded, sizes differ, or no mask of the sample has a pixel above 128.
         """
         name, chunk, pairs = self._chunks[index]
         read = read_all(partial(read_pair, pair.image, pair.mask) for pair in pairs)

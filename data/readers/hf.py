@@ -1,4 +1,4 @@
-"""Hugging Face data sets, in and out: folders of ``save_to_disk``, parquet, ``imagefolder``, or names on the hub."""
+"""Read and write Hugging Face data sets: folders of ``save_to_disk``, parquet, ``imagefolder``, or names on the hub."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from maskgym.data.readers.coco import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
 from maskgym.errors import UserError
 
-# How the masks are meant, by what is asked for.
+# Meaning of the masks by requested task.
 MEANT = {"sod": "sod", "need": "sod", "sis": "sis", "ranking": "sis", "ranking_need": "sis", "cosod": "cosod"}
-NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # columns of some tasks
+NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # required columns by task
 OPTIONAL = ("key", "phrases", "category", "need", "ranks", "void", "rationale")
-_VALIDATION = ("dev", "eval")  # beside the names that folders have
+_VALIDATION = ("dev", "eval")  # besides the names accepted for folders
 _LOADING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies: the part and its row, and from which to which of a group's images."""
+    """Location of a sample: the part, its row, and the range of a group's images."""
 
     key: str
     split: str
@@ -43,42 +43,42 @@ class Place:
 
 
 class HuggingFace:
-    """Rows of a Hugging Face data set; one row a sample.
+    """Rows of a Hugging Face data set; one row per sample.
 
     A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
     COCO's segmentations, one or a list of them: run-length codes or lists of polygons, as values or as JSON text.
-    Groups of images (``cosod``) have lists of all of these. What `to_hugging_face` wrote is read back as it was.
+    Groups of images (``cosod``) have lists of all of these. Data written by `to_hugging_face` is read back unchanged.
 
     Args:
-        path: Folder that ``save_to_disk`` wrote, else what ``load_dataset`` takes: a folder of parquet files or of
+        path: Folder that ``save_to_disk`` wrote, or an input of ``load_dataset``: a folder of parquet files or of
             pictures with metadata, a parquet file, or a name on the hub.
-        task: How the masks are meant: ``sod``, ``sis``, ``cosod``; ``need`` (one region, and a column of needs);
+        task: Meaning of the masks: ``sod``, ``sis``, ``cosod``; ``need`` (one region, and a column of needs);
             ``ranking``, or ``ranking_need`` with needs (instances, and a column of ranks).
         split: ``train``, ``validation``, ``test``, or ``all``.
-        config: Which of the configurations of a data set that has several.
+        config: Configuration of a data set that has several.
         image: Column of the images, or of lists of them for ``cosod``.
         mask: Column of the masks.
-        key: Column of unique names; without one rows are numbered. This and each of the next, if it is not named, is
-            the column of its own name, where there is one.
-        phrases: Column with one text a mask.
+        key: Column of unique names; without one rows are numbered. This and the following arguments default to the
+            column of the same name, if it exists.
+        phrases: Column with one text per mask.
         category: Column of categories, as texts or class labels.
         need: Column of needs.
-        ranks: Column with one number a mask, larger is more salient.
-        void: Column of pictures of what is not scored.
+        ranks: Column with one number per mask, larger is more salient.
+        void: Column of images of the pixels that are not scored.
         rationale: Column of answers to imitate.
-        group_size: Images a sample of ``cosod``: longer groups are cut into chunks, the last one shorter; None gives
+        group_size: Images per sample of ``cosod``: longer groups are cut into chunks, the last one shorter; None gives
             whole groups.
         splits: ``auto``: by the names of its splits where it has several, or was saved with a name; else by the hash of
             the key; ``hash``: always by hash.
         exclude: Keys of samples to leave out.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those rows out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those rows.
 
     Attributes:
-        keys: The key of each sample; of a group that is cut, with the number of the chunk.
+        keys: The key of each sample, with the number of the chunk for a group that is cut.
         splits: The split of each sample.
-        shown: The ``task`` given; ``task`` itself is how the masks are meant: ``sod``, ``sis`` or ``cosod``.
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: splits whose name says none of the three.
+        shown: The given ``task``; ``task`` itself is the meaning of the masks: ``sod``, ``sis`` or ``cosod``.
+        faults: Faults found in listing, one line each.
+        notes: Parts left out without a fault: splits whose name denotes none of the three.
 
     Raises:
         UserError: If the data set cannot be loaded, a column is absent or unfit, or the split is empty.
@@ -117,7 +117,7 @@ class HuggingFace:
         ):
             raise UserError(f"task=cosod: data.image={image}: expected a column of lists of images, one a group")
         self._labels = features.get(self._columns.get("category", ""))
-        # As Arrow has them: nothing is decoded until it is asked for, and then by the reader of all data sets.
+        # Arrow's raw values stay undecoded until access, so that the common reader decodes them.
         self._parts = [
             part.select_columns(list(dict.fromkeys(self._columns.values()))).with_format("arrow") for _, part in parts
         ]
@@ -133,11 +133,11 @@ class HuggingFace:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one row: images uint8 (H, W, 3), with masks bool (n, H, W).
+        """Read one row: images uint8 (H, W, 3), with masks bool (n, H, W).
 
         Raises:
             DataFault: If a picture or a segmentation cannot be read, sizes differ, a mask is empty (for ``cosod``: all
-                masks of the group), or there is not one phrase or rank a mask.
+                masks of the group), or there is not one phrase or rank per mask.
         """
         place = self._places[index]
         (row,) = self._parts[place.part][place.row].to_pylist()
@@ -162,7 +162,7 @@ class HuggingFace:
         )
 
     def _list(self, names: Sequence[str | None], group_size: int | None) -> tuple[list[Place], tuple[str, ...]]:
-        """Return every sample there is, in order, and what is wrong with some rows; nothing is decoded."""
+        """List all samples in order, and the faults of rows, without decoding."""
         places: list[Place] = []
         faults, seen = [], set()
         for number, (name, part) in enumerate(zip(names, self._parts, strict=True)):
@@ -183,7 +183,7 @@ class HuggingFace:
         return places, tuple(faults)
 
     def _category(self, values: Mapping[str, Any]) -> str | None:
-        """Return the category of a row; without such a column, what the task's masks are called."""
+        """Return the category of a row; without such a column, the name of the task's masks."""
         if "category" not in values:
             return CATEGORIES.get(self.shown)
         value = values["category"]
@@ -193,16 +193,16 @@ class HuggingFace:
 
 
 def to_hugging_face(dataset: Dataset) -> datasets.Dataset:
-    """Return a data set of ours as one of Hugging Face's, for ``save_to_disk``, ``to_parquet`` or ``push_to_hub``.
+    """Convert a data set to a Hugging Face data set for ``save_to_disk``, ``to_parquet`` or ``push_to_hub``.
 
-    Pictures are stored as PNG. Of several splits, make one:
+    Images are stored as PNG. Combine several splits with
     ``datasets.DatasetDict({part.split: to_hugging_face(part) for part in parts})``. `HuggingFace` reads equal samples.
 
     Args:
-        dataset: Of one split, with at least one sample.
+        dataset: Data set of one split, with at least one sample.
 
     Raises:
-        UserError: If it is of all splits together.
+        UserError: If the data set holds all splits together.
     """
     if dataset.split not in SPLITS:
         raise UserError(f"split={dataset.split}: expected a data set of one split: {', '.join(SPLITS)}")
@@ -229,12 +229,12 @@ def to_hugging_face(dataset: Dataset) -> datasets.Dataset:
             features=datasets.Features(features),
             gen_kwargs={"dataset": dataset, "group": group},
             split=datasets.NamedSplit(dataset.split),
-            fingerprint=uuid4().hex,  # else a folder that has changed would come from the cache as it was
+            fingerprint=uuid4().hex,  # otherwise the cache would return an outdated folder
         )
 
 
 def _write_rows(dataset: Dataset, group: bool) -> Iterator[dict[str, Any]]:
-    """Yield a row a sample."""
+    """Yield one row per sample."""
     for index in range(len(dataset)):
         sample = dataset[index]
         per_image: dict[str, list[Any] | None] = {
@@ -267,7 +267,7 @@ def _check_arguments(path: Any, task: str, split: str, splits: str, group_size: 
 
 
 def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Dataset], bool]:
-    """Return the splits by name (None: it has none), and whether the names were chosen by who saved them."""
+    """Load the splits by name (None: no name), and whether the author of the data chose the names."""
     local = Path(path).expanduser()
     if not local.exists() and path.startswith(("/", ".", "~")):
         raise UserError(f"data.path={path}: no such folder")
@@ -290,8 +290,8 @@ def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Data
 def _name_splits(
     found: Mapping[str | None, datasets.Dataset], saved: bool, splits: str
 ) -> tuple[list[tuple[str | None, datasets.Dataset]], tuple[str, ...]]:
-    """Return parts with the split that each is of (None: dealt out by hash), and notes on those that are left out."""
-    # What has one part only, `load_dataset` calls train, whatever it is.
+    """Assign a split to each part (None: split by hash), and list notes on parts that are left out."""
+    # `load_dataset` names a single part train, whatever it holds.
     if splits == "hash" or (len(found) == 1 and not (saved and None not in found)):
         return [(None, datasets.concatenate_datasets([*found.values()]))], ()
     named: dict[str, datasets.Dataset] = {}
@@ -310,7 +310,7 @@ def _name_splits(
 
 
 def _find_columns(path: str, task: str, named: Mapping[str, str | None], there: Sequence[str]) -> dict[str, str]:
-    """Return the column of each part of a sample that has one."""
+    """Find the column of each field of a sample that has one."""
     offer = f"its columns are {', '.join(there)}"
     for name, column in named.items():
         if column is not None and column not in there:
@@ -323,14 +323,14 @@ def _find_columns(path: str, task: str, named: Mapping[str, str | None], there: 
 
 
 def _lengths(column: Any) -> list[int]:
-    """Return the length of each list of a column of Arrow's; of a missing one, 0."""
+    """Compute the length of each list in an Arrow column; 0 for a missing list."""
     return [length or 0 for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
 
 
 def _read_pictures(
     where: str, pictures: Sequence[Any], truths: Sequence[Any], group: bool
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Return the images and the masks of one sample."""
+    """Read the images and the masks of one sample."""
     if len(pictures) != len(truths):
         raise DataFault(f"{where}: {len(pictures)} images and masks for {len(truths)}")
     read = read_all(partial(_read_one, where, *pair, group) for pair in zip(pictures, truths, strict=True))
@@ -341,7 +341,7 @@ def _read_pictures(
 
 
 def _read_one(where: str, picture: Any, truth: Any, group: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image uint8 (H, W, 3) and its masks bool (n, H, W); in a group, empty masks are left out."""
+    """Read an image uint8 (H, W, 3) and its masks bool (n, H, W); in a group, empty masks are left out."""
     image = read_image(_file(where, picture))
     masks = read_all(partial(_read_mask, where, image, value) for value in _instances(where, truth))
     if group:
@@ -352,7 +352,7 @@ def _read_one(where: str, picture: Any, truth: Any, group: bool) -> tuple[np.nda
 
 
 def _instances(where: str, truth: Any) -> list[Any]:
-    """Return one value a mask: of a picture or of a segmentation alone, that one."""
+    """List one value per mask; a single image or segmentation gives a list of one."""
     truth = _parsed(where, truth)
     if truth is None:
         return []
@@ -361,13 +361,13 @@ def _instances(where: str, truth: Any) -> list[Any]:
     if not isinstance(truth, list):
         raise DataFault(f"{where}: unreadable mask: {truth!r:.80}: expected pictures or segmentations")
     first = truth[0] if truth else None
-    # COCO's form of one object is a list of polygons, and a polygon is a list of numbers.
+    # COCO stores one object as a list of polygons, and a polygon as a list of numbers.
     polygons = isinstance(first, list) and len(first) > 0 and isinstance(first[0], int | float)
     return [truth] if polygons else list(truth)
 
 
 def _read_mask(where: str, image: np.ndarray, value: Any) -> np.ndarray:
-    """Return the mask of one value, bool (H, W), at the size of its image."""
+    """Decode one value to a mask, bool (H, W), at the size of its image."""
     value = _parsed(where, value)
     if isinstance(value, dict) and "counts" not in value:
         mask = read_mask(_file(where, value)) > FOREGROUND
@@ -380,7 +380,7 @@ def _read_mask(where: str, image: np.ndarray, value: Any) -> np.ndarray:
 
 
 def _parsed(where: str, value: Any) -> Any:
-    """Return what text says as JSON, and anything else as it is."""
+    """Parse text as JSON; return other values unchanged."""
     if not isinstance(value, str | bytes):
         return value
     try:
@@ -401,7 +401,7 @@ def _read_voids(where: str, pictures: Any, images: Sequence[np.ndarray]) -> tupl
 
 
 def _per_mask(where: str, name: str, values: Any, masks: Sequence[np.ndarray], read: Any) -> Any:
-    """Return what there is one of a mask, for each image, or None where a row has none."""
+    """List the per-mask values of each image; None if a row has none."""
     if values is None:
         return None
     rows = [[value] if isinstance(value, str | int | float) else value or [] for value in values]
@@ -416,7 +416,7 @@ def _texts(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 class _Content(BytesIO):
-    """The content of a picture, which goes by a name in messages, as a file does."""
+    """Bytes of an image with a name for messages, like a file."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -427,7 +427,7 @@ class _Content(BytesIO):
 
 
 def _file(where: str, picture: Any) -> Path:
-    """Return a stored picture as what the readers of files open."""
+    """Convert a stored image to an object that the file readers open."""
     if not isinstance(picture, dict) or not (picture.get("bytes") or picture.get("path")):
         raise DataFault(f"{where}: no picture: expected an Image column")
     if picture.get("bytes"):
