@@ -1,14 +1,14 @@
-"""Scenes: a procedural data set in which salience, language and instances are known exactly.
+"""Scenes: a procedural data set with exact ground truth for salience, language and instances.
 
 A scene is a short list of flat objects on a 3 × 3 grid over a cluttered background. Bright objects are salient; pale
 ones are distractors, often look-alikes of a bright one. The background carries soft saturated blobs and vivid specks,
-so that colour contrast alone does not find the objects (`benchmarks/scenes.py` shows by how much it fails). One scene
+so that colour contrast alone does not find the objects (`benchmarks/scenes.py` measures this). One scene
 graph yields every task: the salient union, instances with unique descriptions, co-salient groups, needs, ranks, blur,
 shadow, glass and semantic classes, and the reasoning text for supervised fine-tuning.
 
-The text comes from annotators who differ, as people do: one names the shape alone, one its family, one colour and
-shape, one the place. A phrase refers to everything that fits it, so terse phrases merge look-alikes. Imitating the
-annotators is not optimal; finding out which phrases pay is what reinforcement can add.
+The text comes from simulated annotators of different styles: they name the shape alone, its family, colour and shape,
+or the place. A phrase refers to every object that fits it, so terse phrases merge look-alikes. Imitation of the
+annotators is therefore not optimal; reinforcement learning can find the phrases with higher reward.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ TASKS = (
     *("sod", "sis", "cosod", "need", "semantic", "blur", "shadow", "glass"),
     *("need_fine", "ranking", "ranking_need"),
 )
-_REGION_TASKS = ("need", "need_fine", "semantic", "blur", "shadow", "glass")  # one region an image, as in SOD
+_REGION_TASKS = ("need", "need_fine", "semantic", "blur", "shadow", "glass")  # one region per image, as in SOD
 _RANKING_TASKS = ("ranking", "ranking_need")
 _SIZE = {"train": 2000, "validation": 256, "test": 512}
 _WORLD_SEED = 20260
 
-# How an annotator names an object: the attributes that are spoken, and how often such an annotator occurs.
+# Styles of annotators: the attributes that a style names, and its frequency.
 STYLES = {
     "family": (("family",), 0.15),
     "shape": (("shape",), 0.20),
@@ -54,15 +54,15 @@ STYLES = {
     "full": (("colour", "shape", "place"), 0.20),
 }
 MISSES = 0.10  # share of annotators who overlook one salient object
-ADDS = 0.10  # share who name a pale distractor as well
+ADDS = 0.10  # share of annotators who also name a pale distractor
 BROAD = 0.6  # share of a group's annotators who name the family instead of the shape
-# What a fine-grained need names: always the appearance, not always the shape.
+# A fine-grained need always names the appearance, and sometimes the shape.
 FINE = (("texture", "colour", "shape"), ("texture", "colour"))
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: what it is, and where. Lengths in pixels of the scene; the angle in radians."""
+    """One object with its attributes and position; lengths in pixels of the scene, the angle in radians."""
 
     shape: str
     colour: str
@@ -78,7 +78,7 @@ class SceneObject:
 
     @property
     def family(self) -> str:
-        """The family that the shape belongs to."""
+        """Family of the shape."""
         return next(name for name, shapes in FAMILIES.items() if self.shape in shapes)
 
     @property
@@ -87,11 +87,11 @@ class SceneObject:
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
     def matches(self, other: SceneObject, attributes: Sequence[str]) -> bool:
-        """Return whether ``other`` fits a phrase that names these attributes of this object."""
+        """Check whether ``other`` fits a phrase that names these attributes of this object."""
         return all(getattr(self, name) == getattr(other, name) for name in attributes)
 
     def describe(self, attributes: Sequence[str]) -> str:
-        """Return the phrase that names these attributes, as in ``a striped red star at top left``."""
+        """Build the phrase that names these attributes, as in ``a striped red star at top left``."""
         words = ["a"]
         if "pale" in attributes and self.pale:
             words.append("pale")
@@ -113,10 +113,10 @@ class Scene:
     """A scene graph with its picture.
 
     Attributes:
-        objects: In drawing order; later ones occlude earlier ones.
+        objects: Objects in drawing order; later ones occlude earlier ones.
         image: uint8 (H, W, 3).
         masks: bool (n, H, W), the visible pixels of each object.
-        effect: bool (H, W), the region of blur, shadow or glass, where the task has one.
+        effect: bool (H, W), the region of blur, shadow or glass, if the task has one.
     """
 
     objects: tuple[SceneObject, ...]
@@ -131,7 +131,7 @@ class Scene:
         return sorted(bright, key=lambda i: _reading_order(self.objects[i]))
 
     def fitting(self, wanted: Callable[[SceneObject], bool]) -> np.ndarray:
-        """Return bool (H, W): everything that fits."""
+        """Compute the union of the fitting objects, bool (H, W)."""
         rows = [i for i, item in enumerate(self.objects) if wanted(item)]
         return np.logical_or.reduce(self.masks[rows], axis=0)
 
@@ -139,7 +139,7 @@ class Scene:
 class Scenes:
     """The procedural data set.
 
-    The same (split, index) is the same scene for ever, in every task; splits never overlap.
+    A pair (split, index) always gives the same scene, in every task; splits never overlap.
 
     Args:
         task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: what is asked for,
@@ -150,10 +150,10 @@ class Scenes:
         size: Number of samples; default 2,000, 256 and 512.
         image_size: Side of the square image in pixels, at least 32.
         group_size: Images in a co-salient group, at least 2.
-        annotator: Whose rationales: ``varied`` draws one a sample; a name of `STYLES` is that one, who misses nothing.
+        annotator: Style of the rationales: ``varied`` draws one per sample; a `STYLES` name fixes it, without misses.
 
     Raises:
-        UserError: If an argument is not one of these.
+        UserError: If an argument is invalid.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Scenes:
 
     @property
     def task(self) -> str:
-        """How the masks are meant: one region tasks are read as ``sod``, ranked instances as ``sis``."""
+        """Meaning of the masks: tasks with one region are ``sod``, ranked instances are ``sis``."""
         if self.scene_task in _RANKING_TASKS:
             return "sis"
         return "sod" if self.scene_task in _REGION_TASKS else self.scene_task
@@ -191,7 +191,7 @@ class Scenes:
         return getattr(self, f"_{self.scene_task}")(index)
 
     def scene(self, index: int) -> Scene:
-        """Return the scene graph and picture behind a sample of any task but ``cosod``."""
+        """Build the scene graph and picture of a sample of any task except ``cosod``."""
         if self.scene_task == "need_fine":
             rng = self._rng(index, 6)
             return _render(_draw_look_alikes(rng)[0], rng, self.image_size)
@@ -199,7 +199,7 @@ class Scenes:
         return _render(_draw_objects(rng), rng, self.image_size)
 
     def refer(self, index: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Return an image uint8 (H, W, 3), ``count`` random phrases and the masks bool (count, H, W) that they mean.
+        """Draw an image uint8 (H, W, 3), ``count`` random phrases and their masks bool (count, H, W).
 
         The phrases name any attributes of any object, pale ones included; about one in twenty fits nothing.
         """
@@ -228,7 +228,7 @@ class Scenes:
             rationale=_instances_answer(scene, self._rng(index, 1), self.annotator, self.scene_task),
         )
 
-    _sod = _sis  # the env takes the union; the annotators speak of regions
+    _sod = _sis  # the environment takes the union; the annotators describe regions
 
     def _cosod(self, index: int) -> Sample:
         rng = self._rng(index, 2)
@@ -249,11 +249,11 @@ class Scenes:
         )
 
     def _need(self, index: int) -> Sample:
-        """The object asked for; when nothing fits, the closest thing to it (UserSOD §3)."""
+        """Find the requested object; if nothing fits, the closest object (UserSOD §3)."""
         scene, rng = self.scene(index), self._rng(index, 3)
         wanted = scene.objects[rng.integers(len(scene.objects))]
         attributes = [("shape",), ("colour", "shape"), ("texture", "colour", "shape"), FULL][rng.integers(4)]
-        if rng.random() < 0.2:  # a thing that is not there
+        if rng.random() < 0.2:  # request an absent object
             wanted = replace(wanted, shape=SHAPES[rng.integers(len(SHAPES))], colour=_choice(rng, COLOURS))
             attributes = ("colour", "shape")
         mask = scene.fitting(lambda item: wanted.matches(item, attributes))
@@ -263,7 +263,7 @@ class Scenes:
         return self._region(index, scene, mask, need=f"find {wanted.describe(attributes)}")
 
     def _need_fine(self, index: int) -> Sample:
-        """The one object of that texture and colour among others of its shape."""
+        """Find the only object of that texture and colour among others of its shape."""
         _, wanted, attributes = _draw_look_alikes(self._rng(index, 6))
         scene = self.scene(index)
         mask = scene.fitting(lambda item: wanted.matches(item, attributes))
@@ -314,7 +314,7 @@ class Scenes:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Return every word that phrases of scenes can hold, sorted."""
+    """List every word that phrases of scenes can hold, sorted."""
     words = {"a", "at", "thing", "pale", "[semantic]", *SHAPES, *COLOURS, *TEXTURES, *SIZES, *FAMILIES, *ROWS, *COLUMNS}
     return tuple(sorted(words))
 
@@ -370,7 +370,7 @@ def _draw_look_alikes(rng: np.random.Generator) -> tuple[tuple[SceneObject, ...]
 
 
 def _differing(rng: np.random.Generator, item: SceneObject, wanted: SceneObject, attribute: str) -> SceneObject:
-    """Return the object with another texture, colour or shape than the one wanted has."""
+    """Copy the object with another texture, colour or shape than the wanted one."""
     options = {"texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}[attribute]
     changed: dict[str, Any] = {
         attribute: _choice(rng, [name for name in options if name != getattr(wanted, attribute)])
@@ -428,7 +428,7 @@ def _render(objects: tuple[SceneObject, ...], rng: np.random.Generator, side: in
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Return float32 (side, side, 3): muted clouds, saturated soft blobs, stripes, grain and vivid specks."""
+    """Render float32 (side, side, 3): muted clouds, saturated soft blobs, stripes, grain and vivid specks."""
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
     canvas = _clouds(rng, side, cells=5) * 30 + rng.uniform(80, 170, size=3).astype(np.float32)
     along = np.arange(side, dtype=np.float32) / side
@@ -448,7 +448,7 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
-    """Return float32 (side, side, 3) in [-1, 1]: bilinear interpolation of a coarse random grid."""
+    """Interpolate a coarse random grid bilinearly to float32 (side, side, 3) in [-1, 1]."""
     grid = rng.uniform(-1, 1, size=(cells + 1, cells + 1, 3)).astype(np.float32)
     at = np.arange(side, dtype=np.float32) * cells / side
     low, share = at.astype(int), at % 1
@@ -458,7 +458,7 @@ def _clouds(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
 
 
 def _depth(item: SceneObject, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Return the signed shape function over the window that holds the object, and the window."""
+    """Compute the signed shape function over the object's window, and the window."""
     scale = side / 128
     x, y, radius = item.x * scale, item.y * scale, item.radius * scale
     rows = slice(max(0, int(y - radius) - 1), min(side, int(y + radius) + 3))
@@ -487,7 +487,7 @@ def _paint(window: np.ndarray, depth: np.ndarray, item: SceneObject, rng: np.ran
 
 
 def _signed(item: SceneObject, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return a function of local coordinates (radius 1) that is ≤ 0 inside the shape."""
+    """Compute the signed shape function of local coordinates (radius 1); it is ≤ 0 inside the shape."""
     distance = np.hypot(u, v)
     if item.shape == "disc":
         return distance - 0.95
@@ -507,7 +507,7 @@ def _signed(item: SceneObject, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _blur_effect(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Defocus everything but one bright object; the region is what is blurred."""
+    """Defocus everything except one bright object; the region is the blurred part."""
     sharp = scene.masks[scene.salient[rng.integers(len(scene.salient))]]
     picture = scene.image.astype(np.float32)
     for axis in (0, 1, 0, 1, 0, 1):  # three box blurs are close to a Gaussian
@@ -551,7 +551,7 @@ def _glass_effect(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _likeness(wanted: SceneObject, item: SceneObject) -> float:
-    """Return how close an object is to the one asked for; shape counts most, then colour, then texture."""
+    """Compute the similarity of an object to the requested one; shape counts most, then colour, then texture."""
     return (
         4 * (wanted.shape == item.shape)
         + 2 * (wanted.colour == item.colour)
@@ -561,16 +561,16 @@ def _likeness(wanted: SceneObject, item: SceneObject) -> float:
 
 
 def _ranks(scene: Scene, chosen: Sequence[int]) -> np.ndarray:
-    """Return float (n,): visible area times closeness to the centre, the largest most salient."""
+    """Compute salience, float (n,): visible area times closeness to the centre, larger is more salient."""
     areas = scene.masks[list(chosen)].sum(axis=(1, 2))
     away = [np.hypot(scene.objects[i].x - 64, scene.objects[i].y - 64) / 90 for i in chosen]
     return areas * (1.3 - np.array(away))
 
 
 def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, list[int]]:
-    """Return a random phrase about these objects and the indices of all that fit it (none, one time in about twenty).
+    """Draw a random phrase about these objects and the indices of all that fit (in about one in twenty cases none).
 
-    It names attributes of one object, pale ones included, as annotators do and in a few ways that they don't.
+    The phrase names attributes of one object, pale ones included, in the annotators' styles and a few others.
     """
     item = objects[int(rng.integers(len(objects)))]
     if rng.random() < 0.08:
@@ -587,7 +587,7 @@ def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -
 
 
 def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[Sequence[str], list[int]]:
-    """Return the attributes this annotator names and the objects found, in reading order."""
+    """Draw the attributes that this annotator names and the objects found, in reading order."""
     found = scene.salient
     if annotator != "varied":
         return STYLES[annotator][0], found
@@ -604,7 +604,7 @@ def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[S
 def _instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, task: str) -> str:
     """Write an answer in three steps: what is where, what stands out, and the conclusion (Saliency-R1 Eq. 1–2).
 
-    Places come first: a reader that has just been told where to look finds colour and shape there.
+    Places come first, so that the reader knows where to find colour and shape.
     """
     attributes, found = _annotate(scene, rng, annotator)
     pale = sorted((item for item in scene.objects if item.pale), key=_reading_order)
@@ -614,7 +614,7 @@ def _instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, ta
     ignored = " , ".join(f"{item.place} {item.shape}" for item in pale) or "nothing"
     think = f"scene : {seen} . pale : {ignored} . salient : {len(found)}"
     phrases = [scene.objects[i].describe(attributes) for i in found]
-    if task == "sod":  # a region is spoken of once, and a bare category carries the semantic mark
+    if task == "sod":  # a region is named once, and a bare category carries the semantic mark
         phrases = list(dict.fromkeys(phrases))
         if attributes in (("shape",), ("family",)):
             phrases = ["[semantic]" + phrase[1:] for phrase in phrases]

@@ -1,4 +1,4 @@
-"""Instances from label maps: ILSO, S4Net's copy of it, SOC, and folders of one's own."""
+"""Reader of instances from label maps: ILSO, S4Net's copy of it, SOC, and custom folders."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from maskgym.data.sample import Sample, split_of
 from maskgym.errors import UserError
 
 SPECKS = ("fault", "drop", "keep")
-MOST = 255  # instances in one map
+MOST = 255  # maximal number of instances in one map
 _LIST_NAME = re.compile(r"(?:train|val|validation|test)(?:[-_]?ids?)?(?:[-_]?\d+k?)?\.txt", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What a label map shows.
+    """Decoded label map.
 
     Attributes:
         labels: int32 (n,), the labels in ascending order.
-        masks: bool (n, H, W), one row a label.
+        masks: bool (n, H, W), one row per label.
         void: bool (H, W), the specks that were dropped, or None.
     """
 
@@ -49,7 +49,7 @@ class Instances:
 
 
 class LabelMaps:
-    """Photos with one picture each whose labels are instances; one photo a sample.
+    """Photos with one picture each whose labels are instances; one photo per sample.
 
     A label is a palette's index, a grey level (of 8 or 16 bits) or a colour; 0 and black are background. Photos and
     maps are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and paired by stem. Where
@@ -61,29 +61,29 @@ class LabelMaps:
     edges, or slips of an annotator's pen: specks.
 
     Args:
-        root: The data set's folder.
-        task: ``sis``; or ``sod``: the same masks, meant as one.
+        root: Folder of the data set.
+        task: ``sis``; or ``sod``: the same masks as one region.
         split: ``train``, ``validation``, ``test``, or ``all``.
-        images: Folder of the photos under the root, where its name is not a usual one.
-        masks: Folder of the label maps likewise.
-        lists: Of several lists of one split, what the name of the one to use contains: ``1000`` takes ILSO's
+        images: Folder of the photos under the root, if its name is not a usual one.
+        masks: Folder of the label maps, as ``images``.
+        lists: Part of a list's name, to select one of several lists of a split: ``1000`` takes ILSO's
             ``ImageSets/test_id_1000.txt``.
-        specks: What to do with labels that are specks: ``fault``: refuse the map; ``drop``: they are void, not
-            scored; ``keep``: they are instances.
+        specks: Treatment of specks: ``fault`` refuses the map; ``drop`` makes them void, not scored; ``keep`` makes
+            them instances.
         splits: ``auto``: by split folders, or by lists such as ``train.txt`` or ``ImageSets/test_id_1000.txt``, where
             these exist, else by the hash of the key; ``hash``: always by hash; ``test``: all of it is test, and so on.
             ILSO comes with the list of its test photos only: one in ten of the others, by hash, is validation.
         exclude: Keys to leave out.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those files out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
 
     Attributes:
         keys: The key of each sample: the photo's path under the root, without suffix and images folder.
-        splits: The split of each sample (None: on none of the lists).
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: photos without a salient object.
+        splits: The split of each sample (None: on no list).
+        faults: Faults found in listing, one line each.
+        notes: Photos left out without a fault because they show no salient object.
 
     Raises:
-        UserError: If an argument cannot be used, or the split is empty.
+        UserError: If an argument is invalid, or the split is empty.
         DataFault: If strict and a photo or map lacks its partner, or there is no pair at all.
     """
 
@@ -126,7 +126,7 @@ class LabelMaps:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in ascending order of label.
+        """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in ascending order of label.
 
         Raises:
             DataFault: If a file cannot be decoded, the sizes differ, or the map is a JPEG, empty, or has specks that
@@ -141,21 +141,21 @@ class LabelMaps:
 
 
 def check_specks(specks: str) -> None:
-    """Raise a UserError unless ``specks`` is one of those that there are."""
+    """Raise a UserError if ``specks`` has an unknown value."""
     if specks not in SPECKS:
         raise UserError(f"data.specks={specks}: expected one of {', '.join(SPECKS)}")
 
 
 def find_instances(path: Path, labels: np.ndarray, specks: str) -> Instances:
-    """Return the instances of a label map.
+    """Extract the instances of a label map.
 
     Args:
-        path: Its file, for the message.
+        path: File of the map, for the message.
         labels: Non-negative int (H, W), 0 for background.
         specks: ``fault``, ``drop`` or ``keep``, as :class:`LabelMaps` takes it.
 
     Raises:
-        DataFault: If there is none, more than 255, or specks that are to be refused.
+        DataFault: If the map has no instance, more than 255, or specks that are refused.
     """
     present = np.unique(labels)
     present = present[present > 0]
@@ -177,8 +177,8 @@ def find_instances(path: Path, labels: np.ndarray, specks: str) -> Instances:
 
 
 def _filling_blocks(labels: np.ndarray) -> np.ndarray:
-    """Return the labels that fill a block of 3x3 pixels somewhere."""
-    columns = (labels[:-2] == labels[1:-1]) & (labels[1:-1] == labels[2:])  # (H-2, W): three alike, one below another
+    """List the labels that fill at least one block of 3x3 pixels."""
+    columns = (labels[:-2] == labels[1:-1]) & (labels[1:-1] == labels[2:])  # (H-2, W): three equal labels in a column
     centre = labels[1:-1]
     beside = centre[:, :-1] == centre[:, 1:]
     blocks = columns[:, :-2] & columns[:, 1:-1] & columns[:, 2:] & beside[:, :-1] & beside[:, 1:]
@@ -191,8 +191,8 @@ def _pair(
     """Pair the photos and maps of all places.
 
     Returns:
-        The pairs, the keys of those whose map may be black, and the photos without map where that is no fault, each
-        with the split that its folder states.
+        The pairs, the keys of pairs whose map may be black, and the photos that may lack a map, each with the
+        split that its folder states.
     """
     pairs: list[Pair] = []
     uncertain: set[str] = set()
@@ -214,7 +214,7 @@ def _pair(
 def _assign(
     root: Path, keys: Sequence[str], splits: str, lists: dict[str, Path]
 ) -> tuple[dict[str, str | None], list[str]]:
-    """Return the split of each key, and the faults of the lists; where only test photos are listed, the rest trains."""
+    """Assign a split to each key, and list the faults of the lists; if only test photos are listed, the rest trains."""
     assigned, faults = assign_splits(root, keys, splits, lists)
     if splits == "auto" and set(lists) == {"test"}:
         for key in keys:
@@ -224,7 +224,7 @@ def _assign(
 
 
 def _find_lists(root: Path, folders: Sequence[Path], word: str | None) -> dict[str, Path]:
-    """Return the lists in the root, the folders and their ``ImageSets`` by split; of several, those with ``word``."""
+    """Find the lists in the root, the folders and their ``ImageSets`` by split; of several, those with ``word``."""
     places = [inside for folder in dict.fromkeys((root, *folders)) for inside in (folder, folder / "ImageSets")]
     files = [path for place in places for path in sorted(place.glob("*.txt")) if _LIST_NAME.fullmatch(path.name)]
     if word is not None:
@@ -242,7 +242,7 @@ def _find_lists(root: Path, folders: Sequence[Path], word: str | None) -> dict[s
 
 
 def _find_black(pairs: Sequence[Pair], root: Path) -> dict[str, Path]:
-    """Return the photos, by key, whose map holds nothing; a map that cannot be read is a fault when it is asked for."""
+    """List the photos, by key, whose map is empty; an unreadable map is a fault on access."""
     black = {}
     for pair in tqdm(pairs, desc=f"list {root.name}", unit="map", disable=None if pairs else True):
         try:

@@ -1,4 +1,4 @@
-"""Objects with ranks of saliency: ASSR and IRSR as their authors publish them."""
+"""Reader of objects with saliency ranks: ASSR and IRSR as their authors publish them."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ SALIENT = 0.5  # an object of ASSR is salient above this value of rank_order, an
 
 @dataclass(frozen=True)
 class Ranked:
-    """One photo and where its objects and ranks are: in ``photo`` and ``ranks``, or in the levels of ``grey``.
+    """One photo with the source of its objects and ranks: ``photo`` and ``ranks``, or the levels of ``grey``.
 
     Attributes:
-        key: Its name in the data set.
-        image: Its file.
-        photo: It with its objects, for :func:`~maskgym.data.readers.coco.read_sample`, or None.
-        ranks: Of the objects, larger is more salient.
-        grey: The picture whose grey levels are the ranks, or None.
-        share: The share of the full level above which a level is an object.
+        key: Name in the data set.
+        image: File of the photo.
+        photo: The photo with its objects, for :func:`~maskgym.data.readers.coco.read_sample`, or None.
+        ranks: Ranks of the objects, larger is more salient.
+        grey: Image whose grey levels are the ranks, or None.
+        share: Share of the full level above which a level is an object.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Annotated:
-    """The salient objects of a photo: segmentations by their number in the file, and as many ranks."""
+    """Salient objects of a photo: segmentations by their number in the file, and one rank each."""
 
     segmentations: dict[int, Any]
     ranks: tuple[float, ...]
@@ -68,7 +68,7 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Part:
-    """Where the folders and files of one split are, if they are; IRSR has no orders and no list."""
+    """Paths of the folders and files of one split, if they exist; IRSR has no orders and no list."""
 
     home: Path
     name: str
@@ -81,12 +81,12 @@ class Part:
 
     @property
     def has_objects(self) -> bool:
-        """Whether there are files of objects and ranks."""
+        """Whether files of objects and ranks exist."""
         return self.objects.exists() or (self.orders is not None and self.orders.exists())
 
 
 class RankedObjects:
-    """Photos whose salient objects have ranks; one photo a sample.
+    """Photos whose salient objects have ranks; one photo per sample.
 
     Two layouts are understood:
 
@@ -103,7 +103,7 @@ class RankedObjects:
     IRSR's pickle is read as plain values only (`maskgym.data.readers.refcoco.read_pickle`).
 
     Args:
-        root: The data set's folder.
+        root: Folder of the data set.
         task: ``ranking``.
         split: ``train``, ``validation``, ``test``, or ``all``.
         source: ``objects``: the files of objects and ranks; ``grey``: the levels of ``gt``; ``auto``: ``objects`` where
@@ -112,18 +112,18 @@ class RankedObjects:
             :class:`~maskgym.data.readers.label_maps.LabelMaps` takes it.
         splits: ``auto``: by the folders; ``hash``: by the hash of the key; ``test``: all of it is test, and so on.
         exclude: Keys to leave out.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those photos out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those photos.
 
     Attributes:
         keys: The key of each sample: the name of the split's folder, ``/`` and the photo's name without suffix.
         splits: The split of each sample.
-        shown: The ``task`` given; ``task`` itself is ``sis``, as the masks are instances.
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: photos on no list, and those without a salient object.
+        shown: The given ``task``; ``task`` itself is ``sis``, because the masks are instances.
+        faults: Faults found in listing, one line each.
+        notes: Photos left out without a fault: those on no list, and those without a salient object.
 
     Raises:
-        UserError: If an argument cannot be used, the root has neither layout, or the split is empty.
-        DataFault: If strict and a file that another one names is absent, is no JSON or no plain pickle, or states
+        UserError: If an argument is invalid, the root has neither layout, or the split is empty.
+        DataFault: If strict and a file that another one names is absent, is not JSON or not a plain pickle, or states
             more or fewer ranks than objects.
     """
 
@@ -164,7 +164,7 @@ class RankedObjects:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one photo, uint8 (H, W, 3), with its objects, bool (n, H, W), and their ranks, float (n,).
+        """Read one photo, uint8 (H, W, 3), with its objects, bool (n, H, W), and their ranks, float (n,).
 
         Raises:
             DataFault: If a file cannot be decoded, sizes differ, a segmentation cannot be read or covers no pixel, or a
@@ -183,7 +183,7 @@ class RankedObjects:
 
 
 def _find_parts(root: Path) -> list[Part]:
-    """Return the splits of a data set in order of name.
+    """List the splits of a data set in order of name.
 
     Raises:
         UserError: If there is none.
@@ -213,7 +213,7 @@ def _split_folders(folder: Path) -> list[Path]:
 
 
 def _list_part(part: Part, source: str, faults: list[str], notes: list[str]) -> list[Ranked]:
-    """Return the photos of one split; add to ``faults`` what is wrong with others, and to ``notes`` what is not."""
+    """List the photos of one split; record photos that are left out in ``faults`` or, without a fault, in ``notes``."""
     if source == "grey" or (source == "auto" and not part.has_objects):
         return _list_greys(part, faults, notes)
     photos = list_pictures(part.home, part.images, faults)
@@ -226,7 +226,7 @@ def _list_part(part: Part, source: str, faults: list[str], notes: list[str]) -> 
 
 
 def _ranked(part: Part, name: str, image: Path, record: Annotated) -> Ranked:
-    """Return one photo with its objects in the form of COCO's annotations."""
+    """Build one photo with its objects as COCO annotations."""
     key = f"{part.name}/{name}"
     instances = tuple({"id": number, "segmentation": value} for number, value in record.segmentations.items())
     return Ranked(key, image, Photo(key, image, None, instances, (), part.objects, {}), record.ranks)
@@ -244,7 +244,7 @@ def _list_greys(part: Part, faults: list[str], notes: list[str]) -> list[Ranked]
 
 
 def _read_names(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> list[str]:
-    """Return the names of the photos that count: those on the split's list where there is one, in its order."""
+    """List the names of the photos to use: those on the split's list, if it exists, in its order."""
     if part.listed is None or not part.listed.is_file():
         return sorted(photos)
     lines = part.listed.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -255,7 +255,7 @@ def _read_names(part: Part, photos: Mapping[str, Path], faults: list[str], notes
 
 
 def _read_assr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
-    """Return the salient objects of each photo that has them and an order of as many."""
+    """Read the salient objects of each photo whose order has one rank per object."""
     assert part.orders is not None
     objects = _read_objects(part.objects, faults)
     if objects is None:
@@ -282,7 +282,7 @@ def _read_assr(part: Part, photos: Mapping[str, Path], faults: list[str], notes:
 
 
 def _read_objects(path: Path, faults: list[str]) -> dict[str, list[Any]] | None:
-    """Return the segmentations of each photo in the order of the file; None if that is at fault as a whole."""
+    """Read the segmentations of each photo in the order of the file; None if the whole file is faulty."""
     try:
         records = read_json(path)
     except DataFault as error:
@@ -313,7 +313,7 @@ def _read_order(path: Path) -> list[float]:
 
 
 def _read_irsr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
-    """Return the objects of each photo in the pickle, all of which are salient."""
+    """Read the objects of each photo in the pickle; all are salient."""
     try:
         records = read_pickle(part.objects)
     except DataFault as error:
@@ -346,20 +346,20 @@ def _read_irsr(part: Part, photos: Mapping[str, Path], faults: list[str], notes:
 
 
 def _segmentations(records: Any) -> list[Any] | None:
-    """Return the segmentation of each object, or None where something else is found."""
+    """Read the segmentation of each object; None if the format is wrong."""
     if not isinstance(records, list) or not all(isinstance(r, dict) and "segmentation" in r for r in records):
         return None
     return [record["segmentation"] for record in records]
 
 
 def _numbers(values: Any) -> list[float] | None:
-    """Return finite numbers, or None where something else is found."""
+    """Read finite numbers; None if a value is not a finite number."""
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in values):
         return None
     return [float(value) for value in values]
 
 
 def _stem(name: str) -> str:
-    """Return a file's name without folders and suffix; a name without suffix may hold dots."""
+    """Strip folders and suffix from a file's name; a name without suffix may hold dots."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.stem if path.suffix.lower() in SUFFIXES else path.name

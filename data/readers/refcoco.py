@@ -1,4 +1,4 @@
-"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as their authors publish them."""
+"""Reader of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as their authors publish them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maskgym.data.readers.coco import Photo, read_coco, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
-VERSIONS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # with whose splits papers report on
+VERSIONS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # each with the splits that papers use
 SPLITS_BY = ("unc", "umd", "google")
 _SPLITS = {"train": "train", "val": "validation", "test": "test", "testA": "test", "testB": "test"}
 _PHOTOS = ("images/mscoco/images/train2014", "mscoco/images/train2014", "images/train2014", "train2014")
@@ -34,39 +34,39 @@ _DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError,
 
 
 class RefCOCO:
-    """Sentences that each mean one object of a COCO photo; one sentence a sample, as most evaluations count.
+    """Sentences that each refer to one object of a COCO photo; one sentence per sample, as in most evaluations.
 
-    The sentence is ``need``, its object the one mask. Photos lie in COCO's ``train2014`` and are named by
-    ``instances.json``; the name that an expression's record states is of a crop, and ignored.
+    The sentence is ``need``, and its object is the only mask. Photos lie in COCO's ``train2014`` and are named by
+    ``instances.json``; the name in an expression's record denotes a crop and is ignored.
 
-    ``refs(unc).p`` and the like are pickles of Python 2. Only lists, dictionaries, texts and numbers are read: a file
-    that asks for anything else is refused before anything in it is run.
+    Files such as ``refs(unc).p`` are Python 2 pickles. Only lists, dictionaries, texts and numbers are read: a file
+    that requests anything else is refused before any of it is executed.
 
     Args:
-        root: The folder that holds ``refcoco``, ``refcoco+`` and ``refcocog``, or one of these.
+        root: Folder that holds ``refcoco``, ``refcoco+`` and ``refcocog``, or one of these.
         task: ``need``.
         split: ``train``, ``validation``, ``test``, or ``all``.
         version: ``refcoco``, ``refcoco+`` or ``refcocog``.
-        split_by: Whose splits: ``unc``, ``umd`` or ``google``; None for those that papers use: ``unc``, of
-            ``refcocog`` ``umd``.
-        partition: Of the test split ``testA`` (people), ``testB`` (other things) or ``both``.
-        images: Folder of the photos, or one around their ``train2014``, under the root or anywhere; when None looked
-            for in and beside the root.
+        split_by: Author of the splits: ``unc``, ``umd`` or ``google``; None selects those that papers use: ``umd``
+            for ``refcocog``, else ``unc``.
+        partition: Part of the test split: ``testA`` (people), ``testB`` (other things) or ``both``.
+        images: Folder of the photos, or the parent of their ``train2014``, under the root or anywhere; None searches
+            in and beside the root.
         splits: ``auto``: as the records state; ``hash``: by the hash of the photo's name; ``test``: all of it is test,
             and so on.
         exclude: Photos to leave out, such as ``COCO_train2014_000000581857``.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those sentences out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips the sentences.
 
     Attributes:
         keys: The key of each sample: the photo's name without suffix, ``#`` and the sentence's number.
         splits: The split of each sample.
-        faults: What listing found wrong, one line each.
-        notes: Nothing: what listing leaves out without a fault.
+        faults: Faults found in listing, one line each.
+        notes: Always empty, because nothing is left out without a fault.
 
     Raises:
-        UserError: If an argument cannot be used, or the split is empty.
-        DataFault: If strict and a file is absent or not what it should be, a record lacks a field or names an
-            annotation that there is not, or a photo has no file.
+        UserError: If an argument is invalid, or the split is empty.
+        DataFault: If strict and a file is absent or malformed, a record lacks a field or names a missing
+            annotation, or a photo has no file.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RefCOCO:
         strict: bool = True,
     ) -> None:
         self.root = check_root("expressions", root, task, ("need",), split)
-        self.task, self.split = "sod", split  # one region an image is read as ``sod``
+        self.task, self.split = "sod", split  # one region per image is read as ``sod``
         home, refs_path = _find_files(self.root, version, split_by)
         if partition not in ("both", "testA", "testB"):
             raise UserError(f"data.partition={partition}: expected testA, testB or both")
@@ -109,7 +109,7 @@ class RefCOCO:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the photo, uint8 (H, W, 3), the mask of the object meant, bool (1, H, W), and the sentence as need.
+        """Read the photo, uint8 (H, W, 3), the mask of the referred object, bool (1, H, W), and the sentence as need.
 
         Raises:
             DataFault: If the photo cannot be decoded or has another size than the JSON says, or the segmentation
@@ -119,10 +119,10 @@ class RefCOCO:
 
 
 def read_pickle(path: Path) -> Any:
-    """Return what a pickle of lists, dictionaries, texts and numbers holds; texts of Python 2 are read as Latin-1.
+    """Read a pickle of lists, dictionaries, texts and numbers; Python 2 texts are read as Latin-1.
 
     Raises:
-        DataFault: If it cannot be read, is damaged, or asks for anything else, which is not run.
+        DataFault: If it cannot be read, is damaged, or requests anything else, which is not executed.
     """
     try:
         content = path.read_bytes()
@@ -135,15 +135,15 @@ def read_pickle(path: Path) -> Any:
 
 
 def _check_numbers(content: bytes) -> None:
-    """Raise a ValueError if a pickle keeps a value under a number beyond its size: Python would make room for that."""
-    as_ascii = _BEYOND_ASCII.sub(rb"\\x4", content)  # genops reads no other texts of Python 2; lengths stay
+    """Raise a ValueError if a memo index exceeds the pickle's size, because Python would allocate memory for it."""
+    as_ascii = _BEYOND_ASCII.sub(rb"\\x4", content)  # genops reads only ASCII texts of Python 2; lengths stay
     for operation, number, _ in pickletools.genops(as_ascii):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > len(content):
             raise ValueError(f"it keeps a value under the number {number}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes no object of a class and calls no function: a pickle can do neither without asking for it by name."""
+    """Unpickler that refuses every name, so that a pickle can neither build objects of a class nor call functions."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -153,7 +153,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _find_files(root: Path, version: str, split_by: str | None) -> tuple[Path, Path]:
-    """Return the folder of a version and its file of expressions."""
+    """Find the folder of a version and its file of expressions."""
     if version not in VERSIONS:
         raise UserError(f"data.version={version}: expected one of {', '.join(VERSIONS)}")
     by = VERSIONS[version] if split_by is None else split_by
@@ -169,7 +169,7 @@ def _find_files(root: Path, version: str, split_by: str | None) -> tuple[Path, P
 
 
 def _find_photos(root: Path, images: str | None, faults: list[str]) -> Path | None:
-    """Return the folder of the photos; None if it is behind a link that was not asked for, which is a fault."""
+    """Find the folder of the photos; None, with a fault, if it is behind a link that was not requested."""
     if images is not None:
         given = root / images
         if not given.is_dir():
@@ -190,7 +190,7 @@ def _find_photos(root: Path, images: str | None, faults: list[str]) -> Path | No
 def _list_sentences(
     instances: Path, expressions: Path, folder: Path, faults: list[str]
 ) -> tuple[list[Photo], list[str]]:
-    """Return a photo with its one annotation for each sentence, and the split that the sentence's record states."""
+    """List, for each sentence, the photo with its one annotation and the split in the sentence's record."""
     records, annotations, categories = read_coco(instances, faults)
     images = {record["id"]: record for record in records}
     by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
@@ -217,7 +217,7 @@ def _list_sentences(
 
 
 def _read_expressions(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the usable records with their places; add to ``faults`` what is wrong with the others."""
+    """Yield the usable records with their positions; add the faults of the others to ``faults``."""
     try:
         records = read_pickle(path)
     except DataFault as error:
@@ -248,7 +248,7 @@ def _is_sentence(value: Any) -> bool:
 
 
 def _find_photo(folder: Path, there: Mapping[str, str], source: Path, file_name: str, faults: list[str]) -> Path | None:
-    """Return the file of a photo, of which ``there`` holds the names by what they are without case."""
+    """Find the file of a photo; ``there`` maps case-folded names to names."""
     path = folder / PurePosixPath(file_name.replace("\\", "/")).name
     twin = there.get(path.name.casefold())
     fault = link_fault(folder, path) if path.is_symlink() else None

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation: one class of a photo, or all its objects."""
+"""Reader of PASCAL VOC 2012 segmentation: one class of a photo, or all its objects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one photo; ``objects`` is None where none are asked for."""
+    """Files of one photo; ``objects`` is None if objects are not requested."""
 
     image: Path
     classes: Path
@@ -69,29 +69,29 @@ class VOC:
     255, the borders of objects and what annotators left open, are ``void``.
 
     The test photos have no public masks. So ``test`` is ``val.txt``, the photos that papers report on, and
-    ``validation`` is ``val.txt`` too: choose nothing by it that a test is to judge. With ``all``
+    ``validation`` is ``val.txt`` too: select nothing on it that the test is to evaluate. With ``all``
     these photos count as ``validation``.
 
     Args:
-        root: The folder ``VOC2012``, ``VOCdevkit`` around it, or the folder around that.
+        root: Folder ``VOC2012``, ``VOCdevkit`` around it, or the folder around that.
         task: ``semantic`` or ``sis``.
         split: ``train``, ``validation``, ``test``, or ``all``.
         splits: ``auto``: by the lists in ``ImageSets/Segmentation``; ``hash``: their photos by the hash of the name;
             ``test``: all of them are the test split, and so on.
         exclude: Names of photos to leave out, such as ``2007_000033``.
-        strict: Raise on what listing finds; False keeps it in ``faults`` and leaves those photos out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those photos.
 
     Attributes:
         keys: The key of each sample: ``2007_000033/aeroplane``, or ``2007_000033``.
         splits: The split of each sample.
-        shown: The ``task`` given; ``task`` itself is ``sod`` for ``semantic``, as there is one region an image.
-        faults: What listing found wrong, one line each.
-        notes: What listing leaves out without a fault: photos without a class.
+        shown: The given ``task``; ``task`` itself is ``sod`` for ``semantic``, because each image has one region.
+        faults: Faults found in listing, one line each.
+        notes: Photos left out without a fault because they show no class.
 
     Raises:
-        UserError: If an argument cannot be used, the root is none of these folders, or the split is empty.
+        UserError: If an argument is invalid, the root is none of these folders, or the split is empty.
         DataFault: If strict and a list or a listed file is absent, a photo is on both lists, or (``semantic``) a class
-            picture cannot be decoded, has no palette, or holds an index that is no class.
+            picture cannot be decoded, has no palette, or holds an index that is not a class.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class VOC:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one photo, uint8 (H, W, 3), with bool (1, H, W) of a class or (n, H, W) of its objects in order.
+        """Read one photo, uint8 (H, W, 3), with bool (1, H, W) of a class or (n, H, W) of its objects in order.
 
         Raises:
             DataFault: If a file cannot be decoded, sizes differ, an annotation has no palette or holds an index that is
-                no class, or an object has no class under it.
+                not a class, or an object has no class under it.
         """
         name, files, number = self._samples[index]
         if files.objects is None:
@@ -153,7 +153,7 @@ class VOC:
 
 
 def read_classes(path: Path) -> np.ndarray:
-    """Return a class picture as int32 (H, W): 0 background, 1 to 20 the classes, 255 void.
+    """Read a class picture as int32 (H, W): 0 background, 1 to 20 the classes, 255 void.
 
     Raises:
         DataFault: If it cannot be decoded, has no palette, or holds another index.
@@ -166,7 +166,7 @@ def read_classes(path: Path) -> np.ndarray:
 
 
 def _find_home(root: Path) -> Path:
-    """Return the folder that holds ``JPEGImages`` and the rest."""
+    """Find the folder that holds ``JPEGImages`` and the rest."""
     for home in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (home / _FOLDERS[0]).is_dir() and (home / "ImageSets").is_dir():
             return home
@@ -174,7 +174,7 @@ def _find_home(root: Path) -> Path:
 
 
 def _read_lists(home: Path, faults: list[str]) -> dict[str, str]:
-    """Return the names on the two lists in their order, each with ``train`` or ``validation``."""
+    """Read the names on the two lists in their order, each with ``train`` or ``validation``."""
     listed: dict[str, str] = {}
     for split in _LISTS:
         path = _list_of(home, split)
@@ -195,7 +195,7 @@ def _list_of(home: Path, split: str) -> Path:
 
 
 def _find_files(home: Path, listed: Mapping[str, str], objects: bool, faults: list[str]) -> dict[str, Files]:
-    """Return the files of each name that has them all; add to ``faults`` what is absent."""
+    """Find the files of each name that has them all; add absent files to ``faults``."""
     folders = [home / name for name in (_FOLDERS if objects else _FOLDERS[:2])]
     found = [list_pictures(home, folder, faults) for folder in folders]
     files = {}
@@ -211,13 +211,13 @@ def _find_files(home: Path, listed: Mapping[str, str], objects: bool, faults: li
 
 
 def _by_list(photos: Iterable[str], listed: Mapping[str, str], split: str) -> dict[str, str | None]:
-    """Return the split of each photo, where ``val.txt`` is ``test`` if that is asked for, and else ``validation``."""
+    """Assign a split to each photo; ``val.txt`` is ``test`` if that is requested, else ``validation``."""
     held_out = "test" if split == "test" else "validation"
     return {name: "train" if listed[name] == "train" else held_out for name in photos}
 
 
 def _list_classes(photos: Mapping[str, Files], faults: list[str]) -> dict[str, list[int]]:
-    """Return the indices of the classes in each photo; one whose picture is at fault is not among them."""
+    """List the class indices in each photo, without photos whose class picture is faulty."""
     found = {}
     for name, files in tqdm(photos.items(), desc="list VOC", unit="photo", disable=None if photos else True):
         try:
@@ -230,12 +230,12 @@ def _list_classes(photos: Mapping[str, Files], faults: list[str]) -> dict[str, l
 
 
 def _count(classes: np.ndarray) -> np.ndarray:
-    """Return how many pixels each class has, int (20,)."""
+    """Count the pixels of each class, int (20,)."""
     return np.bincount(classes.ravel(), minlength=VOID + 1)[1 : len(CLASSES) + 1]
 
 
 def _read(image_path: Path, *annotations: Path) -> list[np.ndarray]:
-    """Return the photo, the class picture and, where asked for, the object picture, all of one size."""
+    """Read the photo, the class picture and, if requested, the object picture, all of one size."""
     readings = [partial(read_image, image_path), partial(read_classes, annotations[0])]
     image, *labels = read_all([*readings, *(partial(read_labels, path, palette=True) for path in annotations[1:])])
     for path, picture in zip(annotations, labels, strict=True):
@@ -244,7 +244,7 @@ def _read(image_path: Path, *annotations: Path) -> list[np.ndarray]:
 
 
 def _class_under(mask: np.ndarray, classes: np.ndarray) -> str | None:
-    """Return the name of the class that most of a mask's pixels have; None if none has any."""
+    """Find the most frequent class of a mask's pixels; None if no pixel has a class."""
     counts = _count(classes[mask])
     return CLASSES[int(counts.argmax())] if counts.any() else None
 
