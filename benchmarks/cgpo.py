@@ -1,4 +1,4 @@
-"""Time and memory of a CGPO step: against TRL's GRPOTrainer, and against the least such a step can cost.
+"""Measure time and memory of a CGPO step against TRL's GRPOTrainer and against a minimal training loop.
 
     python benchmarks/cgpo.py                                    # about four minutes on one core
     python benchmarks/cgpo.py --device cuda --model 7b-random --methods cgpo grpo grpo_no_kl dr_grpo dapo gspo
@@ -8,8 +8,8 @@ Every method trains the same model on the same prompts with the same reward; ans
 does not depend on what is sampled. Each measurement is a process of its own: two warm-up steps, then the timed ones.
 Rounds alternate between the methods, and the medians over all steps are compared.
 
-- *cgpo*: ``CGPOTrainer``, one answer a prompt; policy updates only (supervised steps generate nothing and cost less).
-- *grpo*: ``GRPOTrainer``, eight answers a prompt, ``beta=0.04``; all answers in one forward pass.
+- *cgpo*: ``CGPOTrainer``, one answer per prompt; policy updates only (supervised steps generate nothing and cost less).
+- *grpo*: ``GRPOTrainer``, eight answers per prompt, ``beta=0.04``; all answers in one forward pass.
 - *grpo_passes*: the same, in eight passes of CGPO's batch (gradient accumulation): what a user short of memory does.
 - *grpo_no_kl*: *grpo* with ``beta=0``.
 - *dr_grpo*, *dapo*, *gspo*, *rloo*, *spo*: our agents' trainers with their defaults; *spo* answers once, as CGPO.
@@ -55,7 +55,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, and on how much of it."""
+    """Model and batch sizes of a measurement."""
 
     text: dict[str, Any]
     vision: dict[str, Any]
@@ -177,7 +177,7 @@ def build_policy(shape: Shape, folder: str, device: str) -> tuple[Any, Any]:
 
 
 def build_rows(shape: Shape) -> Any:
-    """Return one batch of prompts, each with an image of noise."""
+    """Build one batch of prompts, each with a noise image."""
     import numpy as np
     from datasets import Dataset
     from PIL import Image
@@ -196,13 +196,13 @@ def build_rows(shape: Shape) -> Any:
 
 
 def reward(completions: list[Any], **_: Any) -> list[float]:
-    """Return the share of an answer's words with an even number: cheap, and never the same for all."""
+    """Compute the share of an answer's words with an even number, a cheap reward that varies."""
     texts = [completion[0]["content"].split() for completion in completions]
     return [sum(word[-1] in "02468" for word in words) / max(len(words), 1) for words in texts]
 
 
 def lora(shape: Shape) -> Any:
-    """Return the adapter's settings, on the language part only, or None."""
+    """Return the LoRA settings for the language part, or None."""
     from peft import LoraConfig
 
     if shape.lora_rank is None:
@@ -211,14 +211,14 @@ def lora(shape: Shape) -> Any:
 
 
 class Meter:
-    """Seconds of each step, and the peak of memory above the level before the first."""
+    """Meter of the seconds per step and of the peak memory above the level before the first step."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
         self.seconds: list[float] = []
 
     def start_memory(self) -> None:
-        """Take the present level as zero, and forget earlier peaks."""
+        """Set the present level as the baseline and reset the peak."""
         if self.cuda:
             import torch
 
@@ -259,7 +259,7 @@ class Meter:
 
 
 def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int, meter: Meter) -> None:
-    """Train by TRL or by CGPO, one epoch of one step after another, so that reading the rows is timed too."""
+    """Train by TRL or by CGPO in epochs of one step, so that the time includes reading the rows."""
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -322,7 +322,7 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
 
 
 def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) -> None:
-    """Train by the plainest loop that does each part of a CGPO step once."""
+    """Train by a minimal loop that does each part of a CGPO step once."""
     import torch
     from peft import get_peft_model
 
@@ -400,7 +400,7 @@ def measure_apart(method: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def report(results: dict[str, dict[str, list[float]]]) -> str:
-    """Return the table of medians and the ratios that are asked for."""
+    """Format the table of medians and the ratios."""
     medians = {
         method: (statistics.median(values["seconds"]), statistics.median(values["peak"]))
         for method, values in results.items()

@@ -3,9 +3,9 @@
     python benchmarks/evaluation.py [--root DIR] [--rounds 3] [--large 50] [--small 500]
 
 Pairs of 352 x 352 and of 1024 x 1024 pixels are made of the masks of photographs (``DIR/masks``, as of
-``../shared/data/real_sod``; else of ellipses): each prediction is its mask, smoothed, moved and noisy. Both sides read
-the same PNGs; the time of decoding alone is shown apart, and taken off what the ratios compare. Each side runs in a
-process of its own, in turn, and tells its peak of memory. Scores have to agree to 1e-6.
+``../shared/data/real_sod``; else of ellipses): each prediction is its mask, smoothed, shifted and noisy. Both sides
+read the same PNGs. The ratios exclude the decoding time, which has its own row. The sides run in turn, each in its own
+process, and report their peak memory. Scores must agree to 1e-6.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = {  # what is measured together
 
 
 def make_pairs(folder: Path, masks: list[Path], size: int, count: int) -> None:
-    """Write so many predictions and masks."""
+    """Write ``count`` predictions and masks."""
     for name in ("pred", "gt"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -53,12 +53,12 @@ def make_pairs(folder: Path, masks: list[Path], size: int, count: int) -> None:
 
 
 def read(folder: Path, name: str) -> np.ndarray:
-    """Return a picture's grey levels."""
+    """Read a picture's grey levels."""
     return np.asarray(Image.open(folder / name).convert("L"))
 
 
 def ours(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:
-    """Return the scores as the command computes them."""
+    """Compute the scores as the command does."""
     from maskgym.experiments.evaluation import predictions, presets, scoring
 
     pairs = [predictions.Pair(name, folder / "pred" / name, folder / "gt" / name) for name in names]
@@ -66,7 +66,7 @@ def ours(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, f
 
 
 def theirs(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:
-    """Return the scores as PySODMetrics computes them."""
+    """Compute the scores by PySODMetrics."""
     import py_sod_metrics as library
 
     with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def theirs(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str,
 
 
 def decoding(folder: Path, names: list[str], wanted: tuple[str, ...]) -> dict[str, float]:
-    """Decode and do nothing."""
+    """Decode the files without scoring."""
     for name in names:
         read(folder / "pred", name), read(folder / "gt", name)
     return {}
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def row(pairs: str, part: str, rounds: list[dict[str, dict]]) -> str:
-    """Return a row of the table; times are CPU time, so that other programs count for little."""
+    """Format a row of the table; CPU times exclude other programs."""
     decode, slow, fast = (statistics.median(r[side]["cpu"] for r in rounds) for side in ("decoding", "theirs", "ours"))
     ratios = sorted(
         (r["theirs"]["cpu"] - r["decoding"]["cpu"]) / (r["ours"]["cpu"] - r["decoding"]["cpu"]) for r in rounds

@@ -1,10 +1,9 @@
-"""What runs survive: real runs on Ray, of one to two minutes, met by a fault at a random moment.
+"""Test fault tolerance: Ray runs of one to two minutes, each hit by a fault at a random moment.
 
     python benchmarks/faults.py --tries 10 driver worker      # two to four minutes a try on two cores
 
-A run that goes on by itself, or that ``resume`` continues, has survived if it ends with the losses of the run that
-nothing happened to, to 1e-5. Where an actor scores, sums depend on what it was asked together, and the run has only to
-end.
+A run survives if it continues by itself or by ``resume`` and its losses equal those of the undisturbed run to 1e-5.
+With reward actors, sums depend on the batching of requests, so the run only has to end.
 
 - *driver*: the command is killed (kill -9), and resumed.
 - *worker*: a worker is killed (kill -9).
@@ -48,14 +47,14 @@ DISK = "size=256m"
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to which run.
+    """A fault and the run that it hits.
 
     Attributes:
         run: Arguments of `run.py`.
-        victim: What the name of the process begins with that is killed; empty for the command itself.
-        signal: What it is sent.
-        status: With which the command ends; resumed if not 0.
-        same: Whether the losses have to be those of the run that nothing happened to.
+        victim: Prefix of the name of the process to kill; empty for the command itself.
+        signal: Signal that the victim receives.
+        status: Exit status of the command; the run is resumed if it is not 0.
+        same: Whether the losses must equal those of the undisturbed run.
     """
 
     run: tuple[str, ...] = (*NEEDS, RAY)
@@ -89,7 +88,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Return how the command ended, and its last words."""
+    """Wait for the command; return its status and last output."""
     try:
         error = process.communicate(timeout=PATIENCE_S)[1]
     except subprocess.TimeoutExpired:
@@ -99,7 +98,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def process_of(pid: int, name: str) -> int | None:
-    """Return the number of a process below another one by what its name begins with, or None."""
+    """Find a child process by the prefix of its name; return its id or None."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
     family = {pid}
@@ -110,20 +109,20 @@ def process_of(pid: int, name: str) -> int | None:
 
 
 def losses(folder: Path) -> list[float]:
-    """Return the losses of a run, those that it wrote so far."""
+    """Read the losses that a run has written so far."""
     file = folder / run_folder.METRICS
     rows = run_folder.read_metrics(file) if file.exists() else []
     return [row.get("train/loss", row.get("loss")) for row in rows if "train/loss" in row or "loss" in row]
 
 
 def once(fault: Fault, folder: Path, expected: list[float], moment: float) -> str:
-    """Have a run meet a fault; return what went wrong, nothing if it survived.
+    """Run once with a fault; return the failure, empty if the run survived.
 
     Args:
-        fault: What happens.
-        folder: Of the run; on a small file system where the disk is to be full.
-        expected: Losses of the run that nothing happened to.
-        moment: When, as a share of its updates.
+        fault: The fault.
+        folder: Folder of the run; on a small file system where the disk is to be full.
+        expected: Losses of the undisturbed run.
+        moment: Moment of the fault, as a share of the updates.
     """
     process = start(*fault.run, f"out={folder}")
     while len(losses(folder)) < max(1, moment * len(expected)):
@@ -158,7 +157,7 @@ def once(fault: Fault, folder: Path, expected: list[float], moment: float) -> st
 
 @contextlib.contextmanager
 def place(small: bool) -> Iterator[Path]:
-    """Make a folder for runs, on a file system of its own where it is to become full."""
+    """Make a folder for runs, on a small file system if ``small``."""
     with tempfile.TemporaryDirectory() as folder:
         if small:
             subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", folder], check=True)

@@ -6,13 +6,13 @@ Parameters are counted on models of the published sizes that hold no weights. Wh
 
 - bfloat16 weights and gradients; AdamW's two moments in the weights' type; the vision encoder frozen. Adapters of rank
   16 are float32, as PEFT makes them, and the weights below them have neither gradients nor moments.
-- CGPO keeps a second pair of moments for its supervised steps, has one answer a prompt and no reference
+- CGPO keeps a second pair of moments for its supervised steps, has one answer per prompt and no reference
   model. GRPO answers eight times, and without adapters keeps a copy of the weights for its KL term.
 - 8 prompts of one square image and 100 tokens of text, answers of 256 tokens, one forward pass for CGPO's 8 answers,
   and for as many of GRPO's 64 at a time (``algo.micro_batch_size=8``); the cache of keys and values is for all of them.
 - Gradient checkpointing: a layer's input is kept, and one layer at a time is computed again: its input projections,
   attention and feed-forward activations. Logits of answers, twice in float32: themselves and their gradient.
-- FSDP deals weights, gradients and moments out among N workers, and gathers a layer at a time; the rest stays.
+- FSDP shards weights, gradients and moments over N workers and gathers one layer at a time.
 - EVF-SAM in half precision beside it, 2.6 GB, unless actors hold it (``scale.reward_actors``). The CUDA context, about
   half a GiB, and what the allocator wastes, come on top.
 """
@@ -41,7 +41,7 @@ SEGMENTER = 2.6e9
 
 @dataclass(frozen=True)
 class Model:
-    """What a model consists of.
+    """Parameter counts of a model.
 
     Attributes:
         text: Sizes of the language part.
@@ -57,7 +57,7 @@ class Model:
 
 
 def count(name: str) -> Model:
-    """Return a model's parameters, counted on the model without weights."""
+    """Count a model's parameters on the model without weights."""
     text, vision = MODELS[name]
     with torch.device("meta"):
         tied = text.get("tie_word_embeddings", False)
@@ -71,7 +71,7 @@ def count(name: str) -> Model:
 
 
 def states(model: Model, algorithm: str, lora: bool) -> float:
-    """Return bytes of weights, gradients and moments: what FSDP deals out."""
+    """Compute the bytes of weights, gradients and moments, which FSDP shards."""
     pairs = 2 if algorithm == "cgpo" else 1
     trained, size = (model.adapters, 4) if lora else (model.language, 2)
     learned = trained * size * (1 + 2 * pairs) + trained * size * lora  # adapters come on top of the weights
@@ -80,7 +80,7 @@ def states(model: Model, algorithm: str, lora: bool) -> float:
 
 
 def activations(model: Model, algorithm: str, image: int) -> float:
-    """Return bytes of what one update computes: the larger of generation and of the pass that learns."""
+    """Compute the activation bytes of one update: the maximum over generation and the training pass."""
     text = model.text
     hidden, layers = text["hidden_size"], text["num_hidden_layers"]
     head = hidden // text["num_attention_heads"]

@@ -3,8 +3,8 @@
     python benchmarks/metrics.py [--rounds 15]
 
 Both sides are timed in turn, many rounds, and each round gives one ratio, so that a busy machine slows both.
-PySODMetrics gets what it asks for (a float map and a bool truth, `normalize=False`), converted beforehand and not
-timed; only in IASM, where both sides are given bool instances, is the conversion part of the work.
+The inputs of PySODMetrics (a float map and a bool ground truth, `normalize=False`) are converted beforehand and not
+timed. In IASM both sides receive bool instances, so the conversion is timed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def reference_s_measure(prediction: np.ndarray, target: np.ndarray) -> float:
 
 
 def reference_iasm(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Score bool (m, H, W) against bool (n, H, W) as one would write it at first."""
+    """Score bool (m, H, W) against bool (n, H, W) by a straightforward loop."""
     table = np.array(
         [[np.logical_and(p, t).sum() / max(np.logical_or(p, t).sum(), 1) for t in targets] for p in predictions]
     )
@@ -52,7 +52,7 @@ def reference_iasm(predictions: np.ndarray, targets: np.ndarray) -> float:
 
 
 def time_once(function: Callable[[], float], calls: int) -> float:
-    """Return CPU seconds a call, over ``calls`` calls; CPU time, so that other programs count for little."""
+    """Measure the CPU seconds per call over ``calls`` calls; CPU time excludes other programs."""
     start = process_time()
     for _ in range(calls):
         function()

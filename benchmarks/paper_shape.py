@@ -3,7 +3,7 @@
 Run ``python benchmarks/paper_shape.py DIR``. It writes a randomly initialised Qwen2.5-VL of the 3B configuration
 (bfloat16, 7.5 GB; ``--layers`` cuts its depth) and an EVF-SAM of the official configuration (half precision, 2.6 GB) as
 the published ones are laid out, then calls the run by their paths: one CGPO update with LoRA, rank 16. Words are those
-of the embedded tokenizers; the embedding tables have the published number of rows. Random weights write no
+of the bundled tokenizers; the embedding tables have the published number of rows. Random weights write no
 well-formed answer, so the segmenter is also asked for one phrase by itself.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/parser.py
 
-Prints one row a kind of text and exits with status 1 if a ratio is above the limit.
+Prints one row per kind of text and exits with status 1 if a ratio is above the limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def in_blocks(content: str) -> str:
 
 
 def filled(unit: str, wrap: Callable[[str], str] = in_blocks) -> Callable[[int], str]:
-    """Return a function of a length that repeats a unit up to it."""
+    """Build a function that repeats a unit up to a given length."""
     return lambda length: wrap(unit * (length // len(unit)))
 
 
@@ -51,7 +51,7 @@ TEXTS: dict[str, Callable[[int], str]] = {
 
 
 def measure(text: str) -> float:
-    """Return the processor seconds that one text takes for the three tasks together."""
+    """Measure the CPU seconds to parse one text for all three tasks."""
     start = time.process_time()
     for task in TAGS:
         parse(text, task)

@@ -74,7 +74,7 @@ def play(env: Any, actions: np.ndarray) -> None:
 
 
 def floor(segmenter: Any, embeddings: torch.Tensor, actions: np.ndarray) -> None:
-    """Decode what the environment decodes: two points at the start of an episode, one more a step."""
+    """Decode what the environment decodes: two points at the start of an episode, one more per step."""
     count = actions.shape[1]
     points, labels = np.full((count, HORIZON + 2, 2), 8.0, np.float32), np.ones((count, HORIZON + 2), int)
     for step in range(len(actions)):
@@ -85,7 +85,7 @@ def floor(segmenter: Any, embeddings: torch.Tensor, actions: np.ndarray) -> None
 
 
 def scalar(segmenter: Any) -> Any:
-    """Return a scalar environment that has seen every sample."""
+    """Build a scalar environment with every sample encoded."""
     env = PointPromptEnv(**settings(segmenter))
     for index in range(SAMPLES):
         env.reset(options={"index": index})
@@ -93,13 +93,13 @@ def scalar(segmenter: Any) -> Any:
 
 
 def scalar_of_one_thread(segmenter: Any) -> Any:
-    """Return the same for a process of its own; with a thread a core in each, processes only wait for one another."""
+    """Build a scalar environment limited to one thread, so that processes do not compete for cores."""
     torch.set_num_threads(1)
     return scalar(segmenter)
 
 
 def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> dict[str, Callable[[np.ndarray], None]]:
-    """Return what is measured, by name, ready to step."""
+    """Build the environments to measure, by name."""
     native = gym.make_vec(
         "maskgym/PointPrompt-v0", num_envs=count, vectorization_mode="vector_entry_point", **settings(segmenter)
     )
@@ -126,7 +126,7 @@ def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> 
 
 
 def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: int) -> dict[str, float]:
-    """Return the seconds that one episode of all sub-environments takes, the median over alternating rounds."""
+    """Measure the seconds per episode of all sub-environments, the median over alternating rounds."""
     actions = np.random.default_rng(0).integers(64, size=(HORIZON, count))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -138,7 +138,7 @@ def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: i
 
 
 def memory(segmenter: Any, images: int = 512, bound: int = 16 * 2**20) -> str:
-    """Return what embeddings of scenes take, without a bound and with one."""
+    """Measure the memory of scene embeddings, without a bound and with one."""
     scenes, taken = data.make("scenes", task="sod", size=images), []
     for most in (2**40, bound):
         cache = EmbeddingCache(segmenter, most)

@@ -51,7 +51,7 @@ TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
 
 @ray.remote(num_cpus=1)
 class Player:
-    """Steps an environment with random clicks."""
+    """Player that steps an environment with random clicks."""
 
     def __init__(self) -> None:
         config = composition.compose(CLICKS)
@@ -60,18 +60,18 @@ class Player:
         self.play()
 
     def play(self) -> int:
-        """Return how many steps were taken, over all sub-environments."""
+        """Step the environment; return the number of steps over all sub-environments."""
         for _ in range(STEPS):
             self.env.step(self.env.action_space.sample())
         return STEPS * self.env.num_envs
 
 
 def rates(one: Callable[[int], Any], rounds: int) -> dict[int, float]:
-    """Return how much a second one and two processes do, medians over rounds that alternate.
+    """Measure the rates per second of one and two processes, as medians over alternating rounds.
 
     Args:
-        one: Called with the number of processes; returns what to wait for, counts of what each did.
-        rounds: Of each.
+        one: Function from the number of processes to Ray references of their counts.
+        rounds: Number of rounds per measurement.
     """
     found: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -97,7 +97,7 @@ def steps(rounds: int) -> None:
 
 
 def scores(rounds: int) -> None:
-    """Measure scores of actors, and what asking one costs."""
+    """Measure the scoring rate of actors and the overhead per request."""
     config = composition.compose([*TEXT, "scale=ray", "scale.reward_actors=2"])
     answers = rationales(config, 2 * ANSWERS * (2 * rounds + 1))
     taken = iter(range(0, len(answers), ANSWERS))
@@ -135,19 +135,19 @@ def scores(rounds: int) -> None:
 
 @ray.remote(num_cpus=0)
 def counted(scored: Any) -> int:
-    """Return how many answers were scored."""
+    """Count the scored answers."""
     return len(scored[0][0])
 
 
 def rationales(config: dict[str, Any], count: int) -> list[tuple[int, str]]:
-    """Return samples with the answers that describe them, each but once."""
+    """Build samples with their reference answers, each once."""
     env = run.make_env(config, "sis", "train", run.make_parts(config))
     base = env.unwrapped
     return [(index, base.dataset[index % base.num_samples].rationale) for index in range(min(count, base.num_samples))]
 
 
 def update_times() -> tuple[list[list[float]], int]:
-    """Return the seconds of one worker's updates of CGPO, by kind, and the bytes of its gradients."""
+    """Measure the seconds of one worker's updates of CGPO, by kind, and the bytes of its gradients."""
     config = composition.compose([*TEXT, f"algo.updates={UPDATES}", "evaluation.samples=1", "evaluation.pictures=0"])
     with tempfile.TemporaryDirectory() as folder:
         run.run(config, Path(folder))
@@ -162,7 +162,7 @@ def update_times() -> tuple[list[list[float]], int]:
 
 
 def guess(kinds: list[list[float]], gradients: int, bandwidth: float, latency: float) -> None:
-    """Print what N workers would do, from the times of one."""
+    """Estimate and print the throughput of N workers from the times of one."""
     rng, alone = np.random.default_rng(0), np.mean(np.concatenate(kinds))
     shown = " and ".join(f"{len(own)} of {np.mean(own):.2f} s (deviation {np.std(own):.2f})" for own in kinds)
     print(f"updates of one worker: {shown}, {gradients:,} bytes of gradients")

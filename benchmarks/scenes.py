@@ -1,8 +1,8 @@
-"""How hard scenes are: what colour-contrast saliency scores, beside nothing, everything and the truth.
+"""How hard scenes are: what colour-contrast saliency scores, beside empty masks, full masks and ground truth.
 
 Run ``python benchmarks/scenes.py``. The heuristic is the classic one: a pixel stands out as its colour lies far from
 the image's mean colour in CIELAB (Achanta et al., Frequency-tuned Salient Region Detection, CVPR 2009), cut at twice
-the map's mean, as there. The last row is the embedded segmenter on the true descriptions: what a policy can reach.
+the map's mean, as there. The last row is the bundled segmenter on the true descriptions: what a policy can reach.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def score(predictions: np.ndarray, truths: np.ndarray) -> tuple[float, float, float]:
-    """Return S-measure and IoU of the unions, and strict IASM, of bool (m, H, W) against bool (n, H, W)."""
+    """Compute S-measure and IoU of the unions, and strict IASM, of bool (m, H, W) against bool (n, H, W)."""
     union, truth = predictions.any(axis=0), truths.any(axis=0)
     return s_measure(union, truth), iou(union, truth), iasm(predictions, truths)
 

@@ -50,7 +50,7 @@ def text_tower(folder: Path, tokenizer: Any) -> Path:
 
 
 def clipseg(tokenizer: Any, tiny: bool, device: str) -> tuple[Callable[[torch.Tensor, list[str]], Any], int]:
-    """Return what answers images (B, 3, S, S) and needs with CLIPSeg, and how many parameters it has."""
+    """Build a function that answers images (B, 3, S, S) and needs with CLIPSeg, and how many parameters it has."""
     config = CLIPSegConfig()
     if tiny:
         text, vision = {**TINY, "projection_dim": 32}, {**TINY, "projection_dim": 32, "patch_size": 16}
@@ -68,7 +68,7 @@ def clipseg(tokenizer: Any, tiny: bool, device: str) -> tuple[Callable[[torch.Te
 
 
 def usersal(name: str, given: argparse.Namespace, folder: Path) -> Any:
-    """Return a policy of random weights."""
+    """Build a policy with random weights."""
     backbone = {"name": "vst_tiny", "pretrained": False} if given.tiny else {"name": "vst", "image_size": given.size}
     encoder = {"name": "clip_tiny"} if given.tiny else {"name": "clip", "checkpoint": str(folder)}
     own = {"siamese": given.siamese} if name == "usersal_plus" else {}
@@ -85,7 +85,7 @@ def count(module: torch.nn.Module) -> int:
 def seconds(
     runs: dict[str, Callable[[], Any]], rounds: int, repeats: int, wait: Callable[[], None]
 ) -> dict[str, float]:
-    """Return the seconds that a call takes, the median over alternating rounds; the first round warms up."""
+    """Measure the seconds per call, the median over alternating rounds; the first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():

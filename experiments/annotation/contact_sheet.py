@@ -21,12 +21,12 @@ def draw(
     """Draw samples of a data set, spread evenly over it; return how many.
 
     Args:
-        name: Of a reader or a published set.
+        name: Name of a reader or a published data set.
         root: The data set's folder.
         out: The picture to write, a PNG.
-        task: As the reader takes it; None for the reader's default.
+        task: Task argument of the reader; None for the reader's default.
         split: ``train``, ``validation``, ``test`` or ``all``.
-        samples: At most so many.
+        samples: Largest number of samples.
         **arguments: Other arguments of the reader.
 
     Raises:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Written:
-    """What came of one sample.
+    """Outcome of one sample.
 
     Attributes:
         accepted: Whether the row is one to imitate.
@@ -79,10 +79,10 @@ class Author:
     """Has a model write the rationale of a sample, and sees that it is worth imitating.
 
     Args:
-        env: Of the task: its segmenter and its reward, the correctness, judge the descriptions.
-        asker: Of the model.
-        attempts: Answers a sample, at most.
-        threshold: Least correctness.
+        env: Environment of the task: its segmenter and its reward, the correctness, judge the descriptions.
+        asker: Asker of the model.
+        attempts: Largest number of answers per sample.
+        threshold: Minimum correctness.
         largest: Longest side of the pictures, pixels.
     """
 
@@ -95,8 +95,8 @@ class Author:
         """Return the first answer that passes, or why none did.
 
         Args:
-            sample: Of the task.
-            start: How many answers to leave aside, which were of no use.
+            sample: Sample of the task.
+            start: Number of stored answers to skip as unusable.
 
         Raises:
             Unreachable: If no answer came.
@@ -171,7 +171,7 @@ class Rows:
     """A file of JSON Lines by key; lines are appended whole and seen on the disk, the last one of a key counts.
 
     Args:
-        file: Where it lies; a line that a crash cut off is taken away.
+        file: Path of the file; a line that a crash cut off is taken away.
 
     Raises:
         UserError: If a whole line is no row.
@@ -212,8 +212,8 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
 
     Args:
         folder: An existing folder.
-        dataset: Of the author's task.
-        author: Of the rationales.
+        dataset: Data set of the author's task.
+        author: Author of the rationales.
         jobs: Samples at a time.
         retry: Ask about rejected samples once more.
 
@@ -262,12 +262,12 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
 
 
 def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None) -> dict[str, Any]:
-    """Return how many rationales there are and what they cost.
+    """Count the rationales and compute their cost.
 
     Args:
-        folder: Where they lie.
-        samples: Of the data set.
-        prices: Per million tokens read and written, or None.
+        folder: Folder of the rationales.
+        samples: Number of samples in the data set.
+        prices: Prices per million tokens read and written, or None.
     """
     accepted, rejected = (list(Rows(folder / name).by_key.values()) for name in (RATIONALES, REJECTED))
     replies = [reply for file in (folder / ANSWERS).glob("*.json") if (reply := read_reply(file)) is not None]
@@ -394,7 +394,7 @@ def _without(value: Any) -> Any:
 
 
 def _lost(written: Written | Unreachable | None) -> str | None:
-    """Return why the model said nothing, or None if it did."""
+    """Return the reason for a missing answer, or None."""
     if isinstance(written, Unreachable):
         return str(written)
     return written.row["reason"] if written is not None and written.refused else None
@@ -409,7 +409,7 @@ def _bar(found: Iterable[Any], total: int, accepted: Rows, rejected: Rows) -> It
 
 
 def _spent(start: int, replies: Sequence[Reply]) -> dict[str, Any]:
-    """Return the fields of a row that say what it took."""
+    """Build the cost fields of a row."""
     read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
     by = {"model": replies[-1].model, "at": replies[-1].at} if replies else {}
     return {"attempts": start + len(replies), "tokens": {"input": read, "output": written}, **by}

@@ -1,4 +1,4 @@
-"""Output-to-reasoning (Saliency-R1, supplement 9): what a model is asked that sees the truth, and which answers pass.
+"""Output-to-reasoning (Saliency-R1, supplement 9): the prompt with ground truth, and the checks of an answer.
 
 The three steps and their titles are the paper's, the words are ours.
 """
@@ -68,10 +68,10 @@ It cannot be used: {fault}. Write the whole answer again, with what is wrong men
 
 
 def question(sample: Sample, task: str, largest: int | None = None) -> list[Part]:
-    """Return what a model is asked about a sample: its images, each bare and with the true masks, and the steps.
+    """Build the question about a sample: each image bare and with ground-truth masks, and the steps.
 
     Args:
-        sample: What is to be reasoned about.
+        sample: The sample.
         task: ``sod``, ``sis`` or ``cosod``.
         largest: Longest side of the pictures, pixels; None for their own.
     """
@@ -89,13 +89,13 @@ def question(sample: Sample, task: str, largest: int | None = None) -> list[Part
 
 
 def again(answer: str, fault: str) -> str:
-    """Return what is added to a question whose answer was of no use."""
+    """Build the text that follows an unusable answer."""
     shown = answer if len(answer) <= LONGEST else f"{answer[:LONGEST]} …"
     return _AGAIN.format(answer=shown.encode("utf-8", "replace").decode(), fault=fault)
 
 
 def fault_of(answer: Answer, task: str) -> str | None:
-    """Return why an answer is none to imitate, or None if it is one; its masks are another matter.
+    """Check the form of an answer; return the reason for a rejection, or None. Masks are not checked.
 
     Beside the rules of `maskgym.rewards.answers.parse` (ours): the reasoning has the three steps in order, no angle
     brackets (a special token in it would break training) and nothing that only the marked pictures show.

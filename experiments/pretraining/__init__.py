@@ -1,1 +1,1 @@
-"""Recipes of the embedded models: one file each, run by ``maskgym pretrain``."""
+"""Recipes of the bundled models: one file per model, run by ``maskgym pretrain``."""

@@ -32,7 +32,7 @@ CLIP_DEVIATION = torch.tensor(OPENAI_CLIP_STD)[:, None, None] * 255
 
 
 class Caption(NamedTuple):
-    """A text, and what it claims of a scene: an object, an effect, or, being empty, nothing."""
+    """A text and its claim about a scene: an object, an effect, or nothing if it is empty."""
 
     text: str
     item: SceneObject | None = None
@@ -40,7 +40,7 @@ class Caption(NamedTuple):
     effect: str = ""
 
     def fits(self, objects: Sequence[SceneObject], effect: str) -> bool:
-        """Return whether the scene with these objects and this effect shows what the text claims."""
+        """Check whether the scene with these objects and this effect shows what the text claims."""
         if self.item is None:
             return self.effect in ("", effect)
         return any(self.item.matches(other, self.attributes) for other in objects)
@@ -58,15 +58,15 @@ def draw_caption(objects: Sequence[SceneObject], effect: str, rng: np.random.Gen
 
 
 class CaptionBatch(NamedTuple):
-    """Images, texts, and what fits what.
+    """Images, texts, and the matches between them.
 
     Attributes:
         pixels: float (B, 3, S, S).
-        texts: N of them.
+        texts: N texts.
         fits: bool (B, N), which text fits which image.
         shares: float (R, P): regions, each a part of one image, as the share of each patch that it covers: an object,
             an effect, or one patch.
-        images: int64 (R,), whose regions.
+        images: int64 (R,), image index of each region.
         region_fits: bool (R, N), which text fits which region.
     """
 
@@ -84,9 +84,9 @@ class CaptionPool:
 
     Attributes:
         images: uint8 (N, 3, S, S).
-        objects: the objects of each scene.
-        effects: the effect of each scene, empty where there is none.
-        shares: one float16 (regions, patches) a scene: its objects and, where there is one, its effect.
+        objects: The objects of each scene.
+        effects: The effect of each scene, empty where there is none.
+        shares: One float16 (regions, patches) per scene: its objects and, where there is one, its effect.
     """
 
     images: np.ndarray
@@ -113,7 +113,7 @@ class CaptionPool:
         return cls(images.transpose(0, 3, 1, 2), objects, effects, shares)
 
     def batch(self, rng: np.random.Generator, images: int, captions: int) -> CaptionBatch:
-        """Return ``images`` images with ``captions`` texts each."""
+        """Draw ``images`` images with ``captions`` texts each."""
         chosen = rng.choice(len(self.objects), size=images, replace=False)
         scenes = [(self.objects[i], self.effects[i]) for i in chosen]
         drawn = [draw_caption(*scene, rng) for scene in scenes for _ in range(captions)]
@@ -160,7 +160,7 @@ def tiny_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
 
 
 def caption_loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return CLIP's loss over logits (B, texts) where several texts fit an image, and several images a text.
+    """Compute CLIP's loss over logits (B, texts) where several texts fit an image, and several images a text.
 
     In either direction the target is even among all that fit: with few words to say, most texts of a batch fit more
     than the image they were drawn for.
@@ -175,8 +175,7 @@ def train_clip(out: Path, steps: int, scenes: int, images: int, captions: int, r
     """Train the tiny CLIP on captions that name one object or effect of their scene.
 
     Beside CLIP's own loss on whole images stands the same loss on regions: the mean of the tokens that CLIP Surgery
-    reads, over what an object covers or in one patch (after RegionCLIP, Zhong et al., CVPR 2022). Told of whole images
-    alone, a model this small was still at chance after 800 steps; told of objects alone, it saw them in the background.
+    reads, over what an object covers or in one patch (after RegionCLIP, Zhong et al., CVPR 2022).
     """
     model, tokenizer = tiny_clip()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))

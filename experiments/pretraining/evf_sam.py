@@ -58,8 +58,8 @@ class ReferringPool:
     Attributes:
         sam: uint8 (N, 3, S, S), SAM's view.
         beit3: uint8 (N, 3, 128, 128), resized for BEiT-3 batch by batch.
-        masks: one uint8 (n, S/2, S/2) a scene: the share of each cell that an object covers, times 255.
-        objects: the objects of each scene.
+        masks: One uint8 (n, S/2, S/2) per scene: the share of each cell that an object covers, times 255.
+        objects: The objects of each scene.
     """
 
     sam: np.ndarray
@@ -105,7 +105,7 @@ class ReferringPool:
 
 
 def rivals(objects: Sequence[SceneObject]) -> list[int]:
-    """Return the objects that share their shape, and row or column, with another."""
+    """List the objects that share their shape, and row or column, with another."""
     return [
         i
         for i, item in enumerate(objects)
@@ -115,7 +115,7 @@ def rivals(objects: Sequence[SceneObject]) -> list[int]:
 
 
 def contested_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, list[int]]:
-    """Return a phrase that tells one of the rivals from the others by place or by colour, and what fits it."""
+    """Draw a phrase that separates one rival from the others by place or colour; return it with its objects."""
     candidates = rivals(objects)
     item = objects[candidates[rng.integers(len(candidates))]]
     attributes = STYLES[("full", "place", "colour")[rng.choice(3, p=[0.5, 0.3, 0.2])]][0]

@@ -52,13 +52,13 @@ def finetune_mask_decoder(
     called again with the same arguments; a larger ``steps`` makes a finished run longer.
 
     Args:
-        segmenter: Where to start from; it is not changed.
+        segmenter: Initial segmenter, which stays unchanged.
         dataset: Samples with phrases. Masks of one image with the same phrase count as one: their union.
         out: The folder to write.
         steps: Updates of the weights.
-        batch_size: Samples an update.
-        learning_rate: Of AdamW, constant.
-        seed: Of the order of the samples.
+        batch_size: Samples per update.
+        learning_rate: Constant learning rate for AdamW.
+        seed: Seed for the order of the samples.
         checkpoint_every: Updates between two checkpoints.
 
     Returns:
@@ -135,7 +135,7 @@ def mask_loss(model: EvfSam, segmenter: EvfSamSegmenter, sample: Sample) -> Tens
 
 
 def phrase_masks(sample: Sample) -> Iterator[tuple[np.ndarray, list[str], np.ndarray, np.ndarray]]:
-    """Yield, for each image that has phrases, what a referring segmenter should answer.
+    """Yield, for each image that has phrases, the ground truth of a referring segmenter.
 
     Yields:
         The image; its n different phrases; bool (n, H, W), the union of the masks of each phrase; bool (H, W), True

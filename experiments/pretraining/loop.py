@@ -1,4 +1,4 @@
-"""What the recipes share: a training that resumes, its learning rate, and the loss of masks."""
+"""Shared training code: the resumable loop, the learning rate schedule, and the mask loss."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def training(
 
     Args:
         out: Folder; its name is the bar's.
-        model: What is trained.
-        optimizer: Its own.
-        steps: In all.
+        model: Model to train.
+        optimizer: Optimizer of the model.
+        steps: Total number of steps.
         rate: Peak learning rate: a linear warm-up, then a cosine to 2 %.
-        warmup: Steps of it.
+        warmup: Number of warm-up steps.
     """
     first = resume(out, model, optimizer)
     saved, bar = time.time(), trange(first, steps, initial=first, total=steps, desc=out.name, mininterval=10)
@@ -78,7 +78,7 @@ def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, name: str = STATE) -> None:
-    """Write the state before a step to a file in ``out``, whole or not at all."""
+    """Write the state before a step to a file in ``out``, atomically."""
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
     os.replace(out / "state.tmp", out / name)

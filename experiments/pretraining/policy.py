@@ -197,9 +197,9 @@ def train_policy(out: Path, steps: int, rate: float, vision_steps: int, reasonin
 
     Args:
         out: Folder for the weights and ``state.pt``.
-        steps: Of the language loss, in all.
+        steps: Total number of steps of the language loss.
         rate: Peak learning rate.
-        vision_steps: Of the stage that teaches sight, before the others.
+        vision_steps: Number of steps of the first stage, which trains vision.
         reasoning: Whether answers think first; if not, the last quarter imitates the answer alone.
     """
     model, processor = tiny_policy()

@@ -1,4 +1,4 @@
-"""Make the embedded models again, and others to compare with: ``maskgym pretrain MODEL OUT``.
+"""Make the bundled models again, and others to compare with: ``maskgym pretrain MODEL OUT``.
 
 All are the real architectures at a small size, trained on scenes of the training split. The last two are not shipped:
 they are need encoders to compare with. Training resumes: every minute it writes ``state.pt`` beside the weights and
@@ -22,7 +22,7 @@ from maskgym.experiments.wiring import command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and train one of them."""
+    """Parse the command line and train one model."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     evf_sam = commands.add_parser("evf_sam")

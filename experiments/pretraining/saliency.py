@@ -1,10 +1,9 @@
 """The tiny VST, or a tiny Swin beside it: what is salient in scenes, and what everything in them looks like.
 
-A backbone is kept frozen when needs are learned, and prompts can only point at what its features hold. One that was
-trained for saliency alone holds that an object is there, not which: no prompt found the red star in it. So two heads,
-dropped afterwards, ask each place for the shape, colour and texture of what covers it: one the encoder's features of
-1/16, one the decoder's tokens of 1/8 (of Swin, the encoder's). Pale objects, which are not salient, have their looks
-too.
+The backbone stays frozen when needs are learned, so its features must encode the looks of objects besides saliency.
+Two auxiliary heads, dropped after training, predict the shape, colour and texture of the object at each place.
+One reads the encoder's features of 1/16, the other the decoder's tokens of 1/8 (for Swin, the encoder's features). Pale
+objects are not salient, but have looks too.
 """
 
 from __future__ import annotations
@@ -128,11 +127,11 @@ class Apprentice(nn.Module, ABC):
         self.encoder_looks, self.decoder_looks = LooksHead(backbone.feature_dims[2], 2), LooksHead(finer, 1)
 
     def forward(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """Return what is found salient, its loss, and the logits of the looks of either head.
+        """Compute the saliency logits, their loss, and the logits of both heads.
 
         Args:
             pixels: (B, 3, S, S).
-            masks: (B, 1, S, S), what is salient.
+            masks: (B, 1, S, S), saliency ground truth.
         """
         features = self.backbone.encode(pixels)
         logits, loss, finer = self.detect(features, masks)
@@ -144,7 +143,7 @@ class Apprentice(nn.Module, ABC):
 
     @abstractmethod
     def save(self, out: Path) -> None:
-        """Write the backbone's weights, in half precision."""
+        """Write the backbone's weights in half precision."""
 
     def half_state(self) -> dict[str, Tensor]:
         """Return the backbone's weights in half precision."""
@@ -192,7 +191,7 @@ class SwinApprentice(Apprentice):
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """Return (B, 1, S, S): 1 where a mask (B, 1, S, S) changes from a pixel to one beside it, both of them."""
+    """Compute boundaries (B, 1, S, S): 1 at both pixels where a mask (B, 1, S, S) changes between neighbours."""
     widened = F.max_pool2d(masks, 3, stride=1, padding=1)
     return widened + F.max_pool2d(-masks, 3, stride=1, padding=1)
 
@@ -200,12 +199,12 @@ def boundary(masks: Tensor) -> Tensor:
 def saliency_loss(predictions: Predictions, masks: Tensor) -> Tensor:
     """Return VST's own loss: binary cross-entropy of saliency and boundary at every scale, weighted as published.
 
-    (UserSOD trains with a mean squared error, but needs, not the backbone.) Coarser truth is the share of saliency in a
-    cell, and whether a boundary passes through it.
+    (UserSOD trains with a mean squared error, but needs, not the backbone.) Coarser ground truth is
+    the share of saliency in a cell, and whether a boundary passes through it.
 
     Args:
-        predictions: Of a batch.
-        masks: (B, 1, S, S), what is salient.
+        predictions: Predictions for a batch.
+        masks: (B, 1, S, S), saliency ground truth.
     """
     loss, edges = masks.new_zeros(()), boundary(masks)
     for weight, saliency, contour in zip(SCALE_WEIGHTS, *predictions[:2], strict=True):
@@ -219,7 +218,7 @@ def looks_loss(logits: list[Tensor], looks: Tensor) -> Tensor:
     """Return the cross-entropy of shape, colour and texture; cells with an object weigh as much as those without.
 
     Args:
-        logits: Of each attribute, (B, classes, H, W).
+        logits: Logits of each attribute, (B, classes, H, W).
         looks: int64 (B, 3, H, W).
     """
     loss = looks.new_zeros((), dtype=torch.float32)

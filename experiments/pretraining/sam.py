@@ -1,4 +1,4 @@
-"""The tiny SAM: simulated clicks at objects and effects of scenes, from the SAM inside the embedded EVF-SAM."""
+"""The tiny SAM: simulated clicks at objects and effects of scenes, from the SAM inside the bundled EVF-SAM."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class RegionPool:
 
     Attributes:
         images: uint8 (N, 3, S, S).
-        regions: one uint8 (n, S/2, S/2) a scene: the share of each cell that a region covers, times 255. The region of
-            an effect, where there is one, is the last.
-        objects: How many of the regions are objects: these are disjoint.
+        regions: One uint8 (n, S/2, S/2) per scene: the share of each cell that a region covers, times 255. The region
+            of an effect, where there is one, is the last.
+        objects: Number of regions that are objects, which are disjoint.
     """
 
     images: np.ndarray
@@ -51,7 +51,7 @@ class RegionPool:
         return cls(images.transpose(0, 3, 1, 2), regions, objects)
 
     def batch(self, rng: np.random.Generator, images: int, targets: int) -> tuple[Tensor, Tensor]:
-        """Return pixels (B, 3, S, S) and ``targets`` regions an image, (B·targets, S/2, S/2) in [0, 1]."""
+        """Return pixels (B, 3, S, S) and ``targets`` regions per image, (B·targets, S/2, S/2) in [0, 1]."""
         chosen = rng.integers(len(self.regions), size=images)
         masks = np.stack([self._region(int(i), rng) for i in chosen for _ in range(targets)])
         return (torch.from_numpy(self.images[chosen]).float() - MEAN) / DEVIATION, torch.from_numpy(masks).float() / 255
@@ -77,11 +77,11 @@ def simulate_clicks(
     """Return points (P, k, 2) and labels (P, k): one of each label, then rounds of clicks at random or into the error.
 
     Args:
-        sam: The model as it is.
+        sam: The current model.
         embeddings: (P, C, h, w), without gradient.
         truth: bool (P, H, W) on the grid of half the input's side.
         rounds: How many times clicks are added: one into the error, or three anywhere.
-        generator: Source of chance.
+        generator: Random generator.
     """
     points = torch.cat([draw_clicks(truth, 1, generator), draw_clicks(~truth, 1, generator)], dim=1)
     labels = torch.tensor([[1, 0]]).repeat(len(truth), 1)
@@ -101,7 +101,7 @@ def simulate_clicks(
 
 
 def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rate: float) -> None:
-    """Train the tiny SAM on simulated clicks, from the SAM that is inside the embedded EVF-SAM."""
+    """Train the tiny SAM on simulated clicks, from the SAM that is inside the bundled EVF-SAM."""
     torch.manual_seed(0)
     config = TINY_EVF_SAM.sam
     sam = config.build()

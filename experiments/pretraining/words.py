@@ -1,6 +1,6 @@
-"""Need encoders for UserSOD's Table 7: a tiny BERT, which never saw a picture, and a bag of words matched with some.
+"""Need encoders for UserSOD's Table 7: a tiny text-only BERT, and a bag of words matched with images.
 
-The embedded CLIP is the third. All give three features of its width, and read captions of the same kind.
+The bundled CLIP is the third. All give three features of its width, and read captions of the same kind.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def tiny_bert() -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:
 
 
 def mask_words(ids: Tensor, padding: Tensor, mask_id: int, special: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return ids with some words hidden, and what was there, `UNASKED` elsewhere; both int64 (B, T).
+    """Mask words; return the masked ids, and the original ids with `UNASKED` elsewhere, both int64 (B, T).
 
     Args:
         ids: int64 (B, T).
         padding: bool (B, T).
-        mask_id: What stands for a hidden word.
+        mask_id: Id that replaces a hidden word.
         special: Ids below it are no words.
-        rng: Draws which.
+        rng: Random generator for the hidden words.
     """
     hidden = (torch.rand(ids.shape, generator=rng) < MASKED) & ~padding & (ids >= special)
     return ids.masked_fill(hidden, mask_id), ids.masked_fill(~hidden, UNASKED)
@@ -99,7 +99,7 @@ class Matcher(nn.Module):
 
 
 def train_bag_of_words(out: Path, steps: int, scenes: int, images: int, captions: int, rate: float) -> None:
-    """Train the table by the embedded CLIP's losses on images and regions, whose vision stays as it is."""
+    """Train the table by the bundled CLIP's losses on images and regions, whose vision stays as it is."""
     torch.manual_seed(0)
     model, clip = Matcher(), CLIPModel.from_pretrained(EMBEDDED).float().eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)

@@ -1,4 +1,4 @@
-"""What the pages on this machine share: a small server that lets in only who should be let in.
+"""Shared local server of the pages, with access control.
 
 A page is one file of HTML without requests to anywhere else; what it shows of the data it shows as text. A policy of
 the browser backs that: only the page's own script may run. Requests that change something, or take a while, must be
@@ -54,12 +54,12 @@ def make_app(
     status 400. Actions run in threads, several at a time.
 
     Args:
-        page: File of HTML, in which ``NONCE`` stands for what lets its script and style run.
-        reading: Path to what answers GET; it is given the path's parameters by name.
-        changing: Path to what answers POST; it is given the JSON object that came.
+        page: HTML file, in which ``NONCE`` is replaced by the nonce of its script and style.
+        reading: Handlers of GET by path; each receives the path's parameters by name.
+        changing: Handlers of POST by path; each receives the JSON object.
         hosts: Names that requests may be addressed to; ``*`` for any, with a token.
-        token: Asked for before anything is shown; None asks for none.
-        largest_body: Bytes that a request may have.
+        token: Token that every visitor must give; None needs none.
+        largest_body: Largest size of a request in bytes.
     """
     routes = [
         Route("/", _page(page)),
@@ -104,7 +104,7 @@ def _changing(act: Callable[[dict[str, Any]], Any], largest_body: int) -> Callab
 
 
 async def _answered(act: Callable[[], Any]) -> Response:
-    """Return what an action gives, made in a thread; mistakes come as one line."""
+    """Run an action in a thread; errors become one line."""
     try:
         found = await run_in_threadpool(act)
     except (UserError, DataFault) as error:
@@ -128,10 +128,10 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 class Guard:
-    """Lets in what names one of our hosts and, if there is one, knows the token.
+    """Middleware that checks the host and, if there is one, the token.
 
     Args:
-        app: What is guarded.
+        app: The guarded application.
         hosts: See `make_app`.
         token: See `make_app`.
     """
@@ -189,13 +189,13 @@ def serve(
     """Serve a page until the process is interrupted.
 
     Args:
-        app: Returns the application, given hosts and token as `make_app` takes them.
+        app: Function that returns the application, given hosts and token as `make_app` takes them.
         host: Address to bind. Anything but this machine's own asks for a token, which is shown once, here.
-        port: Number; 0 takes a free one.
-        announce: Told the address.
+        port: Port number; 0 takes a free one.
+        announce: Function that receives the address.
 
     Raises:
-        UserError: If the address cannot be had.
+        UserError: If the address is not available.
     """
     own = is_own(host)
     token = None if own else secrets.token_urlsafe(24)
@@ -218,7 +218,7 @@ def serve(
 
 
 def is_own(host: str) -> bool:
-    """Return whether an address can be reached from this machine alone."""
+    """Check whether an address can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

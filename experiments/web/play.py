@@ -76,10 +76,10 @@ Chooser = Callable[[int, Any], Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what was done, what it earned, and what it led to.
+    """One step: its action, reward and outcome.
 
     Attributes:
-        action: As the environment took it.
+        action: Action that the environment received.
         reward, terms: The reward, and the values of its terms by name.
         iou: Of the mask, of all expressions together, or with the object that is scored.
         masks: For each image bool (m, H, W).
@@ -99,8 +99,8 @@ class Episode:
     """An episode, to its end or not.
 
     Attributes:
-        observation: What is observed now, after the last step.
-        steps: What was done.
+        observation: Observation after the last step.
+        steps: Steps so far.
         ended: ``terminated``, ``truncated``, or empty where it goes on.
     """
 
@@ -116,7 +116,7 @@ class Journal:
         folder: Made with the first episode; one that is there is continued.
 
     Raises:
-        UserError: If what is there are no episodes.
+        UserError: If the file does not hold episodes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,11 +159,11 @@ class Game:
     of it is kept here, undoing is playing less, and two windows do not disturb each other.
 
     Args:
-        config: Of a run; who trains and how is of no account.
-        parts: What the environments share.
-        journal: Where finished episodes go.
+        config: Config of a run; the training settings are ignored.
+        parts: Shared parts of the environments.
+        journal: Journal of finished episodes.
         policy: The trained agent, or None.
-        title: What it is called.
+        title: Name of the agent.
 
     Raises:
         UserError: If the environment cannot be made, or takes actions that are neither texts, clicks nor masks.
@@ -179,11 +179,11 @@ class Game:
         self._parts, self._policy, self._title = parts, policy, title
         self._envs: dict[tuple[str, str], Any] = {}
         self._sample = lru_cache(maxsize=16)(self._read)
-        self._busy = Lock()  # environments and networks are no crowd's
+        self._busy = Lock()  # Environments and networks are not thread-safe.
         self.split = self._first_split(config["evaluation"]["split"])
 
     def start(self) -> dict[str, Any]:
-        """Return what does not change with the sample."""
+        """Return the data that is the same for all samples."""
         return {
             "env": self.config["env"]["name"],
             "tasks": self.tasks,
@@ -194,7 +194,7 @@ class Game:
         }
 
     def show(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return a sample, and an episode that begins.
+        """Start an episode on a sample.
 
         Raises:
             UserError: If there is no such sample.
@@ -215,7 +215,7 @@ class Game:
             }
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return how a text is read, without what it refers to.
+        """Check the form of a text without its masks.
 
         Raises:
             UserError: If it is no text, or too long.
@@ -225,7 +225,7 @@ class Game:
         return describe_text(_text(given.get("text")), env)
 
     def step(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return what actions lead to, from the start of the episode; at its end it is saved.
+        """Play actions from the start of the episode; a finished episode is saved.
 
         Raises:
             UserError: If an action cannot be taken.
@@ -246,7 +246,7 @@ class Game:
             return outcome
 
     def against(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return what another makes of the sample: ``truth``, ``reference`` or ``policy``.
+        """Play the sample by another player: ``truth``, ``reference`` or ``policy``.
 
         Raises:
             UserError: If there is no such other.
@@ -279,7 +279,7 @@ class Game:
         return Episode(first_rows(seen, 1)[0], tuple(steps), ended)
 
     def _outcome(self, env: Any, sample: Sample, episode: Episode) -> dict[str, Any]:
-        """Return an episode as the page shows it."""
+        """Build the page's view of an episode."""
         kind, steps = kind_of(env), episode.steps
         found: dict[str, Any] = {
             "steps": [{"reward": s.reward, "terms": s.terms, "iou": s.iou, **s.facts} for s in steps],
@@ -301,7 +301,7 @@ class Game:
         return found
 
     def _others(self, task: str, env: Any, sample: Sample) -> list[dict[str, str]]:
-        """Return who else can be seen on a sample, and what they are called."""
+        """List the other players of a sample with their names."""
         found: dict[str, tuple[str, str]] = {}
         if kind_of(env) == "text":
             found |= {"reference": ("Rationale", "that of the data")} if sample.rationale else {}
@@ -382,12 +382,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def open_game(settings: Sequence[str], folder: Path | None = None, out: Path | None = None) -> Game:
-    """Return the game that arguments ask for.
+    """Build the game of the arguments.
 
     Args:
         settings: ``key=value``, as of a run; with a folder, what is to be different from it.
-        folder: Of a finished run, whose policy plays along.
-        out: Where episodes go.
+        folder: Folder of a finished run whose policy plays along.
+        out: Folder for episodes.
 
     Raises:
         UserError: If an argument cannot be used, or the run is not finished.
@@ -429,10 +429,10 @@ def make_app(game: Game, hosts: Sequence[str] = pages.LOCAL, token: str | None =
 
 
 def kind_of(env: Any) -> str:
-    """Return what actions are: ``text``, ``clicks`` or ``masks``.
+    """Return the kind of actions: ``text``, ``clicks`` or ``masks``.
 
     Raises:
-        UserError: If they are nothing of these.
+        UserError: If they are of another kind.
     """
     if evaluation.is_clicked(env):
         return "clicks"
@@ -445,12 +445,12 @@ def kind_of(env: Any) -> str:
 
 
 def repeating(actions: Sequence[Any]) -> Chooser:
-    """Return what takes these actions, in turn, and then no more."""
+    """Build a chooser that replays these actions."""
     return lambda step, seen: actions[step] if step < len(actions) else None
 
 
 def chooser(agent: Any, env: Any) -> Chooser:
-    """Return how an agent plays, greedily; one that searches does so when the episode has begun."""
+    """Build the greedy chooser of an agent; a searching agent searches at the start of the episode."""
     if not hasattr(agent, "search"):
         return lambda step, seen: agent.act(first_rows(seen, 1), greedy=True)[0]
     base: Any = env.unwrapped
@@ -465,7 +465,7 @@ def chooser(agent: Any, env: Any) -> Chooser:
 
 
 def describe_text(text: str, env: Any) -> dict[str, Any]:
-    """Return how an answer is read.
+    """Describe how an answer is parsed.
 
     Returns:
         ``text``; ``findings``, pairs of whether it is right and what it is; ``expressions``; ``tagged``. Of a task
@@ -495,7 +495,7 @@ def _block(text: str, name: str) -> tuple[bool, str]:
 
 
 def _rules(env: Any) -> dict[str, Any]:
-    """Return what the page needs to know of an environment to ask for actions."""
+    """Build the environment's action rules for the page."""
     base, kind = env.unwrapped, kind_of(env)
     if kind == "clicks":
         own = base.label == "policy"
@@ -514,7 +514,7 @@ def _rules(env: Any) -> dict[str, Any]:
 
 
 def _asks(env: Any, sample: Sample) -> str:
-    """Return what is asked for, in words."""
+    """Describe the request in words."""
     base, kind = env.unwrapped, kind_of(env)
     if kind == "text":
         return getattr(base, "instruction", "")
@@ -531,7 +531,7 @@ def _rationale(env: Any, sample: Sample) -> str:
 
 
 def _step(action: Any, reward: float, infos: Mapping[str, Any]) -> Step:
-    """Return what is kept of a step of one sub-environment."""
+    """Build the record of one step of one sub-environment."""
     terms = {name: float(values[0]) for name, values in infos["reward_terms"].items() if name[0] != "_"}
     facts = {name: infos[name][0].item() for name in ("label", "repeated", "found") if name in infos}
     if "point" in infos:
@@ -553,7 +553,7 @@ def _masks(env: Any, episode: Episode) -> tuple[np.ndarray, ...]:
 
 
 def _truth(env: Any, sample: Sample) -> tuple[np.ndarray, ...]:
-    """Return the true masks of each image; those of a ranking in its order."""
+    """Return the ground-truth masks of each image; those of a ranking in its order."""
     if kind_of(env) != "masks" or sample.ranks is None:
         return sample.masks
     return tuple(
@@ -562,7 +562,7 @@ def _truth(env: Any, sample: Sample) -> tuple[np.ndarray, ...]:
 
 
 def _row(env: Any, sample: Sample, episode: Episode) -> dict[str, Any]:
-    """Return what is saved of an episode, whoever played it."""
+    """Build the saved row of an episode."""
     steps = episode.steps
     return {
         "key": sample.key,
@@ -581,7 +581,7 @@ def _as_json(action: Any) -> Any:
 
 
 def _actions(given: Any, env: Any, sample: Sample) -> list[Any]:
-    """Return the actions that the page sent as the environment takes them.
+    """Convert the page's actions to the environment's.
 
     Raises:
         UserError: If they are none of its kind.

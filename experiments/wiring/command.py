@@ -1,4 +1,4 @@
-"""What the commands share: how they read their arguments, and how they end."""
+"""Shared code of the commands: argument parsing and exit statuses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})  # type: ignore[arg-type]
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Raise what is wrong with the arguments."""
+        """Raise a `UserError` with the message."""
         raise UserError(f"{self.prog}: {message}")
 
 
 def status(
     act: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None, interrupted: str = "interrupted"
 ) -> int:
-    """Return the exit status of a command.
+    """Run a command and return its exit status.
 
     Args:
         act: The command; returns its status, None for 0.
         argv: Its arguments; None takes those of this process.
-        interrupted: What to say after Ctrl-C.
+        interrupted: Message after Ctrl-C.
 
     Returns:
-        Its own; 2 for a mistake in what was given, told in one line on standard error; 130 when interrupted.
+        The command's status; 2 for a user error, reported in one line on standard error; 130 when interrupted.
     """
     try:
         return act(sys.argv[1:] if argv is None else argv) or 0

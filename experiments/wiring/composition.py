@@ -1,4 +1,4 @@
-"""Configs: composed by Hydra from ``conf/``, with errors of one line that say what there is."""
+"""Compose configs by Hydra from ``conf/``, with one-line errors that list the valid choices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": in
 
 @cache
 def folders() -> tuple[Path, ...]:
-    """Return where options lie: in ``conf/`` here, and in that of each plugin (entry points `maskgym.plugins`)."""
+    """List the folders of options: ``conf/`` here, and that of each plugin (entry points `maskgym.plugins`)."""
     return (CONF, *(place / "conf" for place in plugin_folders() if (place / "conf").is_dir()))
 
 
@@ -57,7 +57,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 @cache
 def option(group: str, name: str | None) -> dict[str, Any]:
-    """Return what the file of an option says, not to be changed; nothing if there is none."""
+    """Load the file of an option, read-only; an empty dictionary if there is none."""
     files = [folder / group / f"{name}.yaml" for folder in folders()]
     file = next((file for file in files if file.is_file()), None)
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
@@ -71,7 +71,7 @@ def root_keys() -> tuple[str, ...]:
 
 
 def compose(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the resolved config that ``key=value`` arguments ask for.
+    """Compose the resolved config of ``key=value`` arguments.
 
     Args:
         arguments: Hydra's overrides: ``group=option``, ``group.key=value``, ``+group.key=value`` for a key
@@ -99,7 +99,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def expand(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the rows of a multirun: every combination of the values that arguments list, ``seed=0,1,2``.
+    """Expand a multirun into its rows: every combination of the values that arguments list, ``seed=0,1,2``.
 
     Raises:
         UserError: If an argument cannot be read.
@@ -116,7 +116,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def parse(argument: str) -> Override:
-    """Return one argument as Hydra reads it.
+    """Parse one argument by Hydra.
 
     Raises:
         UserError: If it cannot be read.
@@ -140,10 +140,10 @@ def parse(argument: str) -> Override:
 
 
 def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the config of a run with some of its values replaced.
+    """Replace values in the config of a run.
 
     Raises:
-        UserError: As `compose`; or if the environment itself is to be another.
+        UserError: As `compose`, or if an argument changes the environment.
     """
     name = config["env"]["name"]
     if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
@@ -156,7 +156,7 @@ def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _shortened(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with at most the updates and samples that environment variables allow."""
+    """Cap updates and samples of a config by environment variables."""
     for variable, (group, key) in CAPS.items():
         if text := os.environ.get(variable):
             if not text.isdecimal():
@@ -166,7 +166,7 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(config: dict[str, Any]) -> str:
-    """Return a config as the text of ``config.yaml``."""
+    """Format a config as the text of ``config.yaml``."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
 
 

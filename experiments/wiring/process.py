@@ -1,4 +1,4 @@
-"""How this process asks the system for memory, and how much it took."""
+"""Memory settings and peak memory of this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_mib() -> float:
-    """Return the most that this process has held until now, in MiB: of the GPU where there is one, else resident."""
+    """Return the peak memory of this process in MiB: GPU memory if there is a GPU, else resident memory."""
     import torch
 
     if torch.cuda.is_available():

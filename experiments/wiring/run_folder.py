@@ -1,4 +1,4 @@
-"""The run folder: its files, each written to a temporary name and then renamed."""
+"""The run folder and atomic writes of its files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def create(config: Mapping[str, Any]) -> Path:
 
 
 def discard_unstarted(folder: Path) -> None:
-    """Take away what a run left that failed before its first result, so that ``out`` can be given again."""
+    """Remove the files of a run that failed before its first result, so that ``out`` can be given again."""
     if not (folder / METRICS).exists():
         (folder / CONFIG).unlink(missing_ok=True)
         with suppress(OSError):
@@ -53,7 +53,7 @@ def discard_unstarted(folder: Path) -> None:
 
 
 def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole: under a temporary name first, so that a killed run leaves the old one or the new one."""
+    """Write a file atomically, so that a killed run leaves the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
     try:
@@ -65,7 +65,7 @@ def write(file: Path, content: str | bytes) -> None:
 
 
 def is_full(folder: Path) -> bool:
-    """Return whether the disk of a folder has less than a mebibyte left."""
+    """Check whether the disk of a folder has less than a mebibyte left."""
     return shutil.disk_usage(folder).free < 2**20
 
 
@@ -92,16 +92,16 @@ def read_json(file: Path) -> Any:
 
 
 class Metrics:
-    """``metrics.csv``: one row an update or evaluation, ``step``, ``wall_s``, then named columns as they appear.
+    """``metrics.csv``: one row per update or evaluation, ``step``, ``wall_s``, then named columns as they appear.
 
     An existing file is continued. The file is written anew at each row: it is small beside what an update costs, and a
     column may appear late.
 
     Args:
-        file: Where it lies.
+        file: Path of the file.
 
     Attributes:
-        rows: One dictionary a row; a column that a row lacks is absent.
+        rows: One dictionary per row; a column that a row lacks is absent.
     """
 
     def __init__(self, file: Path) -> None:

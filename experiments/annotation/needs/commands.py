@@ -1,4 +1,4 @@
-"""Commands of users: what a model is asked, how its answer is read, and which texts pass as a command."""
+"""User commands: the prompt for the model, the parser of its answer, and the checks of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AGAIN = "\n\nYour last answer could not be used: {fault}. Answer with a JSON lis
 
 
 def fault_of(text: object) -> str | None:
-    """Return why a text is no command, or None if it is one.
+    """Check whether a text is a valid command; return the reason if not, else None.
 
     Example:
         >>> fault_of("find the red car"), fault_of("寻找红色汽车")
@@ -48,12 +48,12 @@ def uniform(text: str) -> str:
 
 
 def same(text: str) -> str:
-    """Return what two commands share that mean the same to a reader of data sets."""
+    """Build the key under which equivalent commands compare equal."""
     return uniform(text).casefold()
 
 
 def check(texts: Iterable[object]) -> tuple[list[str], list[str]]:
-    """Return the commands among some texts, each once, and what is wrong with the others."""
+    """Split texts into the distinct valid commands and the faults of the others."""
     good: dict[str, str] = {}
     faults = []
     for number, text in enumerate(texts, start=1):
@@ -68,9 +68,9 @@ def check(texts: Iterable[object]) -> tuple[list[str], list[str]]:
 
 
 def read_answer(answer: str, count: int) -> tuple[list[str], str | None]:
-    """Return the commands in a model's answer, at most ``count``, and what is wrong with it, if anything.
+    """Read at most ``count`` commands from a model's answer; return them and its fault, if any.
 
-    A list may stand among other text: the first that can be read counts.
+    Other text may surround the list. The first readable list counts.
     """
     texts = _first_list(answer)
     if texts is None:

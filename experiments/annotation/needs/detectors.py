@@ -1,4 +1,4 @@
-"""Detectors of latent targets: OD1(I), …, ODk(I) of Eq. 1, and how what they find becomes one list of objects."""
+"""Detectors of latent targets, OD1(I), …, ODk(I) of Eq. 1, and the merging of their detections."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NO_CATEGORIES = ("n/a", "no object", "background")  # what some detectors call t
 
 @dataclass(frozen=True)
 class Found:
-    """What one detector found.
+    """One detection of one detector.
 
     Attributes:
-        detector: Its name.
+        detector: Name of the detector.
         box: (left, top, right, bottom), pixels.
-        category: What it is.
-        score: In [0, 1]; None for an annotation, which is sure.
-        annotation: Its number among the annotations of the image, or None.
+        category: Category of the object.
+        score: In [0, 1]; None for an annotation, which is certain.
+        annotation: Index among the annotations of the image, or None.
     """
 
     detector: str
@@ -39,26 +39,26 @@ class Found:
 
 
 class Detector(Protocol):
-    """Finds objects; `name` and `identity` say who it is and what fixes what it finds."""
+    """Object detector; `identity` determines its detections."""
 
     name: str
 
     @property
     def identity(self) -> str:
-        """Return a text that changes with what is found."""
+        """Return a text that changes whenever the detections can change."""
 
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
-        """Return what it finds in an image."""
+        """Detect the objects in an image."""
 
 
 class Annotations:
-    """The objects that the data has marked already, as a detector."""
+    """Detector that returns the annotations of the data set."""
 
     name = ANNOTATIONS
 
     @property
     def identity(self) -> str:
-        """Return its name: what changes is seen image by image."""
+        """Return the detector's name; changes are tracked per image."""
         return self.name
 
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
@@ -74,7 +74,7 @@ class HubDetector(HubNetwork):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        threshold: Least score.
+        threshold: Minimum score.
         device: See `FrozenNetwork`.
 
     Raises:
@@ -95,7 +95,7 @@ class HubDetector(HubNetwork):
 
     @torch.inference_mode()
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
-        """Return what scores at least the threshold, in the image's pixels."""
+        """Detect objects that score at least the threshold; boxes are in pixels of the image."""
         batch = self.image_processor([image], return_tensors="pt", input_data_format="channels_last").to(self.device)
         output = self.network(**batch)
         sizes = [image.shape[:2]]
@@ -124,19 +124,19 @@ def make_detectors(names: Sequence[str], threshold: float, device: str | None) -
 def merge(
     found: Sequence[Found], size: tuple[int, int], overlap: float, min_side: float
 ) -> list[tuple[Found, dict[str, float | None]]]:
-    """Return each object once: non-maximum suppression within a category, across detectors.
+    """Merge detections by non-maximum suppression within a category, across detectors.
 
     Boxes are cut to the image first. Annotations come first and suppress detections, but not each other; among
     detections the higher score stays, and of equal scores the first.
 
     Args:
-        found: Of all detectors.
+        found: Detections of all detectors.
         size: (height, width) of the image.
         overlap: Intersection over union from which two boxes of one category are one object.
-        min_side: Boxes with a shorter side, pixels, are left out: there is little to say of them.
+        min_side: Boxes with a shorter side, in pixels, are left out.
 
     Returns:
-        What stays, the best first, each with the scores of all detectors that saw it.
+        The remaining detections, best first, each with the scores of all detectors that found it.
     """
     kept: list[tuple[Found, dict[str, float | None]]] = []
     for one in sorted((_cut(one, size) for one in found), key=lambda one: -(2 if one.score is None else one.score)):
@@ -168,11 +168,11 @@ def box_iou(first: Box, second: Box) -> float:
 
 
 def record(one: Found, seen: Mapping[str, float | None], by: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object as the record of an image has it, without its id.
+    """Build the entry of an object in the record of an image, without its id.
 
     Args:
-        one: What stays.
-        seen: The scores of all detectors that saw it.
+        one: The remaining detection.
+        seen: Scores of all detectors that found it.
         by: Provenance of its box and category.
     """
     return {

@@ -1,4 +1,4 @@
-"""The data set that a project gives: COCO-style JSON with needs, and the images, as ``data=coco`` reads them."""
+"""Export of a project: COCO-style JSON with needs, and the images, as ``data=coco`` reads them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ WAYS = ("copy", "link")
 
 
 def export(project: Project, source: Source, include: str = "accepted", way: str = "copy") -> dict[str, int]:
-    """Write the data set; what is as it should be already is left alone.
+    """Write the data set; files that are up to date stay untouched.
 
     Args:
-        project: Whose decisions count.
-        source: Of its images.
+        project: Project whose decisions are exported.
+        source: Source of its images.
         include: ``accepted``, what people accepted; ``all``, whatever they did not reject.
         way: ``copy`` the photos, or ``link`` to them; scenes are always written.
 
     Returns:
-        How many images, annotations and needs there are, and objects ``without_mask``, which are left out.
+        Numbers of images, annotations and needs, and of objects ``without_mask``, which are left out.
 
     Raises:
         UserError: If there is nothing to export, or an argument is unknown.
@@ -70,7 +70,7 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
 def _content(
     chosen: Sequence[tuple[review.Candidate, dict[str, Any], np.ndarray]], names: dict[Item, str]
 ) -> dict[str, Any]:
-    """Return the JSON: everything in the project's order, so that the same decisions give the same bytes."""
+    """Build the JSON in the project's order, so that it is deterministic."""
     categories = {
         name: number for number, name in enumerate(sorted({one.found["category"] for one, _, _ in chosen}), 1)
     }
@@ -125,7 +125,7 @@ def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
 
 
 def _bring(source: Source, item: Item, target: Path, way: str) -> None:
-    """Put an image where it belongs."""
+    """Copy, link or render an image to its target."""
     file = source.file(item)
     target.parent.mkdir(parents=True, exist_ok=True)
     if file is None:

@@ -31,10 +31,10 @@ CHUNK = 64
 
 
 class Clip(HubNetwork):
-    """How near a picture and a text are to a CLIP.
+    """Similarity of pictures and texts by CLIP.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a hub name; None takes the embedded one, which knows
+        checkpoint: A folder as ``save_pretrained`` writes it, or a hub name; None takes the bundled one, which knows
             the words of scenes only.
         device: See `FrozenNetwork`.
 
@@ -102,7 +102,7 @@ def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
 def counts(
     project: Project, source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return what came out of each stage."""
+    """Count the results of each stage."""
     records = [project.read(DETECT, item.name) for item in source.items]
     statuses = Counter(one["status"] for one in now.values())
     return {
@@ -121,9 +121,9 @@ def counts(
 def corrections(
     objects: Sequence[review.Candidate], decisions: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | int | None]:
-    """Return shares of what people decided: rejected of all, text and mask corrected of what they accepted.
+    """Compute the shares of rejected objects among all, and of corrected texts and masks among accepted ones.
 
-    Convention: a share of nothing is None.
+    Convention: a share of an empty set is None.
     """
     made = [(one, decisions[one.id]) for one in objects if one.id in decisions]
     made = [(one, decision) for one, decision in made if decision["status"] != review.UNDECIDED]
@@ -141,10 +141,10 @@ def corrections(
 def similarity(
     source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]], clip: Clip
 ) -> dict[str, Any]:
-    """Return how near commands and appearances are to a CLIP: a command to its own object, and to the other ones.
+    """Compute the CLIP similarity of each command to its own object and to the others.
 
     Rejected objects and those without a mask or command are left out. ``own_first`` is the share of commands that are
-    nearer to their own object than to the mean of the others: half by chance.
+    nearer to their own object than to the mean of the others; chance level is one half.
     """
     chosen = [one for one in objects if now[one.id]["status"] != review.REJECTED]
     chosen = [one for one in chosen if now[one.id]["needs"] and now[one.id]["segmentation"]]
@@ -170,7 +170,7 @@ def similarity(
 
 
 def cost(project: Project) -> dict[str, Any]:
-    """Return how many answers were asked for, the tokens read and written, and, with prices, what they cost."""
+    """Count answers, input tokens and output tokens; compute their cost if prices are given."""
     answers = [run_folder.read_json(file) for file in sorted((project.folder / ANSWERS).glob("*.json"))]
     read, written = (sum(answer[f"{kind}_tokens"] for answer in answers) for kind in ("input", "output"))
     prices = project.settings.prices

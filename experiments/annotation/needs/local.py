@@ -35,5 +35,5 @@ class LocalWriter(ModelWriter):
         return self._chat.settings
 
     def answer(self, prompt: str, picture: bytes) -> Reply:
-        """Return what the model generates; see `ModelWriter`."""
+        """Generate the answer; see `ModelWriter`."""
         return self._chat.ask([picture, prompt])

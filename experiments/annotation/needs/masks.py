@@ -1,4 +1,4 @@
-"""Masks of a project: run-length codes, boxes, appearances, and what a segmenter makes of boxes and clicks."""
+"""Masks of a project: run-length codes, boxes, appearances, and prompted segmentation."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def appearance(image: np.ndarray, mask: np.ndarray | None, box: Box) -> np.ndarray:
-    """Return an object alone, M ⊙ I of Eq. 1, cropped to it with a margin.
+    """Compute the appearance of an object, M ⊙ I of Eq. 1, cropped to it with a margin.
 
     Args:
         image: uint8 (H, W, 3).
-        mask: bool (H, W); None or empty shows all that is in the box.
+        mask: bool (H, W); None or empty shows the whole box.
         box: Where the object is, if there is no mask.
 
     Returns:
@@ -80,7 +80,7 @@ class Prompted:
     Images are padded to squares, right and below, as SAM does; each is encoded once.
 
     Args:
-        segmenter: Which.
+        segmenter: The promptable segmenter.
     """
 
     def __init__(self, segmenter: PromptableSegmenter) -> None:

@@ -21,14 +21,14 @@ MOST_POINTS, MOST_NEEDS = 64, 20
 
 
 class Desk:
-    """What the page asks of a project: objects, live masks, decisions.
+    """Back end of the page: objects, live masks, decisions.
 
     Args:
-        objects: All that there is to decide about.
-        decisions: Where they are kept.
-        image: Gives an image, uint8 (H, W, 3), by its item.
-        prompted: Makes masks of clicks; None where there is no segmenter for it.
-        annotator: Who decides.
+        objects: All objects to review.
+        decisions: Store of the decisions.
+        image: Function from an item to its image, uint8 (H, W, 3).
+        prompted: Segmenter that turns clicks into masks, or None.
+        annotator: Name of the annotator.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Desk:
         self.objects, self.decisions, self.annotator = objects, decisions, annotator
         self._by_id = {one.id: one for one in objects}
         self._image = lru_cache(maxsize=16)(image)
-        self._prompted, self._busy = prompted, Lock()  # one mask at a time: a network is no crowd's
+        self._prompted, self._busy = prompted, Lock()  # The network is not thread-safe.
 
     def overview(self) -> dict[str, Any]:
         """Return every object's id and status, in order, and the totals."""
@@ -51,7 +51,7 @@ class Desk:
         return {"objects": listed, "progress": review.progress(self.objects, self.decisions)}
 
     def show(self, name: str) -> dict[str, Any]:
-        """Return an object as it is now.
+        """Return the current state of an object.
 
         Raises:
             UserError: If there is none of this name.
@@ -82,7 +82,7 @@ class Desk:
         return stream.getvalue()
 
     def mask(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the mask that clicks make of an object.
+        """Segment an object from clicks.
 
         Raises:
             UserError: If the clicks cannot be used.

@@ -1,4 +1,4 @@
-"""The folder of a digging project: its settings, one record an image and stage, and who works on it.
+"""The folder of a digging project: its settings, one record per image and stage, and its lock.
 
     PROJECT/project.json           where the images are from, and the settings, remembered from command to command
     PROJECT/detect/NAME.json       one record an image: boxes and categories
@@ -34,31 +34,31 @@ DETECT, SEGMENT, NEEDS, ANSWERS = "detect", "segment", "needs", "answers"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a project is dug with; a command's options replace it and are remembered.
+    """Settings of a project; a command's options replace them and are stored.
 
     Attributes:
         images: Folder of photos, or None.
         dataset: ``scenes`` in place of a folder, or None.
-        split, samples: Which scenes.
+        split, samples: Split and number of the scenes.
         annotations: COCO-style JSON with true boxes, under ``images``; None looks for it.
         detector: ``annotations``, and folders or hub names of object detectors.
-        threshold: Least score of a detection.
+        threshold: Minimum score of a detection.
         overlap: IoU from which two boxes of one category are one object.
-        min_side: Least side of a box, pixels.
+        min_side: Minimum side of a box, pixels.
         segmenter: Promptable segmenter, or ``annotations`` for the true masks.
-        checkpoint: Of the segmenter, or None.
+        checkpoint: Checkpoint of the segmenter, or None.
         click_segmenter: Segmenter that corrects masks; None takes ``segmenter`` (``sam_tiny`` for ``annotations``).
         writer: ``templates``, ``local`` or ``server``.
         model: Folder or name of the writer's model.
-        base_url: Of the server; None leaves it to ``OPENAI_BASE_URL``, or OpenAI.
-        needs: Commands an object.
+        base_url: Address of the server; None leaves it to ``OPENAI_BASE_URL``, or OpenAI.
+        needs: Commands per object.
         prompt: File with another prompt, which holds ``{category}`` and ``{count}``; or None.
         attempts: Times that an object is asked about before it is given up.
         pause: Seconds before the second attempt; doubled before each further one.
         timeout: Seconds that an answer may take.
-        max_tokens, temperature: Of an answer; None leaves them to the server.
+        max_tokens, temperature: Generation limits of an answer; None leaves them to the server.
         jobs: Requests to the server at a time.
-        prices: Per million tokens read and written, for the cost; or None.
+        prices: Prices per million tokens read and written, for the cost; or None.
         device: PyTorch device of all models; None takes CUDA where there is one.
     """
 
@@ -109,7 +109,7 @@ class Project:
 
     Args:
         folder: Made if it is not there.
-        given: Settings of this command by name; None takes what is remembered, else the default.
+        given: Settings of this command by name; None takes the stored value, else the default.
 
     Raises:
         UserError: If the folder cannot be written or is no project, or a setting cannot be used.
@@ -148,11 +148,11 @@ class Project:
         return run_folder.read_json(file) if file.exists() else None
 
     def write(self, stage: str, name: str, record: Mapping[str, Any]) -> None:
-        """Write the record of an image, whole or not at all."""
+        """Write the record of an image atomically."""
         write(self.file(stage, name), to_json(record))
 
     def file(self, stage: str, name: str) -> Path:
-        """Return where a record lies."""
+        """Return the path of a record."""
         return self.folder / stage / f"{name}.json"
 
     def alone(self, work: str) -> AbstractContextManager[None]:
@@ -180,13 +180,13 @@ def alone(folder: Path, work: str) -> Iterator[None]:
 
 
 def provenance(by: str, **details: Any) -> dict[str, Any]:
-    """Return who or what made a field, when (UTC), and with which model, version and settings."""
+    """Build the provenance of a field: author, time (UTC), model, version and settings."""
     known = {name: value for name, value in details.items() if value is not None}
     return {"by": by, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"), **known}
 
 
 def digest(*parts: Any) -> str:
-    """Return 24 characters that change with what the parts, of JSON's types, say."""
+    """Compute a digest of 24 characters from parts of JSON types."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -202,7 +202,7 @@ def to_json(value: Any) -> str:
 
 
 def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole, and see it on the disk: under a temporary name first, then renamed."""
+    """Write a file atomically and flush it to disk: write to a temporary name, then rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
     with temporary.open("wb") as stream:
@@ -213,7 +213,7 @@ def write(file: Path, content: str | bytes) -> None:
 
 
 def write_changed(file: Path, content: str | bytes) -> None:
-    """Write a file, unless it says that already."""
+    """Write a file if its content differs."""
     data = content.encode() if isinstance(content, str) else content
     if not (file.exists() and file.read_bytes() == data):
         write(file, data)

@@ -1,4 +1,4 @@
-"""What people decide about the objects of a project, kept so that nothing is lost: Man[·] of Eq. 1.
+"""Crash-safe journal of the annotators' decisions about objects: Man[·] of Eq. 1.
 
 Each decision is the whole outcome for one object: a line appended to ``corrections.jsonl`` and seen on the disk before
 it is answered. ``corrections.json`` is a snapshot, written whole now and then, so that opening reads few lines. A line
@@ -31,12 +31,12 @@ class Candidate:
     """One object as the stages made it.
 
     Attributes:
-        item: Its image.
-        found: Id, category, box, score and which detectors saw it.
+        item: Image of the object.
+        found: Id, category, box, score and the detectors that found it.
         segmentation: Run-length code of its mask, or None.
         needs: Commands that a writer wrote.
-        reason: Why there are none, or fewer than asked for; or None.
-        provenance: Who or what made each field.
+        reason: Reason for missing needs, or None.
+        provenance: Provenance of each field.
     """
 
     item: Item
@@ -77,7 +77,7 @@ class Decisions:
     """The decisions of a project, by object; one process at a time writes them.
 
     Args:
-        project: Whose.
+        project: Project of the decisions.
         writing: Mend the journal where a crash cut it off; False only reads.
 
     Raises:
@@ -95,9 +95,9 @@ class Decisions:
 
         Args:
             name: The object's id.
-            by: Who decides.
+            by: Name of the annotator.
             status: ``accepted``, ``rejected`` or ``undecided``.
-            needs: The commands as they are to be.
+            needs: The final commands.
             **more: ``segmentation`` where the mask is another than the segmenter's, and the clicks that made it.
         """
         made = {"object": name, "status": status, "needs": list(needs), **more, "provenance": provenance(by)}
@@ -145,7 +145,7 @@ class Decisions:
 
 
 def outcome(one: Candidate, decision: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return an object as it is now: status, needs, segmentation, and the provenance of each field.
+    """Return the current state of an object: status, needs, segmentation, and the provenance of each field.
 
     What a person left as it was keeps the provenance of what made it.
     """
@@ -165,7 +165,7 @@ def outcome(one: Candidate, decision: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def progress(objects: Sequence[Candidate], decisions: Decisions) -> dict[str, int]:
-    """Return how many objects there are, and of each status."""
+    """Count the objects, in total and per status."""
     statuses = Counter(decisions.made.get(one.id, {}).get("status", UNDECIDED) for one in objects)
     return {"objects": len(objects), **{status: statuses[status] for status in STATUSES}}
 

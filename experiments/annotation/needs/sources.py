@@ -1,4 +1,4 @@
-"""Where the images of a project are from, and the true objects in them where somebody has marked them already."""
+"""Image sources of a project, with annotations where the data set has them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Item:
 
     Attributes:
         key: Its path under the folder, or the scene's name.
-        name: Of its records: unique, and fit for a file.
+        name: Unique file name of its records.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Annotation:
     """One object that is marked already.
 
     Attributes:
-        category: What it is.
+        category: Category of the object.
         box: (left, top, right, bottom), pixels.
         segmentation: Run-length code of its mask, or None.
         phrases: Descriptions that the data has of it, ``a red star``.
@@ -62,13 +62,13 @@ class Source(Protocol):
 
     @property
     def items(self) -> Sequence[Item]:
-        """Return them all."""
+        """Return all items."""
 
     def image(self, item: Item) -> np.ndarray:
         """Return uint8 (H, W, 3)."""
 
     def content(self, item: Item) -> str:
-        """Return what changes with the image."""
+        """Return a text that changes with the image."""
 
     def file(self, item: Item) -> Path | None:
         """Return the image's own file, or None if it has none."""
@@ -95,8 +95,8 @@ class SceneSource:
     """Procedural scenes, whose objects are all known, pale ones included.
 
     Args:
-        split: Of the scenes.
-        samples: How many, from the first.
+        split: Split of the scenes.
+        samples: Number of scenes, from the first.
     """
 
     def __init__(self, split: str, samples: int) -> None:
@@ -133,7 +133,7 @@ class PhotoSource:
     """Photos anywhere under a folder, in order of their paths; COCO-style JSON may mark objects in them.
 
     Args:
-        folder: Where they are; if it holds ``images/`` or the like, only what lies in there.
+        folder: Folder of the photos; if it holds ``images/`` or the like, only what lies in there.
         annotations: The JSON, under the folder or anywhere; None looks for it when it is needed.
 
     Raises:

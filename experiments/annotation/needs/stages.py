@@ -1,4 +1,4 @@
-"""The stages that need nobody: detect, segment, needs. Each does what is missing, one image after the other."""
+"""Automatic stages: detect, segment, needs. Each stage computes the missing records, image by image."""
 
 from __future__ import annotations
 

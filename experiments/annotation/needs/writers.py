@@ -29,13 +29,13 @@ UNREACHABLE, UNUSABLE = "unreachable", "unusable"  # nothing came; what came is 
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer wrote of one object.
+    """Commands of a writer for one object.
 
     Attributes:
         needs: The commands; none where it was given up.
-        by: Provenance of them.
+        by: Provenance of the commands.
         reason: Why there are fewer than were asked for, or none; None if all is well.
-        kind: Of the reason: ``unreachable`` is asked again by itself, ``unusable`` when told to.
+        kind: Kind of the reason: ``unreachable`` is asked again by itself, ``unusable`` when told to.
         answers: Answers that the model gave.
     """
 
@@ -51,20 +51,20 @@ class Writer(Protocol):
 
     @property
     def identity(self) -> str:
-        """Return a text that changes with what is written."""
+        """Return a text that changes whenever the commands can change."""
 
     @property
     def jobs(self) -> int:
-        """Return how many objects it takes at a time."""
+        """Return the number of objects processed at a time."""
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
         """Return commands for an object.
 
         Args:
-            category: What it is.
-            phrases: What the data says of it.
-            shown: Its appearance, uint8 (h, w, 3).
-            answers: How many stored answers to leave aside, as of no use.
+            category: Category of the object.
+            phrases: Descriptions of the object in the data set.
+            shown: Appearance of the object, uint8 (h, w, 3).
+            answers: Number of stored answers to skip as unusable.
         """
 
 
@@ -72,7 +72,7 @@ class Templates:
     """Commands from what the data says of an object: its descriptions, else its category. No two runs differ.
 
     Args:
-        count: Commands an object.
+        count: Commands per object.
     """
 
     jobs = 1
@@ -117,7 +117,7 @@ class ModelWriter(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Return what fixes the answers beside the prompt and the picture; no secrets."""
+        """Return the settings that determine the answers, without secrets."""
 
     @abstractmethod
     def answer(self, prompt: str, picture: bytes) -> Reply:
@@ -131,7 +131,7 @@ class ModelWriter(ABC):
 
     @property
     def identity(self) -> str:
-        """Return what fixes the commands."""
+        """Return a text that determines the commands."""
         return digest(self.name, self.settings, self.prompt, self.count)
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
