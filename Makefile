@@ -13,6 +13,7 @@ format:  ## rewrite files in the project's format and mend what ruff can
 lint:
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
+	$(TOOLS)/lint-imports --no-logo
 
 spelling:
 	$(TOOLS)/codespell

@@ -56,7 +56,7 @@ GUIDES = (
     "commands",
     "evaluation",
     "scaling",
-    "elsewhere",
+    "integrations",
     "reward_audit",
     "papers",
     "architecture",

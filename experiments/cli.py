@@ -141,21 +141,21 @@ def segmenter_finetune(arguments: Sequence[str]) -> int:
 
 
 def study(arguments: Sequence[str]) -> int:
-    """Make a table of a paper: as experiments/grids/study.py."""
+    """Train what a table of a paper needs, and print the table."""
     from maskgym.experiments.grids import study as runner
 
     return runner.main(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Compare algorithms: as experiments/grids/benchmark.py."""
+    """Compare algorithms on the runs of a matrix."""
     from maskgym.experiments.grids import benchmark as runner
 
     return runner.main(arguments)
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Run a wandb sweep's file without wandb: as experiments/grids/sweep.py."""
+    """Run a wandb sweep's file without wandb."""
     from maskgym.experiments.grids import sweep as runner
 
     return runner.main(arguments)

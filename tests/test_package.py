@@ -141,12 +141,18 @@ def test_the_wheel_works_from_another_folder(installed, tmp_path):
     assert re.search(r"\d+ passed", output)
 
 
-def test_the_readme_names_every_module_of_the_library():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2].partition("\n## ")[0]
-    named = set(re.findall(r"^([\w./]+)\s{2,}\S", tree, re.MULTILINE))
-    modules = {path.relative_to(ROOT).as_posix() for path in [*library_files("*.py"), *ROOT.glob("benchmarks/*.py")]}
-    assert {name for name in modules if not name.endswith("__init__.py")} <= named, "not in the README"
-    assert {name for name in named if not (ROOT / name).exists()} == set(), "in the README, but not there"
+def test_the_architecture_page_has_a_line_for_every_folder_of_the_library():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([\w/]+)/` \|", page, re.MULTILINE))
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in library_files("*.py")} - {"."}
+    assert folders <= named
+    assert {name for name in named if not (ROOT / name).is_dir()} == set()
+
+
+def test_imports_go_one_way():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_papers_page_names_what_exists():

@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: If an argument is invalid.
     """
-    parser = command.Parser(prog="baselines.py", description=__doc__)
+    parser = command.Parser(prog="maskgym baselines", description=__doc__)
     baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
     for name, settings in SETTINGS.items():
         baseline = baselines.add_parser(name, help=f"its own settings: {', '.join(settings)}")

@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = command.Parser(prog="benchmark.py", description=__doc__)
+    parser = command.Parser(prog="maskgym benchmark", description=__doc__)
     parser.add_argument("matrix", help=f"a path, or one of {study.known(MATRICES)}")
     parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")

@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: If an argument is invalid.
     """
-    parser = command.Parser(prog="response_study.py", description=__doc__)
+    parser = command.Parser(prog="maskgym response_study", description=__doc__)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
     parser.add_argument("--responses", type=int, default=8000, help="answers in all (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=8, help="answers a prompt (default: %(default)s)")

@@ -228,7 +228,7 @@ def known(folder: Path) -> str:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = command.Parser(prog="study.py", description=__doc__)
+    parser = command.Parser(prog="maskgym study", description=__doc__)
     parser.add_argument("study", help=f"a path, or one of {known(STUDIES)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"

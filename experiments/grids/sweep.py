@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = command.Parser(prog="sweep.py", description=__doc__)
+    parser = command.Parser(prog="maskgym sweep", description=__doc__)
     parser.add_argument("sweep", help=f"a path, or one of {study.known(SWEEPS)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/sweeps"), help="folder of runs, tables and pictures (%(default)s)"
