@@ -268,9 +268,11 @@ def test_the_other_commands_of_the_pages_exist():
             found.add(script[1])
         if line.startswith("maskgym "):
             words = tuple(line.split()[1:])
+            if words[0] in lists and not words[1].endswith(".yaml"):
+                assert (ROOT / "experiments" / lists[words[0]] / f"{words[1]}.yaml").is_file(), line
             assert any(words[: len(command)] == command for command in COMMANDS), line
             found.add("maskgym")
-    assert found >= {"experiments/run.py", "experiments/grids/study.py", "experiments/grids/benchmark.py", "maskgym"}
+    assert found >= {"experiments/run.py", "maskgym"}
 
 
 @pytest.mark.parametrize(("page", "text"), [(page, text) for page, language, text in BLOCKS if language == "yaml"])
@@ -286,7 +288,7 @@ def test_commands_of_the_pages_are_such():
 
 
 def test_every_study_and_matrix_is_on_the_page():
-    named = set(re.findall(r"experiments/(?:study|benchmark)\.py (\w+)", PAGE)) | {"learning_rates", "usersod_fine"}
+    named = set(re.findall(r"maskgym (?:study|benchmark) (\w+)", PAGE)) | {"learning_rates", "usersod_fine"}
     stems = {file.stem for folder in ("studies", "matrices") for file in (ROOT / "experiments" / folder).glob("*.yaml")}
     assert stems <= named
 

@@ -3,7 +3,7 @@
 import gymnasium
 
 from maskgym import agents, data, rewards, segmenters
-from maskgym.examples.maskgym_circles.maskgym_circles.reward import Tidiness
+from .reward import Tidiness
 
 data.register("circles", "maskgym_circles.data:Circles")
 segmenters.register("threshold", "maskgym_circles.segmenter:Threshold")
