@@ -3,6 +3,7 @@
 import gymnasium
 
 from maskgym import agents, data, rewards, segmenters
+
 from .reward import Tidiness
 
 data.register("circles", "maskgym_circles.data:Circles")
