@@ -1,4 +1,4 @@
-"""The floor: well-formed answers that name random things, clicks anywhere, and masks of random boxes."""
+"""Random baseline: well-formed answers of random descriptions, random clicks, and masks of random boxes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from maskgym.rewards import format_answer
 
 
 class RandomAgent:
-    """Answer in the right form with one to three random descriptions, click a random patch, or mask a random box.
+    """Answer with one to three random descriptions in the right form, click a random patch, or mask a random box.
 
-    It never learns.
+    The agent never learns.
 
     Args:
-        policy: Unused by a random agent; taken so that every agent is made alike.
+        policy: Unused; present because all agents share one constructor.
         env: A vector environment with the action space of clicks or masks; text needs none.
         seed: Seed of the words, clicks and boxes.
-        output: As ``policy``.
+        output: Unused.
     """
 
     tasks: ClassVar[tuple[str, ...]] = (
@@ -40,20 +40,20 @@ class RandomAgent:
         self.action_space = None if env is None else env.single_action_space
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Return at once: there is nothing to learn."""
+        """Do nothing, because nothing is learned."""
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[Any]:
-        """Return one answer, click or mask an observation."""
+        """Return one answer, click or mask per observation."""
         return [self._answer(observation) for observation in observations]
 
     def save(self, path: str | Path) -> None:
-        """Write nothing: there are no weights."""
+        """Write nothing, because there are no weights."""
 
     load = save
 
     def _answer(self, observation: Mapping[str, Any]) -> Any:
         shown = next(observation[name] for name in ("images", "image", "state") if name in observation)
-        # Drawn for what is shown, not in turn: an evaluation that is repeated, or cut in other batches, finds the same.
+        # The draw depends on the observation, not on call order, so evaluations repeat exactly at any batch size.
         generator = np.random.default_rng([self.seed, crc32(np.ascontiguousarray(shown).data)])
         if "state" in observation:
             space: Any = self.action_space
@@ -79,7 +79,7 @@ class RandomAgent:
 
 
 def _box(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a soft map float32 (H, W) of a box anywhere: sure of it to some degree, and less of what is around."""
+    """Draw a soft map float32 (H, W) of a random box with a random confidence inside and a lower one outside."""
     values = np.full(shape, generator.uniform(0, 0.4), np.float32)
     (top, bottom), (left, right) = (np.sort(generator.choice(side + 1, size=2, replace=False)) for side in shape)
     values[top:bottom, left:right] = generator.uniform(0.6, 1)

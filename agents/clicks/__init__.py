@@ -1,1 +1,1 @@
-"""Agents that click."""
+"""Agents whose actions are clicks."""

@@ -1,4 +1,4 @@
-"""What agents that click share: a policy over the patch grid, the module trained along with it, and checkpoints."""
+"""Base of the click agents: a policy over the patch grid, the jointly trained module, and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CHECKPOINT = "clicks.pt"
 
 
 class ClickAgent:
-    """A `GridPolicy` that acts, is saved and resumes; a subclass trains it.
+    """Run, save and resume a `GridPolicy`; a subclass trains it.
 
-    Where a recalibration module labels the clicks, it is trained along, after every action (Eq. 13).
+    A recalibration module that labels the clicks is trained jointly, after every action (Eq. 13).
 
     Args:
-        policy: What acts, with its optimiser.
-        env: The vector environment that it is trained in.
-        seed: Seed of all chance in training.
+        policy: Policy with its optimiser.
+        env: Vector environment of the training.
+        seed: Seed of all random draws in training.
         output: Folder of the checkpoints.
         save_every: Updates between checkpoints.
 
@@ -42,25 +42,25 @@ class ClickAgent:
         self.recalibration, self.along = base.recalibration, TrainedAlong(base)
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
-        """Return one action an observation, the most probable or sampled."""
+        """Return one action per observation, the most probable one or a sampled one."""
         batch = {name: np.stack([row[name] for row in observations]) for name in observations[0]}
         return self.policy.predict(batch, deterministic=greedy)[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as a file ``policy.pt`` in a folder, whole or not at all."""
+        """Write the weights atomically to ``policy.pt`` in a folder."""
         Path(path).mkdir(parents=True, exist_ok=True)
         write_checkpoint(Path(path) / "policy.pt", self._weights())
 
     def load(self, path: str | Path) -> None:
-        """Take the weights that `save` wrote.
+        """Load the weights that `save` wrote.
 
         Raises:
-            UserError: If there are none.
+            UserError: If the file is missing.
         """
         self._load(read_checkpoint(Path(path) / "policy.pt"))
 
     def checkpoint(self, update: int) -> None:
-        """Write all that a later update depends on: chance is seeded by the update's number."""
+        """Write the state that later updates need; random draws are seeded by the update's number."""
         self.output.mkdir(parents=True, exist_ok=True)
         state = self._weights() | {"optimizer": self.policy.optimizer.state_dict(), "update": update}
         state["agent"] = type(self).__name__
@@ -69,10 +69,10 @@ class ClickAgent:
         write_checkpoint(self.output / CHECKPOINT, state)
 
     def restore(self) -> int:
-        """Take up the checkpoint in ``output``, if there; return the updates it has behind it.
+        """Load the checkpoint in ``output``, if any; return its number of finished updates.
 
         Raises:
-            UserError: If it is of another algorithm.
+            UserError: If another algorithm wrote it.
         """
         file = self.output / CHECKPOINT
         if not file.exists():
@@ -96,31 +96,31 @@ class ClickAgent:
 
 
 class TrainedAlong:
-    """Trains the recalibration module of an environment on the episodes that are played, where there is one.
+    """Train the recalibration module of an environment, if it has one, on the episodes that are played.
 
     Args:
-        env: The unwrapped environment that they are played in.
+        env: Unwrapped environment of the episodes.
     """
 
     def __init__(self, env: Any) -> None:
         self.env = env
-        self.truth = torch.empty(0)  # (num_envs, g, g), of the episodes that are played
+        self.truth = torch.empty(0)  # (num_envs, g, g)
 
     def begin(self, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
-        """Keep the truth of episodes that begin, and train the module on them; return its loss, if there is one.
+        """Keep the ground truth of episodes that begin and train the module on them; return its loss, if any.
 
         Args:
-            targets: The true masks of each sub-environment's sample.
+            targets: Ground-truth masks of each sub-environment's sample.
         """
         if self.env.recalibration is None:
             return []
         unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
         self.truth = torch.stack([patch_shares(union, self.env.grid) for union in unions])
-        # The paper's module chooses the first prompts too, so it must know the state before them.
+        # The paper's module also chooses the first prompts, so it must learn the state before them.
         return self.learn(self.env.unprompted())
 
     def learn(self, observation: Mapping[str, np.ndarray]) -> list[float]:
-        """Train the module on what an action answered, q times (Section 4.1); return its loss, if there is one."""
+        """Train the module q times on the observation of an action (Section 4.1); return its loss, if any."""
         if self.env.recalibration is None:
             return []
         tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
@@ -128,5 +128,5 @@ class TrainedAlong:
 
 
 def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:
-    """Return float (g, g): the share of each patch that a mask bool (H, W) covers (y' of Eq. 13)."""
+    """Compute the share of each patch that a mask bool (H, W) covers, float (g, g) (y' of Eq. 13)."""
     return F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), grid)[0]

@@ -1,10 +1,10 @@
-"""GRPO and CGPO on point prompting: whole episodes are good or bad, and no critic says what a state is worth.
+"""GRPO and CGPO on point prompting, with one advantage per episode and without a critic.
 
-An episode's return is the signal of all its clicks. GRPO compares the episodes of one sample, which begin with the same
-prompts, with each other (Shao et al., DeepSeekMath, arXiv 2402.03300, without the divergence from a reference policy).
-CGPO plays one episode a sample and compares what came of it with how sure the policy was: the return, brought to [0, 1]
-by the reward's range, minus the mean probability of the clicks (Saliency-R1, Eq. 10 and 13, on clicks for tokens).
-There is no supervised step between: what is supervised here is the recalibration module, trained along as in PPO.
+All clicks of an episode share the signal of its return. GRPO compares the episodes of one sample, which begin with the
+same prompts (Shao et al., DeepSeekMath, arXiv 2402.03300, without the KL divergence from a reference policy). CGPO
+plays one episode per sample. Its advantage is the return, scaled to [0, 1] by the reward's range, minus the mean
+probability of the clicks (Saliency-R1, Eq. 10 and 13, with clicks in place of tokens). There are no interleaved
+supervised steps; a recalibration module is trained jointly, as in PPO.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from maskgym.policies.clicks.point import PointActorCritic
 
 @dataclass
 class Episodes:
-    """One episode a sub-environment, T steps long.
+    """Rollout of one episode per sub-environment, T steps long.
 
     Attributes:
-        observations: By name, float32 (T, B, …).
+        observations: Arrays by name, float32 (T, B, …).
         actions: int64 (T, B) or (T, B, 2).
-        log_probabilities: float32 (T, B), of the policy that played.
-        returns: float64 (B,), the sum of the rewards.
-        ious: float64 (B,), at the end.
+        log_probabilities: float32 (T, B), under the policy that played.
+        returns: float64 (B,), sums of the rewards.
+        ious: float64 (B,), final IoU.
         repeated: Share of clicks on a patch that was clicked before.
-        losses: Of the recalibration module.
+        losses: Losses of the recalibration module.
     """
 
     observations: dict[str, Tensor]
@@ -53,18 +53,18 @@ class Episodes:
 
 
 class EpisodeAgent(ClickAgent):
-    """Clipped policy gradients where every step of an episode has the episode's advantage.
+    """Train by clipped policy gradients; every step has the advantage of its episode.
 
     Args:
         policy: A `maskgym.policies.clicks.point.PointActorCritic`; its critic is not used.
-        env: A vector environment with the spaces that it will act in, with ``autoreset_mode=DISABLED``.
+        env: A vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
-        group_size: Episodes of one sample, a divisor of the number of sub-environments.
+        group_size: Episodes per sample, a divisor of the number of sub-environments.
         learning_rate: Of Adam.
-        clip_range: ε, of the ratio of new to old probability.
-        epochs: Passes over the episodes; with one the ratio is 1.
-        minibatch_size: Steps a gradient.
+        clip_range: Clip range ε of the ratio of new to old probability.
+        epochs: Passes over the episodes; with one pass the ratio is 1.
+        minibatch_size: Steps per gradient.
         save_every: Updates between checkpoints.
 
     Raises:
@@ -100,16 +100,16 @@ class EpisodeAgent(ClickAgent):
 
     @abstractmethod
     def advantages(self, episodes: Episodes) -> Tensor:
-        """Return float32 (B,), one an episode."""
+        """Compute the advantages, float32 (B,), one per episode."""
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: one episode a sub-environment, then epochs over their steps.
+        """Train for a number of updates: one episode per sub-environment, then epochs over their steps.
 
         Args:
-            envs: One, the one that the agent was made with.
-            updates: In all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the checkpoint in ``output``, where there is one.
+            envs: List that holds only the environment of the agent.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Callback after each update, with its number, from 1, and named scalars.
+            resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         for update in range(self.restore() if resume else 0, updates):
             numbers = np.random.SeedSequence([self.seed, update]).generate_state(2)
@@ -124,7 +124,7 @@ class EpisodeAgent(ClickAgent):
                 self.checkpoint(update + 1)
 
     def play(self, env: VectorEnv, seed: int) -> Episodes:
-        """Play one episode a sub-environment; those of a group begin at the same sample with the same prompts."""
+        """Play one episode per sub-environment; a group begins at the same sample with the same prompts."""
         base: Any = env.unwrapped
         groups = env.num_envs // self.group_size
         drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)
@@ -156,7 +156,7 @@ class EpisodeAgent(ClickAgent):
         )
 
     def improve(self, episodes: Episodes) -> dict[str, float]:
-        """Take the gradient steps of one update; return named scalars."""
+        """Run the gradient steps of one update; return named scalars."""
         advantages = self.advantages(episodes)
         steps = len(episodes.actions)
         observations = {name: value.flatten(0, 1) for name, value in episodes.observations.items()}
@@ -183,15 +183,15 @@ class EpisodeAgent(ClickAgent):
     def loss(
         self, distribution: Distribution, actions: Tensor, old: Tensor, advantages: Tensor
     ) -> tuple[Tensor, float]:
-        """Return the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of ratios out of bounds."""
+        """Compute the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of clipped ratios."""
         return clipped_loss(distribution.log_prob(actions), old, advantages, self.clip_range)
 
 
 class GRPOAgent(EpisodeAgent):
-    """Group relative policy optimisation: the return less its group's mean, over its group's deviation.
+    """Train by GRPO: the advantage is the return standardised by its group's mean and standard deviation.
 
     Args:
-        group_size: At least 2; see `EpisodeAgent` for the others.
+        group_size: Episodes per sample, at least 2; see `EpisodeAgent` for the others.
     """
 
     def __init__(self, policy: PointActorCritic, env: VectorEnv, group_size: int = 8, **settings: Any) -> None:
@@ -199,16 +199,16 @@ class GRPOAgent(EpisodeAgent):
         super().__init__(policy, env, group_size=group_size, **settings)
 
     def advantages(self, episodes: Episodes) -> Tensor:
-        """Return float32 (B,); a group of equal returns has 0."""
+        """Compute the advantages, float32 (B,); a zero-variance group has 0."""
         return group_advantages(episodes.returns, self.group_size)
 
 
 class CGPOAgent(EpisodeAgent):
-    """Confidence-guided policy optimisation: the return in [0, 1] less the mean probability of the clicks.
+    """Train by CGPO: the advantage is the return in [0, 1] minus the mean probability of the clicks.
 
     Args:
-        center_advantage: Subtract the batch's mean advantage: ours, not the paper's.
-        settings: See `EpisodeAgent`; a sample has one episode.
+        center_advantage: Whether to subtract the batch's mean advantage; the paper does not.
+        settings: Other settings of `EpisodeAgent`; a sample has one episode.
     """
 
     def __init__(
@@ -218,6 +218,6 @@ class CGPOAgent(EpisodeAgent):
         self.center_advantage = center_advantage
 
     def advantages(self, episodes: Episodes) -> Tensor:
-        """Return float32 (B,) in [-1, 1]."""
+        """Compute the advantages, float32 (B,) in [-1, 1]."""
         confidence = episodes.log_probabilities.exp().mean(dim=0).cpu()
         return confidence_advantages(episodes.returns, self.return_range, confidence, self.center_advantage)

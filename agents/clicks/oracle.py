@@ -1,4 +1,4 @@
-"""The oracle: clicks that are searched for with the true mask at hand. No policy; what clicks can do at most."""
+"""Search for clicks with the ground-truth mask: an upper bound of what clicks achieve."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from maskgym.envs.point import PointState
 
 
 class OracleAgent:
-    """Greedy clicks on the true mask, or with ``width`` above 1 a beam search; never learns.
+    """Search greedily for clicks on the ground-truth mask, or by beam search with ``width`` above 1; never learns.
 
-    At each step every state is tried with the clicks that go deepest into the largest region where its mask is wrong;
-    those whose masks have the best IoU are kept. All trials of a step are one batched decoding.
+    Each step tries, from every state, the clicks that lie deepest in the largest region where the mask is wrong. The
+    states with the best IoU are kept. All trials of a step are decoded in one batch.
 
     Args:
-        policy: Unused; taken so that every agent is made alike.
-        env: Unused likewise: `search` is handed the one to search in.
-        seed: Unused likewise: nothing is left to chance.
-        output: Unused likewise.
-        width: States kept a step; 1 is greedy.
-        candidates: Clicks tried from each.
+        policy: Unused; present because all agents share one constructor.
+        env: Unused; `search` takes the environment to search in.
+        seed: Unused; the search is deterministic.
+        output: Unused.
+        width: States kept per step; 1 is greedy.
+        candidates: Clicks tried per state.
 
     Raises:
         UserError: If a number is below 1.
@@ -48,15 +48,15 @@ class OracleAgent:
         self.width, self.candidates = width, candidates
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Return at once: there is nothing to learn."""
+        """Do nothing, because nothing is learned."""
 
     def save(self, path: str | Path) -> None:
-        """Write nothing: there are no weights."""
+        """Write nothing, because there are no weights."""
 
     load = save
 
     def search(self, env: VectorEnv) -> list[PointState]:
-        """Return the best states that whole episodes reach from where each sub-environment stands."""
+        """Find the best final states that episodes reach from the current state of each sub-environment."""
         base: Any = env.unwrapped
         beams = [[state] for state in base.get_state()]
         trials = base.branch(len(beams) * self.width * self.candidates)
@@ -74,7 +74,7 @@ class OracleAgent:
         return [beam[0] for beam in beams]
 
     def _clicks(self, base: Any, state: PointState, mask: np.ndarray, truth: np.ndarray) -> list[Any]:
-        """Return the actions to try from a state with this mask, bool (H, W), and this truth."""
+        """List the actions to try from a state with this mask, bool (H, W), and this ground truth."""
         height, width = truth.shape
         centres = (base.centres() / base.image_size * (width, height)).astype(int)  # (g², 2)
         regions, count = ndimage.label(mask != truth)
@@ -93,8 +93,8 @@ class OracleAgent:
     def _best(
         self, trials: Any, owners: list[int], states: list[PointState], actions: list[Any], count: int
     ) -> list[list[PointState]]:
-        """Return the best states that follow, for each of ``count`` samples the best first."""
-        idle = trials.num_envs - len(actions)  # the last trial again
+        """Find the best next states of each of ``count`` samples, best first."""
+        idle = trials.num_envs - len(actions)  # padding repeats the last trial
         trials.set_state([*states, *states[-1:] * idle])
         infos = trials.step(np.array([*actions, *actions[-1:] * idle]))[-1]
         after, quality = trials.get_state(), infos["iou"][: len(actions)]

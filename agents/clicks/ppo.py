@@ -1,7 +1,7 @@
-"""PPO on point prompting, by Stable-Baselines3 (AlignSAM, Eq. 5-10 and Algorithm 1).
+"""PPO on point prompting with Stable-Baselines3 (AlignSAM, Eq. 5-10 and Algorithm 1).
 
-Where the paper is at odds with itself, this is plain PPO: Eq. 8 divides the probabilities of different steps; the ratio
-here is that of the new and the old policy at the same step.
+Eq. 8 of the paper divides the probabilities of different steps. The ratio here is that of plain PPO: the new over the
+old policy at the same step.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from maskgym.policies.clicks.point import PointActorCritic
 
 
 class PPOAgent(ClickAgent):
-    """PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), advantages as they are (Eq. 7).
+    """Train by PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), raw advantages (Eq. 7).
 
     Args:
         policy: A `maskgym.policies.clicks.point.PointActorCritic`.
-        env: A vector environment with the spaces that it will act in.
+        env: A vector environment with the spaces of the policy.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         learning_rate: Of Adam.
-        gamma: Discount.
-        gae_lambda: λ of the advantage; 1 is Eq. 6.
-        clip_range: ε of Eq. 9.
-        epochs: K, passes over a rollout.
-        minibatch_size: Steps a gradient.
-        value_weight: Of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper gives none.
-        entropy_weight: Of the entropy bonus; the paper has none.
-        normalize_advantage: Bring a minibatch's advantages to mean 0 and deviation 1; the paper does not.
+        gamma: Discount factor γ.
+        gae_lambda: λ of generalised advantage estimation; 1 is Eq. 6.
+        clip_range: Clip range ε of Eq. 9.
+        epochs: Passes over a rollout, K.
+        minibatch_size: Steps per gradient.
+        value_weight: Weight of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper states none.
+        entropy_weight: Weight of the entropy bonus; the paper has none.
+        normalize_advantage: Whether to scale a minibatch's advantages to mean 0 and standard deviation 1; the paper
+            does not.
         save_every: Updates between checkpoints.
 
     Raises:
         UserError: If a number is out of range.
     """
 
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP  # of the environment that it trains in
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP  # required of the environment
 
     def __init__(
         self,
@@ -87,23 +88,23 @@ class PPOAgent(ClickAgent):
         super().__init__(made, env, seed, output, save_every)
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: a rollout of one episode a sub-environment, then K epochs over it.
+        """Train for a number of updates: a rollout of one episode per sub-environment, then K epochs over it.
 
         Args:
-            envs: One, the one that the agent was made with.
-            updates: In all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the checkpoint in ``output``, where there is one.
+            envs: List that holds only the environment of the agent.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Callback after each update, with its number, from 1, and named scalars.
+            resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         first = self.restore() if resume else 0
         if first < updates:
             steps = self.model.n_steps * self.model.n_envs * (updates - first)
-            never: Any = None  # to print its own table
+            never: Any = None  # Stable-Baselines3 then prints no table
             self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=never)
 
 
 class _Rollouts(BaseCallback):
-    """Begin every rollout with fresh episodes and chance of its own, and log what came of the last one."""
+    """Start every rollout with new episodes and its own seed, and log the last rollout."""
 
     def __init__(self, agent: PPOAgent, first: int, on_log: OnLog) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class _Rollouts(BaseCallback):
         self._finish()
         numbers = np.random.SeedSequence([self.agent.seed, self.update]).generate_state(3)
         torch.manual_seed(int(numbers[0]))
-        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with it
+        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with this generator
         environment: Any = self.model.env
         environment.seed(int(numbers[2] % 2**31))
         self.model._last_obs = environment.reset()
@@ -126,7 +127,7 @@ class _Rollouts(BaseCallback):
         self.losses = self.agent.along.begin(environment.targets)
 
     def _on_step(self) -> bool:
-        seen: Any = self.model._last_obs  # what the action answered
+        seen: Any = self.model._last_obs  # the observation that the action was chosen for
         self.losses += self.agent.along.learn(seen)
         self.totals.append(float(np.mean(self.locals["rewards"])))
         self.ious.append(float(np.mean([info["iou"] for info in self.locals["infos"]])))
@@ -137,7 +138,7 @@ class _Rollouts(BaseCallback):
         self._finish()
 
     def _finish(self) -> None:
-        """Log the rollout that is behind, and the update that followed it."""
+        """Log the finished rollout and the update that followed it."""
         if not self.totals:
             return
         self.update += 1

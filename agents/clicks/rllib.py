@@ -1,9 +1,9 @@
-"""PPO on RLlib: episodes are played in processes of their own, and learned from on as many GPUs as there are.
+"""PPO on RLlib: separate processes play the episodes, and one or more GPUs learn.
 
-Networks, settings and checkpoints are those of `maskgym.agents.clicks.ppo`. Three things differ:
-RLlib brings the advantages of a whole rollout to mean 0 and deviation 1, not those of a minibatch; its Adam has ε 1e-8
-for 1e-5; and where a recalibration module is trained along, each process trains a copy on its own episodes, and the
-copies are averaged after each rollout (local SGD: Stich, arXiv 1805.09767). With one process they are one.
+Networks, settings and checkpoints are those of `maskgym.agents.clicks.ppo`. Three things differ. RLlib normalises the
+advantages per rollout, not per minibatch. Its Adam has ε 1e-8 instead of 1e-5. With a jointly trained recalibration
+module, each process trains a copy on its own episodes, and the copies are averaged after each rollout (local SGD:
+Stich, arXiv 1805.09767).
 """
 
 from __future__ import annotations
@@ -43,42 +43,42 @@ try:
 except ImportError as error:
     raise UserError("PPO on RLlib needs Ray: pip install 'maskgym[ray]'") from error
 
-ENV = "maskgym-clicks"  # as RLlib's registry knows it
-# RLlib's names of what it logs, and those of Stable-Baselines3.
+ENV = "maskgym-clicks"  # name in RLlib's registry
+# RLlib's metric names are mapped to those of Stable-Baselines3, so that both backends log alike.
 LOGGED = {"policy_loss": "train/policy_gradient_loss", "vf_loss": "train/value_loss", "total_loss": "train/loss"}
 LOGGED |= {"entropy": "train/entropy", "vf_explained_var": "train/explained_variance"}
 
 
 class RLlibPPOAgent(ClickAgent):
-    """PPO with AlignSAM's settings, as `maskgym.agents.clicks.ppo.PPOAgent`, on RLlib's new API stack.
+    """Train by PPO with AlignSAM's settings on RLlib's new API stack; see `maskgym.agents.clicks.ppo.PPOAgent`.
 
     Args:
         policy: A `maskgym.policies.clicks.point.PointActorCritic`.
-        env: A vector environment with the spaces that it will act in.
-        make_env: Makes one like it for another process, with the number of sub-environments that it is given.
+        env: A vector environment with the spaces of the policy.
+        make_env: Function that builds such an environment in another process, for a number of sub-environments.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
-        num_workers: Processes that play; each has its share of the sub-environments.
-        cpus_per_worker: CPUs that each is given.
-        use_gpu: Give each a GPU, and have as many learners with a GPU each; one alone shares its own. False: this
-            process learns, on the CPU.
+        num_workers: Number of processes that play; the sub-environments are divided evenly among them.
+        cpus_per_worker: CPUs per worker.
+        use_gpu: Whether each worker gets a GPU, with as many learners on a GPU each; a single worker shares its GPU
+            with the learner. If False, this process learns on the CPU.
         learning_rate: Of Adam.
-        gamma: Discount.
-        gae_lambda: λ of the advantage; 1 is Eq. 6.
-        clip_range: ε of Eq. 9.
-        epochs: K, passes over a rollout.
-        minibatch_size: Steps a gradient, over all learners.
-        value_weight: Of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper gives none.
-        entropy_weight: Of the entropy bonus; the paper has none.
+        gamma: Discount factor γ.
+        gae_lambda: λ of generalised advantage estimation; 1 is Eq. 6.
+        clip_range: Clip range ε of Eq. 9.
+        epochs: Passes over a rollout, K.
+        minibatch_size: Steps per gradient, over all learners.
+        value_weight: Weight of the critic's loss (Eq. 10) beside the actor's (Eq. 9); the paper states none.
+        entropy_weight: Weight of the entropy bonus; the paper has none.
         save_every: Updates between checkpoints.
 
     Raises:
-        UserError: If a number is out of range, or the sub-environments cannot be dealt out evenly.
+        UserError: If a number is out of range, or the sub-environments cannot be divided evenly.
     """
 
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.NEXT_STEP  # which RLlib expects
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.NEXT_STEP  # required by RLlib
     scales: ClassVar[tuple[str, ...]] = ("ray",)
-    starts_workers: ClassVar[bool] = True  # by itself, where others are started as workers
+    starts_workers: ClassVar[bool] = True  # RLlib starts them itself
 
     def __init__(
         self,
@@ -143,16 +143,16 @@ class RLlibPPOAgent(ClickAgent):
         )
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: a rollout of one episode a sub-environment, then K epochs over it.
+        """Train for a number of updates: a rollout of one episode per sub-environment, then K epochs over it.
 
         Args:
-            envs: Not used: episodes are played in other processes.
-            updates: In all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the checkpoint in ``output``, where there is one.
+            envs: Unused, because other processes play the episodes.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Callback after each update, with its number, from 1, and named scalars.
+            resume: Whether to continue from the checkpoint in ``output``, if any.
 
         Raises:
-            RuntimeError: If no process is left that plays.
+            RuntimeError: If no playing process is left.
         """
         first = self.restore() if resume else 0
         if first >= updates:
@@ -168,12 +168,12 @@ class RLlibPPOAgent(ClickAgent):
                     self.checkpoint(update + 1)
         finally:
             algorithm.stop()
-            shutil.rmtree(algorithm.logdir, ignore_errors=True)  # which RLlib makes, for logs that nothing reads
+            shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib makes it for logs that nothing reads
 
     def _improve(self, algorithm: Any, update: int) -> dict[str, float]:
-        """Make one update, and bring what was learned here; return named scalars."""
+        """Run one update and copy the learned weights to this process; return named scalars."""
         algorithm.learner_group.foreach_learner(partial(SeededLearner.begin, numbers=(self.seed, update)))
-        # RLlib sends weights too, but leaves that out where an answer is late.
+        # RLlib also sends weights, but skips a worker whose reply is late.
         module = None if self.recalibration is None else _state(self.recalibration)
         begin = partial(
             RolloutRunner.begin, numbers=(self.seed, update), weights=_by_part(self.policy), recalibration=module
@@ -193,25 +193,25 @@ class RLlibPPOAgent(ClickAgent):
         return values | {ours: float(learned[theirs]) for theirs, ours in LOGGED.items()}
 
     def _send(self, algorithm: Any) -> None:
-        """Give the learners the weights and the optimiser's state."""
+        """Send the weights and the optimiser's state to the learners."""
         state = {"policy": _by_part(self.policy), "optimizer": self.policy.optimizer.state_dict()}
         algorithm.learner_group.foreach_learner(partial(_set_learner, state=state))
 
     def _take(self, algorithm: Any) -> None:
-        """Take the weights and the optimiser's state from a learner."""
+        """Copy the weights and the optimiser's state from a learner."""
         state = next(iter(algorithm.learner_group.foreach_learner(_get_learner))).get()
         _load_parts(self.policy, state["policy"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
 
 
 class GridModule(TorchRLModule, ValueFunctionAPI):
-    """Actor and critic over the patch grid, as RLlib wants them; see `maskgym.policies.clicks.point`."""
+    """Actor and critic over the patch grid as an RLlib module; see `maskgym.policies.clicks.point`."""
 
     def setup(self) -> None:
-        """Make the networks for the spaces."""
+        """Build the networks for the spaces."""
         seen: Any = self.observation_space
         acted: Any = self.action_space
-        settings: Any = self.model_config  # RLlib adds its own
+        settings: Any = self.model_config  # RLlib adds keys of its own
         networks = PointActorCritic(**settings["networks"])
         self.trunk, self.actor, self.critic = networks.trunk(seen), networks.actor(seen, acted), networks.critic(seen)
         if isinstance(acted, spaces.MultiDiscrete):
@@ -224,21 +224,21 @@ class GridModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: self.actor(features), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: Mapping[str, Any], embeddings: Tensor | None = None) -> Tensor:
-        """Return values (B,)."""
+        """Compute the state values (B,)."""
         return self.critic(self.trunk(batch[Columns.OBS]) if embeddings is None else embeddings)[:, 0]
 
 
 class SeededLearner(PPOTorchLearner):
-    """RLlib's learner, whose minibatches depend on the run's seed and the update's number alone."""
+    """RLlib learner whose minibatches depend only on the run's seed and the update's number."""
 
     numbers: tuple[int, int] = (0, 0)
 
     def begin(self, numbers: tuple[int, int]) -> None:
-        """Note what the next update is seeded by."""
+        """Store the seed of the next update."""
         self.numbers = numbers
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Seed all chance: RLlib shuffles minibatches by NumPy's global generator."""
+        """Seed all generators; RLlib shuffles minibatches with NumPy's global one."""
         super().before_gradient_based_update(timesteps=timesteps)
         drawn = np.random.SeedSequence(self.numbers).generate_state(2)
         torch.manual_seed(int(drawn[0]))
@@ -246,9 +246,9 @@ class SeededLearner(PPOTorchLearner):
 
 
 class RolloutEnv(VectorWrapper):
-    """An environment that keeps an account of a rollout, and trains the recalibration module along.
+    """Environment that records statistics of a rollout and trains the recalibration module jointly.
 
-    Its info is empty: RLlib would send masks from process to process.
+    Its info is empty, because RLlib would send the masks between processes.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -261,14 +261,14 @@ class RolloutEnv(VectorWrapper):
         self.seen: Any = None
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Begin a rollout with the seed that was set for it; RLlib's own is the same every time."""
+        """Start a rollout with the seed that was set for it; RLlib's own seed never changes."""
         observations, infos = self.env.reset(seed=self.next_seed, options=options)
         self.rewards, self.ious, self.repeats, self.seen = [], [], [], observations
         self.losses = self.along.begin(infos["target"])
         return observations, {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take a step, and train the module on what was answered."""
+        """Take a step and train the module on it."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self.losses += self.along.learn(self.seen)
         self.seen = observations
@@ -278,18 +278,18 @@ class RolloutEnv(VectorWrapper):
         return observations, rewards, terminated, truncated, {}
 
     def account(self) -> dict[str, float]:
-        """Return named scalars of the rollout."""
+        """Compute named scalars of the rollout."""
         found = {"reward": sum(self.rewards), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
         return found | ({"recalibration/loss": float(np.mean(self.losses))} if self.losses else {})
 
 
 class RolloutRunner(SingleAgentEnvRunner):
-    """RLlib's player, told before each rollout what it depends on."""
+    """RLlib environment runner that is seeded before each rollout."""
 
     def begin(
         self, numbers: tuple[int, int], weights: Mapping[str, Any], recalibration: Mapping[str, Any] | None
     ) -> None:
-        """Seed all chance by the run's seed and the update's number; take up the policy and the module."""
+        """Seed all generators by the run's seed and the update's number; load the policy and the module."""
         drawn = np.random.SeedSequence([*numbers, self.worker_index]).generate_state(2)
         torch.manual_seed(int(drawn[0]))
         self.rollout.next_seed = int(drawn[1] % 2**31)
@@ -298,7 +298,7 @@ class RolloutRunner(SingleAgentEnvRunner):
             _restore(self.rollout.unwrapped.recalibration, recalibration)
 
     def end(self) -> tuple[dict[str, float], dict[str, Any] | None] | None:
-        """Return named scalars of the rollout, and the recalibration module; None if none was played since a start."""
+        """Return named scalars of the rollout and the recalibration module, or None before the first rollout."""
         if not self.rollout.ious:
             return None
         module = self.rollout.unwrapped.recalibration
@@ -312,7 +312,7 @@ class RolloutRunner(SingleAgentEnvRunner):
 
 
 def _parts(networks: Any) -> dict[str, torch.nn.Module]:
-    """Return what both libraries' policies consist of, by name."""
+    """Map names to the modules that the policies of both libraries share."""
     if isinstance(networks, GridPolicy):
         return {
             "trunk": networks.features_extractor.trunk,
@@ -333,7 +333,7 @@ def _load_parts(networks: Any, weights: Mapping[str, Any]) -> None:
 
 def _set_learner(learner: Any, state: Mapping[str, Any]) -> None:
     _load_parts(learner.module[DEFAULT_MODULE_ID].unwrapped(), state["policy"])
-    if state["optimizer"]["state"]:  # of a run that is resumed
+    if state["optimizer"]["state"]:  # only in a resumed run
         learner.get_optimizer(DEFAULT_MODULE_ID).load_state_dict(state["optimizer"])
 
 
@@ -352,7 +352,7 @@ def _restore(module: Any, state: Mapping[str, Any]) -> None:
 
 
 def _on_cpu(values: Any) -> Any:
-    """Return nested tensors as copies on the CPU."""
+    """Copy nested tensors to the CPU."""
     if isinstance(values, Tensor):
         return values.detach().cpu().clone()
     if isinstance(values, dict):
@@ -361,7 +361,7 @@ def _on_cpu(values: Any) -> Any:
 
 
 def _mean(states: Sequence[Any]) -> Any:
-    """Return nested tensors, the mean over several of the same form; what is no tensor is the first's."""
+    """Average nested structures of tensors; values other than tensors come from the first one."""
     first = states[0]
     if isinstance(first, Tensor):
         return torch.stack([state.double() for state in states]).mean(0).to(first.dtype)
@@ -372,7 +372,7 @@ def _mean(states: Sequence[Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Any:
-    """Leave out what RLlib says about its own future."""
+    """Suppress log messages up to warnings, because RLlib warns about its own future versions."""
     logging.disable(logging.WARNING)
     try:
         yield

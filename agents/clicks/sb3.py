@@ -1,6 +1,6 @@
-"""Stable-Baselines3 on native vector environments: the adaptor, and the policy over the patch grid.
+"""Adapt native vector environments and the patch-grid policy to Stable-Baselines3.
 
-`SampleVecEnv` is the adaptor through which any algorithm of Stable-Baselines3 for discrete actions plays them.
+Any algorithm of Stable-Baselines3 for discrete actions can play the environments through `SampleVecEnv`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from maskgym.policies.clicks.point import PointActorCritic
 
 
 class SampleVecEnv(VecEnv):
-    """A native vector environment as Stable-Baselines3 wants it.
+    """Adapt a native vector environment to the interface of Stable-Baselines3.
 
     Args:
-        env: A vector environment; to be stepped, it must restart in SAME_STEP.
+        env: A vector environment; stepping needs ``autoreset_mode=SAME_STEP``.
 
     Attributes:
-        targets: The true masks of each sub-environment's sample, on the training split.
+        targets: Ground-truth masks of each sub-environment's sample, on the training split.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -44,14 +44,14 @@ class SampleVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions for `step_wait`."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Take the step; what an episode ended with is in its info as ``terminal_observation``.
+        """Take the step; the last observation of an episode is in its info as ``terminal_observation``.
 
         Raises:
-            UserError: If the environment restarts in another way than SAME_STEP.
+            UserError: If the autoreset mode is not SAME_STEP.
         """
         if self.env.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
             raise UserError(f"autoreset_mode={self.env.metadata['autoreset_mode']}: Stable-Baselines3 needs SAME_STEP")
@@ -76,15 +76,15 @@ class SampleVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute, once a sub-environment: they share it."""
+        """Return a shared attribute, repeated per sub-environment."""
         return [getattr(self.env.unwrapped, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refuse: sub-environments share their attributes."""
+        """Raise an error, because sub-environments share their attributes."""
         raise NotImplementedError("the sub-environments of a native vector environment share their attributes")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Return ``action_masks()``, bool (actions,) a sub-environment, as MaskablePPO asks for; refuse the rest."""
+        """Return ``action_masks()`` for MaskablePPO, bool (actions,) per sub-environment; refuse other methods."""
         if method_name != "action_masks":
             raise NotImplementedError("the sub-environments of a native vector environment share their methods")
         base: Any = self.env.unwrapped
@@ -92,12 +92,12 @@ class SampleVecEnv(VecEnv):
         return [masks[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Return False for each."""
+        """Return False per sub-environment."""
         return [False for _ in self._get_indices(indices)]
 
 
 class GridFeatures(BaseFeaturesExtractor):
-    """The shared trunk, as Stable-Baselines3 wants it."""
+    """Shared trunk as a feature extractor of Stable-Baselines3."""
 
     def __init__(self, observation_space: spaces.Dict, networks: PointActorCritic) -> None:
         trunk = networks.trunk(observation_space)
@@ -105,7 +105,7 @@ class GridFeatures(BaseFeaturesExtractor):
         self.trunk = trunk
 
     def forward(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return (B, channels · g²)."""
+        """Compute the features (B, channels · g²)."""
         return self.trunk(observations)
 
 

@@ -1,1 +1,1 @@
-"""What agents with a training loop of their own share."""
+"""Helpers of agents with a training loop of their own."""

@@ -1,4 +1,4 @@
-"""What agents with a loop of their own share: what they log to, files that are whole or not there, numbers in range."""
+"""Helpers of training loops: the logging callback, atomic checkpoints, and checks of numbers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 from maskgym.errors import UserError
 
-OnLog = Callable[[int, Mapping[str, float]], None]  # called with an update's number, from 1, and named scalars
+OnLog = Callable[[int, Mapping[str, float]], None]  # takes an update's number, from 1, and named scalars
 
 
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers and names, whole or not at all."""
+    """Write tensors, numbers and names atomically."""
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         torch.save(state, temporary)
-    except BaseException:  # a full disk, Ctrl-C: the older one stays, and nothing lies beside it
+    except BaseException:  # on a full disk or Ctrl-C the older file stays and the partial one is removed
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, file)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Return what `write_checkpoint` wrote, on the CPU.
+    """Load a checkpoint of `write_checkpoint` to the CPU.
 
     Raises:
         UserError: If the file is missing.
@@ -38,14 +38,14 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def check_agent(agent: Any, state: Mapping[str, Any], file: Path) -> None:
-    """Raise a UserError if a checkpoint, which names the class of its agent as ``agent``, is of another algorithm."""
+    """Raise a UserError if another algorithm wrote the checkpoint, whose ``agent`` names the agent's class."""
     expected = type(agent).__name__
     if state.get("agent") != expected:
         raise UserError(f"{file}: a checkpoint of {state.get('agent')}: expected one of {expected}")
 
 
 def check_at_least(least: int, **numbers: int) -> None:
-    """Raise a UserError, naming the setting, if a number is too small."""
+    """Raise a UserError that names the setting if a number is too small."""
     for name, value in numbers.items():
         if value < least:
             raise UserError(f"algo.{name}={value}: expected at least {least}")

@@ -1,4 +1,4 @@
-"""What algorithms of whole episodes share, whatever their actions are: advantages, and the clipped loss."""
+"""Advantages and the clipped loss of algorithms that score whole episodes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def group_advantages(returns: np.ndarray, group_size: int) -> Tensor:
-    """Return the return less its group's mean, over its group's deviation (GRPO); a group of equal returns has 0.
+    """Standardise returns by their group's mean and standard deviation (GRPO); a zero-variance group has 0.
 
     Args:
-        returns: float (B,), those of a group in a row.
-        group_size: A divisor of B.
+        returns: float (B,), with the returns of a group adjacent.
+        group_size: Returns per group, a divisor of B.
 
     Returns:
         float32 (B,).
@@ -25,16 +25,16 @@ def group_advantages(returns: np.ndarray, group_size: int) -> Tensor:
 def confidence_advantages(
     returns: np.ndarray, limits: tuple[float, float], confidence: Tensor, center: bool = False
 ) -> Tensor:
-    """Return the return, brought to [0, 1], less how sure the policy was (CGPO: Saliency-R1, Eq. 13).
+    """Compute the return, scaled to [0, 1], minus the policy's confidence (CGPO: Saliency-R1, Eq. 13).
 
     Args:
-        returns: float (B,).
-        limits: The lowest and the highest return there can be.
-        confidence: float32 (B,) in [0, 1], the mean probability of what was done (Eq. 10).
-        center: Subtract the batch's mean: ours, not the paper's.
+        returns: Returns, float (B,).
+        limits: Lowest and highest possible return.
+        confidence: Mean probability of the actions, float32 (B,) in [0, 1] (Eq. 10).
+        center: Whether to subtract the batch's mean; the paper does not.
 
     Returns:
-        float32 (B,) in [-1, 1], centred or not.
+        float32 (B,); in [-1, 1] without centring.
     """
     low, high = limits
     found = torch.tensor((returns - low) / (high - low), dtype=torch.float32) - confidence
@@ -42,13 +42,13 @@ def confidence_advantages(
 
 
 def clipped_loss(log_probabilities: Tensor, old: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, float]:
-    """Return the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of ratios out of bounds.
+    """Compute the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of clipped ratios.
 
     Args:
-        log_probabilities: (N,), under the policy that learns.
-        old: (N,), under the one that acted.
-        advantages: (N,).
-        clip_range: ε.
+        log_probabilities: Log-probabilities (N,) under the policy that learns.
+        old: Log-probabilities (N,) under the policy that acted.
+        advantages: Advantages (N,).
+        clip_range: Clip range ε.
     """
     ratio = (log_probabilities - old).exp()
     bounded = ratio.clamp(1 - clip_range, 1 + clip_range)

@@ -1,7 +1,7 @@
-"""Workers that train one agent together: who this is, how many there are, and sums over all of them.
+"""Rank, world size and sums over the workers that train one agent.
 
-Workers are the processes of a ``torch.distributed`` group, which whatever starts them has set up (Ray Train, torchrun).
-A process on its own is one worker.
+Workers are the processes of a ``torch.distributed`` group, which their launcher (Ray Train, torchrun) has set up. A
+process outside a group is a single worker.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Return the number of this worker, from 0."""
+    """Return the rank of this worker, from 0."""
     return dist.get_rank() if _joined() else 0
 
 
 def size() -> int:
-    """Return how many workers there are."""
+    """Return the number of workers."""
     return dist.get_world_size() if _joined() else 1
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """Return the sums of some numbers over all workers; every worker calls this, with as many numbers."""
+    """Sum numbers over all workers; every worker must call this with the same count of numbers."""
     if not _joined():
         return list(values)
-    # NCCL adds up what is on GPUs only.
+    # NCCL sums only tensors on GPUs.
     sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(sums)
     return sums.tolist()
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> bool:
-    """Make each parameter's gradient the mean over all workers; every worker calls this after its backward pass.
+    """Average each parameter's gradient over all workers; every worker must call this after its backward pass.
 
-    One sum for all of them after the pass, where ``DistributedDataParallel`` has several during it: that wraps
-    ``forward`` only, and waits for ever when one worker's share of a batch has nothing to learn from. Here such a
-    worker's gradients count as 0.
+    All gradients are summed once after the pass. ``DistributedDataParallel`` does not fit: it wraps only ``forward``
+    and hangs when one worker's shard has no gradient. Here such a worker's gradients count as 0.
 
     Returns:
         Whether any worker has a gradient.

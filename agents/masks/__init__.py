@@ -1,1 +1,1 @@
-"""Agents that answer with masks."""
+"""Agents whose actions are masks."""

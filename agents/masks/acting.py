@@ -1,4 +1,4 @@
-"""What agents that answer a need with a mask share: a policy of needs, its optimiser, and checkpoints."""
+"""Base of the mask agents: a policy of needs, its optimiser, and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
 
 CHECKPOINT = "masks.pt"
-SHOWN_AT_ONCE = 16  # images a forward pass where nothing is learned
+SHOWN_AT_ONCE = 16  # images per forward pass without learning
 
 
 class MaskAgent:
-    """A `UserSal` that acts, is saved and resumes; a subclass trains it.
+    """Run, save and resume a `UserSal`; a subclass trains it.
 
     Args:
-        policy: What acts.
-        env: The vector environment that it will act in: an image and a need, answered with a mask of its square.
-        seed: Seed of all chance in training.
+        policy: A `UserSal`.
+        env: Vector environment that shows an image and a need and takes a mask of the observed square.
+        seed: Seed of all random draws in training.
         output: Folder of the checkpoints.
         learning_rate: Of Adam.
         save_every: Updates between checkpoints.
 
     Raises:
-        UserError: If a number is out of range, the policy is another, or the image does not fit it.
+        UserError: If a number is out of range, the policy is of another kind, or the image does not fit it.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
-    kinds: ClassVar[tuple[str, ...]] = ("usersal", "usersal_plus")  # of policy
+    kinds: ClassVar[tuple[str, ...]] = ("usersal", "usersal_plus")  # kinds of policy
 
     def __init__(
         self,
@@ -61,33 +61,33 @@ class MaskAgent:
         self.optimizer = torch.optim.Adam(policy.trainable_parameters(), lr=learning_rate)
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
-        """Return the maps, float32 (B, S, S) in [0, 1]: the same, greedy or not, for a detector draws nothing."""
+        """Compute the maps, float32 (B, S, S) in [0, 1]; a detector is deterministic, so ``greedy`` has no effect."""
         return torch.cat([logits.sigmoid() for _, logits in self.logits(observations)])[:, 0].cpu().numpy()
 
     @torch.no_grad()
     def logits(self, observations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield which observations, a few at a time, and their logits (b, 1, S, S)."""
+        """Yield the observations' indices in small batches, with their logits (b, 1, S, S)."""
         for start in range(0, len(observations), SHOWN_AT_ONCE):
             rows = observations[start : start + SHOWN_AT_ONCE]
             pixels = to_pixels([row["image"] for row in rows], self.policy.device)
             yield slice(start, start + len(rows)), self.policy(pixels, [row["need"] for row in rows])
 
     def save(self, path: str | Path) -> None:
-        """Write what was trained into a folder; see `UserSal.save`."""
+        """Write the trained weights to a folder; see `UserSal.save`."""
         self.policy.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Take the weights that `save` wrote.
+        """Load the weights that `save` wrote.
 
         Raises:
-            UserError: See `UserSal.load`.
+            UserError: If `UserSal.load` refuses the folder.
         """
         self.policy.load(path)
 
     def checkpoint(self, update: int) -> None:
-        """Write all that a later update depends on: chance and the order of samples follow from the update's number.
+        """Write the state that later updates need; random draws and sample order follow from the update's number.
 
-        Of several workers, which all are at the same, the first one writes.
+        Rank 0 writes; the state is the same on all workers.
         """
         if parallel.rank():
             return
@@ -97,10 +97,10 @@ class MaskAgent:
         write_checkpoint(self.output / CHECKPOINT, state)
 
     def restore(self) -> int:
-        """Take up the checkpoint in ``output``, if there; return the updates it has behind it.
+        """Load the checkpoint in ``output``, if any; return its number of finished updates.
 
         Raises:
-            UserError: If it is of another algorithm, or of a policy with another backbone, encoder or setting.
+            UserError: If another algorithm wrote it, or the policy's backbone, encoder or settings differ.
         """
         file = self.output / CHECKPOINT
         if not file.exists():
@@ -114,27 +114,27 @@ class MaskAgent:
 
 
 def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Return float32 (B, 3, S, S) in [0, 1] for images uint8 (S, S, 3)."""
+    """Convert images uint8 (S, S, 3) to float32 (B, 3, S, S) in [0, 1]."""
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def to_targets(masks: Sequence[np.ndarray], side: int, device: torch.device) -> Tensor:
-    """Return float32 (B, 1, side, side) in [0, 1]: the union of each mask's rows, in the square that is observed.
+    """Letterbox the union of each image's masks to the observed square, float32 (B, 1, side, side) in [0, 1].
 
     Args:
-        masks: bool (n, H, W) an image.
-        side: Of the square, pixels.
-        device: Where to put them.
+        masks: Masks bool (n, H, W) per image.
+        side: Side of the square in pixels.
+        device: Device of the result.
     """
     found = []
     for mask in masks:
         union = np.logical_or.reduce(mask, axis=0).astype(np.uint8) * 255
-        found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])  # as the image was
+        found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])  # resized like the image
     return torch.from_numpy(np.stack(found)).to(device)[:, None].float() / 255
 
 
 def content(image: np.ndarray) -> tuple[int, int]:
-    """Return height and width of what a letterboxed image uint8 (S, S, 3) shows: not the black right and below."""
+    """Compute height and width of a letterboxed image uint8 (S, S, 3) without the black padding."""
     seen = np.asarray(image).max(axis=2) > 0
     rows, columns = np.flatnonzero(seen.max(axis=1)), np.flatnonzero(seen.max(axis=0))
     return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else image.shape[:2]

@@ -1,16 +1,15 @@
-"""GRPO and CGPO on masks: reinforcement after supervision, on the same environment and from the same checkpoint.
+"""GRPO and CGPO on masks: reinforcement learning from a supervised checkpoint, on the same environment.
 
-A detector's map leaves nothing to chance, so a coarse one is made of it: logits averaged over the cells of a g × g grid
-are those of one Bernoulli variable a cell. What is drawn changes the map as little as it must. A cell that comes out as
-the policy would have it leaves its pixels alone; one that comes out the other way has its logits shifted, all by the
-same amount, so that their mean lies on the other side of zero, as far from it as before and at least by a margin. The
-most probable draw is thus the detector's own map, which is what the policy answers when it is greedy.
+A detector's map is deterministic, so the policy samples on a coarse grid: the logits averaged over each cell of a g × g
+grid parametrise one Bernoulli variable per cell. A cell drawn as the policy prefers keeps its pixels. A cell drawn
+the other way has all its logits shifted by one amount, so that their mean lies on the other side of zero, at the same
+distance and at least at a margin. The most probable draw is therefore the detector's own map, the greedy action.
 
-Cells are to a mask what tokens are to an answer: each has its ratio of new to old probability, clipped, and the mask's
-advantage, and the loss is the mean over cells. Cells in the black that a letterbox adds take no part. GRPO compares
-masks for one image and need; CGPO draws one and compares what came of it, brought to [0, 1] by the reward's range, with
-the mean probability of its cells (Saliency-R1, Eq. 10 and 13). Both share their formulas with clicks. Of an episode of
-several masks, as in ranking, the first is learned.
+Cells take the role of tokens: each has its clipped ratio of new to old probability and the mask's advantage, and the
+loss is the mean over cells. Cells in the letterbox padding are excluded. GRPO compares masks of one image and need.
+CGPO draws one mask; its advantage is the reward, scaled to [0, 1] by the reward's range, minus the mean probability of
+the cells (Saliency-R1, Eq. 10 and 13). Both share their formulas with clicks. In an episode of several masks, as in
+ranking, only the first is learned.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ from maskgym.policies.needs.usersal import UserSal
 
 @dataclass
 class Masks:
-    """What was drawn for some samples, and what it earned; the masks of a sample are in a row.
+    """Masks drawn for some samples, and their returns; the masks of a sample are adjacent.
 
     Attributes:
-        pixels: float32 (P, 3, S, S), one image a sample.
-        needs: One text a sample.
+        pixels: float32 (P, 3, S, S), one image per sample.
+        needs: One text per sample.
         cells: bool (B, g, g).
-        log_probabilities: float32 (B, g, g), of the policy that drew.
-        shown: bool (B, g, g), cells that hold some of the image.
+        log_probabilities: float32 (B, g, g), under the policy that drew the cells.
+        shown: bool (B, g, g), cells that overlap the image.
         returns: float64 (B,).
         ious: float64 (B,).
-        changed: Share of cells that came out the other way.
+        changed: Share of cells drawn against the policy's preference.
     """
 
     pixels: Tensor
@@ -60,21 +59,21 @@ class Masks:
 
 
 class MaskPolicyAgent(MaskAgent):
-    """Clipped policy gradients on the cells of masks.
+    """Train by clipped policy gradients on the cells of masks.
 
     Args:
-        policy: A supervised `maskgym.policies.needs.usersal.UserSal`: its ``checkpoint`` says from where.
-        env: A vector environment with the spaces that it will act in, with ``autoreset_mode=DISABLED``.
+        policy: A supervised `maskgym.policies.needs.usersal.UserSal`; its ``checkpoint`` names the weights.
+        env: A vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
         seed: Seed of sampling, and of the samples shown.
         output: Folder of the checkpoints.
-        group_size: Masks of one sample, a divisor of the number of sub-environments.
-        grid: g, cells along a side.
-        temperature: Logits of cells are divided by it: more than 1 draws more freely.
-        margin: How far from zero, at least, a cell's mean logit comes to lie where it is changed.
+        group_size: Masks per sample, a divisor of the number of sub-environments.
+        grid: Cells along a side, g.
+        temperature: Divisor of the cells' logits; above 1, draws vary more.
+        margin: Smallest distance from zero of a changed cell's mean logit.
         learning_rate: Of Adam.
-        clip_range: ε, of the ratio of new to old probability.
-        epochs: Passes over the masks; with one the ratio is 1.
-        minibatch_size: Samples a gradient, with all their masks.
+        clip_range: Clip range ε of the ratio of new to old probability.
+        epochs: Passes over the masks; with one pass the ratio is 1.
+        minibatch_size: Samples per gradient, with all their masks.
         save_every: Updates between checkpoints.
 
     Raises:
@@ -114,23 +113,23 @@ class MaskPolicyAgent(MaskAgent):
 
     @abstractmethod
     def advantages(self, masks: Masks) -> Tensor:
-        """Return float32 (B,), one a mask."""
+        """Compute the advantages, float32 (B,), one per mask."""
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
-        """Return the maps, float32 (B, S, S) in [0, 1]: the detector's, or drawn."""
+        """Compute the maps, float32 (B, S, S) in [0, 1]: the detector's own, or sampled ones."""
         if greedy:
             return super().act(observations, greedy)
         found = [self.mask(logits, self.draw(self.cell_logits(logits))) for _, logits in self.logits(observations)]
         return torch.cat(found).cpu().numpy()
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: one mask a sub-environment, then epochs over them.
+        """Train for a number of updates: one mask per sub-environment, then epochs over them.
 
         Args:
-            envs: On the training split, with the spaces of the one that the agent was made with; an update is of one.
-            updates: In all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the checkpoint in ``output``, where there is one.
+            envs: Environments of the training split, with the agent's spaces; each update uses one.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Callback after each update, with its number, from 1, and named scalars.
+            resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         self.policy.eval()
         for update in range(self.restore() if resume else 0, updates):
@@ -145,7 +144,7 @@ class MaskPolicyAgent(MaskAgent):
 
     @torch.no_grad()
     def play(self, env: VectorEnv, seed: int) -> Masks:
-        """Draw one mask a sub-environment; those of a group show the same sample."""
+        """Draw one mask per sub-environment; those of a group show the same sample."""
         base: Any = env.unwrapped
         groups = env.num_envs // self.group_size
         drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)
@@ -172,7 +171,7 @@ class MaskPolicyAgent(MaskAgent):
         )
 
     def improve(self, masks: Masks) -> dict[str, float]:
-        """Take the gradient steps of one update; return named scalars."""
+        """Run the gradient steps of one update; return named scalars."""
         group = self.group_size
         advantages = self.advantages(masks).to(masks.cells.device)
         losses, clipped, entropies = [], [], []
@@ -183,7 +182,7 @@ class MaskPolicyAgent(MaskAgent):
                 logits = self.policy(masks.pixels[here], [masks.needs[i] for i in samples.tolist()])
                 of_cells = self.cell_logits(logits).repeat_interleave(group, dim=0)
                 loss, share = self.loss(of_cells, masks, rows, advantages)
-                if loss.requires_grad:  # not where no sample has a need
+                if loss.requires_grad:  # False where no sample has a need
                     self.optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), 0.5)
@@ -197,13 +196,13 @@ class MaskPolicyAgent(MaskAgent):
         return {name: float(np.mean(values)) for name, values in found.items()} | spread
 
     def loss(self, of_cells: Tensor, masks: Masks, rows: Tensor, advantages: Tensor) -> tuple[Tensor, float]:
-        """Return the clipped loss, the mean over cells that are shown, and the share of ratios out of bounds.
+        """Compute the clipped loss, a mean over the shown cells, and the share of clipped ratios.
 
         Args:
-            of_cells: Logits (b, g, g), of the policy that learns.
-            masks: All of the update.
-            rows: int64 (b,), which of them.
-            advantages: float32 (B,).
+            of_cells: Logits (b, g, g) of the policy that learns.
+            masks: All masks of the update.
+            rows: Rows of the minibatch, int64 (b,).
+            advantages: Advantages, float32 (B,).
         """
         shown = masks.shown[rows]
         new = log_probability(of_cells, masks.cells[rows])[shown]
@@ -211,15 +210,15 @@ class MaskPolicyAgent(MaskAgent):
         return clipped_loss(new, masks.log_probabilities[rows][shown], each, self.clip_range)
 
     def cell_logits(self, logits: Tensor) -> Tensor:
-        """Return logits (B, g, g) of the cells, for those of a map, (B, 1, S, S)."""
+        """Compute the cells' logits (B, g, g) from a map's logits (B, 1, S, S)."""
         return F.adaptive_avg_pool2d(logits, self.grid)[:, 0] / self.temperature
 
     def draw(self, of_cells: Tensor) -> Tensor:
-        """Return bool (B, g, g), drawn from logits of that shape."""
+        """Sample cells, bool (B, g, g), from logits of that shape."""
         return torch.bernoulli(of_cells.sigmoid()).bool()
 
     def mask(self, logits: Tensor, cells: Tensor) -> Tensor:
-        """Return the action, float32 (B, S, S) in [0, 1]: the map of logits (B, 1, S, S) with these cells."""
+        """Build the action, float32 (B, S, S) in [0, 1], from logits (B, 1, S, S) and drawn cells."""
         means = F.adaptive_avg_pool2d(logits, self.grid)[:, 0]  # (B, g, g)
         wanted = torch.where(cells, 1.0, -1.0) * means.abs().clamp(min=self.margin)
         shifts = torch.where(cells == (means > 0), 0.0, wanted - means)
@@ -228,10 +227,10 @@ class MaskPolicyAgent(MaskAgent):
 
 
 class GRPOAgent(MaskPolicyAgent):
-    """Group relative policy optimisation: the reward less its group's mean, over its group's deviation.
+    """Train by GRPO: the advantage is the reward standardised by its group's mean and standard deviation.
 
     Args:
-        group_size: At least 2; see `MaskPolicyAgent` for the others.
+        group_size: Masks per sample, at least 2; see `MaskPolicyAgent` for the others.
     """
 
     def __init__(self, policy: UserSal, env: VectorEnv, group_size: int = 8, **settings: Any) -> None:
@@ -239,16 +238,16 @@ class GRPOAgent(MaskPolicyAgent):
         super().__init__(policy, env, group_size=group_size, **settings)
 
     def advantages(self, masks: Masks) -> Tensor:
-        """Return float32 (B,); a group of equal rewards has 0."""
+        """Compute the advantages, float32 (B,); a zero-variance group has 0."""
         return group_advantages(masks.returns, self.group_size)
 
 
 class CGPOAgent(MaskPolicyAgent):
-    """Confidence-guided policy optimisation: the reward in [0, 1] less the mean probability of the cells drawn.
+    """Train by CGPO: the advantage is the reward in [0, 1] minus the mean probability of the drawn cells.
 
     Args:
-        center_advantage: Subtract the batch's mean advantage: ours, not the paper's.
-        settings: See `MaskPolicyAgent`; a sample has one mask.
+        center_advantage: Whether to subtract the batch's mean advantage; the paper does not.
+        settings: Other settings of `MaskPolicyAgent`; a sample has one mask.
     """
 
     def __init__(self, policy: UserSal, env: VectorEnv, center_advantage: bool = False, **settings: Any) -> None:
@@ -256,19 +255,19 @@ class CGPOAgent(MaskPolicyAgent):
         self.center_advantage = center_advantage
 
     def advantages(self, masks: Masks) -> Tensor:
-        """Return float32 (B,) in [-1, 1]."""
+        """Compute the advantages, float32 (B,) in [-1, 1]."""
         chances, shown = masks.log_probabilities.exp(), masks.shown.float()
         confidence = ((chances * shown).sum((1, 2)) / shown.sum((1, 2))).cpu()
         return confidence_advantages(masks.returns, self.return_range, confidence, self.center_advantage)
 
 
 def log_probability(of_cells: Tensor, cells: Tensor) -> Tensor:
-    """Return the log-probability of each cell (B, g, g) under logits of that shape."""
+    """Compute the log-probability of each cell (B, g, g) under logits of that shape."""
     return -F.binary_cross_entropy_with_logits(of_cells, cells.float(), reduction="none")
 
 
 def shown_cells(image: np.ndarray, grid: int) -> Tensor:
-    """Return bool (g, g): which cells of a letterboxed image uint8 (S, S, 3) hold some of what it shows."""
+    """Find the cells, bool (g, g), that overlap the content of a letterboxed image uint8 (S, S, 3)."""
     height, width = content(image)
     size = image.shape[0] // grid
     edges = torch.arange(grid) * size

@@ -1,4 +1,4 @@
-"""Referring segmentation as an agent: a frozen segmenter of phrases answers what the need says."""
+"""Referring segmentation as an agent: a frozen segmenter takes the need as its phrase."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from maskgym.errors import UserError
 
 
 class ReferringAgent:
-    """Segment the need as a phrase; never learns.
+    """Segment the need as a phrase; nothing is learned.
 
-    It is how a text-conditioned segmenter is evaluated as RefCOCO has it, on the same samples, at the same input size
-    and by the same measures (mIoU, oIoU, P@X) as a policy.
+    The agent evaluates a text-conditioned segmenter by the RefCOCO protocol, on the same samples, at the same input
+    size and by the same measures (mIoU, oIoU, P@X) as a policy.
 
     Args:
-        policy: Unused; taken so that every agent is made alike.
-        env: Unused likewise.
-        seed: Unused likewise: nothing is left to chance.
-        output: Unused likewise.
-        segmenter: A referring segmenter, as of `maskgym.segmenters`.
-        prefix: Taken off a need that begins with it, in any case: what is left is the phrase. A need without a phrase
-            is answered with an empty mask: what is salient is nothing that a phrase names.
+        policy: Unused; present because all agents share one constructor.
+        env: Unused.
+        seed: Unused; the agent is deterministic.
+        output: Unused.
+        segmenter: A referring segmenter of `maskgym.segmenters`.
+        prefix: Prefix to remove from a need, ignoring case; the rest is the phrase. A need without a phrase gets an
+            empty mask.
 
     Raises:
         UserError: If the segmenter takes no phrases.
@@ -48,15 +48,15 @@ class ReferringAgent:
         self.segmenter, self.prefix = segmenter, prefix
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Return at once: there is nothing to learn."""
+        """Do nothing, because nothing is learned."""
 
     def save(self, path: str | Path) -> None:
-        """Write nothing: the segmenter is frozen."""
+        """Write nothing, because the segmenter is frozen."""
 
     load = save
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[np.ndarray]:
-        """Return one map of probabilities an observation, float32 (S, S)."""
+        """Compute one probability map per observation, float32 (S, S)."""
         phrases = [self._phrase(observation["need"]) for observation in observations]
         images = [observation["image"] for observation in observations]
         found = self.segmenter.segment(images, [[phrase] if phrase else [] for phrase in phrases])

@@ -1,9 +1,9 @@
 """Supervised training of UserSal and UserSal+ through the environment (UserSOD, Section 4.1).
 
-Images and needs are what the environment shows, truths what it tells in training. Samples come in epochs, each in an
-order of its own; the rate of Adam falls by ten at epoch 60, as in the paper. Nothing is flipped or coloured anew, as
-trainings of detectors do: needs name places ("on the left"), and colours. Where objects are ranked, the target is the
-most salient one that is left, after a number of detections drawn for each sample and made as they should be.
+The environment shows images and needs, and gives the ground truth in training. Each epoch has its own order of
+samples. The learning rate of Adam falls by a factor of ten at epoch 60, as in the paper. There is no flipping or
+colour augmentation, because needs name places ("on the left") and colours. With ranked objects, a random number of
+ground-truth objects is erased per sample, and the target is the most salient remaining object.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from maskgym.policies.needs.usersal import UserSal
 
 
 class UserSalAgent(MaskAgent):
-    """Gradient steps on the policy's own loss: mean squared error, and in UserSal+ the appearance loss (Eq. 2, 5).
+    """Train on the policy's own loss: mean squared error, and in UserSal+ the appearance loss (Eq. 2, 5).
 
     Args:
         policy: A `maskgym.policies.needs.usersal.UserSal`.
         env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; see `MaskAgent`.
-        seed: Of the order of the samples.
+        seed: Seed of the order of samples.
         output: Folder of the checkpoints.
-        batch_size: Samples an update, of all workers together (see `maskgym.agents.common.parallel`).
-        learning_rate: Of Adam (Section 4.1: 1e-4).
-        decay_epoch: The epoch, counted from 0, from which the rate is lower (Section 4.1: 60).
-        decay_factor: What it is multiplied with (Section 4.1: 0.1).
+        batch_size: Global batch: samples per update over all workers (see `maskgym.agents.common.parallel`).
+        learning_rate: Learning rate of Adam (Section 4.1: 1e-4).
+        decay_epoch: First epoch, counted from 0, with the lower learning rate (Section 4.1: 60).
+        decay_factor: Factor on the learning rate from then on (Section 4.1: 0.1).
         save_every: Updates between checkpoints.
 
     Raises:
@@ -42,7 +42,7 @@ class UserSalAgent(MaskAgent):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal",)
-    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # several workers can train it together
+    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # supports several workers
 
     def __init__(
         self,
@@ -67,10 +67,10 @@ class UserSalAgent(MaskAgent):
         """Train for a number of updates, one batch each.
 
         Args:
-            envs: On the training split, with the spaces of the one that the agent was made with; a batch is of one.
-            updates: In all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the checkpoint in ``output``, where there is one.
+            envs: Environments of the training split, with the agent's spaces; each batch uses one.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Callback after each update, with its number, from 1, and named scalars.
+            resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         self.policy.train()
         for update in range(self.restore() if resume else 0, updates):
@@ -90,12 +90,12 @@ class UserSalAgent(MaskAgent):
     def show(
         self, env: VectorEnv, indices: np.ndarray, chances: np.ndarray
     ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """Return pixels (B, 3, S, S), needs and targets (B, 1, S, S) of the samples of these indices.
+        """Load pixels (B, 3, S, S), needs and targets (B, 1, S, S) of samples by index.
 
         Args:
-            env: On the training split.
-            indices: Of samples, (B,).
-            chances: (B,), drawn from [0, 1): where objects are ranked, which share of them is detected before.
+            env: Environment of the training split.
+            indices: Indices of the samples, (B,).
+            chances: Random numbers in [0, 1), (B,): with ranked objects, the share that is detected before.
         """
         images: list[np.ndarray] = []
         needs: list[str] = []
@@ -123,37 +123,37 @@ class UserSalAgent(MaskAgent):
         objects: Sequence[np.ndarray],
         chances: np.ndarray,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Detect some objects as they should be; return the images shown then, and for each the object to find next.
+        """Detect some objects by their ground truth; return the images shown then, and the next object of each.
 
         Args:
-            env: Of ranking, reset to the samples of these indices.
-            indices: (num_envs,).
-            images: Shown at the start, one a sub-environment.
-            objects: bool (n, H, W) a sub-environment, most salient first.
-            chances: Of as many as count, in [0, 1): which share of the objects is detected.
+            env: Ranking environment, reset to the samples of these indices.
+            indices: Indices of the samples, (num_envs,).
+            images: Images shown at the start, one per sub-environment.
+            objects: Masks bool (n, H, W) per sub-environment, most salient first.
+            chances: Random numbers in [0, 1), one per sample in use: the share of its objects that is detected.
         """
         base: Any = env.unwrapped
         shares = np.resize(chances, env.num_envs)
         depths = (shares * [min(base.steps, len(masks)) for masks in objects]).astype(int)
         for step in range(depths.max()):
-            # Those that have nothing left answer with nothing, which ends their episode.
+            # A sub-environment without remaining detections gets an empty mask, which ends its episode.
             actions = to_targets([masks[step : step + 1] for masks in objects], self.side, torch.device("cpu"))
             observations, _, terminated, truncated, _ = env.step(actions[:, 0].numpy())
             for i in np.flatnonzero(depths == step + 1):
                 images[i] = observations["image"][i].copy()
             over = terminated | truncated
-            if over.any():  # begun again, so that the others can go on
+            if over.any():  # reset, so that the others can step
                 env.reset(options={"index": indices, "reset_mask": over})
         return images, [masks[depth : depth + 1] for masks, depth in zip(objects, depths, strict=True)]
 
     def learn(self, pixels: torch.Tensor, needs: Sequence[str], targets: torch.Tensor, epoch: int) -> dict[str, float]:
-        """Take one gradient step; return named scalars."""
+        """Run one gradient step; return named scalars."""
         rate = self.learning_rate * (self.decay_factor if epoch >= self.decay_epoch else 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, terms = self.policy.loss(pixels, needs, targets)
         self.optimizer.zero_grad()
-        if loss.requires_grad:  # not where no sample of the batch has a need: then the backbone alone answers
+        if loss.requires_grad:  # False where no sample has a need, because then only the frozen backbone answers
             loss.backward()
         norm, parameters = 0.0, self.policy.trainable_parameters()
         if parallel.average_gradients(parameters):
@@ -166,19 +166,19 @@ class UserSalAgent(MaskAgent):
 
 
 class UserSalPlusAgent(UserSalAgent):
-    """The same for `maskgym.policies.needs.usersal.UserSalPlus`."""
+    """Train a `maskgym.policies.needs.usersal.UserSalPlus` the same way."""
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal_plus",)
 
 
 def batch_of(number: int, size: int, samples: int, seed: int) -> np.ndarray:
-    """Return int64 (size,): a batch of indices out of epochs that follow each other, each a permutation of its own.
+    """Compute the indices of a batch, int64 (size,), from consecutive epochs, each its own permutation.
 
     Args:
-        number: Of the batch, from 0.
-        size: Indices in it.
-        samples: Of the data set.
-        seed: Of the permutations.
+        number: Number of the batch, from 0.
+        size: Indices per batch.
+        samples: Number of samples in the data set.
+        seed: Seed of the permutations.
     """
     positions = range(number * size, (number + 1) * size)
     epochs = range(positions[0] // samples, positions[-1] // samples + 1)
