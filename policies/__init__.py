@@ -1,4 +1,4 @@
-"""Policies: the networks that agents train."""
+"""Register policies, the networks that agents train."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ register, make, names = _registry.register, _registry.make, _registry.names
 
 
 def _language_model(path: str, **arguments: Any) -> Any:
-    """Return the `LanguagePolicy` of a model of the hub: Qwen2.5-VL of one size."""
+    """Build the `LanguagePolicy` of a Qwen2.5-VL on the hub."""
     from maskgym.policies.text.mllm import LanguagePolicy
 
     return LanguagePolicy(path, **arguments)
@@ -18,14 +18,14 @@ def _language_model(path: str, **arguments: Any) -> Any:
 
 register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
 register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"))
-register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the paper's
-register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # embedded, the default
+register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the size in the paper
+register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # bundled, the default
 register("point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic")  # clicks: a CNN over the patch grid
-register("none", "maskgym.policies.no_policy:NoPolicy")  # no network: of agents that learn nothing, but on clicks
+register("none", "maskgym.policies.no_policy:NoPolicy")  # no network, for agents that do not learn
 register("usersal", "maskgym.policies.needs.usersal:usersal")  # masks: a frozen detector with prompt tokens
-register("usersal_plus", "maskgym.policies.needs.usersal:usersal_plus")  # and by what in the image looks alike
+register("usersal_plus", "maskgym.policies.needs.usersal:usersal_plus")  # UserSal with appearance similarity
 
-# Parts of the policies of needs, each with names of its own: salient-object networks, and text encoders.
+# Backbones and need encoders are parts of the need policies, so each kind has its own registry.
 _backbones = Registry("backbone")
 register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
 
@@ -44,7 +44,7 @@ register_need_encoder(
 register_need_encoder("siglip", "maskgym.policies.needs.need_encoders:SiglipNeedEncoder")
 register_need_encoder("blip", "maskgym.policies.needs.need_encoders:BlipNeedEncoder")
 register_need_encoder("bert", "maskgym.policies.needs.need_encoders:BertNeedEncoder")
-register_need_encoder("clip_tiny", "maskgym.policies.needs.need_encoders:clip_tiny")  # embedded
+register_need_encoder("clip_tiny", "maskgym.policies.needs.need_encoders:clip_tiny")  # bundled
 register_need_encoder("bag_of_words", "maskgym.policies.needs.bag_of_words:BagOfWords")  # a table, without order
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""No network: the policy of agents that learn nothing and need none."""
+"""Define the policy without a network, for agents that do not learn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class NoPolicy:
-    """What stands in a config where an agent has no use for a policy."""
+    """Placeholder in the configs of agents that use no policy."""
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "user_need", "ranking")

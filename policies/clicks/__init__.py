@@ -1,1 +1,1 @@
-"""Policies that click, and the module that labels clicks."""
+"""Provide policies that click, and the module that labels clicks."""

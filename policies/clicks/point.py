@@ -1,4 +1,4 @@
-"""The actor-critic of point prompting: convolutions over the patch grid, shared by actor and critic (AlignSAM §3.2)."""
+"""Build the actor-critic of point prompting, with shared convolutions over the patch grid (AlignSAM §3.2)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from maskgym.errors import UserError
 
 @dataclass(frozen=True)
 class PointActorCritic:
-    """Sizes of the networks, which `trunk`, `actor` and `critic` make for the spaces of an environment.
+    """Hold the network sizes; `trunk`, `actor` and `critic` build the networks for an environment's spaces.
 
     Args:
         channels: Width of the shared trunk.
-        layers: 3 × 3 convolutions in it.
+        layers: Number of 3 × 3 convolutions in the trunk.
 
     Raises:
         UserError: If a size is out of range.
@@ -36,31 +36,31 @@ class PointActorCritic:
             )
 
     def trunk(self, observation_space: spaces.Dict) -> GridTrunk:
-        """Return the part that actor and critic share."""
+        """Build the trunk that actor and critic share."""
         return GridTrunk(observation_space, self.channels, self.layers)
 
     def actor(self, observation_space: spaces.Dict, action_space: spaces.Space) -> GridActor:
-        """Return the layer that gives logits."""
+        """Build the layer that computes logits."""
         return GridActor(
             self.channels, grid_side(observation_space), labelled=isinstance(action_space, spaces.MultiDiscrete)
         )
 
     def critic(self, observation_space: spaces.Dict) -> GridCritic:
-        """Return the layer that gives the value."""
+        """Build the layer that computes the value."""
         return GridCritic(self.channels, grid_side(observation_space))
 
 
 def grid_side(observation_space: spaces.Dict) -> int:
-    """Return g, patches along a side."""
+    """Return g, the number of patches along a side."""
     shape = observation_space["mask"].shape
     assert shape is not None
     return shape[-1]
 
 
 class GridTrunk(nn.Module):
-    """Features of each patch: every map of the observation, normalised, through convolutions.
+    """Compute features of each patch by convolutions over the normalised maps of the observation.
 
-    Group norm, not batch norm: the first ratio of PPO must be 1, whatever else is in the batch.
+    The trunk uses group norm because the first ratio of PPO must be 1 independently of the rest of the batch.
     """
 
     def __init__(self, observation_space: spaces.Dict, channels: int, layers: int) -> None:
@@ -76,9 +76,9 @@ class GridTrunk(nn.Module):
         self.features = channels * side**2 + (side**2 if "clicked" in observation_space.spaces else 0)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, channels · g²), patch features of maps (B, C_k, g, g); then ``clicked`` (B, g²) as it is.
+        """Concatenate patch features (B, channels · g²) of maps (B, C_k, g, g) and ``clicked`` (B, g²), unchanged.
 
-        What is no map, as the feature (B, D) of a need, is the same on every patch.
+        An entry that is not a map, such as the feature (B, D) of a need, is repeated on every patch.
         """
         side = self.position.shape[-1]
         maps = torch.cat([_spread(observations[name], side) for name in sorted(observations)], dim=1)
@@ -89,12 +89,12 @@ class GridTrunk(nn.Module):
 
 
 def _spread(values: Tensor, side: int) -> Tensor:
-    """Return (B, C, g, g): maps as they are, features (B, C) on every patch."""
+    """Return maps (B, C, g, g) unchanged, or repeat features (B, C) on every patch."""
     return values if values.ndim == 4 else values[:, :, None, None].expand(-1, -1, side, side)
 
 
 class GridActor(nn.Module):
-    """One logit a patch, out of reach where it was clicked; with labels, two more for the label."""
+    """Compute one logit per patch, masked where it was clicked, and two label logits if labels are actions."""
 
     def __init__(self, channels: int, side: int, labelled: bool) -> None:
         super().__init__()
@@ -102,19 +102,19 @@ class GridActor(nn.Module):
         self.patch = nn.Conv2d(channels, 1, 1)
         self.label = nn.Linear(channels, 2) if labelled else None
         for layer in (self.patch, self.label):
-            if layer is not None:  # nearly uniform at first
+            if layer is not None:  # small weights make the initial policy nearly uniform
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits (B, g²) or (B, g² + 2)."""
+        """Compute logits (B, g²) or (B, g² + 2)."""
         maps, clicked = split_features(features, self.channels, self.side)
         logits = self.patch(maps).flatten(1) - 1e9 * clicked
         return logits if self.label is None else torch.cat([logits, self.label(maps.mean((2, 3)))], dim=1)
 
 
 class GridCritic(nn.Module):
-    """The value of a state, from the mean over its patches."""
+    """Compute the value of a state from the mean over its patches."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
@@ -122,12 +122,12 @@ class GridCritic(nn.Module):
         self.value = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return values (B, 1)."""
+        """Compute values (B, 1)."""
         return self.value(split_features(features, self.channels, self.side)[0].mean((2, 3)))
 
 
 def split_features(features: Tensor, channels: int, side: int) -> tuple[Tensor, Tensor]:
-    """Return what `GridTrunk` gave as maps (B, channels, g, g) and what was clicked, (B, g²) or nothing to subtract."""
+    """Split the output of `GridTrunk` into maps (B, channels, g, g) and ``clicked`` (B, g²), by default zeros."""
     maps, clicked = features.split([channels * side**2, features.shape[1] - channels * side**2], dim=1)
     clicked = clicked if clicked.shape[1] else features.new_zeros(len(features), side**2)
     return maps.unflatten(1, (channels, side, side)), clicked

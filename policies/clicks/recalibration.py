@@ -1,4 +1,4 @@
-"""The semantic recalibration module: which label a click at each patch should have (AlignSAM, Section 3.3)."""
+"""Predict the label of a click at each patch by semantic recalibration (AlignSAM, Section 3.3)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch.nn import functional as F
 
 from maskgym.errors import UserError
 
-BRANCHES = {"implicit": 1, "explicit": 5}  # with their updates an action, q (Section 4.1)
+BRANCHES = {"implicit": 1, "explicit": 5}  # branch: updates per action, q (Section 4.1)
 
 
 class SemanticRecalibration(nn.Module):
-    """The probability that each patch is foreground, from the state (Eq. 12).
+    """Predict the probability that each patch is foreground from the state (Eq. 12).
 
-    The implicit branch is two convolution blocks on the spatial state; the explicit one three convolutions that join
-    it with the semantic state, self-attention over the patches, and a decoder of two convolutions. Widths are ours:
-    the paper gives none.
+    The implicit branch has two convolution blocks on the spatial state. The explicit branch has three convolutions that
+    join it with the semantic state, self-attention over the patches, and a decoder of two convolutions. The paper
+    specifies no widths.
 
     Args:
-        branch: ``implicit`` or ``explicit`` (the semantic switch V).
-        in_channels: Channels of a state.
+        branch: Active branch, ``implicit`` or ``explicit`` (the semantic switch V).
+        in_channels: Number of channels of a state.
         channels: Width, a multiple of 8.
-        learning_rate: Of Adam (Section 4.1).
-        seed: Of the weights, so that building it draws nothing from elsewhere.
+        learning_rate: Learning rate for Adam (Section 4.1).
+        seed: Seed of the weights; construction leaves the global generator unchanged.
 
     Raises:
         UserError: If the branch is unknown or the width does not fit.
@@ -54,7 +54,7 @@ class SemanticRecalibration(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return logits (B, g, g) for ``state``, and ``semantic`` in the explicit branch, each (B, C, g, g)."""
+        """Compute logits (B, g, g) from ``state`` and, in the explicit branch, ``semantic``, each (B, C, g, g)."""
         if self.branch == "implicit":
             return self.head(self.encoder(observations["state"]))[:, 0]
         features = self.encoder(torch.cat([observations["semantic"], observations["state"]], dim=1))
@@ -64,16 +64,16 @@ class SemanticRecalibration(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, g, g) in [0, 1]."""
+        """Compute foreground probabilities (B, g, g) in [0, 1]."""
         return self(observations).sigmoid()
 
     def learn(self, observations: Mapping[str, Tensor], truth: Tensor, updates: int | None = None) -> float:
         """Take gradient steps on Eq. 13, Dice plus binary cross-entropy; return the last loss.
 
         Args:
-            observations: As for `forward`.
-            truth: float (B, g, g) in [0, 1], the true mask averaged over each patch.
-            updates: q; None takes the branch's own.
+            observations: Observations as in `forward`.
+            truth: Ground truth, float (B, g, g) in [0, 1], averaged over each patch.
+            updates: Number of gradient steps, q; None selects the branch's default.
         """
         loss = torch.zeros(())
         for _ in range(self.updates if updates is None else updates):
@@ -85,7 +85,7 @@ class SemanticRecalibration(nn.Module):
 
 
 def recalibration_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), the mean over the batch."""
+    """Compute Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), averaged over the batch."""
     probabilities = logits.sigmoid()
     overlap = (probabilities * truth).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + truth.sum((1, 2)) + 1)

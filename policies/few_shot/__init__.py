@@ -1,1 +1,1 @@
-"""Few-shot adaptations of SAM: the baselines of AlignSAM."""
+"""Provide few-shot adaptations of SAM, the baselines of AlignSAM."""

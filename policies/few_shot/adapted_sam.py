@@ -1,8 +1,8 @@
-"""Few-shot baselines made of a Segment Anything Model: PerSAM, SAMed and MSA, as AlignSAM compares itself with.
+"""Implement PerSAM, SAMed and MSA, the few-shot baselines of AlignSAM on a Segment Anything Model.
 
-Each learns from the same few samples (Section 4.1: 50), is told nothing about a test image, and answers with one mask.
-They share one contract: ``fit(samples)``, then ``predict(images)``. Images are shown as SAM's own code shows them: the
-longer side scaled to the input, padded right and below. The segmenter that is given stays as it is; each has a copy.
+Each baseline learns from the same few samples (Section 4.1: 50) and predicts one mask per test image without a prompt.
+The interface is ``fit(samples)``, then ``predict(images)``. As in SAM's code, the longer side of an image is scaled to
+the input, with padding right and below. Each baseline adapts a copy of the segmenter.
 
 References:
     Huang et al., AlignSAM, CVPR 2024, Section 4.1 "Baselines", Tables 2 and 3.
@@ -35,12 +35,12 @@ SMOOTHING = 1.0  # of Dice, in cells of the low resolution
 
 
 class AdaptedSam(ABC):
-    """A SAM that learns one task from a few samples and needs no prompt afterwards.
+    """SAM that learns one task from a few samples and needs no prompt afterwards.
 
-    A subclass gives `fit` and `_decode`.
+    A subclass implements `fit` and `_decode`.
 
     Args:
-        segmenter: Whose weights to start from; it is not changed.
+        segmenter: Segmenter with the initial weights; it is not changed.
 
     Attributes:
         sam: The copy that is adapted, float32.
@@ -63,13 +63,13 @@ class AdaptedSam(ABC):
         """Return logits (B, 4h, 4w) for embeddings (B, C, h, w).
 
         Args:
-            embeddings: Of the images.
+            embeddings: Embeddings of the images.
             inside: bool (B, h, w), False where the centre of a cell is padding.
         """
 
     @torch.inference_mode()
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return one mask an image, bool (H_i, W_i).
+        """Predict one mask per image, bool (H_i, W_i).
 
         Args:
             images: uint8 (H_i, W_i, 3) RGB, of any size.
@@ -112,7 +112,7 @@ def to_grid(mask: np.ndarray, side: int) -> Tensor:
 
 
 def _scored(sample: Sample) -> np.ndarray:
-    """Return bool (H, W): what of a sample's first image is not void."""
+    """Return bool (H, W), True where a sample's first image is not void."""
     return np.ones(sample.images[0].shape[:2], bool) if sample.void is None else ~sample.void[0]
 
 
@@ -120,7 +120,7 @@ def _scored(sample: Sample) -> np.ndarray:
 
 
 class PerSAM(AdaptedSam):
-    """PerSAM: SAM pointed at what resembles one reference object, without any training.
+    """PerSAM, which prompts SAM by similarity to one reference object, without training.
 
     Steps (Section 3.2 of the paper):
         1. The reference is the first of the samples, as the method is one-shot; the others are not looked at.
@@ -139,7 +139,7 @@ class PerSAM(AdaptedSam):
     Nothing of PerSAM is left out; PerSAM-F, which trains two weights, is another method.
 
     Args:
-        segmenter: Whose weights to use; it is not changed.
+        segmenter: Segmenter with the weights; it is not changed.
         refinements: How many steps of the post-refinement: 2 as published. They need a SAM that was trained with mask
             prompts, boxes and three masks: the embedded one was not, and should have 0.
 
@@ -237,7 +237,7 @@ class GuidedTransformer(nn.Module):
     """SAM's two-way transformer, whose tokens can be guided to a target; without guidance it is the same function.
 
     Args:
-        transformer: Of a mask decoder; its attention from tokens to the image is wrapped, in place.
+        transformer: Transformer of a mask decoder; its attention from tokens to the image is wrapped, in place.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -274,7 +274,7 @@ class GuidedAttention(nn.Module):
     """Attention of SAM's decoder to which a bias over the image can be added, after the softmax and before another.
 
     Args:
-        attention: Of ``segment_anything``; its weights are used.
+        attention: Attention layer of ``segment_anything``; its weights are used.
     """
 
     def __init__(self, attention: nn.Module) -> None:
@@ -309,12 +309,12 @@ class TrainedSam(AdaptedSam):
     A subclass gives `_adapt` and the two weights.
 
     Args:
-        segmenter: Whose weights to start from; it is not changed.
-        steps: Of the optimizer.
-        batch_size: Images a step.
-        learning_rate: At its highest.
-        weight_decay: Of AdamW.
-        seed: Of the new weights, the order of the samples, the turns and the flips.
+        segmenter: Segmenter with the initial weights; it is not changed.
+        steps: Number of optimizer steps.
+        batch_size: Number of images per step.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of the new weights, the order of the samples, the turns and the flips.
 
     Raises:
         UserError: If a number is too small.
@@ -432,8 +432,8 @@ class SAMed(TrainedSam):
     few samples.
 
     Args:
-        segmenter: Whose weights to start from; it is not changed.
-        rank: Of the updates.
+        segmenter: Segmenter with the initial weights; it is not changed.
+        rank: Rank of the updates.
         steps: See `TrainedSam`.
         batch_size: See `TrainedSam`.
         learning_rate: See `TrainedSam`; the authors'.
@@ -474,7 +474,7 @@ class SeparateProjections(nn.Module):
     """SAM's fused projection to queries, keys and values as three layers, so that each can be adapted by itself.
 
     Args:
-        projection: From C channels to 3 C: queries, keys, values.
+        projection: Linear layer from C channels to 3 C: queries, keys, values.
     """
 
     def __init__(self, projection: nn.Linear) -> None:
@@ -505,7 +505,7 @@ class MSA(TrainedSam):
     volumes alone, is left out.
 
     Args:
-        segmenter: Whose weights to start from; it is not changed.
+        segmenter: Segmenter with the initial weights; it is not changed.
         bottleneck: Channels of an embedding for one inside an adapter.
         steps: See `TrainedSam`.
         batch_size: See `TrainedSam`.
@@ -544,7 +544,7 @@ class Adapter(nn.Sequential):
     """Down, GELU, up; 0 at first.
 
     Args:
-        channels: Of the tokens.
+        channels: Number of channels of the tokens.
         bottleneck: How many times fewer there are inside; at least one is left.
     """
 
@@ -563,7 +563,7 @@ class AdapterAfter(nn.Module):
         self.layer, self.adapter = layer, adapter
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return what the layer does with tokens (…, C), adapted."""
+        """Apply the layer and the adapter to tokens (…, C)."""
         output = self.layer(tokens)
         return output + self.adapter(output)
 
@@ -578,7 +578,7 @@ class AdapterBeside(nn.Module):
         self.layer, self.adapter = layer, adapter
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return what both do with tokens (…, C), added."""
+        """Add the outputs of layer and adapter for tokens (…, C)."""
         return self.layer(tokens) + self.SCALE * self.adapter(tokens)
 
 

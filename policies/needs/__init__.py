@@ -1,1 +1,1 @@
-"""Policies that segment what a user needs: backbones, need encoders, UserSal."""
+"""Provide policies that segment what a user needs: backbones, need encoders and UserSal."""

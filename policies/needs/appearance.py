@@ -1,4 +1,4 @@
-"""The appearance similarity adder of UserSal+ and its loss (UserSOD, Eq. 3 and 4), for the features of one scale."""
+"""Implement the appearance similarity adder of UserSal+ and its loss (UserSOD, Eq. 3 and 4) for one scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KL_AXES = ("channels", "positions", "all")
 
 
 class AppearanceSimilarityAdder(nn.Module):
-    """Adds to features what the image looks like where it resembles them (Eq. 3).
+    """Add image features to prompted features, weighted by their similarity (Eq. 3).
 
     A tiny Siamese network, shared by both, embeds the features F and those of the same frozen encoder without prompts,
     IF. The cosine of the two embeddings at each position is S; S ⊙ IF is what the adder adds to F. Training starts at F
@@ -22,12 +22,12 @@ class AppearanceSimilarityAdder(nn.Module):
     their channels, so that S (B, 1, H, W) can be multiplied with IF element by element.
 
     Args:
-        channels: Of the features.
+        channels: Number of channels of the features.
         siamese: The network: one of `SIAMESE`, each of a single layer (Table 8).
         similarity: Without it S is 1 (Table 5 without SC).
         adder: Cross-attention from F to S ⊙ IF; without it S ⊙ IF is added as it is, times a learned number a channel.
-        width: Of embeddings and attention, a multiple of ``heads``.
-        heads: Of attention.
+        width: Width of embeddings and attention, a multiple of ``heads``.
+        heads: Number of attention heads.
         window: Side of the windows of ``swin``, positions.
         most_keys: Attention over a whole map of more positions than this sees it pooled to a smaller one: ours, so that
             the finest scale of a large image fits into memory.
@@ -196,12 +196,12 @@ def appearance_loss(target: Tensor, features: Tensor, axis: str = "channels", te
     """Return KL[target, features] (Eq. 4) of each row, float (B,).
 
     Args:
-        target: The frozen encoder's features of image ⊙ truth, (B, C, H, W).
-        features: F', of that shape.
+        target: The frozen encoder's features of image ⊙ ground truth, (B, C, H, W).
+        features: Features F' of the same shape.
         axis: What a softmax turns into distributions; the paper does not say. ``channels``: those of a position, and
             the mean over positions is taken; ``positions``: those of a channel, and the mean over channels; ``all``:
             one distribution a row.
-        temperature: Both are divided by it first.
+        temperature: Divisor of both inputs before the softmax.
 
     Raises:
         UserError: If the axis is unknown or the temperature not above 0.

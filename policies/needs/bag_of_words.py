@@ -1,4 +1,4 @@
-"""A bag of words as need encoder: the mean of a table's vectors. It knows no order, and shows what order is worth."""
+"""Encode a need as a bag of words, an ablation of word order."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ WEIGHTS, WORDS = "model.safetensors", "vocabulary.json"
 
 
 class BagOfWords(NeedEncoder):
-    """The mean of one vector a word, brought to mean 0 and deviation 1 over its width.
+    """Mean of one vector per word, normalised to mean 0 and standard deviation 1 over its width.
 
-    Words are lower-cased runs of letters and digits, or single other signs. All that are not in the vocabulary share
-    one vector. The table is random until it is trained, for which `embed` has gradients.
+    Words are lower-cased runs of letters and digits, or single other signs. All unknown words share one vector. The
+    table is random until it is trained through `embed`, which has gradients.
 
     Args:
-        vocabulary: Its words; None takes those of the embedded CLIP, which name what scenes show.
-        levels: Features a need, each from a part of the table of its own: there are no depths here.
-        width: Of each.
-        checkpoint: A folder that `save` wrote; its vocabulary, levels and width are taken, and the others must be left
-            out.
-        seed: Of the random table.
+        vocabulary: Known words; None selects those of the bundled CLIP, which describe scenes.
+        levels: Number of features per need, each from its own part of the table.
+        width: Width of each feature.
+        checkpoint: Folder that `save` wrote; it sets vocabulary, levels and width, so these arguments must be left out.
+        seed: Seed of the random table.
 
     Raises:
         UserError: If a size is too small, the vocabulary is empty, or the checkpoint cannot be read.
@@ -65,7 +64,7 @@ class BagOfWords(NeedEncoder):
         if not words:
             raise UserError("bag_of_words: the vocabulary is empty: expected words")
         self.levels, self.width = levels, width
-        self.rows = {word: row for row, word in enumerate(words, start=1)}  # row 0 is that of unknown words
+        self.rows = {word: row for row, word in enumerate(words, start=1)}  # unknown words have row 0
         self.table = nn.Embedding(1 + len(words), levels * width, device="meta")
         if folder is None:
             drawn = torch.randn(self.table.weight.shape, generator=torch.Generator().manual_seed(seed))
@@ -75,19 +74,19 @@ class BagOfWords(NeedEncoder):
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """Return 16 hexadecimal digits that change with the words and the table as it is now."""
+        """Compute 16 hexadecimal digits from the words and the current table."""
         digest = hashlib.sha256(json.dumps([list(self.rows), self.levels]).encode())
         digest.update(self.table.weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @property
     def network(self) -> nn.Module:
-        """Return what there is to count and to time: the encoder itself."""
+        """Return the encoder itself, for counting parameters and timing."""
         return self
 
     @torch.no_grad()
     def encode(self, needs: Sequence[str]) -> Tensor:
-        """Return float32 (B, levels, width); see `NeedEncoder`. All of a need is read, however long.
+        """Compute float32 (B, levels, width) from the whole needs, of any length; see `NeedEncoder`.
 
         Raises:
             TypeError: If the needs are one string.
@@ -95,7 +94,7 @@ class BagOfWords(NeedEncoder):
         return self.embed(needs)
 
     def embed(self, needs: Sequence[str]) -> Tensor:
-        """Return what `encode` does, with gradients."""
+        """Compute the features of `encode` with gradients."""
         device = self.table.weight.device
         features = []
         for text in clean(needs):
@@ -107,7 +106,7 @@ class BagOfWords(NeedEncoder):
         return torch.stack(features)
 
     def save(self, folder: str | Path) -> None:
-        """Write the words and the table to a folder, which is made if need be."""
+        """Write the words and the table to a folder, created if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_state(self.state_dict(), folder / WEIGHTS)
@@ -116,7 +115,7 @@ class BagOfWords(NeedEncoder):
 
 
 def split(text: str) -> list[str]:
-    """Return the words of a text, lower-cased: runs of letters and digits, and single other signs.
+    """Split a text into lower-cased words: runs of letters and digits, and single other signs.
 
     Example:
         >>> split("Find the RED car, 2 doors")
@@ -126,7 +125,7 @@ def split(text: str) -> list[str]:
 
 
 def scene_words() -> set[str]:
-    """Return the words that the embedded CLIP knows: those of scenes and their effects.
+    """Return the vocabulary of the bundled CLIP, the words of scenes and their effects.
 
     Raises:
         UserError: If the package was installed without it.

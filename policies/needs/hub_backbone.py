@@ -1,4 +1,4 @@
-"""Saliency backbones of practice: an image encoder of transformers, Swin or DINOv3, with a light decoder.
+"""Build saliency backbones from an image encoder of transformers, Swin or DINOv3, and a light decoder.
 
 The encoder comes with its published weights; the decoder is small and is trained here, as a salient-object detector.
 Both take prompts. In a plain ViT they are tokens before the others. In Swin, whose attention stays in windows, each
@@ -38,7 +38,7 @@ class HubBackbone(SaliencyBackbone):
         size_divisor: Sides of images are multiples of it.
         width: Channels of the decoder, a multiple of 8.
         heads: Heads of its attention; they divide ``width``.
-        weights: Of the whole backbone, as `load` reads them; None leaves the decoder random.
+        weights: Weights of the whole backbone for `load`; None leaves the decoder random.
 
     Raises:
         UserError: If a size does not fit, or the weights do not.

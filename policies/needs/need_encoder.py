@@ -1,4 +1,4 @@
-"""Need encoders: frozen text encoders that turn the words of a need into features of several depths (UserSOD Eq. 2)."""
+"""Define need encoders, frozen text encoders that map a need to features of several depths (UserSOD Eq. 2)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class NeedEncoder(nn.Module, ABC):
     """A frozen text encoder.
 
     Attributes:
-        levels: Number of features a need: one a depth of the network, shallow first ("multi-scale text features").
-        width: Of each feature.
-        fingerprint: Names the weights, for caches and checkpoints.
+        levels: Number of features per need, one per depth, shallow first ("multi-scale text features").
+        width: Width of each feature.
+        fingerprint: Identifier of the weights, for caches and checkpoints.
     """
 
     levels: int
@@ -24,8 +24,8 @@ class NeedEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, needs: Sequence[str]) -> torch.Tensor:
-        """Return float32 (B, levels, width), without gradient.
+        """Encode needs as float32 (B, levels, width), without gradient.
 
-        An empty need gives zeros, which is what turns UserSal into a plain salient-object detector. What is longer than
-        the encoder can read is cut; characters that it does not know are its unknown token's.
+        An empty need gives zeros, which turns UserSal into a plain salient-object detector. The encoder truncates long
+        texts and maps unknown characters to its unknown token.
         """

@@ -1,4 +1,4 @@
-"""Need encoders from transformers: the text towers of CLIP, SigLIP, BLIP and BERT, and of the embedded tiny CLIP.
+"""Encode needs with the text towers of CLIP, SigLIP, BLIP and BERT from transformers, or the bundled tiny CLIP.
 
 Each gives the hidden state of a few depths at the token that the model itself pools, or a mean where it has none:
 
@@ -269,7 +269,7 @@ class BertNeedEncoder(HubNeedEncoder):
 
 
 def clip_tiny(**settings: Any) -> ClipNeedEncoder:
-    """Return the text encoder of the embedded CLIP, which knows the words of scenes; it needs no download.
+    """Return the text encoder of the bundled CLIP, whose vocabulary is the words of scenes.
 
     Args:
         settings: Those of `HubNeedEncoder`, the checkpoint apart.

@@ -1,4 +1,4 @@
-"""What the saliency backbones share: normalised images, attention that takes prompt tokens, and loading."""
+"""Provide shared parts of saliency backbones: normalisation, attention with prompt tokens, and loading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from maskgym.segmenters.weights import load_strictly, read_state
 
-# Of ImageNet, RGB in [0, 1]: what T2T-ViT, Swin and DINOv3 were trained with.
+# T2T-ViT, Swin and DINOv3 were trained with the ImageNet statistics of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
 
@@ -29,7 +29,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention in which the first tokens ask and all answer; queries, keys and values have no bias."""
+    """Self-attention with queries from the first tokens and keys and values from all, without bias."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
 
     def forward(self, context: Tensor, asking: int) -> Tensor:
-        """Return (B, asking, D) for context (B, N, D)."""
+        """Compute (B, asking, D) from context (B, N, D)."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
             for part in self.qkv(context).chunk(3, dim=-1)
@@ -47,10 +47,10 @@ class Attention(nn.Module):
 
 
 class PromptedBlock(nn.Module):
-    """A block of a vision transformer (normalisation first), to whose tokens others can be appended.
+    """Pre-norm block of a vision transformer that accepts prompt tokens.
 
-    What is appended is dropped after the block, so that nothing is computed for it but keys and values: image tokens
-    come out as if it had gone all the way through.
+    The block drops the prompt tokens afterwards and computes only their keys and values. The image tokens are the same
+    as if the prompt tokens went through the whole block.
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
@@ -59,17 +59,17 @@ class PromptedBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Return (B, N, D) for tokens (B, N, D) and a prompt (B, T, D)."""
+        """Compute tokens (B, N, D) from tokens (B, N, D) and a prompt (B, T, D)."""
         context = tokens if prompt is None else torch.cat([tokens, prompt], dim=1)  # (B, N + T, D)
         tokens = tokens + self.attn(self.norm1(context), tokens.shape[1])
         return tokens + self.mlp(self.norm2(tokens))
 
 
 def per_place(prompts: Sequence[Tensor] | None, dims: Sequence[int]) -> list[Tensor | None]:
-    """Return one prompt a place, None for each where there are none.
+    """Return one prompt per place, or None per place without prompts.
 
     Raises:
-        ValueError: If there are more or fewer, or one is not (B, T, D) of its place's width D.
+        ValueError: If the number of prompts differs, or a prompt is not (B, T, D) with its place's width D.
     """
     if prompts is None:
         return [None] * len(dims)
@@ -82,10 +82,10 @@ def per_place(prompts: Sequence[Tensor] | None, dims: Sequence[int]) -> list[Ten
 
 
 def normalise(pixels: Tensor, divisor: int) -> Tensor:
-    """Return pixels (B, 3, S, S), RGB in [0, 1], less ImageNet's mean, over its deviation.
+    """Normalise pixels (B, 3, S, S), RGB in [0, 1], by ImageNet's mean and standard deviation.
 
     Raises:
-        ValueError: If they are not square, or S is no multiple of ``divisor``.
+        ValueError: If the images are not square, or S is not a multiple of ``divisor``.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[3] % divisor:
         raise ValueError(f"pixels are {tuple(pixels.shape)}: expected (B, 3, S, S), S a multiple of {divisor}")
@@ -94,23 +94,23 @@ def normalise(pixels: Tensor, divisor: int) -> Tensor:
 
 
 def to_tokens(maps: Tensor) -> Tensor:
-    """Return (B, H·W, C) for maps (B, C, H, W)."""
+    """Flatten maps (B, C, H, W) to tokens (B, H·W, C)."""
     return maps.flatten(2).transpose(1, 2)
 
 
 def to_maps(tokens: Tensor, side: int) -> Tensor:
-    """Return (B, C, side, side) for tokens (B, side², C)."""
+    """Reshape tokens (B, side², C) to maps (B, C, side, side)."""
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
-    """Load weights in float32, strictly: every name and shape has to fit.
+    """Load weights in float32, strictly: every name and shape must fit.
 
     Args:
         module: The network.
-        path: ``.safetensors`` or a file of ``torch.save``; ``module.`` in front of names, which parallel training
-            leaves there, is taken off.
-        ignore: Names that may be there without a use.
+        path: A ``.safetensors`` file or a file of ``torch.save``; the ``module.`` prefix of parallel training is
+            removed.
+        ignore: Unused names that the file may contain.
 
     Raises:
         UserError: If the file is missing or cannot be read, or names or shapes do not fit.

@@ -1,16 +1,16 @@
-"""UserSal and UserSal+: a frozen salient-object network told by prompt tokens what the user is looking for (UserSOD).
+"""Implement UserSal and UserSal+, which prompt a frozen salient-object network with the user's need (UserSOD).
 
-The network and the text encoder stay as they are; what is trained makes tokens of the words of a need, and in UserSal+
-adds appearance to the features between encoder and decoder.
+The network and the text encoder are frozen. The trained part maps the words of a need to prompt tokens; in UserSal+ it
+also adds appearance to the features between encoder and decoder.
 
-What the paper does not say, and what is done here; each is an argument:
+The paper leaves these choices open; each is an argument:
 
-- *How many tokens, where.* Four at each place that the backbone offers, of encoder and decoder. All levels of the text
-  are read for each token, so that a place may take what it needs of words and of sentences.
-- *What a need of zeros does.* Table 5 pads the text with zeros for plain salient objects. Zero tokens in an attention
-  still draw weight to themselves, so they are left out of it: without a need the answer is the backbone's own, to the
-  bit. With ``bypass=False`` they stay, as padded ones would.
-- *The axis of the KL divergence, and its weight beside the squared error*: see `maskgym.policies.needs.appearance`.
+- *Number and place of tokens.* Each place of the backbone's encoder and decoder gets four tokens. Each token reads all
+  levels of the text, so that a place can use both words and sentences.
+- *Need of zeros.* Table 5 pads the text with zeros for plain salient objects. Zero tokens still receive attention, so
+  attention excludes them: without a need the output is bit-identical to the backbone's. With ``bypass=False`` attention
+  includes them.
+- *Axis and weight of the KL divergence*: see `maskgym.policies.needs.appearance`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from maskgym.policies.needs.need_encoder import NeedEncoder
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.segmenters.weights import load_strictly, read_state, write_state, write_text
 
-WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # of a saved policy's folder
+WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # files in the folder of a saved policy
 FROZEN = ("backbone", "encoder")
 
 
@@ -39,11 +39,11 @@ class UserSal(nn.Module):
     """Multi-modal prompt learning on a frozen salient-object network (Eq. 2).
 
     Args:
-        backbone: The network, trained as a plain detector; it is frozen, in place.
-        encoder: Of needs; frozen too.
-        tokens: Prompt tokens at each place of the backbone.
-        hidden: Width of the generators of tokens, a level.
-        bypass: Leave the tokens of an empty need out, so that the answer is the plain detector's.
+        backbone: Network trained as a plain detector; it is frozen in place.
+        encoder: Need encoder; it is frozen too.
+        tokens: Number of prompt tokens at each place of the backbone.
+        hidden: Width of the token generators per level.
+        bypass: Whether to exclude the tokens of an empty need, which makes the output the plain detector's.
 
     Raises:
         UserError: If a size is out of range.
@@ -72,29 +72,29 @@ class UserSal(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.prompts.shared.weight.device
 
     def train(self, mode: bool = True) -> UserSal:
-        """Set the mode of what is trained; what is frozen stays in evaluation mode."""
+        """Set the mode of the trained modules; frozen modules stay in evaluation mode."""
         super().train(mode)
         for name in FROZEN:
             getattr(self, name).eval()
         return self
 
     def forward(self, pixels: Tensor, needs: Sequence[str]) -> Tensor:
-        """Return logits of the maps, float32 (B, 1, S, S).
+        """Compute logits of the saliency maps, float32 (B, 1, S, S).
 
         Args:
             pixels: float32 (B, 3, S, S), RGB in [0, 1].
-            needs: One text an image; the empty one asks for what is salient.
+            needs: One text per image; an empty text asks for salient objects.
         """
         return self._run(pixels, needs)[0]
 
     def loss(self, pixels: Tensor, needs: Sequence[str], targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean squared error of the maps plus what a subclass adds (Eq. 5), and each by name.
+        """Compute the loss, mean squared error plus terms of a subclass (Eq. 5), and each term by name.
 
-        All are means over the images; to what a subclass adds, those without a need contribute 0.
+        All terms are means over the images; images without a need contribute 0 to the terms of a subclass.
 
         Args:
             pixels: See `forward`.
@@ -112,48 +112,48 @@ class UserSal(nn.Module):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of what is minimised together."""
+        """Names of the loss terms."""
         return ("mse",)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return all parameters but those of the backbone and the encoder."""
+        """List all parameters except those of the backbone and the encoder."""
         return [parameter for name, parameter in self.named_parameters() if name.partition(".")[0] not in FROZEN]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the state of what is trained."""
+        """Return the state dict of the trained modules."""
         return {name: value for name, value in self.state_dict().items() if name.partition(".")[0] not in FROZEN}
 
     def load_trained_state(self, state: Mapping[str, Tensor], source: Path) -> None:
-        """Take what `trained_state` returned, or refuse it whole.
+        """Load a state dict from `trained_state`, or reject it as a whole.
 
         Raises:
-            UserError: If names or shapes do not fit; it names ``source``.
+            UserError: If names or shapes do not fit; the message names ``source``.
         """
         trained = nn.ModuleDict({name: part for name, part in self.named_children() if name not in FROZEN})
-        load_strictly(trained, state, source, assign=False)  # an optimiser may hold the parameters
+        load_strictly(trained, state, source, assign=False)  # copying keeps parameters that an optimiser holds
 
     def describe(self) -> dict[str, Any]:
-        """Return what the trained weights fit: kind, settings, and fingerprints of what is frozen."""
+        """Describe the policy that the trained weights fit: kind, settings and fingerprints of frozen modules."""
         frozen = {"backbone": fingerprint(self.backbone), "encoder": str(self.encoder.fingerprint)}
         return {"kind": self.kind, **frozen, **self.settings}
 
     def check(self, description: Mapping[str, Any], source: Path) -> None:
-        """Raise a UserError if weights with this description are not for this policy; it names ``source``."""
+        """Raise a UserError that names ``source`` if the description does not match this policy."""
         for name, value in self.describe().items():
             if description.get(name) != value:
                 raise UserError(f"{source}: its policy has {name}={description.get(name)}: expected {value}")
 
     def save(self, folder: str | Path) -> None:
-        """Write what is trained, and what it was trained on, into a folder."""
+        """Write the trained weights and the description of the policy to a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_state(self.trained_state(), Path(folder) / WEIGHTS)
         write_text(json.dumps(self.describe(), indent=1), Path(folder) / DESCRIPTION)
 
     def load(self, folder: str | Path) -> UserSal:
-        """Take the weights that `save` wrote; return the policy.
+        """Load the weights that `save` wrote and return the policy.
 
         Raises:
-            UserError: If there are none, or they are of another kind, backbone, encoder or setting.
+            UserError: If the weights are missing or belong to another kind, backbone, encoder or setting.
         """
         weights, file = Path(folder).expanduser() / WEIGHTS, Path(folder).expanduser() / DESCRIPTION
         try:
@@ -169,7 +169,7 @@ class UserSal(nn.Module):
         return self
 
     def _run(self, pixels: Tensor, needs: Sequence[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return logits (B, 1, S, S), which rows have a need, bool (B,), and the features F' of those."""
+        """Compute logits (B, 1, S, S), bool (B,) for rows with a need, and the features F' of those rows."""
         if len(needs) != len(pixels):
             raise ValueError(f"{len(needs)} needs: expected one for each of {len(pixels)} images")
         words = self.encoder.encode(needs).to(pixels.device, torch.float32).clone()  # (B, levels, width)
@@ -192,19 +192,19 @@ class UserSal(nn.Module):
         return self.backbone(pixels)
 
     def _adapt(self, features: list[Tensor], pixels: Tensor) -> list[Tensor]:
-        """Return the features (B, C_n, H_n, W_n) that the decoder gets."""
+        """Adapt the features (B, C_n, H_n, W_n) for the decoder."""
         return features
 
     def _more_terms(self, features: list[Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return what else is minimised, by name: means over the images, which all have a need."""
+        """Compute further loss terms by name, as means over the images, which all have a need."""
         return {}
 
 
 class UserSalPlus(UserSal):
     """UserSal with an appearance similarity adder at every scale, and the appearance loss (Eq. 3–5).
 
-    The switches are the rows of Table 5. Without ``similarity`` and ``adder`` features are left alone; one without the
-    other is described in `AppearanceSimilarityAdder`.
+    The switches are the rows of Table 5. Without ``similarity`` and ``adder`` the features stay unchanged;
+    `AppearanceSimilarityAdder` describes one without the other.
 
     Args:
         backbone: See `UserSal`.
@@ -212,10 +212,10 @@ class UserSalPlus(UserSal):
         tokens: See `UserSal`.
         hidden: See `UserSal`.
         bypass: See `UserSal`.
-        similarity: Similarity computer (SC).
-        adder: Appearance information adder (AIA).
-        appearance_loss: Train with Eq. 4 (AL).
-        multi_scale: At every scale (MS), or at the coarsest alone.
+        similarity: Whether to use the similarity computer (SC).
+        adder: Whether to use the appearance information adder (AIA).
+        appearance_loss: Whether to train with Eq. 4 (AL).
+        multi_scale: Whether to adapt every scale (MS) or only the coarsest.
         siamese: See `AppearanceSimilarityAdder`.
         width: See `AppearanceSimilarityAdder`.
         heads: See `AppearanceSimilarityAdder`.
@@ -223,7 +223,7 @@ class UserSalPlus(UserSal):
         most_keys: See `AppearanceSimilarityAdder`.
         kl_axis: See `maskgym.policies.needs.appearance.appearance_loss`.
         kl_temperature: See `maskgym.policies.needs.appearance.appearance_loss`.
-        appearance_weight: Of the appearance loss, summed over scales; 1 is Eq. 5.
+        appearance_weight: Weight of the appearance loss, summed over scales; 1 is Eq. 5.
 
     Raises:
         UserError: If a name is unknown or a size out of range.
@@ -269,7 +269,7 @@ class UserSalPlus(UserSal):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of what is minimised together."""
+        """Names of the loss terms."""
         return ("mse", "appearance") if self.appearance_weight else ("mse",)
 
     def _adapt(self, features: list[Tensor], pixels: Tensor) -> list[Tensor]:
@@ -292,14 +292,14 @@ class UserSalPlus(UserSal):
 
 
 class PromptGenerator(nn.Module):
-    """Tokens for each place from the features of needs; without biases, so that zeros give zeros.
+    """Map the features of needs to tokens for each place, without biases, so that zeros map to zeros.
 
     Args:
-        levels: Features a need.
-        width: Of a feature.
+        levels: Number of features per need.
+        width: Width of a feature.
         dims: Width of the tokens of each place.
-        tokens: At each place.
-        hidden: Width to which each feature is brought first, for all places alike.
+        tokens: Number of tokens at each place.
+        hidden: Width of the first projection of each feature, which all places share.
     """
 
     def __init__(self, levels: int, width: int, dims: Sequence[int], tokens: int, hidden: int) -> None:
@@ -309,13 +309,13 @@ class PromptGenerator(nn.Module):
         self.places = nn.ModuleList(nn.Linear(levels * hidden, tokens * dim, bias=False) for dim in dims)
 
     def forward(self, words: Tensor) -> list[Tensor]:
-        """Return (B, T, D) for each place, for features (B, levels, width)."""
+        """Compute tokens (B, T, D) for each place from features (B, levels, width)."""
         words = F.gelu(self.shared(F.layer_norm(words, (self.width,)))).flatten(1)  # (B, levels · hidden)
         return [place(words).unflatten(1, (self.tokens, -1)) for place in self.places]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return 16 hexadecimal digits that name a module's weights: names, shapes, types and values."""
+    """Compute 16 hexadecimal digits from the names, shapes, types and values of a module's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -332,19 +332,19 @@ def usersal(
     hidden: int = 128,
     bypass: bool = True,
 ) -> UserSal:
-    """Return a `UserSal`.
+    """Build a `UserSal`.
 
     Args:
-        backbone: ``{name: …, setting: …}`` for `maskgym.policies.make_backbone`, or one that is made.
-        encoder: The same for `maskgym.policies.make_need_encoder`.
-        checkpoint: A folder that `UserSal.save` wrote, to start from.
-        device: A PyTorch device; None for CUDA where there is one.
-        tokens: See `UserSal`, for this and what follows.
-        hidden: As there.
-        bypass: As there.
+        backbone: Settings ``{name: …, setting: …}`` for `maskgym.policies.make_backbone`, or a backbone.
+        encoder: Settings for `maskgym.policies.make_need_encoder`, or a need encoder.
+        checkpoint: Folder that `UserSal.save` wrote, for the initial weights.
+        device: PyTorch device; None selects CUDA if available.
+        tokens: See `UserSal`.
+        hidden: See `UserSal`.
+        bypass: See `UserSal`.
 
     Raises:
-        UserError: If a part or the checkpoint cannot be had.
+        UserError: If a part or the checkpoint cannot be loaded.
     """
     sizes = {"tokens": tokens, "hidden": hidden, "bypass": bypass}
     return _assemble(UserSal, backbone, encoder, checkpoint, device, sizes)
@@ -371,7 +371,7 @@ def usersal_plus(
     kl_temperature: float = 1.0,
     appearance_weight: float = 1.0,
 ) -> UserSalPlus:
-    """Return a `UserSalPlus`; see `usersal` for the first four arguments, and `UserSalPlus` for the others."""
+    """Build a `UserSalPlus`; `usersal` describes the first four arguments, `UserSalPlus` the others."""
     settings: dict[str, Any] = {"tokens": tokens, "hidden": hidden, "bypass": bypass, "siamese": siamese}
     settings |= {"similarity": similarity, "adder": adder, "appearance_loss": appearance_loss}
     settings |= {"multi_scale": multi_scale, "width": width, "heads": heads, "window": window, "most_keys": most_keys}
@@ -391,7 +391,7 @@ def _assemble(
 
 
 def _make(part: str, registry: str, settings: Mapping[str, Any]) -> Any:
-    from maskgym import policies  # which imports nothing of this module before it is asked to
+    from maskgym import policies  # a local import avoids an import cycle
 
     if "name" not in settings:
         raise UserError(f"policy.{part}={dict(settings)}: expected a name, and settings beside it")

@@ -1,13 +1,13 @@
-"""VST, the Visual Saliency Transformer: salient-object detection by attention alone, from tokens to tokens.
+"""Implement VST, the Visual Saliency Transformer for salient-object detection.
 
-A T2T-ViT encodes the image: two soft splits with attention make tokens of a fourth and an eighth of its side, a third
-those of a sixteenth, which go through a vision transformer. A converter of the same blocks follows, then a decoder that
-carries one saliency token and one boundary token along: what they have in common with a place's token is the saliency,
-or the boundary, there. Between scales the reverse of T2T upsamples: each token becomes an overlapping patch of smaller
-ones (RT2T), joined with those of the encoder.
+A T2T-ViT encodes the image: three soft splits make tokens at 1/4, 1/8 and 1/16 of its side, and the last go through a
+vision transformer. A converter of the same blocks follows, then a decoder with one saliency token and one boundary
+token. The similarity of a task token and a place's token gives the saliency, or the boundary, at that place. Between
+scales the reverse of T2T (RT2T) upsamples: each token becomes an overlapping patch of smaller tokens, which are joined
+with those of the encoder.
 
-Written anew, to the names and shapes of the published checkpoints: the reference repository has no licence. With equal
-random weights all eight outputs agree with the reference's to 4e-6 (``tests/policies/parity/vst_keys.json``).
+The names and shapes are those of the published checkpoints. The code is independent because the reference repository
+has no licence; ``tests/policies/parity/vst_keys.json`` holds reference outputs.
 
 References:
     Liu et al., Visual Saliency Transformer, ICCV 2021. Reference code: nnizhang/VST.
@@ -28,7 +28,7 @@ from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.policies.needs.vst_layers import DIVISOR, Blocks, Decoder, Predictions, T2TViT, TaskTokens, small_weights
 
 EMBEDDED = Path(__file__).parent / "vst_tiny" / "model.safetensors"
-# Sizes of the embedded one, for scenes of 128 pixels.
+# The bundled VST has these sizes, for scenes of 128 pixels.
 TINY: dict[str, Any] = {
     "image_size": 128,
     "embed_dim": 96,
@@ -41,30 +41,30 @@ TINY: dict[str, Any] = {
     "token_depth": 1,
     "dropout": 0.0,
 }
-# The classifier of the ImageNet model, which published checkpoints carry along (385,000 weights) and nothing uses.
+# Published checkpoints contain the ImageNet classifier (385,000 weights), which VST does not use.
 UNUSED = ("rgb_backbone.head.weight", "rgb_backbone.head.bias")
 
 
 class VST(SaliencyBackbone):
-    """The network. The defaults are those of the published RGB model, whose 44.5 M parameters count a classifier.
+    """VST; the defaults are those of the published RGB model, whose 44.5 M parameters include a classifier.
 
-    UserSOD speaks of N scales, "generally, N=5"; VST has three: 1/4 and 1/8 of ``token_dim`` channels, 1/16 of
-    ``embed_dim``, as the T2T-ViT gives them. The converter belongs to what `decode` does, so that appearance can be
-    added to the encoder's own features. Each block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and each
-    block of converter and decoder (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
+    UserSOD speaks of N scales, "generally, N=5"; VST has three: 1/4 and 1/8 with ``token_dim`` channels, and 1/16 with
+    ``embed_dim``. The converter is part of `decode`, so that appearance can be added to the encoder's features. Each
+    block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and so does each block of converter and decoder
+    (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
 
     Args:
-        image_size: Side of the square that positions are made for, pixels; at another side their grid is interpolated
-            bicubically, as T2T-ViT does. A multiple of 16.
+        image_size: Side of the square that position embeddings fit, pixels, a multiple of 16; for another side their
+            grid is interpolated bicubically, as in T2T-ViT.
         embed_dim: Width of the blocks.
-        depth: Blocks of the T2T-ViT.
-        heads: Heads of every block but those of 1/8 and 1/4, which have one. They divide ``embed_dim``.
-        mlp_ratio: Hidden width of a block over its width.
-        token_dim: Width of the tokens of 1/8 and 1/4. Even.
-        converter_depth: Blocks of the converter.
-        decoder_depth: Blocks of the decoder at 1/16.
-        token_depth: Blocks of the decoder at 1/8, and at 1/4.
-        dropout: Share dropped while training, in the two layers that join scales.
+        depth: Number of blocks of the T2T-ViT.
+        heads: Number of heads, a divisor of ``embed_dim``; blocks of 1/8 and 1/4 have one head.
+        mlp_ratio: Ratio of a block's hidden width to its width.
+        token_dim: Width of the tokens of 1/8 and 1/4, even.
+        converter_depth: Number of blocks of the converter.
+        decoder_depth: Number of decoder blocks at 1/16.
+        token_depth: Number of decoder blocks at 1/8, and at 1/4.
+        dropout: Dropout rate of the two layers that join scales.
 
     Raises:
         UserError: If a size does not fit.
@@ -119,27 +119,27 @@ class VST(SaliencyBackbone):
         self.decoder = Decoder(embed_dim, token_dim, token_depth, mlp_ratio, dropout)
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Return features of 1/4, 1/8 and 1/16; see `SaliencyBackbone`."""
+        """Compute features of 1/4, 1/8 and 1/16; see `SaliencyBackbone`."""
         places = per_place(prompts, self.encoder_prompt_dims)
         return self.rgb_backbone(normalise(pixels, DIVISOR), places)
 
     def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
-        """Return saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
+        """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
         return self.predict(features, prompts).saliency[-1]
 
     def predict(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Predictions:
-        """Return the logits of every scale, of saliency and of boundaries: what training supervises."""
+        """Compute the saliency and boundary logits of every scale, which training supervises."""
         places = iter(per_place(prompts, self.decoder_prompt_dims))
         converting, coarse, middle, fine = ([next(places) for _ in range(depth)] for depth in self._decoder_depths)
         tokens = self.transformer["encoderlayer"](to_tokens(features[2]), converting)
         return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine)
 
     def load(self, path: str | Path) -> VST:
-        """Load weights, strictly, and return the network.
+        """Load weights strictly and return the network.
 
         Args:
-            path: ``.safetensors`` or a file of ``torch.save``: a published checkpoint as it is (its ``module.`` in
-                front of names and its unused classifier are taken off), or a state dict of this class.
+            path: A ``.safetensors`` file or a file of ``torch.save``: a published checkpoint (its ``module.`` prefix
+                and unused classifier are removed), or a state dict of this class.
 
         Raises:
             UserError: If the file is missing or cannot be read, or names or shapes do not fit.
@@ -149,10 +149,10 @@ class VST(SaliencyBackbone):
 
 
 def vst(checkpoint: str | Path | None = None, **sizes: Any) -> VST:
-    """Return a VST of the published sizes, or others.
+    """Build a VST of the published sizes by default.
 
     Args:
-        checkpoint: Its weights, as `VST.load` reads them; None draws them at random, to be trained.
+        checkpoint: Weights for `VST.load`; None initialises them at random.
         sizes: Arguments of `VST`.
 
     Raises:
@@ -163,10 +163,10 @@ def vst(checkpoint: str | Path | None = None, **sizes: Any) -> VST:
 
 
 def vst_tiny(pretrained: bool = True) -> VST:
-    """Return the small VST for scenes, trained on them as a salient-object detector.
+    """Build the small VST, trained on scenes as a salient-object detector.
 
     Args:
-        pretrained: Load the embedded weights; False draws them at random.
+        pretrained: Whether to load the bundled weights; False initialises them at random.
 
     Raises:
         UserError: If the package was installed without its weights.

@@ -1,4 +1,4 @@
-"""VST's parts: soft splits, blocks, task tokens, RT2T. Names are those of published checkpoints."""
+"""Implement VST's soft splits, blocks, task tokens and RT2T under the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class TaskTokens(nn.Module):
         self.saliency_token_pre, self.contour_token_pre = TokenInference(dim), TokenInference(dim)
 
     def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Carried]:
-        """Return what the places show of saliency and of boundaries, (B, N, D) each, and what is carried on."""
+        """Compute saliency and boundary features (B, N, D) and the tokens for the next scale."""
         places = self.mlp_s(self.norm(tokens))
         tasks = (token.expand(len(places), -1, -1) for token in (self.saliency_token, self.contour_token))
         saliency, contour = tasks
@@ -195,7 +195,7 @@ class Upsampling(nn.Module):
         """Return maps (B, C, stride · H, stride · H) for tokens (B, H², D).
 
         Args:
-            tokens: Of a square grid.
+            tokens: Tokens of a square grid.
             last: A layer that follows at each place; joined with this one, its few channels are all that is made.
         """
         kernel, stride, padding = self.patch
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         """Return the logits of all scales.
 
         Args:
-            coarsest: What `TaskTokens` returned.
+            coarsest: Output of `TaskTokens`.
             eighth: Features of the encoder, (B, C, S/8, S/8).
             quarter: The same, (B, C, S/4, S/4).
             middle: Prompts of the blocks of 1/8.
@@ -308,7 +308,7 @@ class Decoder(nn.Module):
 
 
 def attend(blocks: Blocks, carried: Carried, prompts: Sequence[Tensor | None]) -> Carried:
-    """Return what comes out of blocks that see both task tokens and the places together."""
+    """Apply blocks to both task tokens and the places together."""
     tokens = blocks(torch.cat(carried, dim=1), prompts)  # (B, 1 + N + 1, D)
     return Carried(tokens[:, :1], tokens[:, 1:-1], tokens[:, -1:])
 

@@ -1,1 +1,1 @@
-"""Policies that write text."""
+"""Provide policies that write text."""

@@ -1,7 +1,7 @@
-"""A multimodal language model as policy: observations in, answers out.
+"""Map observations to text answers with a multimodal language model.
 
-Any Qwen2.5-VL in the standard Hugging Face folder form, from the hub or from disk; the embedded one is the same class
-at a small size. The vision encoder is frozen and LoRA trains the language part, as in Saliency-R1 §4.2.
+The policy loads any Qwen2.5-VL from the hub or from a Hugging Face folder; the bundled model is a small Qwen2.5-VL.
+The vision encoder is frozen and LoRA trains the language part, as in Saliency-R1 §4.2.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from maskgym.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
-# The language part only: the vision encoder has layers of the same names.
+# The pattern names the language part because the vision encoder has layers of the same names.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 class LanguagePolicy:
-    """A Qwen2.5-VL that answers observations of the reasoning environments.
+    """Qwen2.5-VL that answers observations of the reasoning environments.
 
     The model and its processor are loaded at first use.
 
     Args:
         path: Hub name, or a folder with ``config.json``, weights, tokenizer and processor.
-        lora_rank: Rank of the adapters on the language part; None trains its weights themselves.
-        lora_alpha: Scale of the adapters, divided by the rank.
-        freeze_vision: Keep the vision encoder, its merger included, as it is.
-        device: A PyTorch device; None takes CUDA where there is one.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        lora_rank: Rank of the LoRA adapters on the language part; None trains its weights directly.
+        lora_alpha: Scale of the adapters before division by the rank.
+        freeze_vision: Whether to freeze the vision encoder, including its merger.
+        device: PyTorch device; None selects CUDA if available.
+        dtype: Precision: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        UserError: If an argument is unknown, or, at first use, the folder holds no such model or its weights don't fit.
+        UserError: If an argument is unknown. At first use, if the folder holds no such model or its weights do not fit.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
@@ -66,14 +66,14 @@ class LanguagePolicy:
 
     @cached_property
     def processor(self) -> Any:
-        """The processor: chat template, tokenizer (padding left) and image processor."""
+        """Processor with chat template, left-padding tokenizer and image processor."""
         processor = _load(AutoProcessor, self.path)
         processor.tokenizer.padding_side = "left"
         return processor
 
     @cached_property
     def model(self) -> Any:
-        """The model on `device`, adapters added, frozen parts without gradient."""
+        """Model on `device`, with adapters; frozen parts have no gradient."""
         model, report = _load(Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True)
         _check_keys(self.path, report)
         if self.freeze_vision:
@@ -91,7 +91,7 @@ class LanguagePolicy:
         return get_peft_model(model, config)
 
     def prompt(self, observation: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-        """Return the messages, with image placeholders before the instruction, and the images of an observation."""
+        """Build the messages of an observation, image placeholders before the instruction, and list its images."""
         images = observation["images"] if "images" in observation else [observation["image"]]
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": observation["instruction"]}]
         return [{"role": "user", "content": content}], [Image.fromarray(np.asarray(image)) for image in images]
@@ -103,13 +103,13 @@ class LanguagePolicy:
         temperature: float = 0.0,
         batch_size: int = 64,
     ) -> list[str]:
-        """Return one answer an observation, special tokens removed.
+        """Generate one answer per observation, without special tokens.
 
         Args:
-            observations: As the environments give them, unbatched.
-            max_new_tokens: Longest answer, in tokens.
-            temperature: 0 is greedy.
-            batch_size: Observations at a time.
+            observations: Unbatched observations from the environments.
+            max_new_tokens: Maximum length of an answer in tokens.
+            temperature: Sampling temperature; 0 decodes greedily.
+            batch_size: Number of observations per batch.
         """
         answers: list[str] = []
         for start in range(0, len(observations), batch_size):
@@ -120,23 +120,23 @@ class LanguagePolicy:
     def sample(
         self, observations: Sequence[Mapping[str, Any]], max_new_tokens: int = 128, temperature: float = 1.0
     ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-        """Return one sampled answer an observation, all at once, and how probable each of its tokens was.
+        """Sample one answer per observation in a single batch, with the log-probabilities of its tokens.
 
         Args:
-            observations: As the environments give them, unbatched.
-            max_new_tokens: Longest answer, in tokens.
-            temperature: More than 0.
+            observations: Unbatched observations from the environments.
+            max_new_tokens: Maximum length of an answer in tokens.
+            temperature: Sampling temperature, above 0.
 
         Returns:
-            The answers, special tokens removed; float32 (B, T), the log-probabilities of the sampled tokens at that
-            temperature, those that are never sampled counted in as in training; bool (B, T), the answers' tokens, the
-            end token included.
+            The answers without special tokens; float32 (B, T), the log-probabilities of the sampled tokens at that
+            temperature, normalised over the full vocabulary as in training; bool (B, T), True at the tokens of an
+            answer, including its end token.
         """
         tokens, logits = self._generate(observations, max_new_tokens, temperature, with_logits=True)  # T of (B, V)
         steps = zip(tokens.unbind(1), logits, strict=True)
         columns = [(step.float() / temperature).log_softmax(-1).gather(1, chosen[:, None]) for chosen, step in steps]
         ends = torch.isin(tokens, torch.as_tensor(self.model.generation_config.eos_token_id, device=tokens.device))
-        mask = ends.cumsum(1) - ends.long() == 0  # nothing has ended before
+        mask = ends.cumsum(1) - ends.long() == 0  # True until the first end token, inclusive
         return self.processor.batch_decode(tokens, skip_special_tokens=True), torch.cat(columns, dim=1), mask
 
     def _generate(
@@ -146,8 +146,8 @@ class LanguagePolicy:
         temperature: float,
         with_logits: bool = False,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        """Return the tokens (B, T) of one batch of answers and, if asked for, the logits, T times (B, vocabulary)."""
-        model, processor = self.model, self.processor  # loaded here, outside inference mode, as they may be trained
+        """Generate the tokens (B, T) of one batch of answers and, on request, T logits (B, vocabulary)."""
+        model, processor = self.model, self.processor  # loading outside inference mode keeps the weights trainable
         settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
         settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         settings["suppress_tokens"] = vision_token_ids(model.config, processor.tokenizer)
@@ -166,9 +166,9 @@ class LanguagePolicy:
         return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits or ()
 
     def save(self, path: str | Path) -> None:
-        """Write model and processor as a folder that ``policy=qwen2_5_vl policy.path=…`` loads, whole or not at all.
+        """Write model and processor atomically to a folder that ``policy=qwen2_5_vl policy.path=…`` loads.
 
-        Adapters are merged into the weights.
+        The adapters are merged into the weights.
         """
         target, unfinished = Path(path), Path(f"{path}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -183,16 +183,16 @@ class LanguagePolicy:
         os.replace(unfinished, target)
 
     def load(self, path: str | Path) -> None:
-        """Take the weights of a folder that `save` wrote, at next use; adapters start anew on what was merged."""
+        """Load the weights that `save` wrote, at next use; new adapters start on the merged weights."""
         self.path = str(path)
         vars(self).pop("model", None)
 
 
 def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that a model reads as part of an image or a video, sorted.
+    """List the tokens that a model reads as part of an image or a video, sorted.
 
-    A sampled one crashes the next forward pass, whose image features are then fewer than its image tokens. They are
-    found by name: the entries of the model's configuration and the special tokens of its tokenizer.
+    Sampling such a token crashes the next forward pass, which then has fewer image features than image tokens. The
+    function finds the tokens by name, in the model's configuration and among the tokenizer's special tokens.
     """
     names = ("image", "video", "vision", "boi", "eoi")
     ids = {
@@ -207,12 +207,12 @@ def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 
 
 def tiny_policy(**arguments: Any) -> LanguagePolicy:
-    """Return the embedded policy: a Qwen2.5-VL of 2 M parameters, after supervised fine-tuning on scenes."""
+    """Return the bundled policy, a Qwen2.5-VL of 2 M parameters after supervised fine-tuning on scenes."""
     return LanguagePolicy(TINY, **arguments)
 
 
 def _load(kind: Any, path: str, **arguments: Any) -> Any:
-    """Call ``from_pretrained``; what goes wrong with a folder or a hub name is the user's to mend."""
+    """Call ``from_pretrained`` and raise its errors about a folder or a hub name as UserError."""
     local = Path(path).expanduser()
     if local.exists() and not (local / "config.json").is_file():
         raise UserError(f"policy.path={path}: no config.json there; expected a Hugging Face model folder")
