@@ -1,26 +1,26 @@
-"""Segmenters: frozen networks that turn prompts into masks, or texts into maps of attention."""
+"""Register segmenters, frozen networks that turn prompts into masks, or texts into attention maps."""
 
 from maskgym.registry import Registry
 
 _registry = Registry("segmenter")
 register, make, names = _registry.register, _registry.make, _registry.names
 
-register("evf_sam", "maskgym.segmenters.phrases.evf_sam:EvfSamSegmenter")  # referring: the paper's, needs a checkpoint
-register("evf_sam_tiny", "maskgym.segmenters.phrases.evf_sam:evf_sam_tiny")  # referring: embedded, the default
+register("evf_sam", "maskgym.segmenters.phrases.evf_sam:EvfSamSegmenter")  # referring: paper's model, by checkpoint
+register("evf_sam_tiny", "maskgym.segmenters.phrases.evf_sam:evf_sam_tiny")  # referring: bundled, the default
 register("clipseg", "maskgym.segmenters.phrases.clipseg:ClipSegSegmenter")  # referring: small and quick
 register("sam3", "maskgym.segmenters.phrases.sam3:Sam3Segmenter")  # referring: phrases name concepts
 register("sam", "maskgym.segmenters.points.sam:SamSegmenter")  # promptable: ViT-B, L or H from their checkpoints
 register("sam_hf", "maskgym.segmenters.points.sam_hf:SamHfSegmenter")  # promptable: the same through transformers
 register("sam2", "maskgym.segmenters.points.sam_hf:Sam2Segmenter")  # promptable: SAM 2 on single images
-register("sam_tiny", "maskgym.segmenters.points.sam:sam_tiny")  # promptable: embedded, the default
+register("sam_tiny", "maskgym.segmenters.points.sam:sam_tiny")  # promptable: bundled, the default
 
-# Maps of attention are another contract, so they have names of their own.
+# Attention segmenters have another contract, so they have their own registry.
 _attentions = Registry("attention")
 register_attention, make_attention, attention_names = _attentions.register, _attentions.make, _attentions.names
 
 register_attention(
     "clip_surgery", "maskgym.segmenters.attention.clip_surgery:ClipSurgery"
 )  # any CLIP ViT, without training
-register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")  # the same on the embedded CLIP
+register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")  # the same on the bundled CLIP
 
 __all__ = ["attention_names", "make", "make_attention", "names", "register", "register_attention"]

@@ -1,4 +1,4 @@
-"""What was computed, kept in memory up to a bound."""
+"""Keep computed values in memory up to a bound."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from maskgym.errors import UserError
 
 
 class BoundedStore:
-    """Arrays or tensors by key, within a number of bytes: the least recently used ones go first.
+    """Store of arrays or tensors by key with a bound in bytes and least-recently-used eviction.
 
     Args:
-        max_bytes: How much memory they may take.
+        max_bytes: Memory bound in bytes.
 
     Raises:
         UserError: If max_bytes is negative.
@@ -26,11 +26,11 @@ class BoundedStore:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable) -> Any:
-        """Return what was kept under a key, or None."""
+        """Return the value of a key, or None."""
         return self._kept.get(key)
 
     def keep(self, key: Hashable, value: Any) -> None:
-        """Keep something, or take note that it was used; what is larger than all the room is not kept."""
+        """Store a value, or mark it as used; a value larger than the bound is not stored."""
         if value.nbytes > self.max_bytes:
             return
         if key not in self._kept:
@@ -41,5 +41,5 @@ class BoundedStore:
             self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything behind: the receiving process computes its own."""
+        """Drop all values, because the receiving process computes its own."""
         return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}

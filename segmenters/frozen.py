@@ -1,4 +1,4 @@
-"""What every segmenter shares: a frozen network that is loaded late, fingerprinted, and stays out of pickles."""
+"""Define the base class of segmenters, a frozen network with lazy loading, a fingerprint and small pickles."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class FrozenNetwork(ABC):
-    """A network that answers and never learns.
+    """Network used for inference only.
 
-    Construction reads at most a config. The network is loaded at first use, in the process that uses it, and is
-    left behind at pickling.
+    Construction reads at most a config. The network is loaded at first use, in the process that uses it, and pickling
+    drops it.
 
-    A subclass gives `input_size`, `_load` and `_identity`.
+    A subclass implements `input_size`, `_load` and `_identity`.
 
     Args:
-        device: A PyTorch device; ``None`` takes CUDA where there is one.
-        dtype: ``float32``, ``bfloat16`` or ``float16``: the precision of weights and activations.
-        batch_size: Most inputs that go through the network at a time.
+        device: PyTorch device; ``None`` selects CUDA if available.
+        dtype: Precision of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+        batch_size: Maximum number of inputs per forward pass.
 
     Raises:
         UserError: If the dtype is unknown or batch_size is below 1; at first use, if the device is unknown.
@@ -52,15 +52,15 @@ class FrozenNetwork(ABC):
 
     @abstractmethod
     def _load(self) -> nn.Module:
-        """Return the network on the CPU, in `dtype`."""
+        """Load the network on the CPU, in `dtype`."""
 
     @abstractmethod
     def _identity(self) -> tuple[str, list[Path]]:
-        """Return a text and files that, together, fix what is computed."""
+        """Return a text and files that together determine the output."""
 
     @cached_property
     def device(self) -> torch.device:
-        """Return the device the network is on."""
+        """Return the device of the network."""
         try:
             return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
@@ -69,12 +69,12 @@ class FrozenNetwork(ABC):
     @cached_property
     def network(self) -> nn.Module:
         """Return the network, frozen, in evaluation mode, on `device`; the first call loads it."""
-        with torch.inference_mode(False):  # inference tensors could never take part in training
+        with torch.inference_mode(False):  # inference tensors do not support training
             return self._load().to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change with the weights, the settings and the precision."""
+        """Compute 16 hexadecimal digits from the weights, the settings and the precision."""
         text, files = self._identity()
         digest = hashlib.sha256(f"{type(self).__name__} {self.dtype} {text}".encode())
         for file in files:
@@ -84,7 +84,7 @@ class FrozenNetwork(ABC):
         return digest.hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the loaded parts behind: the receiving process loads its own."""
+        """Drop the loaded parts, because the receiving process loads its own."""
         kind = type(self)
         return {n: value for n, value in vars(self).items() if not isinstance(getattr(kind, n, None), cached_property)}
 
@@ -96,14 +96,14 @@ def check_image(image: np.ndarray, index: int) -> None:
 
 
 def pixels_key(image: np.ndarray) -> bytes:
-    """Return 16 bytes that are equal for equal shapes and pixels, in any memory order."""
+    """Compute 16 bytes that are equal for equal shapes and pixels, in any memory order."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the items in lists of ``size``, the last one maybe shorter."""
+    """Yield the items in lists of ``size``; the last list may be shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

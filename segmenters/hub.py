@@ -1,4 +1,4 @@
-"""What segmenters that come through transformers share: finding, checking and loading a checkpoint."""
+"""Find, check and load the checkpoints of segmenters from transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class HubNetwork(FrozenNetwork):
-    """A frozen network whose model, image processor and tokenizer are those of transformers.
+    """Frozen network with a model, image processor and tokenizer from transformers.
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, which is
@@ -34,9 +34,9 @@ class HubNetwork(FrozenNetwork):
     """
 
     architecture: ClassVar[str]  # name of the model's class in transformers
-    model_types: ClassVar[tuple[str, ...]]  # what its config.json may call itself
-    tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")  # any of them holds its words
-    arguments: ClassVar[Mapping[str, Any]] = {}  # of the model's class, beside its config
+    model_types: ClassVar[tuple[str, ...]]  # accepted ``model_type`` values of config.json
+    tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")  # each of them holds the vocabulary
+    arguments: ClassVar[Mapping[str, Any]] = {}  # further arguments of the model's class
 
     def __init__(
         self, checkpoint: str | Path, device: str | None = None, dtype: str = "float32", batch_size: int = 4
@@ -59,7 +59,7 @@ class HubNetwork(FrozenNetwork):
         """Return the tokenizer of the checkpoint."""
         from transformers import AutoTokenizer
 
-        # Without any of them transformers yields, without complaint, a tokenizer that knows no word.
+        # Without any of them transformers silently builds a tokenizer with an empty vocabulary.
         if not any((self.folder / name).is_file() for name in self.tokenizer_files):
             raise UserError(f"{self.folder}: no tokenizer there: expected {' or '.join(self.tokenizer_files)}")
         return self._read(AutoTokenizer)
@@ -70,14 +70,14 @@ class HubNetwork(FrozenNetwork):
         return self.image_processor.size["height"]
 
     def pixels(self, images: list[np.ndarray]) -> Tensor:
-        """Return float (B, 3, input_size, input_size) on the device: the images as the model wants them."""
+        """Preprocess images to float (B, 3, input_size, input_size) on the device."""
         batch = self.image_processor(images, return_tensors="pt", input_data_format="channels_last")
         return batch["pixel_values"].to(self.device, self.dtype)
 
     def _read(self, kind: Any, **arguments: Any) -> Any:
         try:
             return kind.from_pretrained(self.folder, local_files_only=True, **arguments)
-        # Behind from_pretrained stand many readers, each with errors of its own; none of them means a fault of ours.
+        # from_pretrained calls many readers with different exceptions, and all of them concern the checkpoint.
         except Exception as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise UserError(f"{self.folder}: {kind.__name__} cannot be read: {reason}") from error
@@ -88,8 +88,8 @@ class HubNetwork(FrozenNetwork):
         kind = getattr(transformers, self.architecture, None)
         if kind is None:
             raise UserError(f"transformers {transformers.__version__} has no {self.architecture}: install a newer one")
-        # transformers only warns, and draws what is missing at random; what is left over, as the image half of a model
-        # whose text half is wanted, it lists at length.
+        # transformers only warns about missing weights and initialises them at random, and it lists all unused weights,
+        # such as the image half of a model whose text half is loaded.
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
         try:
@@ -115,7 +115,7 @@ def _find(checkpoint: str | Path) -> Path:
     try:
         wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
         folder = Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
-        if not any(folder.glob("*.safetensors")):  # some models of the first years have only this
+        if not any(folder.glob("*.safetensors")):  # some older models have no safetensors file
             snapshot_download(str(checkpoint), allow_patterns="pytorch_model*.bin")
         return folder
     except (OSError, ValueError, HFValidationError) as error:

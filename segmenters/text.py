@@ -1,4 +1,4 @@
-"""Phrases for referring segmenters: one spelling of the prefix, and the tokenizers that sit beside the weights."""
+"""Normalise phrases for referring segmenters, and load the tokenizers stored with the weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SENTENCEPIECE_NAMES = ("sentencepiece.bpe.model", "beit3.spm")
 
 
 def split_semantic(phrase: str) -> tuple[bool, str]:
-    """Return whether a phrase asks for all regions of a class, and the phrase without that prefix.
+    """Check whether a phrase asks for all regions of a class, and remove that prefix.
 
-    Whitespace is made uniform: every run of it counts as one space.
+    Each run of whitespace becomes one space.
 
     Example:
         >>> split_semantic("[semantic]  yellow  ducks ")
@@ -37,9 +37,9 @@ def split_semantic(phrase: str) -> tuple[bool, str]:
 
 
 def uniform_phrase(phrase: str) -> str:
-    """Return the phrase with uniform whitespace and exactly one space after ``[semantic]``.
+    """Normalise whitespace and put exactly one space after ``[semantic]``.
 
-    The multitask checkpoint was trained with that one space; answers may leave it out.
+    The multitask checkpoint was trained with that space, which answers may omit.
 
     Example:
         >>> uniform_phrase("[semantic]yellow ducks")
@@ -52,14 +52,14 @@ def uniform_phrase(phrase: str) -> str:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str], max_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids int64 (P, T) and padding mask bool (P, T), True at padding, of ``<s> … </s>`` sequences.
+    """Tokenize to ids int64 (P, T) and padding mask bool (P, T), True at padding, of ``<s> … </s>`` sequences.
 
     Args:
-        tokenizer: What `load_tokenizer` or `word_tokenizer` returned.
+        tokenizer: Tokenizer from `load_tokenizer` or `word_tokenizer`.
         phrases: P strings; the empty string is legal.
-        max_tokens: Longer phrases, which only a model gone astray writes, are cut here; ``</s>`` stays.
+        max_tokens: Maximum length; longer phrases are truncated and keep ``</s>``.
     """
-    # A lone surrogate, which JSON may hold, is none of the characters that a tokenizer can read.
+    # Tokenizers cannot read a lone surrogate, which JSON may contain.
     readable = [phrase.encode("utf-8", "replace").decode() for phrase in phrases]
     batch = tokenizer(
         readable, padding=True, padding_side="right", truncation=True, max_length=max_tokens, return_tensors="pt"
@@ -68,15 +68,15 @@ def tokenize(
 
 
 def word_tokenizer(words: Iterable[str], special_last: bool = False) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose vocabulary is the given words, for models with a small language of their own.
+    """Build a tokenizer whose vocabulary is the given words, for models with a small vocabulary.
 
     Text is lower-cased and split at whitespace and punctuation, ``[semantic]`` staying whole; ``save_pretrained``
     writes a ``tokenizer.json``.
 
     Args:
-        words: Words or whole phrases, in any order; what they fall into, sorted, is the vocabulary.
-        special_last: Number the special tokens last instead of 0 to 3: a CLIP of transformers whose end token is 2
-            looks for the end where the largest id is.
+        words: Words or phrases, in any order; the vocabulary is their sorted parts.
+        special_last: Whether to number the special tokens last instead of 0 to 3; a CLIP of transformers whose end
+            token is 2 finds the end by the largest id.
 
     Example:
         >>> tokenizer = word_tokenizer(["[semantic] red dog"])
@@ -105,7 +105,7 @@ def find_tokenizer(path: Path) -> Path:
     """Return the tokenizer file at ``path``: the file itself, or the one in that folder.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no tokenizer.
     """
     if path.is_file():
         return path
@@ -120,15 +120,15 @@ def load_tokenizer(file: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
     """Load a tokenizer: ``tokenizer.json``, or the SentencePiece model of BEiT-3 under any name.
 
     Args:
-        file: What `find_tokenizer` returned.
-        vocabulary_size: Rows of the model's word embedding.
+        file: Tokenizer file from `find_tokenizer`.
+        vocabulary_size: Number of rows of the model's word embedding.
 
     Raises:
         UserError: If the file cannot be read, its special tokens are not 0 to 3, or it has more ids than rows.
     """
     try:
         tokenizer = _read_json(file) if file.suffix == ".json" else _read_sentencepiece(file)
-    # The libraries below raise plain Exception for a broken file, so nothing narrower will do.
+    # The libraries raise plain Exception for a broken file, so no narrower type works.
     except Exception as error:
         raise UserError(f"{file}: cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
     special = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values()))
@@ -147,8 +147,8 @@ def _read_json(file: Path) -> PreTrainedTokenizerBase:
 
 
 def _read_sentencepiece(file: Path) -> PreTrainedTokenizerBase:
-    # Given the file itself, transformers 5 yields a tokenizer that knows no word, without complaint. Only a folder
-    # that holds it under the expected name is converted.
+    # For the file itself, transformers 5 silently builds a tokenizer with an empty vocabulary. It only converts a
+    # folder that holds the file under the expected name.
     from transformers import XLMRobertaTokenizer
 
     with tempfile.TemporaryDirectory() as folder:

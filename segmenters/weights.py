@@ -1,4 +1,4 @@
-"""State dicts on disk: safetensors or PyTorch files, whole or in shards, read and loaded strictly."""
+"""Read, load strictly and write state dicts in safetensors or PyTorch files, whole or in shards."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NAMES_SHOWN = 3
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weights file, or the index of the shards, in a folder.
+    """Find the weights file, or the index of the shards, in a folder.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the folder holds no weights.
     """
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
@@ -38,7 +38,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def weight_files(file: Path) -> list[Path]:
-    """Return the files that hold tensors: the file itself, or the shards that an index names.
+    """List the files that hold tensors: the file itself, or the shards that an index names.
 
     Raises:
         UserError: If the file or a shard is missing, or the index cannot be read.
@@ -57,7 +57,7 @@ def weight_files(file: Path) -> list[Path]:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """Read a state dict onto the CPU without running anything stored in it.
+    """Read a state dict onto the CPU without executing stored code.
 
     Args:
         file: ``.safetensors``, a file of ``torch.save``, or an index (``.json``) of either.
@@ -88,14 +88,14 @@ def _read_file(file: Path) -> dict[str, Tensor]:
 def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], source: Path, ignore: Sequence[str] = (), assign: bool = True
 ) -> None:
-    """Load a state dict into a module, or refuse it whole.
+    """Load a state dict into a module, or reject it as a whole.
 
     Args:
-        module: May be on the meta device.
+        module: Target module, possibly on the meta device.
         state: Names and tensors.
-        source: Named in the error.
-        ignore: Names that may be there without a use.
-        assign: Make the given tensors the module's parameters, in place of copying their values into them.
+        source: File named in the error.
+        ignore: Unused names that the state dict may contain.
+        assign: Whether to use the given tensors as parameters instead of copying their values.
 
     Raises:
         UserError: If names are missing, unexpected, or have another shape; it shows the first few of each.
@@ -117,7 +117,7 @@ def load_strictly(
 
 
 def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:
-    """Raise one UserError that counts each kind of problem and shows its first few names; nothing if there is none."""
+    """Raise one UserError with the count and first few names of each kind of problem, if there are problems."""
     parts = []
     for kind, names in problems.items():
         if names:
@@ -128,14 +128,14 @@ def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:
-    """Write a state dict as safetensors, under a temporary name first."""
+    """Write a state dict as safetensors atomically."""
     temporary = file.with_name(f"{file.name}.tmp")
     save_file({name: value.contiguous().cpu() for name, value in state.items()}, temporary, metadata={"format": "pt"})
     os.replace(temporary, file)
 
 
 def write_text(text: str, file: Path) -> None:
-    """Write a text file, under a temporary name first."""
+    """Write a text file atomically."""
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, file)

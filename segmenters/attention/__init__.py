@@ -1,1 +1,1 @@
-"""CLIP Surgery: attention of an image to a text."""
+"""Provide CLIP Surgery, attention maps of an image for a text."""

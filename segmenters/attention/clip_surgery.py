@@ -1,9 +1,8 @@
-"""CLIP Surgery: where in an image CLIP sees what a text names, without any training.
+"""Compute attention maps of images for texts with CLIP Surgery, without training.
 
-CLIP's own map is noisy and often shows the opposite of what was asked. Two changes mend it. The last blocks of the
-image encoder get a second path, whose attention compares values with values and which has no feed-forward part; and
-what all texts have in common is taken out of the text features. Written from the paper; the reference repository
-(xmed-lab/CLIP_Surgery) has no licence.
+CLIP's own map is noisy and often inverted. CLIP Surgery makes two changes. The last blocks of the image encoder get a
+second path with value-to-value attention and no feed-forward part. The common part of all texts is subtracted from the
+text features. The code follows the paper because the reference repository (xmed-lab/CLIP_Surgery) has no licence.
 
 References:
     Li et al., A Closer Look at the Explainability of Contrastive Language-Image Pre-training, Pattern Recognition
@@ -56,7 +55,7 @@ TEMPLATES = (
 
 
 class ClipSurgery(HubNetwork):
-    """Maps of attention for texts: ``attend(images, texts)``.
+    """Attention segmenter for texts: ``attend(images, texts)``.
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, of any CLIP whose
@@ -67,7 +66,7 @@ class ClipSurgery(HubNetwork):
         templates: Prompts with ``{}`` for the text; features are averaged over them.
         device: See `FrozenNetwork`.
         dtype: See `FrozenNetwork`.
-        batch_size: Most images encoded at a time.
+        batch_size: Maximum number of images per forward pass.
 
     Raises:
         UserError: If input_size, surgered_blocks or templates do not fit; else see `HubNetwork`.
@@ -125,11 +124,11 @@ class ClipSurgery(HubNetwork):
     def attend(
         self, images: Sequence[np.ndarray], texts: Sequence[str], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Return where each image shows what its text names; what the empty text shows is taken out.
+        """Compute the attention map of each image for its text, minus that of the empty text.
 
         Args:
             images: B arrays, uint8 (H_i, W_i, 3) RGB, of any sizes.
-            texts: One an image; ``[semantic]`` in front is ignored.
+            texts: One text per image; the prefix ``[semantic]`` is ignored.
             size: (height, width) of the maps; default the input's square.
 
         Returns:
@@ -137,7 +136,7 @@ class ClipSurgery(HubNetwork):
             without differences is 0 everywhere.
 
         Raises:
-            ValueError: If there is not one text an image.
+            ValueError: If there is not one text per image.
             TypeError: If the texts are one string.
             UserError: If an image is not uint8 (H, W, 3) or a text is empty.
         """
@@ -158,9 +157,9 @@ class ClipSurgery(HubNetwork):
     def attend_set(
         self, images: Sequence[np.ndarray], texts: Sequence[str], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Return where each image shows each of several texts; what the texts share is taken out.
+        """Compute the attention maps of each image for several texts, minus the common part of the texts.
 
-        Other texts in the set change a map: this is for sets of rival categories, as a data set has them.
+        Each map depends on all texts of the set, so the set should hold the rival categories of a data set.
 
         Args:
             images: B arrays, uint8 (H_i, W_i, 3) RGB, of any sizes.
@@ -220,7 +219,7 @@ class ClipSurgery(HubNetwork):
 
 
 def clip_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> ClipSurgery:
-    """Return CLIP Surgery on the embedded CLIP, trained on captions of the procedural scenes; it needs no download.
+    """Return CLIP Surgery on the bundled CLIP, trained on captions of the procedural scenes.
 
     Raises:
         UserError: If the package was installed without its weights.
@@ -247,7 +246,7 @@ def embed(vision: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def surgered_layer(layer: nn.Module, original: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both paths (B, T, D) after one block of CLIP.
+    """Compute both paths (B, T, D) after one block of CLIP.
 
     The new path takes in attention of values to values, and no feed-forward. Its values are those of the original path.
     """
@@ -297,7 +296,7 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def set_similarity(features: Tensor, texts: Tensor) -> Tensor:
-    """Return (B, 1 + N, n): how each token fits each text of a set, less what the weighted texts share.
+    """Compute the similarity (B, 1 + N, n) of tokens and texts, minus the common part of the weighted texts.
 
     Args:
         features: (B, 1 + N, C) of unit length, the class token first.
@@ -318,7 +317,7 @@ def to_maps(similarity: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def extreme_points(similarity: Tensor, size: tuple[int, int], threshold: float = 0.8) -> tuple[Tensor, Tensor]:
-    """Return the points at which the paper prompts SAM: where the text fits best, and as many where it fits least.
+    """Select the points that prompt SAM in the paper: the best cells for the text, and as many worst cells.
 
     Args:
         similarity: (1 + N,) of one image and text: its grid is halved first.

@@ -1,4 +1,4 @@
-"""Features of needs from the text encoder that attention is made of: what a policy is told beside the maps."""
+"""Compute features of needs for policies with the text encoder of the attention segmenter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from maskgym.segmenters.text import split_semantic
 
 
 class NeedFeatures:
-    """Frozen features of texts, by the CLIP of an attention segmenter.
+    """Need encoder with the frozen CLIP of an attention segmenter.
 
     It has the form of `maskgym.policies.needs.need_encoder.NeedEncoder`, which environments do not import.
 
     Args:
-        clip: Whose text encoder; None for the embedded one.
+        clip: Attention segmenter with the text encoder; None selects the bundled one.
 
     Attributes:
-        levels: 1: the feature that CLIP compares with images.
+        levels: Number of features per need, 1, the feature that CLIP compares with images.
     """
 
     levels = 1
@@ -40,7 +40,7 @@ class NeedFeatures:
     def encode(self, needs: Sequence[str]) -> torch.Tensor:
         """Return float32 (B, 1, width) on the CPU, of unit length; 0 for an empty need.
 
-        What is longer than the encoder reads is cut, and words that it does not know are its unknown token's.
+        The encoder truncates long texts and maps unknown words to its unknown token.
         """
         features = torch.zeros(len(needs), self.width)
         asked = [row for row, need in enumerate(needs) if split_semantic(need)[1]]

@@ -1,1 +1,1 @@
-"""Segmenters of referring expressions."""
+"""Provide segmenters for referring expressions."""

@@ -1,4 +1,4 @@
-"""BEiT-3: one transformer over image patches and words, with separate weights for each ("multiway").
+"""Implement BEiT-3, one transformer over image patches and words with separate weights for each ("multiway").
 
 The module names are those of torchscale 0.2.0, so that published state dicts load unchanged.
 
@@ -39,7 +39,7 @@ class Beit3Config:
 
     @property
     def max_text_tokens(self) -> int:
-        """Return the longest text that has positions."""
+        """Return the maximum text length in tokens."""
         return self.max_text_positions - POSITION_OFFSET
 
 
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class Beit3(nn.Module):
-    """The multimodal encoder: an image and a text in, one feature a token out."""
+    """Multimodal encoder that maps an image and a text to one feature per token."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CLIPSeg: a light decoder on a frozen CLIP, through transformers.
+"""Segment phrases with CLIPSeg, a light decoder on a frozen CLIP from transformers.
 
 References:
     Lüddecke and Ecker, Image Segmentation Using Text and Image Prompts, CVPR 2022, arXiv 2112.10003.
@@ -17,10 +17,10 @@ from maskgym.segmenters.text import split_semantic, tokenize
 
 
 class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
-    """CLIPSeg behind the contract of referring segmenters.
+    """Referring segmenter with CLIPSeg.
 
-    It was trained on phrases alone, so the prefix ``[semantic]`` is taken off: with it or without, a mask holds
-    all regions that the phrase describes.
+    CLIPSeg was trained on plain phrases, so the prefix ``[semantic]`` is removed: a mask always holds all regions that
+    the phrase describes.
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
@@ -45,7 +45,7 @@ class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
         super().__init__(checkpoint, device, dtype, batch_size)
 
     def _encode(self, images: list[np.ndarray]) -> list[Tensor]:
-        """Return what the decoder reads: the activations (B, tokens, D) of some layers of the vision encoder."""
+        """Compute the activations (B, tokens, D) of the vision layers that the decoder reads."""
         vision = self.network.clip.vision_model(
             self.pixels(images), output_hidden_states=True, interpolate_pos_encoding=True
         )

@@ -1,7 +1,7 @@
-"""EVF-SAM: segment what a phrase refers to, by SAM with one prompt that BEiT-3 makes of image and phrase.
+"""Segment phrases with EVF-SAM, a SAM with one prompt that BEiT-3 computes from image and phrase.
 
-The image and the words go together through BEiT-3 (early fusion); its class token, projected, is the single
-sparse prompt of SAM's mask decoder. The state-dict names are those of the published checkpoints.
+BEiT-3 reads the image and the words together (early fusion). Its projected class token is the single sparse prompt of
+SAM's mask decoder. The state-dict names are those of the published checkpoints.
 
 References:
     Zhang et al., EVF-SAM: Early Vision-Language Fusion for Text-Prompted Segment Anything Model,
@@ -57,12 +57,12 @@ class EvfSamConfig:
         return cls()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as plain values that JSON can hold."""
+        """Convert the config to JSON-compatible values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EvfSamConfig:
-        """Return the config that `to_dict` wrote.
+        """Build the config from the output of `to_dict`.
 
         Raises:
             TypeError: If a key is not a setting.
@@ -73,7 +73,7 @@ class EvfSamConfig:
 
 
 class EvfSam(nn.Module):
-    """The network, in steps that let an image be encoded once and its phrases be batched with those of others.
+    """EVF-SAM network, which encodes each image once and batches phrases of several images.
 
     Throughout, B counts images, P phrases, and ``image_index`` (int64, (P,)) names the image of each phrase.
 
@@ -105,7 +105,7 @@ class EvfSam(nn.Module):
     def embed_prompts(
         self, pixels: Tensor, input_ids: Tensor, padding_mask: Tensor | None, image_index: Tensor
     ) -> Tensor:
-        """Return one prompt a phrase.
+        """Compute one prompt per phrase.
 
         Args:
             pixels: float (B, 3, s, s) from `beit3_pixels`.
@@ -144,14 +144,14 @@ def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
 
 
 class EvfSamSegmenter(ReferringSegmenter):
-    """EVF-SAM behind the contract of referring segmenters.
+    """Referring segmenter with EVF-SAM.
 
     Args:
         checkpoint: A folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, whole or in
             shards) and a tokenizer (``tokenizer.json``, ``sentencepiece.bpe.model`` or ``beit3.spm``): a download of
             ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
             unless it lies beside, is then the published one.
-        tokenizer: The tokenizer's file or folder, where it is not beside the weights.
+        tokenizer: File or folder of the tokenizer, if it is not beside the weights.
         device: See `ReferringSegmenter`.
         dtype: See `ReferringSegmenter`.
         batch_size: See `ReferringSegmenter`.
@@ -213,7 +213,7 @@ class EvfSamSegmenter(ReferringSegmenter):
 
 
 def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
-    """Return the embedded EVF-SAM, trained on the procedural scenes; it needs no download.
+    """Return the bundled EVF-SAM, trained on the procedural scenes.
 
     Raises:
         UserError: If the package was installed without its weights.
@@ -250,7 +250,7 @@ def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
 
 
 def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = torch.float32) -> EvfSam:
-    """Return the network with the given weights, on the CPU; nothing is initialised twice.
+    """Load the network with the given weights on the CPU, without random initialisation.
 
     Raises:
         UserError: If the weights cannot be read or do not fit the config.
@@ -270,10 +270,10 @@ def save_checkpoint(
     """Write a folder that `EvfSamSegmenter` loads: ``config.json``, ``model.safetensors`` and the tokenizer.
 
     Args:
-        folder: Made if need be; files of an earlier checkpoint are replaced.
+        folder: Target folder, created if missing; files of an earlier checkpoint are replaced.
         model: The network.
         tokenizer: Saved as ``tokenizer.json``.
-        dtype: How weights are stored; ``torch.float16`` halves the file.
+        dtype: Precision of the stored weights; ``torch.float16`` halves the file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

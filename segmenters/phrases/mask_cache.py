@@ -1,4 +1,4 @@
-"""Masks of phrases computed once: keyed by the pixels of the image and the phrase."""
+"""Cache masks of phrases, keyed by the pixels of the image and the phrase."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from maskgym.segmenters.text import uniform_phrase
 
 
 class MaskCache:
-    """A referring segmenter that remembers its masks, as bits: it returns 0 and 1 in place of probabilities.
+    """Referring segmenter that caches its masks as bits and returns 0 and 1 instead of probabilities.
 
-    What a phrase's mask is rounds differently with what else is segmented in the same call, by about 1e-6 of a
-    probability. So a mask found here may differ from one computed anew in single pixels at the edge.
+    Rounding depends on the batch, by about 1e-6 of a probability. A cached mask may therefore differ from a recomputed
+    mask in single pixels at the edge.
 
     Args:
         segmenter: A referring segmenter.
-        max_bytes: How much memory the masks may take; the least recently used ones go first.
+        max_bytes: Memory bound in bytes, with least-recently-used eviction.
 
     Raises:
         UserError: If max_bytes is negative.

@@ -1,4 +1,4 @@
-"""What every referring segmenter shares: check, encode each image once, batch the phrases, bring masks back."""
+"""Define the base class of referring segmenters, which encode each image once and decode phrases in batches."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from maskgym.segmenters.text import uniform_phrase
 
 
 class ReferringSegmenter(FrozenNetwork):
-    """Masks for phrases: ``segment(images, expressions)``.
+    """Segment by phrases: ``segment(images, expressions)``.
 
-    A subclass gives what a `FrozenNetwork` needs, `_encode`, `_decode`, and, where its input is not the image
-    stretched to a square, `_resize`.
+    A subclass implements the methods of `FrozenNetwork`, `_encode` and `_decode`. It overrides `_resize` if its input
+    is not the image stretched to a square.
 
     Args:
         device: See `FrozenNetwork`.
         dtype: See `FrozenNetwork`.
-        batch_size: Most images encoded, and most phrases decoded, at a time.
+        batch_size: Maximum number of images encoded, and of phrases decoded, per forward pass.
     """
 
     @abstractmethod
     def _encode(self, images: list[np.ndarray]) -> Any:
-        """Return what `_decode` needs of B images."""
+        """Encode B images for `_decode`."""
 
     @abstractmethod
     def _decode(self, encoded: Any, phrases: list[str], image_index: Tensor) -> Tensor:
-        """Return mask logits (P, h, w) of P phrases, phrase p on image ``image_index[p]`` of the encoded ones."""
+        """Compute mask logits (P, h, w) of P phrases, phrase p on encoded image ``image_index[p]``."""
 
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring logits (P, h, w) of one image to its own (height, width)."""
+        """Resize logits (P, h, w) of one image to its (height, width)."""
         return F.interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Segment what each expression refers to in its image.
 
-        Images with equal pixels are encoded once a call, and equal phrases on them decoded once.
+        Each call encodes images with equal pixels once, and decodes equal phrases on them once.
 
         Args:
             images: uint8 (H_i, W_i, 3) RGB arrays, of any sizes.

@@ -1,4 +1,4 @@
-"""SAM 3: finds and segments every instance of what a noun phrase names, through transformers.
+"""Find and segment every instance of a noun phrase with SAM 3 from transformers.
 
 References:
     Carion et al., SAM 3: Segment Anything with Concepts, arXiv 2511.16719.
@@ -24,7 +24,7 @@ NOTHING_FOUND = -20.0  # a logit: its probability is 2e-9
 
 
 class Sam3Segmenter(HubNetwork, ReferringSegmenter):
-    """SAM 3 behind the contract of referring segmenters.
+    """Referring segmenter with SAM 3.
 
     The model gives each of its queries a mask and a score: the probability that the query is an instance, times
     that the concept is in the image at all. Masks whose score exceeds the threshold count. With ``[semantic]`` the
@@ -32,7 +32,7 @@ class Sam3Segmenter(HubNetwork, ReferringSegmenter):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        score_threshold: In [0, 1].
+        score_threshold: Score threshold in [0, 1].
         device: See `ReferringSegmenter`.
         dtype: See `ReferringSegmenter`.
         batch_size: See `ReferringSegmenter`.
@@ -83,7 +83,7 @@ class Sam3Segmenter(HubNetwork, ReferringSegmenter):
 
 
 def combine(masks: Tensor, scores: Tensor, semantic: Tensor, threshold: float) -> Tensor:
-    """Merge the masks of the queries into one a phrase.
+    """Merge the masks of the queries into one mask per phrase.
 
     Args:
         masks: float (P, Q, h, w) logits.

@@ -1,1 +1,1 @@
-"""Segmenters of points and boxes."""
+"""Provide segmenters for points and boxes."""

@@ -1,4 +1,4 @@
-"""Image embeddings computed once: in memory up to a bound, and on disk if asked for."""
+"""Cache image embeddings in memory up to a bound, and optionally on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class EmbeddingCache:
-    """The embeddings of a promptable segmenter, keyed by the pixels of the image.
+    """Cache of a promptable segmenter's embeddings, keyed by the pixels of the image.
 
-    On disk they lie under the segmenter's fingerprint: another segmenter, or another image under an old name, finds
-    nothing there. A file is written whole or not at all, and one that cannot be read is computed again.
+    The folder on disk is keyed by the segmenter's fingerprint, so that segmenters never share entries. Writes are
+    atomic, and an unreadable file is computed again.
 
     Args:
-        segmenter: Whose embeddings.
-        max_bytes: How much memory they may take; the least recently used ones go first.
-        folder: Where they are stored too, or None.
+        segmenter: Segmenter that computes the embeddings.
+        max_bytes: Memory bound in bytes, with least-recently-used eviction.
+        folder: Folder of the cache on disk, or None.
 
     Raises:
         UserError: If max_bytes is negative.
@@ -42,7 +42,7 @@ class EmbeddingCache:
         self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return (B, C, h, w) on the segmenter's device; what is new is encoded.
+        """Return embeddings (B, C, h, w) on the segmenter's device, and encode new images.
 
         Args:
             images: B square arrays, uint8 (S, S, 3).
@@ -51,7 +51,7 @@ class EmbeddingCache:
         found = {key: embedding for key in set(keys) if (embedding := self._find(key)) is not None}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if new:
-            # One at a time: rounding depends on the batch, and a resumed run, whose cache is empty, must find the same.
+            # Rounding depends on the batch, so single images make a resumed run with an empty cache deterministic.
             computed = {key: self.segmenter.encode([image])[0] for key, image in new.items()}
             found |= computed
             for key, embedding in computed.items():
@@ -68,7 +68,7 @@ class EmbeddingCache:
             return None
         try:
             embedding = read_state(self._file(key))["embedding"]
-        except (UserError, KeyError):  # cut off by a crash elsewhere than in our writing
+        except (UserError, KeyError):  # an external crash may truncate the file
             return None
         return embedding.to(self.segmenter.device)
 
@@ -78,7 +78,7 @@ class EmbeddingCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_state({"embedding": embedding}, self._file(key))
-        except OSError as error:  # a full disk: what is computed is used all the same
+        except OSError as error:  # on a full disk the run continues without storage
             warnings.warn(f"{self.folder}: embeddings are no longer stored: {error}", stacklevel=3)
             self._file(key).with_name(f"{self._file(key).name}.tmp").unlink(missing_ok=True)
             self.folder = None

@@ -1,4 +1,4 @@
-"""What every promptable segmenter shares: encode each image once, then turn points and boxes into masks, in batches."""
+"""Define the base class of promptable segmenters, which encode each image once and decode prompts in batches."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from torch.nn import functional as F
 from maskgym.errors import UserError
 from maskgym.segmenters.frozen import FrozenNetwork, check_image
 
-PADDING = -1  # the label of a point that is not there
+PADDING = -1  # label of a padding point
 
 
 class PromptableSegmenter(FrozenNetwork):
-    """Masks for points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` to where they go.
+    """Segment by points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` the masks.
 
-    A subclass gives `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`, and `spatial` where
-    its decoder needs more than the maps that a policy sees.
+    A subclass implements `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`. It overrides
+    `spatial` if its decoder reads more than the maps that a policy sees.
     """
 
     @property
     @abstractmethod
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return (C, h, w) of what `spatial` gives of one image."""
+        """Return the shape (C, h, w) of the `spatial` maps of one image."""
 
     @abstractmethod
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return embeddings (B, C', h, w) of square images."""
+        """Compute embeddings (B, C', h, w) of square images."""
 
     @abstractmethod
     def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
-        """Return logits (B, h, w); points (B, k, 2) and boxes (B, 4) are in pixels of the input, and none is padding.
+        """Compute logits (B, h, w) from points (B, k, 2) and boxes (B, 4) in pixels of the input, without padding.
 
-        There is at least one point, or a box.
+        Each row has at least one point, or a box.
         """
 
     def spatial(self, embeddings: Tensor) -> Tensor:
-        """Return what a policy sees of embeddings (B, C', h, w): maps (B, C, h, w), here the embeddings themselves.
+        """Select the maps (B, C, h, w) for a policy from embeddings (B, C', h, w), here the embeddings themselves.
 
-        A segmenter whose decoder reads finer maps too packs them into further channels, which this leaves out.
+        A segmenter whose decoder also reads finer maps packs them into further channels, which this method omits.
         """
         return embeddings
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return the embeddings of square images.
+        """Compute the embeddings of square images.
 
         Args:
             images: B arrays, uint8 (S, S, 3) RGB; each is stretched to `input_size`.
 
         Returns:
-            (B, C', h, w) on `device`, in `dtype`: all that `decode` needs; `spatial` gives what a policy sees of it.
+            (B, C', h, w) on `device`, in `dtype`, for `decode`; `spatial` selects the maps for a policy.
 
         Raises:
             UserError: If an image is not uint8 (S, S, 3).
@@ -75,17 +75,16 @@ class PromptableSegmenter(FrozenNetwork):
         side: int | None = None,
         boxes: np.ndarray | Tensor | None = None,
     ) -> Tensor:
-        """Return low-resolution mask logits, one row a set of points, a box, or both.
+        """Compute low-resolution mask logits, one row per set of points, box, or both.
 
-        Rows with the same number of points are decoded together. Padding takes no part: a row with it and the same row
-        without give the same logits.
+        Rows with the same number of points are decoded together. Padding does not change the logits of a row.
 
         Args:
-            embeddings: (B, C', h, w), as `encode` returned them; rows may repeat.
-            points: (B, k, 2), (x, y) in pixels of the square image; None for none, where there are boxes.
+            embeddings: Embeddings (B, C', h, w) from `encode`; rows may repeat.
+            points: (B, k, 2), (x, y) in pixels of the square image; None if there are only boxes.
             labels: (B, k), 1 foreground, 0 background, -1 padding.
-            side: Of that image, pixels; None means `input_size`.
-            boxes: (B, 4), (left, top, right, bottom) in pixels of the square image; None for none.
+            side: Side of that image, pixels; None means `input_size`.
+            boxes: (B, 4), (left, top, right, bottom) in pixels of the square image; None for no boxes.
 
         Returns:
             float32 (B, h', w') on `device`.
@@ -108,7 +107,7 @@ class PromptableSegmenter(FrozenNetwork):
             boxes = torch.as_tensor(boxes, device=self.device, dtype=torch.float32) * scale
             if boxes.shape != (count, 4):
                 raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
-        # Padding to the end of its row, the others in their order.
+        # A stable sort moves padding to the end of its row and keeps the order of the points.
         order = (kinds == PADDING).int().argsort(dim=1, stable=True)
         places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
         counts = (kinds != PADDING).sum(dim=1)
@@ -125,10 +124,10 @@ class PromptableSegmenter(FrozenNetwork):
 
     @staticmethod
     def resize(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Bring logits (B, h, w) to the (height, width) of each image, bilinearly: float32 (H_i, W_i) each.
+        """Resize logits (B, h, w) bilinearly to the (height, width) of each image, float32 (H_i, W_i) each.
 
-        The way through the input's own size, which SAM's code takes, is left out: it costs a thousand-pixel square a
-        mask and differs only within a pixel of the low resolution.
+        The method omits the intermediate resize to the input size in SAM's code, which costs memory and changes the
+        mask by less than a pixel of the low resolution.
         """
         if len(set(sizes)) == 1:
             return list(F.interpolate(logits[None], sizes[0], mode="bilinear", align_corners=False)[0].cpu().numpy())

@@ -1,4 +1,4 @@
-"""Segment Anything: points and boxes in, masks out, by the ``Sam`` of ``segment_anything`` itself.
+"""Segment points and boxes with the ``Sam`` of the ``segment_anything`` package.
 
 References:
     Kirillov et al., Segment Anything, ICCV 2023. Code and checkpoints: facebookresearch/segment-anything (Apache-2.0).
@@ -33,7 +33,7 @@ EMBEDDED = Path(__file__).parent / "sam_tiny"
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Sizes of a SAM; the defaults are ViT-H, as EVF-SAM uses it."""
+    """Sizes of a SAM; the defaults are ViT-H, as in EVF-SAM."""
 
     image_size: int = 1024
     patch_size: int = 16
@@ -52,7 +52,7 @@ class SamConfig:
     iou_head_dim: int = 256
 
     def build(self) -> Sam:
-        """Return a randomly initialised ``segment_anything`` model of these sizes."""
+        """Build a randomly initialised ``segment_anything`` model of these sizes."""
         grid = self.image_size // self.patch_size
         return Sam(
             image_encoder=ImageEncoderViT(
@@ -89,7 +89,7 @@ class SamConfig:
         )
 
 
-# The published models, by the width of their image encoder.
+# The width of the image encoder identifies a published model.
 PUBLISHED = {
     "vit_b": SamConfig(embed_dim=768, depth=12, num_heads=12, global_attention_layers=(2, 5, 8, 11)),
     "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_attention_layers=(5, 11, 17, 23)),
@@ -98,13 +98,13 @@ PUBLISHED = {
 
 
 class SamSegmenter(PromptableSegmenter):
-    """A SAM of ``segment_anything`` behind the contract of promptable segmenters.
+    """Promptable segmenter with a SAM of ``segment_anything``.
 
     Masks are SAM's single output (token 0), which is the one trained for several points.
 
     Args:
         checkpoint: An official ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
-        model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` takes what the weights are. A folder has its own config.
+        model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` infers it from the weights. A folder has its own config.
         device: See `PromptableSegmenter`.
         dtype: See `PromptableSegmenter`.
         batch_size: See `PromptableSegmenter`.
@@ -137,11 +137,11 @@ class SamSegmenter(PromptableSegmenter):
     @property
     def input_size(self) -> int:
         """Return the side of SAM's square input, pixels."""
-        return (self.own_config or PUBLISHED["vit_h"]).image_size  # the published ones share it
+        return (self.own_config or PUBLISHED["vit_h"]).image_size  # the published models share this size
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return (C, h, w) of one image's embedding."""
+        """Return the shape (C, h, w) of one image's embedding."""
         config = self.own_config or PUBLISHED["vit_h"]
         grid = config.image_size // config.patch_size
         return config.prompt_embed_dim, grid, grid
@@ -164,9 +164,9 @@ class SamSegmenter(PromptableSegmenter):
 
 
 def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Return the embedded SAM, trained on the procedural scenes; it needs no download.
+    """Return the bundled SAM, trained on the procedural scenes.
 
-    It was trained on clicks alone: it takes boxes, but its masks for them are poor.
+    It was trained on clicks alone, so its masks for boxes are poor.
 
     Raises:
         UserError: If the package was installed without its weights.
@@ -177,7 +177,7 @@ def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int 
 
 
 def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
-    """Return low-resolution mask logits (B, 4h, 4w), one row an image.
+    """Compute low-resolution mask logits (B, 4h, 4w), one row per image.
 
     Args:
         sam: The model.
@@ -191,11 +191,11 @@ def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, 
 
 
 def decode_prompts(sam: Sam, embeddings: Tensor, prompts: Tensor) -> Tensor:
-    """Return low-resolution mask logits (B, 4h, 4w) for embeddings (B, C, h, w) and sparse prompts (B, k, C).
+    """Compute low-resolution mask logits (B, 4h, 4w) from embeddings (B, C, h, w) and sparse prompts (B, k, C).
 
-    SAM's decoder repeats one image for all prompts and adds a dense prompt of each. The two are only ever added, so
-    handing the images in as dense prompts, and the dense prompt (the no-mask embedding) as the one image, decodes
-    prompts of different images in one call of the unchanged decoder.
+    SAM's decoder repeats one image for all prompts and adds a dense prompt to each. Because the two are only added, the
+    function swaps them: it passes the images as dense prompts and the no-mask embedding as the image. One call of the
+    unchanged decoder then decodes prompts of different images.
     """
     _, no_mask = sam.prompt_encoder(points=None, boxes=None, masks=None)  # (1, C, h, w)
     logits, _ = sam.mask_decoder(
@@ -209,14 +209,14 @@ def decode_prompts(sam: Sam, embeddings: Tensor, prompts: Tensor) -> Tensor:
 
 
 def resized_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
-    """Return (height, width) scaled so that the longer side is ``longer``, rounded half up."""
+    """Scale (height, width) so that the longer side is ``longer``, rounded half up."""
     height, width = size
     scale = longer / max(size)
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def sam_pixels(image: np.ndarray, size: int) -> Tensor:
-    """Return float32 (3, size, size): SAM's view of an image, aspect ratio kept, padded right and below.
+    """Resize an image to SAM's input float32 (3, size, size), aspect ratio kept, padded right and below.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -230,10 +230,10 @@ def sam_pixels(image: np.ndarray, size: int) -> Tensor:
 
 
 def published_config(state: Mapping[str, Tensor], file: Path, model: str = "auto") -> SamConfig:
-    """Return the config of published weights, by the width of their image encoder.
+    """Infer the config of published weights from the width of their image encoder.
 
     Raises:
-        UserError: If the weights are of none, or of another ViT than ``model``.
+        UserError: If the weights fit no published model, or another ViT than ``model``.
     """
     positions = state.get("image_encoder.pos_embed")
     if positions is None:
@@ -249,7 +249,7 @@ def read_config(file: Path) -> SamConfig:
     """Read the ``config.json`` that `save_sam` wrote.
 
     Raises:
-        UserError: If it is missing or cannot be read.
+        UserError: If the file is missing or cannot be read.
     """
     try:
         values: dict[str, Any] = json.loads(file.read_text())
@@ -262,10 +262,10 @@ def read_config(file: Path) -> SamConfig:
 
 
 def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype = torch.float32) -> Sam:
-    """Return a SAM with the given weights, on the CPU; nothing is initialised twice.
+    """Load a SAM with the given weights on the CPU, without random initialisation.
 
     Raises:
-        UserError: If the weights do not fit the config; ``source`` is named.
+        UserError: If the weights do not fit the config; the message names ``source``.
     """
     state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
     with torch.device("meta"):
@@ -276,7 +276,7 @@ def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype
 
 
 def restore_constants(sam: nn.Module) -> None:
-    """Give a SAM that was made on the meta device the two constants that are not in its state dict."""
+    """Restore the two constants outside the state dict of a SAM built on the meta device."""
     sam.pixel_mean = torch.tensor(PIXEL_MEAN)[:, None, None]
     sam.pixel_std = torch.tensor(PIXEL_DEVIATION)[:, None, None]
 

@@ -1,4 +1,4 @@
-"""SAM and SAM 2 as transformers has them: points and boxes in, masks out.
+"""Segment points and boxes with SAM and SAM 2 from transformers.
 
 `maskgym.segmenters.points.sam` loads the same SAM from the checkpoints of ``segment_anything``.
 
@@ -30,7 +30,7 @@ FINER = (1, 2, 4)  # how many times finer than the coarsest each of SAM 2's thre
 
 
 class SamHfSegmenter(HubNetwork, PromptableSegmenter):
-    """SAM behind the contract of promptable segmenters.
+    """Promptable segmenter with a SAM from transformers.
 
     Masks are the model's single output (token 0), which is the one trained for several points.
 
@@ -71,13 +71,13 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return (C, h, w) of what `spatial` gives of one image."""
+        """Return the shape (C, h, w) of the `spatial` maps of one image."""
         prompt = self.config.prompt_encoder_config
         grid = prompt.image_size // prompt.patch_size
         return prompt.hidden_size, grid, grid
 
     def pixels(self, images: list[np.ndarray]) -> Tensor:
-        """Return float (B, 3, input_size, input_size) on the device: square images as the model wants them.
+        """Preprocess square images to float (B, 3, input_size, input_size) on the device.
 
         Raises:
             UserError: If the image processor of the checkpoint gives another size.
@@ -95,11 +95,11 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         return f"{self.image_processor.to_json_string()} {config}", files
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        # Copies, as PyTorch warns of arrays that are read-only, which those of PIL are.
+        # PyTorch warns about the read-only arrays of PIL, so the images are copied.
         return self.network.get_image_embeddings(self.pixels([image.copy() for image in images]))
 
     def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
-        # The model takes sets of prompts for each image: here one each, so that it repeats no embedding.
+        # The model takes sets of prompts per image; one set each avoids repeated embeddings.
         clicked = points.shape[1] > 0
         output = self.network(
             image_embeddings=self._unpack(embeddings),
@@ -111,12 +111,12 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         return output.pred_masks[:, 0, 0]  # (B, 1, 1, 4h, 4w) -> (B, 4h, 4w)
 
     def _unpack(self, embeddings: Tensor) -> Any:
-        """Return packed embeddings (B, C', h, w) as the model's own decoder wants them."""
+        """Unpack embeddings (B, C', h, w) for the model's decoder."""
         return embeddings
 
 
 class Sam2Segmenter(SamHfSegmenter):
-    """SAM 2 on single images, behind the contract of promptable segmenters.
+    """Promptable segmenter with SAM 2 on single images.
 
     Its decoder reads maps of three sizes: (C, h, w), (C/4, 2h, 2w) and (C/8, 4h, 4w). `encode` packs them into one
     tensor (B, 4C, h, w), without loss: the cells of a finer map that lie under a coarse one become its channels.
@@ -149,7 +149,7 @@ class Sam2Segmenter(SamHfSegmenter):
         super().__init__(checkpoint, device, dtype, batch_size)
 
     def spatial(self, embeddings: Tensor) -> Tensor:
-        """Return the coarse maps (B, C, h, w) of packed embeddings (B, 4C, h, w), a view."""
+        """Return a view of the coarse maps (B, C, h, w) of packed embeddings (B, 4C, h, w)."""
         return embeddings[:, : self.embedding_shape[0]]
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -157,7 +157,7 @@ class Sam2Segmenter(SamHfSegmenter):
         return torch.cat([F.pixel_unshuffle(level, n) for level, n in zip(levels, FINER, strict=True)], dim=1)
 
     def _unpack(self, embeddings: Tensor) -> list[Tensor]:
-        """Return the maps of packed embeddings (B, 4C, h, w), fine to coarse."""
+        """Unpack embeddings (B, 4C, h, w) to maps, fine to coarse."""
         channels = self.embedding_shape[0]
         packed = embeddings.split([channels, channels, 2 * channels], dim=1)
         return [F.pixel_shuffle(level, n) for level, n in zip(packed, FINER, strict=True)][::-1]
