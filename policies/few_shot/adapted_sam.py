@@ -141,7 +141,7 @@ class PerSAM(AdaptedSam):
     Args:
         segmenter: Segmenter with the weights; it is not changed.
         refinements: How many steps of the post-refinement: 2 as published. They need a SAM that was trained with mask
-            prompts, boxes and three masks: the embedded one was not, and should have 0.
+            prompts, boxes and three masks: the bundled SAM needs 0.
 
     Raises:
         UserError: If ``refinements`` is not 0, 1 or 2.
@@ -302,11 +302,11 @@ class GuidedAttention(nn.Module):
 class TrainedSam(AdaptedSam):
     """A SAM of which a small part is trained to segment without a prompt.
 
-    What SAMed and MSA share here: one mask (SAM's first), the default embedding in place of a prompt, AdamW, a linear
-    warm-up over 5 % of the steps followed by a polynomial decay, images turned by quarters and flipped at random. The
-    truth is averaged over each cell of the low-resolution output, where the loss is taken; void takes no part.
+    SAMed and MSA share one mask (SAM's first), the default embedding in place of a prompt, AdamW, a linear warm-up over
+    5 % of the steps followed by a polynomial decay, and random quarter turns and flips. The loss compares the
+    low-resolution output with the ground truth averaged over each cell, and ignores void.
 
-    A subclass gives `_adapt` and the two weights.
+    A subclass implements `_adapt` and the two weights.
 
     Args:
         segmenter: Segmenter with the initial weights; it is not changed.

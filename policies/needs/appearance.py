@@ -18,7 +18,7 @@ class AppearanceSimilarityAdder(nn.Module):
     IF. The cosine of the two embeddings at each position is S; S ⊙ IF is what the adder adds to F. Training starts at F
     itself: the last layer begins with zeros.
 
-    The paper leaves open between what the cosine is taken. Here it is between embeddings of the same position, over
+    The paper does not define the inputs of the cosine. It compares embeddings of the same position here, over
     their channels, so that S (B, 1, H, W) can be multiplied with IF element by element.
 
     Args:
@@ -73,7 +73,7 @@ class AppearanceSimilarityAdder(nn.Module):
 
 
 class GatedAdder(nn.Module):
-    """Adds what is given, times a number a channel that starts at 0."""
+    """Add the input, scaled by one number per channel that starts at 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
