@@ -18,7 +18,7 @@ class AppearanceSimilarityAdder(nn.Module):
     IF. The cosine of the two embeddings at each position is S; S ⊙ IF is what the adder adds to F. Training starts at F
     itself: the last layer begins with zeros.
 
-    The paper does not define the inputs of the cosine. It compares embeddings of the same position here, over
+    The paper does not define the inputs of the cosine. The adder compares embeddings of one position, over
     their channels, so that S (B, 1, H, W) can be multiplied with IF element by element.
 
     Args:
