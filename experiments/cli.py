@@ -175,12 +175,18 @@ def response_study(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def summary(arguments: Sequence[str]) -> int:
+    """Print the gains of groups of runs over their seeds, with intervals."""
+    from maskgym.experiments.grids import summary as runner
+
+    return runner.main(arguments)
+
+
 def pretrain(arguments: Sequence[str]) -> int:
     """Train one of the bundled models again."""
     from maskgym.experiments.pretraining import pretrain as recipes
 
-    recipes.main(arguments)
-    return 0
+    return recipes.main(arguments)
 
 
 def doctor(arguments: Sequence[str]) -> int:
@@ -198,6 +204,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("sweep",): sweep,
     ("baselines",): baselines,
     ("response_study",): response_study,
+    ("summary",): summary,
     ("pretrain",): pretrain,
     ("play",): play,
     ("doctor",): doctor,

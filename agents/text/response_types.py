@@ -5,7 +5,7 @@ in both are of one of four types. Two are worth an update: a high reward at low 
 explored) and a low reward at high confidence (``lrhc``: overconfident). The other two (``hrhc``, ``lrlc``) are not.
 
 The shares of the types, and the advantage that a method gives each, are logged live by every trainer of text
-(`maskgym.agents.text.trainer`) and drawn for many answers of one policy by ``experiments/grids/response_study.py``.
+(`maskgym.agents.text.trainer`) and drawn for many answers of one policy by ``maskgym response_study``.
 
 References:
     Li et al., Saliency-R1, Eq. 10, Fig. 4 and Section 3.2.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -249,7 +248,3 @@ def _read(dataset: Dataset, indices: Sequence[int], label: str) -> list[Sample]:
 def _thinned(losses: Sequence[float], points: int = 10) -> list[float]:
     """Compute the means of at most ``points`` equal parts, in order."""
     return [float(np.mean(part)) for part in np.array_split(losses, min(points, len(losses)))]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

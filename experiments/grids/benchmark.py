@@ -35,7 +35,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -449,7 +448,3 @@ def _ends(logs: Sequence[Sequence[float | None]]) -> str:
 def _rounded(value: float | None) -> float | None:
     """Round to six significant digits, which is finer than the variation between seeds."""
     return None if value is None else float(f"{value:.6g}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ each algorithm's advantage that lies within prompts) and a plot of it, ``respons
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -224,7 +223,3 @@ def _draw_advantages(axes: Axes, advantages: Mapping[str, Mapping[str, float]]) 
     axes.set_axisbelow(True)
     axes.legend(ncols=4, loc="upper center", frameon=False)
     axes.set_title("What each algorithm makes of the four types")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,7 @@ from maskgym.experiments.wiring import command, composition, run_folder
 STUDIES = Path(__file__).parents[1] / "studies"
 KEYS = {"title", "base", "columns", "rows", "seeds"}
 RUN = (sys.executable, str(Path(__file__).parents[1] / "run.py"))
-BASELINE = (sys.executable, str(Path(__file__).parent / "baselines.py"))
+BASELINE = (sys.executable, "-m", "maskgym.experiments.cli", "baselines")
 EVALUATE = (sys.executable, "-m", "maskgym.experiments.cli", "evaluate")
 
 
@@ -62,7 +62,9 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         """Return the folder of the run."""
-        return root / (digest(" ".join(self.command()[2:])) if self.baseline else _run_digest(self.arguments))
+        if self.baseline:
+            return root / digest(" ".join(self.command()[len(BASELINE) :]))
+        return root / _run_digest(self.arguments)
 
     def command(self) -> tuple[str, ...]:
         """Build the command of the run, without the output path."""
@@ -311,7 +313,3 @@ def _run_digest(arguments: tuple[str, ...]) -> str:
 def digest(text: str) -> str:
     """Compute a hash of a text with twelve characters."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Summary of runs: ``python experiments/grids/summary.py FOLDER …`` prints the gains of each group of seeds.
+"""Summary of runs: ``maskgym summary FOLDER …`` prints the gains of each group of seeds.
 
 Each folder is a group of runs that differ in their seed only. Gains compare greedy answers to the same held-out samples
 before and after training. Intervals are 95 % percentile bootstraps over the seeds, as in rliable.
@@ -6,15 +6,14 @@ before and after training. Intervals are 95 % percentile bootstraps over the see
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import bootstrap_interval
+from maskgym.experiments.wiring import command
 
 QUALITY = {  # main measure of an environment, besides the reward
     **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
@@ -62,19 +61,14 @@ def _row(group: str, name: str, runs: Sequence[dict[str, Any]], seconds: float) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table; return the exit status: 2 for a mistake in what was given, told in one line."""
+    return command.status(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="maskgym summary", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    try:
-        table = [row for folder in parser.parse_args(argv).folders for row in rows(folder)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("| runs | measure | before | after | gain, 95 % interval | gain of each seed | s a run |")
+    table = [row for folder in parser.parse_args(arguments).folders for row in rows(folder)]
+    print("| runs | measure | before | after | gain, 95 % interval | gain per seed | s per run |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(table))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

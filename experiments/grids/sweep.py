@@ -13,7 +13,6 @@ import csv
 import io
 import itertools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,7 +250,3 @@ def _axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     # More than six labels would overlap, so that only the two ends are labelled then.
     ticks = dict(zip(heights, map(_text, values), strict=True))
     return heights, [(h, t) for h, t in sorted(ticks.items()) if len(ticks) <= 6 or h in (0, max(ticks))]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,6 @@ goes on from there when started again.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +19,13 @@ from maskgym.experiments.pretraining.words import train_bag_of_words, train_bert
 from maskgym.experiments.wiring import command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and train one model."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a bundled model; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    return command.status(_main, argv, "interrupted: the same command goes on")
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = command.Parser(prog="maskgym pretrain", description=__doc__)
     commands = parser.add_subparsers(required=True)
     evf_sam = commands.add_parser("evf_sam")
     evf_sam.set_defaults(train=train_evf_sam)
@@ -72,7 +74,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe.add_argument("--rate", type=float, default=rate, help="peak learning rate")
     options = vars(parser.parse_args(arguments))
     options.pop("train")(**options)
-
-
-if __name__ == "__main__":
-    sys.exit(command.status(main, None, "interrupted: the same command goes on"))

@@ -36,7 +36,7 @@ def test_every_study_composes_and_shares_its_runs(name, tmp_path):
     for group in groups.values():
         composition.change(composition.compose(group[0].arguments), group[0].changes)
         if group[0].baseline:
-            baselines.parse([*group[0].command()[2:], "--out=results.json"])
+            baselines.parse([*group[0].command()[len(study.BASELINE) :], "--out=results.json"])
     trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
     most = 35 if name == "learning_rates" else 28  # the sweep has nothing to share
     assert len(trained) <= most
@@ -50,7 +50,7 @@ def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
     assert folder["ours", "blur IoU"] != folder["without SRM", "blur IoU"] != folder["without SRM", "glass IoU"]
     branches = study.cells(study.load("alignsam_branches"), [0])
     baseline = study.cells(study.load("alignsam_baselines"), [3])
-    command = baseline["SAMed", "glass F"][0].command()[2:]
+    command = baseline["SAMed", "glass F"][0].command()[len(study.BASELINE) :]
     assert command == ("samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
     assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
 

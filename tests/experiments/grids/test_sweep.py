@@ -27,6 +27,8 @@ SMALL = {
     },
 }
 
+SWEEP = (sys.executable, "-m", "maskgym.experiments.cli", "sweep")
+
 
 def write(tmp_path, **changes):
     file = tmp_path / "small.yaml"
@@ -75,7 +77,7 @@ def test_the_command_that_wandb_builds_is_one_of_ours(name, monkeypatch):
 
 def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     file, out = write(tmp_path), tmp_path / "out"
-    process = subprocess.Popen([sys.executable, sweep.__file__, str(file), "--out", str(out)])
+    process = subprocess.Popen([*SWEEP, str(file), "--out", str(out)])
     while not list(out.glob("runs/*/results.json")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -102,7 +104,19 @@ def test_rows_are_made_by_tasks_of_ray(tmp_path):
     pytest.importorskip("ray")
     parameters = SMALL["parameters"] | {"env.task": {"value": "glass"}}
     file = write(tmp_path, parameters=parameters)
-    given = [sys.executable, sweep.__file__, str(file), "--out", str(tmp_path / "out"), "--jobs", "2", "--ray", "here"]
+    given = [
+        sys.executable,
+        "-m",
+        "maskgym.experiments.cli",
+        "sweep",
+        str(file),
+        "--out",
+        str(tmp_path / "out"),
+        "--jobs",
+        "2",
+        "--ray",
+        "here",
+    ]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out" / "small.csv").read_text().splitlines()) == 3
