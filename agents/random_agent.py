@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
@@ -11,11 +11,12 @@ import numpy as np
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import VectorEnv
 
+from maskgym.agents.base import FrozenAgent
 from maskgym.data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
 from maskgym.rewards import format_answer
 
 
-class RandomAgent:
+class RandomAgent(FrozenAgent):
     """Answer with one to three random descriptions in the right form, click a random patch, or mask a random box.
 
     The agent never learns.
@@ -31,7 +32,6 @@ class RandomAgent:
         *("sod", "sis", "cosod", "point_prompt"),
         *("user_need", "user_need_point", "ranking"),
     )
-    learns: ClassVar[bool] = False
 
     def __init__(
         self, policy: Any = None, env: VectorEnv | None = None, seed: int = 0, output: str | Path | None = None
@@ -39,17 +39,9 @@ class RandomAgent:
         self.seed = seed
         self.action_space = None if env is None else env.single_action_space
 
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Do nothing, because nothing is learned."""
-
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[Any]:
         """Return one answer, click or mask per observation."""
         return [self._answer(observation) for observation in observations]
-
-    def save(self, path: str | Path) -> None:
-        """Write nothing, because there are no weights."""
-
-    load = save
 
     def _answer(self, observation: Mapping[str, Any]) -> Any:
         shown = next(observation[name] for name in ("images", "image", "state") if name in observation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,10 @@ class SampleVectorEnv(VectorEnv, ABC):
     Raises:
         UserError: If an argument cannot be used.
     """
+
+    action_kind: ClassVar[Literal["text", "clicks", "masks"]]  # kind of its actions
+    takes: ClassVar[frozenset[str]] = frozenset({"reward"})  # components that a run passes to the constructor
+    horizon: int = 1  # most steps per episode
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (as Gymnasium declares it: instances have their own)
         "render_modes": ["rgb_array", "human"],
@@ -147,6 +151,25 @@ class SampleVectorEnv(VectorEnv, ABC):
         if len(live) < self.num_envs and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
             raise gym.error.ResetNeeded("step was called on an episode that is over: call reset first")
         return live
+
+
+_Env = TypeVar("_Env", bound=SampleVectorEnv)
+
+
+def unwrap(env: VectorEnv, kind: type[_Env]) -> _Env:
+    """Return the environment below all wrappers, typed.
+
+    Args:
+        env: Vector environment, wrapped or not.
+        kind: Expected class, such as `SampleVectorEnv`.
+
+    Raises:
+        UserError: If the environment is of another class.
+    """
+    base = env.unwrapped
+    if not isinstance(base, kind):
+        raise UserError(f"env={type(base).__name__}: expected a {kind.__module__}.{kind.__qualname__}")
+    return base
 
 
 class ScalarEnv(gym.Env):

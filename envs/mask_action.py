@@ -44,6 +44,8 @@ class MaskVectorEnv(SampleVectorEnv):
         UserError: If an argument cannot be used.
     """
 
+    action_kind = "masks"
+
     def __init__(
         self,
         num_envs: int,

@@ -126,6 +126,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
         Huang et al., AlignSAM, Eq. 1-4 and Algorithm 1.
     """
 
+    action_kind = "clicks"
+    takes = frozenset({"reward", "segmenter", "recalibration", "attention"})
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -301,6 +304,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def peek(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the mask and the truth of each sub-environment, bool (H, W), without void: for an oracle."""
         return [(self._scored_mask(i), self._truths[i]) for i in range(self.num_envs)]
+
+    def actions(self, patches: Sequence[int], labels: Sequence[int]) -> list[int | tuple[int, int]]:
+        """Convert clicks to actions: pairs where the policy labels its clicks, else patches."""
+        return list(zip(patches, labels, strict=True)) if self.label == "policy" else list(patches)
 
     def action_masks(self) -> np.ndarray:
         """Return bool (num_envs, g²), or (num_envs, g² + 2) with labels: the actions that may be taken.

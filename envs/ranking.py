@@ -94,7 +94,7 @@ class RankingVectorEnv(MaskVectorEnv):
         if steps < 1:
             raise UserError(f"steps={steps}: expected at least 1")
         super().__init__(num_envs, dataset, split, task, reward, image_size, need, render_mode, autoreset_mode)
-        self.steps = steps
+        self.steps = self.horizon = steps
         self._taken = np.zeros(num_envs, int)
         self._detected: list[list[np.ndarray]] = [[]] * num_envs  # bool (H, W) each, in order
         self._targets: list[np.ndarray] = [np.zeros((0, 1, 1), bool)] * num_envs  # most salient first, without void

@@ -86,6 +86,9 @@ class ReasoningVectorEnv(SampleVectorEnv):
         Li et al., Saliency-R1, Eq. 1–3 and 16–24.
     """
 
+    action_kind = "text"
+    takes = frozenset({"reward", "segmenter"})
+
     def __init__(
         self,
         num_envs: int = 1,

@@ -11,13 +11,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch.nn import functional as F
 
+from maskgym.agents.base import Agent
 from maskgym.agents.clicks.sb3 import GridPolicy
 from maskgym.agents.common.checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
 
 CHECKPOINT = "clicks.pt"
 
 
-class ClickAgent:
+class ClickAgent(Agent):
     """Run, save and resume a `GridPolicy`; a subclass trains it.
 
     A recalibration module that labels the clicks is trained jointly, after every action (Eq. 13).

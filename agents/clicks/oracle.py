@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 from scipy import ndimage
 
+from maskgym.agents.base import Chooser, FrozenAgent
 from maskgym.agents.common.checkpoints import check_at_least
-from maskgym.envs.point import PointState
+from maskgym.aliases import Observation
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv, PointState
+from maskgym.errors import UserError
 
 
-class OracleAgent:
+class OracleAgent(FrozenAgent):
     """Search greedily for clicks on the ground-truth mask, or by beam search with ``width`` above 1; never learns.
 
     Each step tries, from every state, the clicks that lie deepest in the largest region where the mask is wrong. The
@@ -33,7 +37,6 @@ class OracleAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
-    learns: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -47,13 +50,15 @@ class OracleAgent:
         check_at_least(1, width=width, candidates=candidates)
         self.width, self.candidates = width, candidates
 
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Do nothing, because nothing is learned."""
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> NoReturn:
+        """Refuse: the search needs the environment and not its observations; see `begin`."""
+        raise UserError("algo=oracle: searches in an environment: observations alone do not suffice")
 
-    def save(self, path: str | Path) -> None:
-        """Write nothing, because there are no weights."""
-
-    load = save
+    def begin(self, env: VectorEnv, count: int) -> Chooser:
+        """Search from the initial states; build the policy that plays the clicks found."""
+        base = unwrap(env, PointPromptVectorEnv)
+        found = [base.actions(state.patches, state.labels[-base.horizon :]) for state in self.search(env)[:count]]
+        return lambda step, observations: [actions[step] for actions in found]
 
     def search(self, env: VectorEnv) -> list[PointState]:
         """Find the best final states that episodes reach from the current state of each sub-environment."""

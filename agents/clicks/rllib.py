@@ -79,6 +79,7 @@ class RLlibPPOAgent(ClickAgent):
     autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.NEXT_STEP  # required by RLlib
     scales: ClassVar[tuple[str, ...]] = ("ray",)
     starts_workers: ClassVar[bool] = True  # RLlib starts them itself
+    takes: ClassVar[frozenset[str]] = frozenset({"make_env"})
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from maskgym.agents.base import Agent
 from maskgym.agents.common import parallel
 from maskgym.agents.common.checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
 from maskgym.envs.letterbox import letterbox
@@ -21,7 +22,7 @@ CHECKPOINT = "masks.pt"
 SHOWN_AT_ONCE = 16  # images per forward pass without learning
 
 
-class MaskAgent:
+class MaskAgent(Agent):
     """Run, save and resume a `UserSal`; a subclass trains it.
 
     Args:

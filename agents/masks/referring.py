@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from maskgym.agents.base import FrozenAgent
 from maskgym.errors import UserError
 
 
-class ReferringAgent:
+class ReferringAgent(FrozenAgent):
     """Segment the need as a phrase; nothing is learned.
 
     The agent evaluates a text-conditioned segmenter by the RefCOCO protocol, on the same samples, at the same input
@@ -32,7 +33,7 @@ class ReferringAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("user_need",)
-    learns: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset({"segmenter"})
 
     def __init__(
         self,
@@ -46,14 +47,6 @@ class ReferringAgent:
         if not hasattr(segmenter, "segment"):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.segmenter, self.prefix = segmenter, prefix
-
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Do nothing, because nothing is learned."""
-
-    def save(self, path: str | Path) -> None:
-        """Write nothing, because the segmenter is frozen."""
-
-    load = save
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[np.ndarray]:
         """Compute one probability map per observation, float32 (S, S)."""

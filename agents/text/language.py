@@ -17,6 +17,7 @@ from datasets import Dataset
 from gymnasium.vector import VectorEnv
 from transformers import PrinterCallback, TrainerCallback
 
+from maskgym.agents.base import Agent, OnLog
 from maskgym.agents.common import parallel
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
 from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
@@ -25,10 +26,8 @@ from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
 from maskgym.errors import UserError
 
-OnLog = Callable[[int, dict[str, float]], None]
 
-
-class LanguageAgent:
+class LanguageAgent(Agent):
     """What agents of text share; each names its trainer, its config and what it sets there.
 
     Args:
@@ -49,6 +48,7 @@ class LanguageAgent:
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
     scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # several workers can train it together
+    takes: ClassVar[frozenset[str]] = frozenset({"supervised", "scorer"})
     config: ClassVar[Any]
     trainer: ClassVar[Any]
     defaults: ClassVar[dict[str, Any]] = {}

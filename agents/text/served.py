@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gymnasium.vector import VectorEnv
 
+from maskgym.agents.base import FrozenAgent
 from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.chat.asker import Asker, Part, Refused, Unreachable, to_png
 from maskgym.chat.server import ChatServer
@@ -34,7 +35,7 @@ Write your answer in exactly this form, in your own words, every tag as it stand
 Inside <answer> </answer> there is nothing but {rule}. Each description is used by itself to find what it means."""
 
 
-class ServedAgent:
+class ServedAgent(FrozenAgent):
     """Ask any server that speaks as OpenAI's does for the answer to the instruction and the images; never learns.
 
     What is asked is the environment's instruction and, as a model that was not trained on it needs, the exact form of
@@ -62,7 +63,6 @@ class ServedAgent:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
-    learns: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,14 +95,6 @@ class ServedAgent:
         self._asker = Asker(chat, Path(output) / "answers" if cache is None else cache, retries, pause)
         self._answered = False
         self._fault: Exception = Unreachable("nothing was asked")
-
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: Callable, resume: bool = False) -> None:
-        """Return at once: nothing is learned."""
-
-    def save(self, path: str | Path) -> None:
-        """Write nothing: the weights are the server's."""
-
-    load = save
 
     def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[str]:
         """Return one answer an observation, at the temperature of the settings, greedy or not.

@@ -26,6 +26,8 @@ CONF = Path(__file__).parents[1] / "conf"
 # Environment variables that cap keys, for those who try whether a command runs.
 CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation", "samples")}
 ROOT = "config"  # the root file, a list of choices
+# Keys and options that have another name now; the error for an old name tells the new one.
+RENAMED: dict[str, str] = {}
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
@@ -184,6 +186,10 @@ def load(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read: {_first_line(error)}") from error
     if not isinstance(config, dict) or set(config) != set(root_keys()):
         raise UserError(f"{file}: is not the config of a run: expected the keys {', '.join(root_keys())}")
+    for old, new in RENAMED.items():
+        group, _, key = old.partition(".")
+        if key in config.get(group, {}):
+            raise UserError(f"{file}: an older version wrote it: '{old}' is now '{new}'")
     return config
 
 
@@ -229,6 +235,9 @@ def _check_choice(override: Override) -> None:
     if override.is_sweep_override():
         raise UserError(f"argument '{override.input_line}': several values need -m")
     key, value = override.key_or_group, override.value()
+    for old in (key, f"{key}={value}"):
+        if old in RENAMED:
+            raise UserError(f"'{old}': is now '{RENAMED[old]}'")
     if key.partition(".")[0] not in root_keys():
         raise UserError(f"unknown key '{key}': expected one of {', '.join(root_keys())}")
     options = groups().get(key)

@@ -1,0 +1,111 @@
+"""The contract of agents: what a run, an evaluation and a report may ask of any of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from maskgym.aliases import Observation, Observations
+
+# One action: an answer as text, a click (patch, or patch and label), or a mask float32 (S, S).
+Action = str | int | tuple[int, int] | np.ndarray
+# A policy for episodes that were just reset: it maps the step and the observations to one action per episode.
+Chooser = Callable[[int, Observations], Sequence[Action] | np.ndarray]
+# A receiver of the number of an update, from 1, and its named scalars.
+OnLog = Callable[[int, Mapping[str, float]], None]
+
+
+class Scorer(Protocol):
+    """Scores answers in text in place of the training environments, such as a pool of Ray actors."""
+
+    def step(
+        self, task: int, indices: Sequence[int], answers: Sequence[str]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return rewards float64 (B,) and their named terms, float64 (B,) each."""
+        ...
+
+    def cost(self) -> dict[str, float]:
+        """Return further scalars to log with the current update."""
+        ...
+
+    def expect(self, task: int, index: int, answer: str) -> None:
+        """Receive an answer that `step` will ask for, so that scoring can start early."""
+        ...
+
+
+class Agent(ABC):
+    """Training algorithm that owns a policy and reads data only through environments.
+
+    A subclass is constructed with ``policy``, ``env`` (for its spaces), ``seed``, ``output`` (folder of checkpoints),
+    what it lists in `takes`, and its own settings.
+
+    Attributes:
+        tasks: Tasks whose environments the agent supports (keys of ``gym_ids`` in `experiments/conf/env`).
+        scales: Supported values of ``scale``: ``local`` (one process) and ``ray`` (several workers).
+        learns: Whether `train` changes anything. An agent that never learns needs no policy.
+        starts_workers: Whether the agent starts its worker processes itself under ``scale=ray``.
+        autoreset_mode: Autoreset mode of the training environments that the agent requires.
+        takes: Further arguments that a run passes: ``segmenter`` and ``make_env`` to the constructor, ``supervised``
+            and ``scorer`` to `train`.
+    """
+
+    tasks: ClassVar[tuple[str, ...]]
+    scales: ClassVar[tuple[str, ...]] = ("local",)
+    learns: ClassVar[bool] = True
+    starts_workers: ClassVar[bool] = False
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
+        """Train for a number of updates.
+
+        Args:
+            envs: Training environments, one per task, with the agent's `autoreset_mode`.
+            updates: Total number of updates, including those before a resumed checkpoint.
+            on_log: Receiver of each update's scalars.
+            resume: Whether to continue from the last whole checkpoint in ``output``.
+        """
+
+    @abstractmethod
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> Sequence[Action] | np.ndarray:
+        """Compute one action per observation, the most probable or a sampled one."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write the weights to a folder."""
+
+    @abstractmethod
+    def load(self, path: str | Path) -> None:
+        """Load the weights that `save` wrote."""
+
+    def begin(self, env: VectorEnv, count: int) -> Chooser:
+        """Build the greedy policy for the episodes that an environment was reset to.
+
+        Args:
+            env: Vector environment with autoreset disabled, in its initial states.
+            count: Number of sub-environments that count; the others are padding and are not shown to `act`.
+        """
+        return lambda step, observations: self.act(
+            [{name: value[i] for name, value in observations.items()} for i in range(count)], greedy=True
+        )
+
+
+class FrozenAgent(Agent):
+    """Agent without training: a baseline, an upper bound, or a model that is only asked."""
+
+    learns: ClassVar[bool] = False
+
+    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
+        """Do nothing, because nothing is learned."""
+
+    def save(self, path: str | Path) -> None:
+        """Write nothing, because no weights change."""
+
+    def load(self, path: str | Path) -> None:
+        """Read nothing, because no weights were written."""
