@@ -2,9 +2,9 @@
 BIN ?= .venv/bin
 TOOLS := $(abspath $(BIN))
 
-.PHONY: check format lint spelling types test site
+.PHONY: check format lint spelling types test e2e site
 
-check: lint spelling types test
+check: lint spelling types test e2e
 
 format:  ## rewrite files in the project's format and mend what ruff can
 	$(TOOLS)/ruff check --fix .
@@ -23,8 +23,11 @@ types:
 	mkdir -p build/types && ln -sfn ../.. build/types/maskgym
 	cd build/types && $(TOOLS)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p maskgym
 
-test:
+test:  ## what a change breaks first, in minutes
 	$(TOOLS)/pytest
 
-site:  ## the documentation, in build/site; the tests build it too
+e2e:  ## the rest: site, browser, Ray, several workers, wheel, tutorials
+	$(TOOLS)/pytest -m e2e
+
+site:  ## the documentation, in build/site; `make e2e` builds it too
 	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --strict

@@ -43,6 +43,14 @@ settings.load_profile("maskgym")
 sys.modules.setdefault(Path(__file__).parents[1].name, maskgym)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that drives a browser as end to end."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
+
+
 class Halves:
     """Segments ``left`` and ``right``; anything else is empty. Counts its calls."""
 

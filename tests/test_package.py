@@ -111,6 +111,7 @@ def installed(tmp_path_factory):
     return target
 
 
+@pytest.mark.e2e
 def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
     suffixes = {".py", ".yaml", ".html", ".json", ".jinja", ".safetensors", ".txt", ".typed"}
     # Of files beside the packages, such as requirements of one's own, only modules belong to the root package.
@@ -124,6 +125,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
     assert any(path.suffix == ".yaml" for path in found)
 
 
+@pytest.mark.e2e
 def test_the_wheel_works_from_another_folder(installed, tmp_path):
     """Load every part that has a name, and run tests, against the wheel alone."""
     everything = (

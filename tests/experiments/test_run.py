@@ -179,7 +179,7 @@ def refused(outcome) -> str:
         (["env=point_prompt", "policy=qwen2_5_vl_tiny"], "env=point_prompt policy=qwen2_5_vl_tiny: not a pair"),
         (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
         (["env=point_prompt", "env.patch_size=30"], "patch_size=30: expected a divisor of image_size=128"),
-        (["env=point_prompt", "env.label=oracle"], "label=oracle"),
+        (["env=point_prompt", "env.label_source=oracle"], "label_source=oracle"),
         (["env=point_prompt", "algo=ppo", "env.recalibration.branch=explicit"], "attends to a text: expected env.text"),
         (["env=point_prompt", "algo=random", "env.text=star", "env.attention.name=clip"], "clip"),
         (["env=sod", "train_samples=0"], "train_samples=0: expected a whole number, at least 1"),
@@ -281,6 +281,7 @@ def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
     assert len({path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")}) == 1
 
 
+@pytest.mark.e2e
 def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path):
     given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=40", "evaluation.samples=2"]
     given += ["logger=wandb", f"out={tmp_path}/run"]
@@ -349,7 +350,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
 def test_a_run_of_clicks_writes_every_file(maskgym_run, tmp_path, algo):
     from maskgym.experiments import cli
 
-    settings = ["env.label=policy", "env.horizon=5"]
+    settings = ["env.label_source=policy", "env.horizon=5"]
     settings += ["algo.updates=2", "algo.epochs=1"] if algo == "ppo" else []
     status, _, error = maskgym_run("env=point_prompt", f"algo={algo}", *SMALL, *settings, f"out={tmp_path}/run")
     assert (status, error) == (0, [])

@@ -37,7 +37,7 @@ def make_env(count, mode="NextStep", label="positive"):
         num_envs=count,
         vectorization_mode="vector_entry_point",
         dataset=data.make("scenes", task="sod", size=8),
-        label=label,
+        label_source=label,
         horizon=4,
         segmenter=sam_tiny(device="cpu"),
         recalibration=recalibration,
@@ -77,6 +77,7 @@ def test_both_libraries_play_one_definition_of_the_networks(tmp_path, label):
     torch.testing.assert_close(module.compute_values({"obs": observation}), values[:, 0])
 
 
+@pytest.mark.e2e
 def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
     agent = make_agent(tmp_path, 16, learning_rate=3e-3, minibatch_size=32, epochs=5, save_every=100)
     rows = train(agent, 25)
@@ -89,6 +90,7 @@ def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
         torch.testing.assert_close(other.policy.state_dict()[name], value, atol=0, rtol=0)
 
 
+@pytest.mark.e2e
 def test_a_resumed_training_is_the_uninterrupted_one(cluster, tmp_path):
     """With two players, and the recalibration module trained along by both."""
     whole = make_agent(tmp_path / "whole", label="srm", num_workers=2)

@@ -34,6 +34,7 @@ def logged(tmp_path_factory):
     return lambda case: [json.loads((folders[name] / f"{case}.json").read_text()) for name in ("one", "two")]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", ["cgpo", "sft", "spo", "grpo", "rloo", "dapo"])
 def test_two_workers_train_as_one(logged, case):
     one, two = logged(case)
@@ -46,6 +47,7 @@ def test_two_workers_train_as_one(logged, case):
     assert any(row["grad_norm"] > 0.1 for row in one)
 
 
+@pytest.mark.e2e
 def test_each_worker_fills_its_share_up(logged):
     for rows in logged("dapo, filled up"):
         assert max(row["dapo/rounds"] for row in rows) > 1
@@ -53,6 +55,7 @@ def test_each_worker_fills_its_share_up(logged):
         assert all(row["reward_calls"] % 4 == 0 for row in rows)
 
 
+@pytest.mark.e2e
 def test_weights_that_are_dealt_out_train_as_whole_ones(logged):
     one, two = logged("grpo, sharded")  # both resumed in the middle
     assert [row.get("lacking") for row in two] == [*[pytest.approx(0.5, abs=0.01)] * 5, None]

@@ -75,6 +75,7 @@ def test_the_command_that_wandb_builds_is_one_of_ours(name, monkeypatch):
     assert asked[0]["algo"]["updates"] == content["parameters"]["algo.updates"]["value"]
 
 
+@pytest.mark.e2e
 def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     file, out = write(tmp_path), tmp_path / "out"
     process = subprocess.Popen([*SWEEP, str(file), "--out", str(out)])
@@ -100,6 +101,7 @@ def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     assert again == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
 
 
+@pytest.mark.e2e
 def test_rows_are_made_by_tasks_of_ray(tmp_path):
     pytest.importorskip("ray")
     parameters = SMALL["parameters"] | {"env.task": {"value": "glass"}}
