@@ -95,7 +95,7 @@ class ReasoningVectorEnv(SampleVectorEnv):
         task: str = "sis",
         dataset: str | Dataset = "scenes",
         split: str | None = None,
-        segmenter: Any = "evf_sam_tiny",
+        segmenter: str | segmenters.ReferringSegmenter = "evf_sam_tiny",
         reward: str | Reward = "saliency_strict",
         image_size: int | None = 128,
         group_size: int = 4,
@@ -107,7 +107,7 @@ class ReasoningVectorEnv(SampleVectorEnv):
         super().__init__(num_envs, _make_dataset(dataset, task, split, group_size), reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.group_size, self.reasoning = task, image_size, group_size, reasoning
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
-        if not hasattr(self.segmenter, "segment"):
+        if not isinstance(self.segmenter, segmenters.ReferringSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.single_observation_space = _observation_space(task, image_size, group_size)
         self.single_action_space = FreeText(MAX_TEXT)

@@ -1,9 +1,10 @@
 """Register segmenters, frozen networks that turn prompts into masks, or texts into attention maps."""
 
 from maskgym.registry import Registry
+from maskgym.segmenters.contracts import AttentionSegmenter, ReferringSegmenter, TextEncoder
 
 _registry = Registry("segmenter")
-register, make, names = _registry.register, _registry.make, _registry.names
+register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("evf_sam", "maskgym.segmenters.phrases.evf_sam:EvfSamSegmenter")  # referring: paper's model, by checkpoint
 register("evf_sam_tiny", "maskgym.segmenters.phrases.evf_sam:evf_sam_tiny")  # referring: bundled, the default
@@ -17,10 +18,23 @@ register("sam_tiny", "maskgym.segmenters.points.sam:sam_tiny")  # promptable: bu
 # Attention segmenters have another contract, so they have their own registry.
 _attentions = Registry("attention")
 register_attention, make_attention, attention_names = _attentions.register, _attentions.make, _attentions.names
+get_attention = _attentions.get
 
 register_attention(
     "clip_surgery", "maskgym.segmenters.attention.clip_surgery:ClipSurgery"
 )  # any CLIP ViT, without training
 register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")  # the same on the bundled CLIP
 
-__all__ = ["attention_names", "make", "make_attention", "names", "register", "register_attention"]
+__all__ = [
+    "AttentionSegmenter",
+    "ReferringSegmenter",
+    "TextEncoder",
+    "attention_names",
+    "get",
+    "get_attention",
+    "make",
+    "make_attention",
+    "names",
+    "register",
+    "register_attention",
+]

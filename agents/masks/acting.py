@@ -50,8 +50,8 @@ class MaskAgent(Agent):
         save_every: int = 10,
     ) -> None:
         check_at_least(1, save_every=save_every)
-        if getattr(policy, "kind", None) not in self.kinds:
-            given = getattr(policy, "kind", type(policy).__name__)
+        given = policy.kind if isinstance(policy, UserSal) else type(policy).__name__
+        if given not in self.kinds:
             raise UserError(f"policy={given}: expected {' or '.join(self.kinds)}")
         space: Any = env.single_observation_space
         self.side, divisor = space["image"].shape[0], policy.backbone.size_divisor

@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 
 from maskgym.agents.base import FrozenAgent
 from maskgym.errors import UserError
+from maskgym.segmenters import ReferringSegmenter
 
 
 class ReferringAgent(FrozenAgent):
@@ -41,10 +42,10 @@ class ReferringAgent(FrozenAgent):
         env: VectorEnv | None = None,
         seed: int = 0,
         output: str | Path | None = None,
-        segmenter: Any = None,
+        segmenter: ReferringSegmenter | None = None,
         prefix: str = "find ",
     ) -> None:
-        if not hasattr(segmenter, "segment"):
+        if not isinstance(segmenter, ReferringSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.segmenter, self.prefix = segmenter, prefix
 

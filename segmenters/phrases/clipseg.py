@@ -12,11 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from maskgym.segmenters.hub import HubNetwork
-from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.phrases.referring import ReferringNetwork
 from maskgym.segmenters.text import split_semantic, tokenize
 
 
-class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
+class ClipSegSegmenter(HubNetwork, ReferringNetwork):
     """Referring segmenter with CLIPSeg.
 
     CLIPSeg was trained on plain phrases, so the prefix ``[semantic]`` is removed: a mask always holds all regions that
@@ -24,9 +24,9 @@ class ClipSegSegmenter(HubNetwork, ReferringSegmenter):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device: See `ReferringSegmenter`.
-        dtype: See `ReferringSegmenter`.
-        batch_size: See `ReferringSegmenter`.
+        device: See `ReferringNetwork`.
+        dtype: See `ReferringNetwork`.
+        batch_size: See `ReferringNetwork`.
 
     Raises:
         UserError: See `HubNetwork`.

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from maskgym.errors import UserError
 from maskgym.segmenters.phrases.beit3 import Beit3, Beit3Config
-from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.phrases.referring import ReferringNetwork
 from maskgym.segmenters.points.sam import (
     CONSTANTS,
     SamConfig,
@@ -143,7 +143,7 @@ def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
     return (pixels - 0.5) / 0.5
 
 
-class EvfSamSegmenter(ReferringSegmenter):
+class EvfSamSegmenter(ReferringNetwork):
     """Referring segmenter with EVF-SAM.
 
     Args:
@@ -152,9 +152,9 @@ class EvfSamSegmenter(ReferringSegmenter):
             ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
             unless it lies beside, is then the published one.
         tokenizer: File or folder of the tokenizer, if it is not beside the weights.
-        device: See `ReferringSegmenter`.
-        dtype: See `ReferringSegmenter`.
-        batch_size: See `ReferringSegmenter`.
+        device: See `ReferringNetwork`.
+        dtype: See `ReferringNetwork`.
+        batch_size: See `ReferringNetwork`.
 
     Raises:
         UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from maskgym.segmenters.bounded import BoundedStore
+from maskgym.segmenters.byte_cache import ByteCache
+from maskgym.segmenters.contracts import ReferringSegmenter
 from maskgym.segmenters.frozen import pixels_key
 from maskgym.segmenters.text import uniform_phrase
 
@@ -26,19 +26,9 @@ class MaskCache:
         UserError: If max_bytes is negative.
     """
 
-    def __init__(self, segmenter: Any, max_bytes: int = 2**30) -> None:
-        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
+    def __init__(self, segmenter: ReferringSegmenter, max_bytes: int = 2**30) -> None:
+        self.segmenter, self.kept = segmenter, ByteCache(max_bytes)
         self.hits = self.misses = 0
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the segmenter's."""
-        return self.segmenter.fingerprint
-
-    @property
-    def input_size(self) -> int:
-        """Return the segmenter's."""
-        return self.segmenter.input_size
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return float32 (n_i, H_i, W_i), 0 or 1; arguments and errors are those of the segmenter."""

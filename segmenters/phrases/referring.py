@@ -15,7 +15,7 @@ from maskgym.segmenters.frozen import FrozenNetwork, check_image, chunks, pixels
 from maskgym.segmenters.text import uniform_phrase
 
 
-class ReferringSegmenter(FrozenNetwork):
+class ReferringNetwork(FrozenNetwork):
     """Segment by phrases: ``segment(images, expressions)``.
 
     A subclass implements the methods of `FrozenNetwork`, `_encode` and `_decode`. It overrides `_resize` if its input

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from maskgym.errors import UserError
 from maskgym.segmenters.hub import HubNetwork
-from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.phrases.referring import ReferringNetwork
 from maskgym.segmenters.text import split_semantic, tokenize
 
 MAX_TOKENS = 32  # positions of the text encoder; the published processor uses the same number
 NOTHING_FOUND = -20.0  # a logit: its probability is 2e-9
 
 
-class Sam3Segmenter(HubNetwork, ReferringSegmenter):
+class Sam3Segmenter(HubNetwork, ReferringNetwork):
     """Referring segmenter with SAM 3.
 
     The model gives each of its queries a mask and a score: the probability that the query is an instance, times
@@ -33,9 +33,9 @@ class Sam3Segmenter(HubNetwork, ReferringSegmenter):
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
         score_threshold: Score threshold in [0, 1].
-        device: See `ReferringSegmenter`.
-        dtype: See `ReferringSegmenter`.
-        batch_size: See `ReferringSegmenter`.
+        device: See `ReferringNetwork`.
+        dtype: See `ReferringNetwork`.
+        batch_size: See `ReferringNetwork`.
 
     Raises:
         UserError: If the threshold is outside [0, 1]; else see `HubNetwork`.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskgym.errors import UserError
-from maskgym.segmenters.bounded import BoundedStore
+from maskgym.segmenters.byte_cache import ByteCache
 from maskgym.segmenters.frozen import pixels_key
 from maskgym.segmenters.weights import read_state, write_state
 
@@ -38,7 +38,7 @@ class EmbeddingCache:
     def __init__(
         self, segmenter: PromptableSegmenter, max_bytes: int = 2**30, folder: str | Path | None = None
     ) -> None:
-        self.segmenter, self.kept = segmenter, BoundedStore(max_bytes)
+        self.segmenter, self.kept = segmenter, ByteCache(max_bytes)
         self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from maskgym.errors import UserError
-from maskgym.segmenters.phrases.referring import ReferringSegmenter
+from maskgym.segmenters.phrases.referring import ReferringNetwork
 
 
-class Brighter(ReferringSegmenter):
+class Brighter(ReferringNetwork):
     """Answers "n" with the pixels whose red is above n, at a quarter of the size."""
 
     input_size = 8

@@ -9,7 +9,7 @@ from typing import Any
 from maskgym.errors import UserError
 
 
-class BoundedStore:
+class ByteCache:
     """Store of arrays or tensors by key with a bound in bytes and least-recently-used eviction.
 
     Args:

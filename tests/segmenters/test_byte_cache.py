@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from maskgym.errors import UserError
-from maskgym.segmenters.bounded import BoundedStore
+from maskgym.segmenters.byte_cache import ByteCache
 
 
 def test_the_least_used_go_first_and_nothing_too_large_is_kept():
-    store = BoundedStore(10)
+    store = ByteCache(10)
     for key, size in (("a", 4), ("b", 4), ("a", 4), ("c", 4)):
         store.keep(key, np.zeros(size, np.uint8))
     assert [store.get(key) is None for key in "abc"] == [False, True, False]
@@ -21,7 +21,7 @@ def test_the_least_used_go_first_and_nothing_too_large_is_kept():
 
 
 def test_values_stay_out_of_pickles():
-    store = BoundedStore(10)
+    store = ByteCache(10)
     store.keep("a", np.zeros(4, np.uint8))
     again = pickle.loads(pickle.dumps(store))
     assert (again.get("a"), again.bytes, again.max_bytes) == (None, 0, 10)
@@ -30,4 +30,4 @@ def test_values_stay_out_of_pickles():
 
 def test_a_bound_below_nothing_is_refused():
     with pytest.raises(UserError, match="max_bytes=-1: expected at least 0"):
-        BoundedStore(-1)
+        ByteCache(-1)
