@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from maskgym.data.layout.folders import (
     assign_splits,
@@ -25,6 +24,7 @@ from maskgym.data.layout.folders import (
 )
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image
 from maskgym.data.needs import SOURCES, category_of, find_needs
+from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
@@ -188,42 +188,6 @@ def find_annotations(root: Path) -> dict[str | None, Path]:
     return by_split
 
 
-def decode_run_lengths(counts: str | bytes | Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Decode a COCO run-length code to a mask, bool (H, W).
-
-    Runs go down the columns and alternate, beginning with background. The compressed form writes each run in
-    base 32, low digits first, one character per digit (code - 48: bit 5 says that more follow, bit 4 of the last is the
-    sign); from the fourth run on, a run is written as its difference to the run two places before.
-
-    pycocotools does not check that the runs fill the mask: it returns uninitialised memory where they do not.
-
-    Raises:
-        ValueError: If the code is malformed, or does not fill ``shape`` exactly.
-    """
-    runs = _uncompress(counts) if isinstance(counts, (str, bytes)) else np.array(counts, dtype=np.int64)
-    height, width = shape
-    if runs.ndim != 1 or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
-        raise ValueError(f"the run lengths do not fill {width}x{height} pixels")
-    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
-
-
-def _uncompress(counts: str | bytes) -> np.ndarray:
-    code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
-    last = (code & 32) == 0
-    if code.size == 0 or (code < 0).any() or (code > 63).any() or not last[-1]:
-        raise ValueError("malformed run lengths")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits exceed any image size
-        raise ValueError("malformed run lengths")
-    shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((code & 31) << shifts, starts)
-    runs -= np.where(code[ends] & 16, 1 << (5 * lengths), 0)
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    return runs
-
-
 def _is_coco(path: Path) -> bool:
     try:
         content = json.loads(path.read_bytes())
@@ -343,30 +307,6 @@ def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, i
     if not mask.any():
         raise DataFault(f"{name}: an empty mask: the segmentation covers no pixel")
     return mask
-
-
-def rasterise(segmentation: list[Any] | dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
-    """Decode polygons or a run-length code to a mask, bool (H, W).
-
-    Raises:
-        ValueError: If it is malformed, or has another size.
-    """
-    height, width = shape
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"its size is {segmentation.get('size')}, the photo's [{height}, {width}]")
-        return decode_run_lengths(segmentation["counts"], shape)
-    polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
-    for polygon in polygons:
-        if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
-            raise ValueError("a polygon needs three or more pairs of x and y")
-        # COCO's rasteriser walks along each edge, so its memory grows with the coordinates
-        if not (np.abs(polygon.reshape(-1, 2) - (width / 2, height / 2)) <= (2 * width, 2 * height)).all():
-            raise ValueError("a polygon lies far outside the photo")
-    if not polygons:
-        raise ValueError("no polygon")
-    codes = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
-    return decode_run_lengths(coco_mask.merge(codes)["counts"], shape)
 
 
 def _read_void(photo: Photo, masks: np.ndarray) -> tuple[np.ndarray]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from maskgym.data.layout.folders import check_excluded, check_listing, select, split_in_name
 from maskgym.data.layout.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask
-from maskgym.data.readers.coco import rasterise
+from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
 from maskgym.errors import UserError
 

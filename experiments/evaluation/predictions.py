@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from maskgym.data.layout.images import FOREGROUND, DataFault, is_picture, read_labels, read_levels, read_mask
-from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.data.run_lengths import decode_counts
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.presets import Preset
 from maskgym.experiments.evaluation.scoring import Row, shorten
@@ -377,7 +377,7 @@ def _decoded(source: Path | None, line: Mapping[str, Any], shape: tuple[int, ...
     """Decode the instances of a line, bool (m, H, W)."""
     height, width = shape
     try:
-        masks = [decode_run_lengths(code["counts"], (height, width)) for code in line["masks"]]
+        masks = [decode_counts(code["counts"], (height, width)) for code in line["masks"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataFault(
             f"{source}: '{line['key']}': {error}: expected COCO's run-length codes of {width}x{height}"

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from maskgym.data.run_lengths import encode
 from maskgym.errors import UserError
 from maskgym.experiments import run
 from maskgym.experiments.wiring import composition, run_folder
@@ -247,7 +248,7 @@ def _player(agent: Any, env: Any, answers: Sequence[str] | None) -> Player:
             return mask_evaluation.repeat(env, answers)
         if not evaluation.is_clicked(env):
             return lambda start, count: lambda step, observations: answers[start : start + count]
-        found = [_read_clicks(text, base.label) for text in answers]
+        found = [_read_clicks(text, base.label_source) for text in answers]
         return lambda start, count: lambda step, observations: [a[step] for a in found[start : start + count]]
     if hasattr(agent, "search"):
         return lambda start, count: _search(agent, env, count)
@@ -257,7 +258,9 @@ def _player(agent: Any, env: Any, answers: Sequence[str] | None) -> Player:
 def _search(agent: Any, env: Any, count: int) -> Chooser:
     """Build a chooser from an agent's search from the current states."""
     base = env.unwrapped
-    found = [_actions(state.patches, state.labels[-base.horizon :], base.label) for state in agent.search(env)[:count]]
+    found = [
+        _actions(state.patches, state.labels[-base.horizon :], base.label_source) for state in agent.search(env)[:count]
+    ]
     return lambda step, observations: [actions[step] for actions in found]
 
 
@@ -324,19 +327,6 @@ def _outcome(step: Step) -> dict[str, Any]:
         "iou": float(step.info["iou"]),
         "mask": encode(step.info["masks"][0][0]),
     }
-
-
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a bool (H, W) mask as a compressed COCO run-length code, with JSON types.
-
-    Example:
-        >>> encode(np.eye(2, dtype=bool))
-        {'size': [2, 2], 'counts': '0120'}
-    """
-    from pycocotools import mask as coco_mask
-
-    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
 def _prompts(env: Any) -> list[tuple[tuple[float, float, int], ...]]:

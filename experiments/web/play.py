@@ -6,7 +6,7 @@
     maskgym play --run RUN_DIR                      # as that run, beside its trained policy
 
 The arguments are those of `maskgym run`. Clicks carry the label that you give them, unless the run, or
-env.label=…, says who labels them.
+env.label_source=…, says who labels them.
 
 OUT/episodes.jsonl gets one line for each episode that is played to its end, OUT/pictures what the environment draws of
 it. Lines have ``time``, ``seconds``, ``env``, ``task``, ``data``, ``split``, ``index``, ``key``, ``asks`` (what was
@@ -34,16 +34,15 @@ from PIL import Image
 from maskgym import agents
 from maskgym.chat.asker import data_url, to_png
 from maskgym.data import SPLITS, Sample
-from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.data.run_lengths import decode_counts, encode, runs
 from maskgym.data.sample import CATEGORIES
 from maskgym.envs.letterbox import fitted_size
 from maskgym.envs.rendering import PALETTE
 from maskgym.errors import UserError
 from maskgym.experiments import run
-from maskgym.experiments.annotation.needs.masks import runs
 from maskgym.experiments.evaluation import evaluation
 from maskgym.experiments.evaluation.batches import first_rows
-from maskgym.experiments.evaluation.trajectories import EPISODES, PARTS, encode
+from maskgym.experiments.evaluation.trajectories import EPISODES, PARTS
 from maskgym.experiments.web import local_server as pages
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.command import Parser
@@ -395,8 +394,9 @@ def open_game(settings: Sequence[str], folder: Path | None = None, out: Path | N
     policy, title, trained = None, "", {}
     if folder is None:
         config = composition.compose(settings)
-        if config["env"].get("label") == "srm" and not any(one.startswith("env.label=") for one in settings):
-            config["env"]["label"] = "policy"  # what would label clicks has learned nothing: the person does
+        chosen = any(one.startswith("env.label_source=") for one in settings)
+        if config["env"].get("label_source") == "srm" and not chosen:
+            config["env"]["label_source"] = "policy"  # what would label clicks has learned nothing: the person does
     else:
         config, policy, envs = run.trained(folder, settings)
         base: Any = next(iter(envs.values())).unwrapped
@@ -459,7 +459,7 @@ def chooser(agent: Any, env: Any) -> Chooser:
     def found() -> list[Any]:
         (state,) = agent.search(env)
         labels = state.labels[-base.horizon :]
-        return list(zip(state.patches, labels, strict=True)) if base.label == "policy" else list(state.patches)
+        return list(zip(state.patches, labels, strict=True)) if base.label_source == "policy" else list(state.patches)
 
     return lambda step, seen: found()[step]
 
@@ -498,8 +498,9 @@ def _rules(env: Any) -> dict[str, Any]:
     """Build the environment's action rules for the page."""
     base, kind = env.unwrapped, kind_of(env)
     if kind == "clicks":
-        own = base.label == "policy"
-        return {"grid": base.grid, "most": base.horizon, "labels": "" if own else base.label, "repeats": base.repeats}
+        own = base.label_source == "policy"
+        labels = "" if own else base.label_source
+        return {"grid": base.grid, "most": base.horizon, "labels": labels, "repeats": base.allow_repeated_clicks}
     if kind == "masks":
         return {"most": getattr(base, "steps", 1)}
     task = getattr(base, "task", "")
@@ -543,7 +544,7 @@ def _masks(env: Any, episode: Episode) -> tuple[np.ndarray, ...]:
     """Return what an episode came to, for each image bool (m, H, W): of masks those that say anything, in order."""
     kind, steps = kind_of(env), episode.steps
     if kind == "clicks":  # at the start that of the first prompts
-        return tuple(mask[None] for mask, _ in env.unwrapped.peek())
+        return tuple(mask[None] for mask, _ in env.unwrapped.masks_and_targets())
     if not steps:
         return ()
     if kind == "text":
@@ -607,7 +608,7 @@ def _click(given: Any, base: Any) -> Any:
     fits = isinstance(given, list) and len(given) == 2 and all(type(number) is int for number in given)
     if not fits or not 0 <= given[0] < base.grid**2 or given[1] not in (0, 1):
         raise UserError(f"a click: expected a patch from 0 to {base.grid**2 - 1} and a label 0 or 1")
-    return tuple(given) if base.label == "policy" else given[0]
+    return tuple(given) if base.label_source == "policy" else given[0]
 
 
 def _drawn(given: Any, shape: Sequence[int], side: int) -> np.ndarray:
@@ -617,7 +618,7 @@ def _drawn(given: Any, shape: Sequence[int], side: int) -> np.ndarray:
     if not isinstance(given, list) or not all(type(length) is int for length in given):
         raise UserError("a mask: expected run lengths")
     try:
-        mask[:height, :width] = decode_run_lengths(given, (height, width))
+        mask[:height, :width] = decode_counts(given, (height, width))
     except (ValueError, OverflowError) as error:
         raise UserError(f"a mask: expected run lengths of {width}x{height} pixels") from error
     return mask

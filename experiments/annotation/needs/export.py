@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review
 from maskgym.experiments.annotation.needs.project import Project, to_json, write_changed
@@ -45,7 +46,7 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
     for one in review.candidates(project, source):
         now = review.outcome(one, decisions.get(one.id))
         if now["status"] in INCLUDED[include]:
-            mask = None if now["segmentation"] is None else masks.decode(now["segmentation"])
+            mask = None if now["segmentation"] is None else run_lengths.decode(now["segmentation"])
             if mask is None or not mask.any():
                 without_mask += 1
             else:

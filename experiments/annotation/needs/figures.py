@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
+from maskgym.data import run_lengths
 from maskgym.envs.rendering import overlay
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review
@@ -156,7 +157,7 @@ def similarity(
     for one in chosen:  # those of an image follow one another
         if one.item != item:
             image, item = source.image(one.item), one.item
-        shown.append(masks.appearance(image, masks.decode(now[one.id]["segmentation"]), one.found["box"]))
+        shown.append(masks.appearance(image, run_lengths.decode(now[one.id]["segmentation"]), one.found["box"]))
     texts = [(place, text) for place, one in enumerate(chosen) for text in now[one.id]["needs"]]
     near = clip.texts([text for _, text in texts]) @ clip.pictures(shown).T  # (commands, objects)
     owners = torch.tensor([place for place, _ in texts], device=near.device)
@@ -187,7 +188,11 @@ def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str,
     for number, one in enumerate(objects):
         state = now[one.id]
         image = source.image(one.item)
-        mask = np.zeros(image.shape[:2], bool) if state["segmentation"] is None else masks.decode(state["segmentation"])
+        mask = (
+            np.zeros(image.shape[:2], bool)
+            if state["segmentation"] is None
+            else run_lengths.decode(state["segmentation"])
+        )
         part = _around(one.found["box"], image.shape[:2])
         tile = ImageOps.contain(Image.fromarray(overlay(image[part], mask[part][None])), (TILE, TILE))
         left, top = GAP + number % COLUMNS * (TILE + GAP), GAP + number // COLUMNS * (TILE + TEXT + GAP)

@@ -1,14 +1,11 @@
-"""Masks of a project: run-length codes, boxes, appearances, and prompted segmentation."""
+"""Masks of a project: boxes, appearances, and prompted segmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from maskgym.data.readers.coco import decode_run_lengths
 from maskgym.segmenters.points.embeddings import EmbeddingCache
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
@@ -16,31 +13,6 @@ CACHE_BYTES = 2**28  # of embeddings, for images that a person comes back to
 PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, which its own padding comes to
 MARGIN = 0.08  # of the box's longer side, around an appearance
 Box = Sequence[float]  # (left, top, right, bottom), pixels
-
-
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """Return the compressed run-length code, as COCO has it, of bool (H, W)."""
-    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def decode(code: Mapping[str, Any]) -> np.ndarray:
-    """Return the mask, bool (H, W), of a run-length code.
-
-    Raises:
-        ValueError: If the code is malformed.
-    """
-    height, width = code["size"]
-    return decode_run_lengths(code["counts"], (height, width))
-
-
-def runs(mask: np.ndarray) -> list[int]:
-    """Return the lengths of runs down the columns of bool (H, W), background first."""
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    ends = np.concatenate(([0], changes, [flat.size]))
-    lengths = np.diff(ends).tolist()
-    return [0, *lengths] if flat.size and flat[0] else lengths
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import commands, masks, review
 from maskgym.experiments.web import local_server as pages
@@ -71,7 +72,7 @@ class Desk:
             "needs": now["needs"],
             "written": list(one.needs),
             "reason": one.reason,
-            "mask": None if code is None else masks.runs(masks.decode(code)),
+            "mask": None if code is None else run_lengths.runs(run_lengths.decode(code)),
             **{field: (decision or {}).get(field) for field in ("points", "labels", "boxed")},
         }
 
@@ -89,7 +90,7 @@ class Desk:
         """
         one = self._find(given.get("id"))
         made = self._clicked(one, *_clicks(given, self._image(one.item).shape))
-        return {"mask": None if made is None else masks.runs(made)}
+        return {"mask": None if made is None else run_lengths.runs(made)}
 
     def decide(self, given: dict[str, Any]) -> dict[str, Any]:
         """Record a decision; the mask is made again here from its clicks.
@@ -110,7 +111,7 @@ class Desk:
         points, labels, boxed = _clicks(given, self._image(one.item).shape)
         mended = self._mended(one, points, labels, boxed) if points else {}
         code = mended.get("segmentation", one.segmentation)
-        if status == review.ACCEPTED and (code is None or not masks.decode(code).any()):
+        if status == review.ACCEPTED and (code is None or not run_lengths.decode(code).any()):
             raise UserError("the mask is empty: mend it with clicks, or reject the object")
         self.decisions.decide(one.id, self.annotator, status, needs, **mended)
         return {"saved": True, "faults": faults, "progress": review.progress(self.objects, self.decisions)}
@@ -125,14 +126,14 @@ class Desk:
             return {name: before[name] for name in (*clicks, "segmenter", "segmentation")}
         made = self._clicked(one, points, labels, boxed)
         assert made is not None and self._prompted is not None
-        return {**clicks, "segmenter": self._prompted.segmenter.fingerprint, "segmentation": masks.encode(made)}
+        return {**clicks, "segmenter": self._prompted.segmenter.fingerprint, "segmentation": run_lengths.encode(made)}
 
     def _clicked(
         self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
     ) -> np.ndarray | None:
         """Return the mask bool (H, W) of clicks; without any, the segmenter's first one."""
         if not points:
-            return None if one.segmentation is None else masks.decode(one.segmentation)
+            return None if one.segmentation is None else run_lengths.decode(one.segmentation)
         if self._prompted is None:
             raise UserError("no segmenter here turns clicks into masks")
         with self._busy:

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from maskgym import data
+from maskgym.data import run_lengths
 from maskgym.data.layout.folders import image_folders
 from maskgym.data.layout.images import is_picture, read_image
 from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations
@@ -122,7 +122,7 @@ class SceneSource:
             box = masks.box_of(mask)
             if box is not None:
                 phrases = dict.fromkeys(thing.describe(attributes) for attributes in DESCRIPTIONS)
-                found.append(Annotation(thing.shape, box, masks.encode(mask), tuple(phrases)))
+                found.append(Annotation(thing.shape, box, run_lengths.encode(mask), tuple(phrases)))
         return found
 
     def _index(self, item: Item) -> int:
@@ -230,18 +230,14 @@ class PhotoSource:
 def _annotation(file: Path, image: dict[str, Any], record: dict[str, Any], names: dict[Any, str]) -> Annotation:
     try:
         height, width = int(image["height"]), int(image["width"])
-        code = record["segmentation"]
-        if isinstance(code, list) or isinstance(code["counts"], list):
-            code = coco_mask.frPyObjects(code, height, width)
-            code = coco_mask.merge(code) if isinstance(code, list) else code
-        mask = masks.decode(code)
+        mask = run_lengths.rasterise(record["segmentation"], (height, width))
         box = masks.box_of(mask)
-        if mask.shape != (height, width) or box is None:
-            raise ValueError("its mask is empty or of another size than the photo")
+        if box is None:
+            raise ValueError("its mask is empty")
         phrase = next((str(record[field]) for field in PHRASE_FIELDS if record.get(field)), None)
         category = str(names.get(record.get("category_id"), "object"))
-        return Annotation(category, box, masks.encode(mask), (phrase,) if phrase else ())
-    except Exception as error:  # pycocotools raises bare Exceptions
+        return Annotation(category, box, run_lengths.encode(mask), (phrase,) if phrase else ())
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{file}: annotation {record.get('id')} of {image.get('file_name')}: {error}") from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym import segmenters
+from maskgym.data import run_lengths
 from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import detectors, masks
@@ -72,7 +73,7 @@ def segment(project: Project, source: Source, settings: Settings, retry: bool = 
             wanted = [codes[number] if number is not None else None for _, _, number in objects]
         else:
             found = prompted(source.image(item), [box for _, box, _ in objects]) if objects else ()
-            wanted = [masks.encode(mask) if mask.any() else None for mask in found]
+            wanted = [run_lengths.encode(mask) if mask.any() else None for mask in found]
         by = provenance(settings.segmenter, version=identity)
         listed = [
             {"id": name, "segmentation": code, "provenance": {"segmentation": by}}
@@ -167,7 +168,7 @@ def _write_image(
 
 
 def _shown(image: np.ndarray, one: dict[str, Any], code: dict[str, Any] | None) -> np.ndarray:
-    return masks.appearance(image, None if code is None else masks.decode(code), one["box"])
+    return masks.appearance(image, None if code is None else run_lengths.decode(code), one["box"])
 
 
 def _entry(written: Written) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from maskgym.data import Dataset, make, split_of
 from maskgym.data.layout.images import DataFault
-from maskgym.data.readers.coco import Coco, decode_run_lengths
+from maskgym.data.readers.coco import Coco
 from maskgym.errors import UserError
 
 SHAPE = (12, 16)
@@ -70,39 +70,6 @@ def test_run_lengths_compressed_and_not(coco):
     codes = [{"size": [12, 16], "counts": counts} for counts in (compressed, runs)]
     sample = Coco(coco([instance(1, segmentation=codes[0]), instance(2, segmentation=codes[1])]), split="all")[0]
     assert np.array_equal(sample.masks[0], [expected, expected])
-
-
-def test_run_lengths_agree_with_pycocotools():
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        mask = random.random(tuple(random.integers(1, 30, 2))) < random.random()
-        counts = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-        assert np.array_equal(decode_run_lengths(counts, mask.shape), mask)
-        assert np.array_equal(decode_run_lengths(counts.decode(), mask.shape), mask)
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [
-        b"",
-        b"z",
-        b"\xff",
-        "é",
-        "0",
-        [],
-        [5],
-        [200, -8],
-        [[192]],
-        [10**30],
-        b"ooooooooo0",
-        "PPPP",
-        "PPPPPPPPPPPPP0P6",
-        [193],
-    ],
-)
-def test_malformed_run_lengths(counts):
-    with pytest.raises((ValueError, OverflowError)):
-        decode_run_lengths(counts, SHAPE)
 
 
 def test_crowd_becomes_void(coco):

@@ -13,14 +13,14 @@ from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
 from maskgym import data, policies
-from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.data.run_lengths import decode_counts
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import trajectories
 from maskgym.experiments.wiring.command import status
 from maskgym.metrics import iou
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=0", "env.num_envs=3", "algo=random", "algo.updates=0")
-CLICKS = ("env=point_prompt", "env.horizon=3", "env.label=policy")
+CLICKS = ("env=point_prompt", "env.horizon=3", "env.label_source=policy")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def results(folder: Path) -> dict:
 
 
 def mask(code: dict) -> np.ndarray:
-    return decode_run_lengths(code["counts"], tuple(code["size"]))
+    return decode_counts(code["counts"], tuple(code["size"]))
 
 
 def test_text_is_a_conversation_with_its_images(finished, tmp_path):
@@ -150,7 +150,7 @@ def test_the_module_that_labels_clicks_is_the_one_trained(finished, tmp_path):
 
 
 def test_needs_of_clicks_are_told(finished, tmp_path):
-    folder = finished("env=user_need_point", "env.horizon=2", "env.initial=none")
+    folder = finished("env=user_need_point", "env.horizon=2", "env.initial_prompts=none")
     trajectories.export(folder, tmp_path / "out", samples=2)
     assert all(row["need"].startswith("find ") for row in lines(tmp_path / "out"))
 

@@ -20,14 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgym.data.readers.coco import decode_run_lengths
+from maskgym.data.run_lengths import decode_counts, runs
 from maskgym.errors import UserError
 from maskgym.experiments import cli, run
 from maskgym.experiments.evaluation import evaluation
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-from maskgym.experiments.annotation.needs.masks import runs
 from maskgym.experiments.web import play
 
 HOSTILE = '<img src=x onerror="document.title=1"> & </script><script>document.title="2"</script>'
@@ -38,7 +37,8 @@ GOOD = "<think>A ring above two discs.</think><answer><ins>a blue ring at top ce
 def trained(tmp_path_factory):
     """Return the folder of a run that clicks, after one update."""
     folder = tmp_path_factory.mktemp("runs") / HOSTILE.replace("/", "")
-    few = ("evaluation.samples=2", "evaluation.pictures=1", "env.num_envs=2", "env.horizon=3", "env.label=policy")
+    few = ("evaluation.samples=2", "evaluation.pictures=1", "env.num_envs=2")
+    few += ("env.horizon=3", "env.label_source=policy")
     assert run.main(["env=point_prompt", "algo=ppo", "algo.updates=1", *few, f"out='{folder}'"]) == 0
     return folder
 
@@ -67,7 +67,7 @@ def at(game, index=0, split="test", **more):
 
 
 def unpacked(found, shape=(128, 128)) -> list[np.ndarray]:
-    return [np.stack([decode_run_lengths(row, shape) for row in rows]) for rows in found["masks"]]
+    return [np.stack([decode_counts(row, shape) for row in rows]) for rows in found["masks"]]
 
 
 def saved(game_or_folder) -> list[dict]:
@@ -104,7 +104,7 @@ def test_clicks_are_played_from_the_start_each_time(clicks):
     actions = [[20, 1], [0, 0], [44, 1]]
     steps = [clicks.step(at(clicks, actions=actions[: count + 1])) for count in range(3)]
     assert [one["ended"] for one in steps] == ["", "", "truncated"] and row_count(clicks) == 1
-    env = gym.make("maskgym/PointPrompt-v0", split="test", horizon=3, repeats=False)
+    env = gym.make("maskgym/PointPrompt-v0", split="test", horizon=3, allow_repeated_clicks=False)
     env.reset(options={"index": 0})
     for action, found in zip(actions, steps, strict=True):
         _, reward, _, _, info = env.step(tuple(action))
@@ -141,7 +141,7 @@ def test_masks_are_drawn_in_turn_and_what_they_cover_is_erased(ranks):
     end = ranks.step(at(ranks, actions=[*drawn[:1], [64 * 64]]))
     assert end["ended"] == "terminated" and end["steps"][1]["terms"]["s_measure"] == 0 and len(end["masks"][0]) == 1
     action = saved(ranks)[-1]["actions"][0]
-    assert (decode_run_lengths(action["counts"], tuple(action["size"])) == truth[0][::2, ::2]).all()
+    assert (decode_counts(action["counts"], tuple(action["size"])) == truth[0][::2, ::2]).all()
 
 
 def test_several_tasks_and_images_in_a_group(tmp_path):
@@ -160,7 +160,7 @@ def test_large_images_are_shown_smaller_with_their_masks(photo_folder, tmp_path,
     (image,) = small.show(place)["images"]
     assert (image["width"], image["height"]) == (16, 12)
     ((mask,),) = small.against({**place, "who": "truth"})["masks"]
-    assert decode_run_lengths(mask, (12, 16))[:, :8].all() and not decode_run_lengths(mask, (12, 16))[:, 8:].any()
+    assert decode_counts(mask, (12, 16))[:, :8].all() and not decode_counts(mask, (12, 16))[:, 8:].any()
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_a_mask_is_drawn(page, serve):
     page.press("submit")
     (row,) = saved(running.folder)
     action = row["actions"][0]
-    assert (decode_run_lengths(action["counts"], tuple(action["size"])) == drawn).all() and row["peeked"] is True
+    assert (decode_counts(action["counts"], tuple(action["size"])) == drawn).all() and row["peeked"] is True
     assert page.text("#message") == f"Mask 1 of 1: reward {row['reward']:.3f}, IoU {row['iou'][0]:.3f}. " + (
         f"Over: {row['reward']:.3f} in all. Saved."
     )

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from maskgym import data
+from maskgym.data import run_lengths
 from maskgym.data.check import check
 from maskgym.errors import UserError
-from maskgym.experiments.annotation.needs import masks, review, sources
+from maskgym.experiments.annotation.needs import review, sources
 from maskgym.experiments.annotation.needs.export import export
 
 
@@ -21,7 +22,7 @@ def decided(project, source):
     decisions = review.Decisions(project, writing=True)
     mask = np.zeros((128, 128), bool)
     mask[10:20, 30:60] = True
-    decisions.decide(listed[0].id, "ann", "accepted", ["find this one"], segmentation=masks.encode(mask))
+    decisions.decide(listed[0].id, "ann", "accepted", ["find this one"], segmentation=run_lengths.encode(mask))
     decisions.decide(listed[1].id, "ann", "rejected", listed[1].needs)
     decisions.decide(listed[-1].id, "ann", "accepted", listed[-1].needs)
     return listed
@@ -34,7 +35,7 @@ def test_the_reader_of_coco_reads_it(project, source, decided):
     first, last = read[0], read[1]
     assert (first.images[0] == source.image(decided[0].item)).all()
     assert first.masks[0].shape == (1, 128, 128) and first.masks[0][0].sum() == 300
-    assert (last.masks[0][0] == masks.decode(decided[-1].segmentation)).all()
+    assert (last.masks[0][0] == run_lengths.decode(decided[-1].segmentation)).all()
     assert check(None, project.folder / "export").ok
     content = json.loads((project.folder / "export" / "annotations.json").read_text())
     assert [one["needs"] for one in content["annotations"]] == [["find this one"], list(decided[-1].needs)]

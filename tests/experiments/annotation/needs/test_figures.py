@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from maskgym.data import run_lengths
 from maskgym.errors import UserError
-from maskgym.experiments.annotation.needs import figures, masks, review
+from maskgym.experiments.annotation.needs import figures, review
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_similarity_is_the_models_own(clip):
 def test_figures_of_a_project(project, source, clip, contents):
     listed = review.candidates(project, source)
     decisions = review.Decisions(project, writing=True)
-    code = masks.encode(np.eye(128, dtype=bool))
+    code = run_lengths.encode(np.eye(128, dtype=bool))
     decisions.decide(listed[0].id, "ann", "accepted", ["find another thing"])
     decisions.decide(listed[1].id, "ann", "accepted", listed[1].needs, segmentation=code)
     decisions.decide(listed[2].id, "ann", "accepted", listed[2].needs)

@@ -18,15 +18,6 @@ def drawn() -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize("mask", [drawn(), ~drawn(), np.zeros((3, 2), bool), np.ones((3, 2), bool)])
-def test_codes_and_runs_come_back(mask):
-    assert (masks.decode(masks.encode(mask)) == mask).all()
-    lengths = masks.runs(mask)
-    assert (sum(lengths) == mask.size and lengths[0] == 0) or not mask[0, 0]
-    unpacked = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.shape[::-1]).T
-    assert (unpacked == mask).all()
-
-
 def test_boxes_of_masks():
     assert masks.box_of(drawn()) == (0, 1, 4, 5)
     assert masks.box_of(np.zeros((3, 3), bool)) is None

@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review, stages
 from maskgym.experiments.annotation.needs.project import Project
@@ -63,7 +64,7 @@ def test_what_is_shown_is_what_was_dug(desk, source):
     shown = desk.show(one.id)
     assert shown["needs"] == shown["written"] == list(one.needs) and shown["status"] == "undecided"
     mask = np.repeat(np.arange(len(shown["mask"])) % 2 == 1, shown["mask"]).reshape(128, 128).T
-    assert (mask == masks.decode(one.segmentation)).all()
+    assert (mask == run_lengths.decode(one.segmentation)).all()
     assert (shown["height"], shown["width"], shown["box"]) == (128, 128, one.found["box"])
 
 
@@ -71,12 +72,12 @@ def test_clicks_make_the_mask_that_the_segmenter_makes_and_a_decision_keeps_it(d
     one = desk.objects[0]
     given = clicks(one, (40, 50), (60.04, 20))
     expected = masks.Prompted(segmenter)(source.image(one.item), None, [[[40, 50], [60, 20]]], [[1, 1]])[0]
-    assert desk.mask(given)["mask"] == masks.runs(expected)
+    assert desk.mask(given)["mask"] == run_lengths.runs(expected)
     boxed = masks.Prompted(segmenter)(source.image(one.item), [one.found["box"]], [[[40, 50], [60, 20]]], [[1, 1]])[0]
-    assert desk.mask({**given, "boxed": True})["mask"] == masks.runs(boxed) != masks.runs(expected)
+    assert desk.mask({**given, "boxed": True})["mask"] == run_lengths.runs(boxed) != run_lengths.runs(expected)
     desk.decide({**given, "status": "accepted", "needs": ["find it"]})
     kept = desk.decisions.made[one.id]
-    assert (masks.decode(kept["segmentation"]) == expected).all() and kept["segmenter"] == segmenter.fingerprint
+    assert (run_lengths.decode(kept["segmentation"]) == expected).all() and kept["segmenter"] == segmenter.fingerprint
     assert desk.show(one.id)["points"] == [[40, 50], [60, 20]]
     # Without clicks the first mask is back; with the same clicks nothing is made again.
     desk._prompted = None

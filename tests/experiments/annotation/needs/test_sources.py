@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym.data import run_lengths
 from maskgym.data.readers.coco import Coco
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks
@@ -40,7 +41,7 @@ def test_scenes_give_every_visible_object_with_descriptions():
     marked = source.annotations(source.items[1])
     assert [one.category for one in marked] == [item.shape for item in scene.objects]
     for one, mask in zip(marked, scene.masks, strict=True):
-        assert (masks.decode(one.segmentation) == mask).all() and one.box == masks.box_of(mask)
+        assert (run_lengths.decode(one.segmentation) == mask).all() and one.box == masks.box_of(mask)
         assert one.phrases[0].endswith(one.category) and len(set(one.phrases)) == len(one.phrases) > 2
     assert (source.image(source.items[1]) == scene.image).all() and source.file(source.items[1]) is None
     assert SceneSource("train", 2).content(source.items[1]) == source.content(source.items[1])
@@ -79,7 +80,7 @@ def test_a_name_that_is_no_text_goes_all_the_way(tmp_path, dig):
 
 def test_annotations_of_coco(tmp_path):
     picture(tmp_path / "images" / "deep" / "a.png")
-    runs = masks.encode(np.eye(20, 30, dtype=bool))
+    runs = run_lengths.encode(np.eye(20, 30, dtype=bool))
     coco(
         tmp_path / "annotations.json",
         {**SQUARE, "caption": "a grey cat"},
@@ -100,7 +101,7 @@ def test_annotations_of_coco(tmp_path):
         ({"segmentation": [[1, 2]]}, "annotation 0 of a.png"),
         ({"segmentation": []}, "annotation 0 of a.png"),
         ({"segmentation": {"size": [20, 30], "counts": "!!"}}, "annotation 0 of a.png: .*run lengths"),
-        ({"segmentation": {"size": [20, 31], "counts": [620]}}, "empty or of another size"),
+        ({"segmentation": {"size": [20, 31], "counts": [620]}}, "its size is .20, 31., the photo's"),
         ({}, "annotation 0 of a.png"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, sources, stages
 from maskgym.experiments.annotation.needs.project import Project
@@ -54,7 +55,7 @@ def test_boxes_prompt_the_segmenter(tmp_path, dig):
     network = stages.make_segmenter("sam_tiny", project.settings)
     expected = masks.Prompted(network)(source.image(source.items[0]), [one["box"] for one in found["objects"]])
     for one, mask in zip(made["objects"], expected, strict=True):
-        assert (masks.decode(one["segmentation"]) == mask).all() and mask.any()
+        assert (run_lengths.decode(one["segmentation"]) == mask).all() and mask.any()
         assert one["provenance"]["segmentation"]["version"] == network.fingerprint
 
 
