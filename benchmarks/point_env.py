@@ -58,7 +58,7 @@ class RandomSam(SamSegmenter):
 def settings(segmenter: Any) -> dict[str, Any]:
     """Return the arguments of every environment."""
     scenes = data.make("scenes", task="sod", size=SAMPLES)
-    return {"segmenter": segmenter, "dataset": scenes, "label": "positive", "horizon": HORIZON}
+    return {"segmenter": segmenter, "dataset": scenes, "label_source": "positive", "horizon": HORIZON}
 
 
 def warm(env: Any, count: int) -> None:

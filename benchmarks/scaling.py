@@ -45,7 +45,7 @@ from maskgym.experiments.wiring import composition, run_folder
 
 STEPS, ANSWERS, UPDATES = 60, 64, 30
 SIZES = (1, 2, 8, 64, 512, 1000)
-CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label=positive")
+CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label_source=positive")
 TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
 
 

@@ -340,8 +340,8 @@ def episode(id: str) -> tuple[list[np.ndarray], float]:
     """Play one episode well, with the truth at hand; return some of its pictures and the last IoU."""
     kind: Any = gym.envs.registration.load_env_creator(str(gym.spec(id).entry_point))
     clicks = issubclass(kind, PointPromptEnv)
-    few: dict[str, Any] = {"initial": "none", "repeats": False, "horizon": FRAMES} if clicks else {}
-    env: Any = gym.make(id, render_mode="rgb_array", disable_env_checker=True, **few)
+    few: dict[str, Any] = {"initial_prompts": "none", "allow_repeated_clicks": False, "horizon": FRAMES}
+    env: Any = gym.make(id, render_mode="rgb_array", disable_env_checker=True, **(few if clicks else {}))
     _, info = env.reset(seed=SEED)
     frames = []
     for action in good_actions(env, info):

@@ -72,12 +72,12 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         num_envs: int = 1,
         task: str = "need",
         text: str | None = None,
-        encoder: Any = "clip_tiny",
+        encoder: str | segmenters.TextEncoder = "clip_tiny",
         need: bool = True,
         **settings: Any,
     ) -> None:
         self.encoder = NeedFeatures(segmenters.make_attention(encoder)) if isinstance(encoder, str) else encoder
-        if not (hasattr(self.encoder, "encode") and hasattr(self.encoder, "width")):
+        if not isinstance(self.encoder, segmenters.TextEncoder):
             raise UserError(f"encoder={encoder}: encodes no needs: expected encode and width, or a name as clip_tiny")
         self.need, self._by_need = need, text == NEED
         self._needs = np.zeros((0, 0), np.float32)  # (num_envs, D)
@@ -99,8 +99,8 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         infos = super()._start(rows, wanted)
         return [info | {"need": self._words(self._shown(i))} for i, info in zip(rows, infos, strict=True)]
 
-    def _show(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
-        super()._show(rows, indices)
+    def _load_samples(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
+        super()._load_samples(rows, indices)
         words = [self._words(self._shown(i)) for i in rows]
         new = [text for text in dict.fromkeys(words) if text not in self._features]
         if new:

@@ -26,6 +26,7 @@ from maskgym.envs.rendering import clicks_picture
 from maskgym.errors import UserError
 from maskgym.rewards import Click, Reward, Transition
 from maskgym.segmenters.points.embeddings import EmbeddingCache
+from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 LABELS = ("policy", "positive", "srm", "oracle")
 INITIAL = ("auto", "truth", "srm", "none")
@@ -66,10 +67,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         mask: float32 (1, g, g) in [0, 1], the previous mask's probability, likewise. Before any prompt it is 1
         everywhere, so that the state is the embedding.
         semantic: float32 (C, g, g), embedding × attention to the text (Eq. 11), likewise.
-        clicked: float32 (1, g, g), 1 where a patch was clicked before; with ``repeats=False`` alone.
+        clicked: float32 (1, g, g), 1 where a patch was clicked before; with ``allow_repeated_clicks=False`` alone.
 
     Action Space:
-        By ``label``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
+        By ``label_source``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
         ``positive``: ``Discrete(g²)``, every click is foreground; ``srm``: ``Discrete(g²)``, ``recalibration`` labels
         it; ``oracle``: ``Discrete(g²)``, the truth does (training split only).
 
@@ -78,8 +79,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
         3.2). It pays again for a patch that was clicked before; ``info`` and evaluation show mask quality beside it.
 
     Starting State:
-        A sample drawn uniformly, or the one that ``options={"index": i}`` names. With ``initial="truth"`` the prompts
-        begin with one random point of the foreground and one of the background, as the paper trains (Algorithm 1,
+        A sample drawn uniformly, or the one that ``options={"index": i}`` names. With ``initial_prompts="truth"`` the
+        prompts begin with one random point of the foreground and one of the background, as the paper trains (Algorithm 1,
         line 2); with ``"srm"`` with the patches that ``recalibration`` finds most and least probable, as the paper
         evaluates (Section 3.3); with ``"none"`` they are empty. ``"auto"`` takes the truth on the training split, and
         elsewhere ``"srm"`` where that labels clicks, else nothing.
@@ -103,10 +104,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         image_size: Side of the observed square in pixels (the paper: 800).
         patch_size: Side of a patch in pixels, a divisor of image_size (the paper: 80).
         horizon: Clicks an episode, T (the paper: 15).
-        repeats: Whether a patch may be clicked again, as in the paper. False shows what was clicked, which policies and
-            random agents of ours then leave alone; a repeated click that comes all the same is taken.
-        label: Who labels a click.
-        initial: The first prompts.
+        allow_repeated_clicks: Whether a patch may be clicked again, as in the paper. False shows what was
+            clicked, and masks repeated clicks out of `action_masks`; a repeated click is still accepted.
+        label_source: Who labels a click.
+        initial_prompts: The first prompts.
         recalibration: Gives the probability that each patch is foreground, by ``probabilities(observations)``, as
             `maskgym.policies.clicks.recalibration.SemanticRecalibration` does.
         attention: A name among `maskgym.segmenters.attention_names`, or what attends; needed for a text.
@@ -135,16 +136,16 @@ class PointPromptVectorEnv(SampleVectorEnv):
         dataset: str | Dataset = "scenes",
         split: str | None = None,
         task: str = "sod",
-        segmenter: Any = "sam_tiny",
+        segmenter: str | PromptableSegmenter = "sam_tiny",
         reward: str | Reward = "foreground_hit",
         image_size: int = 128,
         patch_size: int = 16,
         horizon: int = 15,
-        repeats: bool = True,
-        label: str = "policy",
-        initial: str = "auto",
+        allow_repeated_clicks: bool = True,
+        label_source: str = "policy",
+        initial_prompts: str = "auto",
         recalibration: Any = None,
-        attention: Any = None,
+        attention: str | segmenters.AttentionSegmenter | None = None,
         text: str | None = None,
         cache_bytes: int = 2**30,
         cache_folder: str | None = None,
@@ -154,34 +155,44 @@ class PointPromptVectorEnv(SampleVectorEnv):
         shown = data.make(dataset, task=task, split=split or "train") if isinstance(dataset, str) else dataset
         if split not in (None, shown.split):
             raise UserError(f"split={split!r}: the data set given is of split '{shown.split}'")
-        _check_arguments(image_size, patch_size, horizon, label, initial, shown.split)
-        if not repeats and horizon > (image_size // patch_size) ** 2:
-            raise UserError(f"horizon={horizon}, repeats=False: expected at most one click a patch")
+        _check_arguments(image_size, patch_size, horizon, label_source, initial_prompts, shown.split)
+        if not allow_repeated_clicks and horizon > (image_size // patch_size) ** 2:
+            raise UserError(f"horizon={horizon}, allow_repeated_clicks=False: expected at most one click a patch")
         super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.patch_size, self.horizon = shown.task, image_size, patch_size, horizon
-        self.label, self.grid, self.repeats = label, image_size // patch_size, repeats
+        self.label_source, self.grid, self.allow_repeated_clicks = (
+            label_source,
+            image_size // patch_size,
+            allow_repeated_clicks,
+        )
         self.recalibration, self.text = recalibration, text
-        at_test = "srm" if label == "srm" else "none"
-        self.initial = ("truth" if shown.split == "train" else at_test) if initial == "auto" else initial
-        if recalibration is None and "srm" in (label, self.initial):
-            raise UserError(f"label={label}, initial={self.initial}: expected a recalibration module to ask")
+        at_test = "srm" if label_source == "srm" else "none"
+        self.initial_prompts = (
+            ("truth" if shown.split == "train" else at_test) if initial_prompts == "auto" else initial_prompts
+        )
+        if recalibration is None and "srm" in (label_source, self.initial_prompts):
+            raise UserError(
+                f"label_source={label_source}, initial_prompts={self.initial_prompts}: expected a recalibration module"
+            )
         if (text is None) != (attention is None):
             raise UserError(
                 f"text={text!r}, attention={attention}: expected both, as a segmenter of points reads no text"
             )
         self.attention = segmenters.make_attention(attention) if isinstance(attention, str) else attention
         self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
-        if not hasattr(self.segmenter, "decode"):
+        if not isinstance(self.segmenter, PromptableSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
         self._embeddings_of = EmbeddingCache(self.segmenter, cache_bytes, cache_folder)
         shape = (self.segmenter.embedding_shape[0], self.grid, self.grid)
         maps: dict[str, spaces.Space] = {"state": spaces.Box(-np.inf, np.inf, shape, np.float32)}
         maps |= {} if text is None else {"semantic": maps["state"]}
         share = spaces.Box(0, 1, (1, *shape[1:]), np.float32)
-        maps |= {"mask": share} if repeats else {"mask": share, "clicked": share}
+        maps |= {"mask": share} if allow_repeated_clicks else {"mask": share, "clicked": share}
         self.single_observation_space = spaces.Dict(maps)
         patches = self.grid**2
-        self.single_action_space = spaces.MultiDiscrete([patches, 2]) if label == "policy" else spaces.Discrete(patches)
+        self.single_action_space = (
+            spaces.MultiDiscrete([patches, 2]) if label_source == "policy" else spaces.Discrete(patches)
+        )
         self._maps: dict[int, torch.Tensor] = {}  # attention by index of the sample
         self._allocate(num_envs)
 
@@ -281,7 +292,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         rows = np.arange(self.num_envs)
         if not self.generators:
             self._begin_reset(None, None)
-        self._show(rows, [state.index for state in states])
+        self._load_samples(rows, [state.index for state in states])
         for i, state in enumerate(states):
             self._set_prompts(i, state.points, state.labels)
             self._patches[i], self._logits[i] = state.patches, state.logits
@@ -301,22 +312,22 @@ class PointPromptVectorEnv(SampleVectorEnv):
         other._allocate(num_envs)
         return other
 
-    def peek(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def masks_and_targets(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the mask and the truth of each sub-environment, bool (H, W), without void: for an oracle."""
         return [(self._scored_mask(i), self._truths[i]) for i in range(self.num_envs)]
 
     def actions(self, patches: Sequence[int], labels: Sequence[int]) -> list[int | tuple[int, int]]:
         """Convert clicks to actions: pairs where the policy labels its clicks, else patches."""
-        return list(zip(patches, labels, strict=True)) if self.label == "policy" else list(patches)
+        return list(zip(patches, labels, strict=True)) if self.label_source == "policy" else list(patches)
 
     def action_masks(self) -> np.ndarray:
         """Return bool (num_envs, g²), or (num_envs, g² + 2) with labels: the actions that may be taken.
 
-        With ``repeats=False`` those are the patches that were not clicked; else all.
+        With ``allow_repeated_clicks=False`` those are the patches that were not clicked; else all.
         """
-        labels = 2 if self.label == "policy" else 0
+        labels = 2 if self.label_source == "policy" else 0
         allowed = np.ones((self.num_envs, self.grid**2 + labels), bool)
-        if not self.repeats:
+        if not self.allow_repeated_clicks:
             for row, patches in zip(allowed, self._patches, strict=True):
                 row[list(patches)] = False
         return allowed
@@ -328,23 +339,23 @@ class PointPromptVectorEnv(SampleVectorEnv):
 
     def _start(self, rows: np.ndarray, wanted: Sequence[int | None]) -> list[dict[str, Any]]:
         """Begin episodes of some sub-environments, with one encoding and one decoding for all; return their infos."""
-        self._show(rows, [wanted[i] for i in rows])
+        self._load_samples(rows, [wanted[i] for i in rows])
         for i in rows:
             self._patches[i], self._logits[i] = (), None
             self._set_prompts(i, np.zeros((0, 2)), np.zeros(0, int))
         self._use_logits(rows)
-        if self.initial == "truth":
+        if self.initial_prompts == "truth":
             for i in rows:
                 self._set_prompts(i, *self._truthful_prompts(i))
-        elif self.initial == "srm":
+        elif self.initial_prompts == "srm":
             probable = self._recalibrate(self._observe())[rows].reshape(len(rows), -1)
             for i, ends in zip(rows, np.stack([probable.argmax(axis=1), probable.argmin(axis=1)], axis=1), strict=True):
                 self._set_prompts(i, self.centres()[ends], np.array([1, 0]))
-        if self.initial != "none":
+        if self.initial_prompts != "none":
             self._decode(rows)
         return [{**self._start_info(i, self._shown(i)), "iou": self._iou(i)} for i in rows]
 
-    def _show(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
+    def _load_samples(self, rows: np.ndarray, indices: Sequence[int | None]) -> None:
         samples = [self._draw(i, index) for i, index in zip(rows, indices, strict=True)]
         for sample in samples:
             if len(sample.images) != 1:
@@ -406,15 +417,15 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def _click(self, live: np.ndarray, actions: np.ndarray) -> list[Click]:
         """Add the click of each live sub-environment to its prompts."""
         clicks, centres = [], self.centres()
-        probable = self._recalibrate(self._observation) if self.label == "srm" else None
+        probable = self._recalibrate(self._observation) if self.label_source == "srm" else None
         for i in live:
-            patch, label = (int(v) for v in actions[i]) if self.label == "policy" else (int(actions[i]), 1)
+            patch, label = (int(v) for v in actions[i]) if self.label_source == "policy" else (int(actions[i]), 1)
             if not 0 <= patch < self.grid**2 or label not in (0, 1):
                 raise UserError(
                     f"action {actions[i]}: expected a patch from 0 to {self.grid**2 - 1} and a label 0 or 1"
                 )
             x, y = centres[patch] / self.image_size * self._truths[i].shape[::-1]
-            if self.label == "oracle":
+            if self.label_source == "oracle":
                 label = int(self._truths[i][int(y), int(x)])
             elif probable is not None:
                 label = int(probable[i].flat[patch] > 0.5)
@@ -466,7 +477,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         seen = self.segmenter.spatial(self._embeddings).float()
         observation = {name: self._pool(seen * value[:, None]) for name, value in maps.items()}
         observation |= {"mask": self._pool(self._probabilities[:, None]).clip(0, 1)}
-        if not self.repeats:
+        if not self.allow_repeated_clicks:
             clicked = np.zeros((self.num_envs, self.grid**2), np.float32)
             for row, patches in zip(clicked, self._patches, strict=True):
                 row[list(patches)] = 1
@@ -591,15 +602,17 @@ def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
     }
 
 
-def _check_arguments(image_size: int, patch_size: int, horizon: int, label: str, initial: str, split: str) -> None:
+def _check_arguments(
+    image_size: int, patch_size: int, horizon: int, label_source: str, initial_prompts: str, split: str
+) -> None:
     if patch_size < 1 or image_size < 1 or image_size % patch_size:
         raise UserError(f"patch_size={patch_size}: expected a divisor of image_size={image_size}")
     if horizon < 1:
         raise UserError(f"horizon={horizon}: expected at least 1")
-    for name, value, allowed in (("label", label, LABELS), ("initial", initial, INITIAL)):
+    for name, value, allowed in (("label_source", label_source, LABELS), ("initial_prompts", initial_prompts, INITIAL)):
         if value not in allowed:
             raise UserError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
-    if split != "train" and "oracle" == label:
-        raise UserError(f"label=oracle: the truth labels clicks on the training split only, and this is {split}")
-    if split != "train" and initial == "truth":
-        raise UserError(f"initial=truth: the truth prompts on the training split only, and this is {split}")
+    if split != "train" and "oracle" == label_source:
+        raise UserError(f"label_source=oracle: the truth labels clicks on the training split only, and this is {split}")
+    if split != "train" and initial_prompts == "truth":
+        raise UserError(f"initial_prompts=truth: the truth prompts on the training split only, and this is {split}")

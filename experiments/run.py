@@ -337,7 +337,7 @@ def make_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     parts = {"segmenter": segmenter, "reward": _make(rewards.make, "reward", config["reward"])}
     if config["env"].get("text") is not None:
         parts["attention"] = _make(segmenters.make_attention, "env.attention", config["env"]["attention"])
-    if config["env"].get("label") == "srm":
+    if config["env"].get("label_source") == "srm":
         if config["env"]["recalibration"]["branch"] == "explicit" and config["env"]["text"] is None:
             raise UserError("env.recalibration.branch=explicit: attends to a text: expected env.text=… too")
         from maskgym.policies.clicks.recalibration import SemanticRecalibration

@@ -70,7 +70,7 @@ class OracleAgent(FrozenAgent):
             owners, states, actions = [], [], []
             views = base.branch(len(rows))
             views.set_state([state for _, state in rows])
-            for (owner, state), (mask, truth) in zip(rows, views.peek(), strict=True):
+            for (owner, state), (mask, truth) in zip(rows, views.masks_and_targets(), strict=True):
                 for action in self._clicks(base, state, mask, truth):
                     owners.append(owner)
                     states.append(state)
@@ -86,12 +86,12 @@ class OracleAgent(FrozenAgent):
         areas = np.bincount(regions.ravel(), minlength=2)[1:]
         depth = ndimage.distance_transform_edt(regions == 1 + areas.argmax()) if count else np.zeros(truth.shape)
         order = np.argsort(-depth[centres[:, 1], centres[:, 0]], kind="stable")
-        if not base.repeats:
+        if not base.allow_repeated_clicks:
             order = order[~np.isin(order, state.patches)]
         tried = order[: self.candidates]
         labels = truth[centres[tried, 1], centres[tried, 0]].astype(int)
         return [
-            (int(patch), int(label)) if base.label == "policy" else int(patch)
+            (int(patch), int(label)) if base.label_source == "policy" else int(patch)
             for patch, label in zip(tried, labels, strict=True)
         ]
 

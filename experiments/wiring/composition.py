@@ -27,7 +27,11 @@ CONF = Path(__file__).parents[1] / "conf"
 CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation", "samples")}
 ROOT = "config"  # the root file, a list of choices
 # Keys and options that have another name now; the error for an old name tells the new one.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "env.repeats": "env.allow_repeated_clicks",
+    "env.label": "env.label_source",
+    "env.initial": "env.initial_prompts",
+}
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),

@@ -75,12 +75,16 @@ def vector(sam, count=2, **settings) -> UserNeedPointVectorEnv:
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")
 def test_gymnasium_finds_no_fault(sam) -> None:
     check_env(gym.make(ID, segmenter=sam, horizon=2, render_mode="rgb_array").unwrapped)
-    check_env(UserNeedPointEnv(segmenter=sam, horizon=2, label="positive", repeats=False, encoder=Lengths()))
+    check_env(
+        UserNeedPointEnv(
+            segmenter=sam, horizon=2, label_source="positive", allow_repeated_clicks=False, encoder=Lengths()
+        )
+    )
 
 
 def test_the_deepest_feature_is_shown_and_the_words_are_in_info(sam) -> None:
     encoder = Lengths()
-    env = vector(sam, dataset=Needs("find it", "", None), encoder=encoder, horizon=1, label="positive")
+    env = vector(sam, dataset=Needs("find it", "", None), encoder=encoder, horizon=1, label_source="positive")
     observations, infos = env.reset(options={"index": [0, 1]})
     assert env.observation_space.contains(observations)
     assert observations["need"].tolist() == [[-7] * 3, [0] * 3] and list(infos["need"]) == ["find it", ""]
@@ -98,7 +102,7 @@ def test_without_the_need_its_text_is_empty(sam) -> None:
 
 
 def test_all_else_is_as_point_prompting_has_it(sam) -> None:
-    settings = {"segmenter": sam, "task": "need", "split": "test", "label": "positive", "horizon": 2}
+    settings = {"segmenter": sam, "task": "need", "split": "test", "label_source": "positive", "horizon": 2}
     plain = gym.make_vec("maskgym/PointPrompt-v0", num_envs=2, vectorization_mode="vector_entry_point", **settings)
     asked = vector(**{"sam": sam, **{k: v for k, v in settings.items() if k != "segmenter"}})
     shown = [env.reset(seed=3) for env in (plain, asked)]
@@ -119,7 +123,7 @@ def test_the_explicit_branch_attends_to_each_need(sam) -> None:
         attention=corner,
         text="need",
         encoder=Lengths(),
-        label="srm",
+        label_source="srm",
         recalibration=SemanticRecalibration("explicit", 128, channels=16),
     )
     observations, _ = env.reset(options={"index": [0, 1, 2]})
@@ -135,7 +139,7 @@ def test_the_explicit_branch_attends_to_each_need(sam) -> None:
 
 
 def test_a_state_branches_with_its_need(sam) -> None:
-    env = vector(sam, dataset=Needs("find it", "find that one"), encoder=Lengths(), label="positive")
+    env = vector(sam, dataset=Needs("find it", "find that one"), encoder=Lengths(), label_source="positive")
     observations, _ = env.reset(options={"index": [0, 1]})
     env.step(np.array([10, 10]))
     trials = env.unwrapped.branch(3)
@@ -147,7 +151,7 @@ def test_a_state_branches_with_its_need(sam) -> None:
 @pytest.mark.parametrize("text", ["x" * 10_000, "найди красную машину", "寻找红色的车", "\ud800", "[semantic] "])
 def test_the_embedded_encoders_read_any_text(sam, text: str) -> None:
     attention = segmenters.make_attention("clip_tiny")
-    env = vector(sam, 1, dataset=Needs(text), attention=attention, text="need", label="positive")
+    env = vector(sam, 1, dataset=Needs(text), attention=attention, text="need", label_source="positive")
     observations, infos = env.reset(seed=0)
     assert np.isfinite(observations["need"]).all() and np.isfinite(observations["semantic"]).all()
     assert infos["need"][0] == text and observations["need"].shape == (1, 128)
@@ -161,7 +165,7 @@ def test_nothing_at_test_time_comes_from_the_truth(sam) -> None:
 
     seen = []
     for kind in (Needs, Blind):
-        env = vector(sam, 1, dataset=kind("find a red star"), label="positive")
+        env = vector(sam, 1, dataset=kind("find a red star"), label_source="positive")
         observations, infos = env.reset(seed=0)
         assert "target" not in infos
         seen.append([observations, env.step(np.array([7]))[0]])
@@ -171,7 +175,7 @@ def test_nothing_at_test_time_comes_from_the_truth(sam) -> None:
 
 
 def test_the_policy_over_the_grid_reads_the_need(sam) -> None:
-    env = vector(sam, label="positive")
+    env = vector(sam, label_source="positive")
     observations, _ = env.reset(seed=0)
     torch.manual_seed(0)
     trunk = PointActorCritic().trunk(env.single_observation_space)

@@ -51,10 +51,10 @@ class Corner:
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")
 @pytest.mark.parametrize("label", ["policy", "positive", "srm", "oracle"])
 def test_gymnasium_and_stable_baselines_find_no_fault(sam, label):
-    settings = {"segmenter": sam, "label": label, "horizon": 3, "render_mode": "rgb_array"}
+    settings = {"segmenter": sam, "label_source": label, "horizon": 3, "render_mode": "rgb_array"}
     settings |= {"recalibration": recalibration()} if label == "srm" else {}
     check_env(gym.make(ID, **settings).unwrapped)
-    check_for_sb3(PointPromptEnv(**settings, repeats=False))
+    check_for_sb3(PointPromptEnv(**settings, allow_repeated_clicks=False))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
@@ -106,7 +106,7 @@ class Blind:
 
 @pytest.mark.parametrize("label", ["policy", "positive", "srm"])
 def test_nothing_at_test_time_comes_from_the_truth(sam, label):
-    settings = {"label": label} | ({"recalibration": recalibration()} if label == "srm" else {})
+    settings = {"label_source": label} | ({"recalibration": recalibration()} if label == "srm" else {})
     seeing, blind = vector(sam, split="test", **settings), vector(sam, dataset=Blind("test"), **settings)
     sizes = [64, 2] if label == "policy" else 64
     rng = np.random.default_rng(1)
@@ -122,7 +122,7 @@ def test_nothing_at_test_time_comes_from_the_truth(sam, label):
 
 
 def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):
-    env = vector(sam, 1, label="oracle", horizon=3, initial="none", autoreset_mode="Disabled")
+    env = vector(sam, 1, label_source="oracle", horizon=3, initial_prompts="none", autoreset_mode="Disabled")
     observation, info = env.reset(options={"index": 0})
     assert (observation["mask"] == 1).all() and info["iou"][0] == 0
     truth = data.make("scenes", task="sod", split="train")[0].union()
@@ -140,7 +140,7 @@ def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):
 
 
 def test_what_was_clicked_is_shown_where_repeats_are_not_wanted(sam):
-    env = vector(sam, 2, label="positive", repeats=False, horizon=3)
+    env = vector(sam, 2, label_source="positive", allow_repeated_clicks=False, horizon=3)
     assert env.reset(seed=0)[0]["clicked"].sum() == 0
     observations, _, _, _, _ = env.step(np.array([0, 9]))
     shown = observations["clicked"].reshape(2, 64)
@@ -159,7 +159,7 @@ def test_the_paper_trains_from_a_point_of_each_kind(sam):
 
 def test_the_module_labels_clicks_and_chooses_the_first_prompts(sam):
     module = recalibration()
-    env = vector(sam, 2, split="test", label="srm", recalibration=module)
+    env = vector(sam, 2, split="test", label_source="srm", recalibration=module)
     observations, _ = env.reset(seed=0)
     before = module.probabilities({name: torch.tensor(v) for name, v in env.unwrapped.unprompted().items()})
     for state, probable in zip(env.unwrapped.get_state(), before.flatten(1), strict=True):
@@ -177,7 +177,7 @@ def test_the_module_labels_clicks_and_chooses_the_first_prompts(sam):
 def test_a_text_shows_where_to_look(sam):
     corner = Corner()
     dataset = data.make("scenes", task="semantic", split="test", size=2)
-    env = vector(sam, 2, dataset=dataset, label="positive", attention=corner, text="category")
+    env = vector(sam, 2, dataset=dataset, label_source="positive", attention=corner, text="category")
     for _ in range(2):  # each sample is looked at once
         observations, _ = env.reset(options={"index": [0, 1]})
     assert corner.asked == [dataset[0].category, dataset[1].category]
@@ -192,7 +192,7 @@ def test_a_text_shows_where_to_look(sam):
 
 
 def test_a_state_branches_into_other_sub_environments(sam):
-    straight, other = vector(sam, 1, label="positive"), vector(sam, 2, label="positive")
+    straight, other = vector(sam, 1, label_source="positive"), vector(sam, 2, label_source="positive")
     straight.reset(seed=3)
     straight.step(np.array([10]))
     state = straight.unwrapped.get_state()[0]
@@ -214,7 +214,7 @@ def test_real_sizes_are_stretched_and_masks_come_back_at_them(sam):
             truth[:, :, :35] = True
             return replace(self.scenes[index], images=(image,), masks=(truth,))
 
-    env = vector(sam, 1, dataset=Wide("test"), label="positive")
+    env = vector(sam, 1, dataset=Wide("test"), label_source="positive")
     env.reset(seed=0)
     _, values, _, _, info = env.step(np.array([7]))  # the last patch of the first row
     assert values[0] == -1 and info["masks"][0][0].shape == (1, 30, 70)
@@ -230,7 +230,7 @@ def test_images_of_several_sizes_end_together(sam):
             truth[:, :, : width // 2] = True
             return replace(self.scenes[index], images=(np.zeros((height, width, 3), np.uint8),), masks=(truth,))
 
-    env = vector(sam, 2, dataset=Mixed("train"), label="positive", horizon=1)
+    env = vector(sam, 2, dataset=Mixed("train"), label_source="positive", horizon=1)
     _, info = env.reset(options={"index": [0, 1]})
     assert [target[0].shape for target in info["target"]] == [(1, 30, 70), (1, 70, 30)]
     _, _, _, truncated, info = env.step(np.array([0, 0]))
@@ -251,13 +251,22 @@ def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
     [
         ({"patch_size": 17}, "patch_size=17: expected a divisor of image_size=128"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"label": "x"}, "label='x': expected one of policy, positive, srm, oracle"),
-        ({"horizon": 65, "repeats": False}, "horizon=65, repeats=False: expected at most one click a patch"),
-        ({"label": "srm"}, "expected a recalibration module to ask"),
+        ({"label_source": "x"}, "label_source='x': expected one of policy, positive, srm, oracle"),
+        (
+            {"horizon": 65, "allow_repeated_clicks": False},
+            "horizon=65, allow_repeated_clicks=False: expected at most one click a patch",
+        ),
+        ({"label_source": "srm"}, "expected a recalibration module"),
         ({"text": "shadow"}, "text='shadow', attention=None: expected both"),
-        ({"label": "oracle", "split": "test"}, "label=oracle: the truth labels clicks on the training split only"),
-        ({"initial": "truth", "split": "test"}, "initial=truth: the truth prompts on the training split only"),
-        ({"initial": "x"}, "initial='x': expected one of"),
+        (
+            {"label_source": "oracle", "split": "test"},
+            "label_source=oracle: the truth labels clicks on the training split only",
+        ),
+        (
+            {"initial_prompts": "truth", "split": "test"},
+            "initial_prompts=truth: the truth prompts on the training split only",
+        ),
+        ({"initial_prompts": "x"}, "initial_prompts='x': expected one of"),
         ({"render_mode": "x"}, "render_mode='x'"),
         ({"segmenter": "evf_sam_tiny"}, "segmenter=evf_sam_tiny: takes no points"),
     ],
@@ -275,7 +284,7 @@ def test_phrases_are_not_for_a_segmenter_of_points():
 
 @pytest.mark.parametrize("action", [64, -1])
 def test_an_action_that_names_no_patch(sam, action):
-    env = vector(sam, 1, label="positive")
+    env = vector(sam, 1, label_source="positive")
     env.reset(seed=0)
     with pytest.raises(UserError, match=f"action {action}: expected a patch from 0 to 63"):
         env.step(np.array([action]))

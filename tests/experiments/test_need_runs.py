@@ -34,7 +34,7 @@ def finished(maskgym_run, tmp_path):
     [("user_need", SALIENCY), ("ranking", RANKING), ("user_need_point", {"reward", "iou", "mae", *REFERRING})],
 )
 def test_a_run_writes_every_file(finished, env, expected):
-    settings = ["env.horizon=2", "env.initial=none"] if env == "user_need_point" else []
+    settings = ["env.horizon=2", "env.initial_prompts=none"] if env == "user_need_point" else []
     folder, results = finished(f"env={env}", "algo=random", *settings)
     assert (results["env"], results["algo"]) == (env, "random")
     assert expected <= set(results["before"]) == set(results["after"])

@@ -23,7 +23,7 @@ def sam():
 
 
 def make_env(sam, count=8, **settings):
-    settings = {"label": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
+    settings = {"label_source": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
     return gym.make_vec(
         "maskgym/PointPrompt-v0",
         num_envs=count,
@@ -68,7 +68,7 @@ def test_cgpo_takes_the_confidence_from_the_return_in_the_unit_interval(sam, tmp
 
 @pytest.mark.parametrize("label", ["positive", "policy"])
 def test_a_group_begins_alike_and_the_first_ratio_is_one(sam, tmp_path, label):
-    env = make_env(sam, label=label)
+    env = make_env(sam, label_source=label)
     agent = make_agent("grpo", env, tmp_path, epochs=1, minibatch_size=64)
     played = agent.play(env, seed=3)
     for name, first in played.observations.items():
@@ -109,7 +109,7 @@ def test_clicks_on_the_foreground_are_learned(sam, tmp_path, kind):
 def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, kind):
     def start(output):
         module = SemanticRecalibration("implicit", 128, channels=16, learning_rate=1e-3)
-        env = make_env(sam, label="srm", recalibration=module, repeats=False)
+        env = make_env(sam, label_source="srm", recalibration=module, allow_repeated_clicks=False)
         return make_agent(kind, env, output, epochs=2), env
 
     whole, env = start(tmp_path / "whole")

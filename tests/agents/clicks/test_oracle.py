@@ -20,7 +20,7 @@ def sam():
 
 
 def make_env(sam, **settings):
-    settings = {"label": "policy", "horizon": 5, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
+    settings = {"label_source": "policy", "horizon": 5, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
     return gym.make_vec(
         "maskgym/PointPrompt-v0",
         num_envs=4,
@@ -68,7 +68,7 @@ def test_a_click_goes_into_the_largest_error(sam):
 
 
 def test_repeats_are_left_out_where_they_are_not_wanted(sam):
-    env = make_env(sam, repeats=False, horizon=12)
+    env = make_env(sam, allow_repeated_clicks=False, horizon=12)
     env.reset(options={"index": np.arange(4)})
     for state in OracleAgent(candidates=2).search(env):
         assert len(set(state.patches)) == 12

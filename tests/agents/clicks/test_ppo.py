@@ -24,7 +24,7 @@ def sam():
 
 
 def make_env(sam, count=4, mode="SameStep", **settings):
-    settings = {"label": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": mode} | settings
+    settings = {"label_source": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": mode} | settings
     return gym.make_vec(
         "maskgym/PointPrompt-v0",
         num_envs=count,
@@ -52,7 +52,7 @@ def test_the_settings_are_the_papers(sam, tmp_path):
 
 @pytest.mark.parametrize("label", ["positive", "policy"])
 def test_the_first_ratio_is_one(sam, tmp_path, label):
-    rows = train(make_agent(make_env(sam, label=label), tmp_path, epochs=1, minibatch_size=16), make_env(sam), 1)
+    rows = train(make_agent(make_env(sam, label_source=label), tmp_path, epochs=1, minibatch_size=16), make_env(sam), 1)
     assert abs(rows[1]["train/approx_kl"]) < 1e-6 and rows[1]["train/clip_fraction"] == 0
 
 
@@ -66,7 +66,7 @@ def test_clicks_on_the_foreground_are_learned(sam, tmp_path):
 
 @pytest.mark.parametrize("label", ["positive", "policy"])
 def test_no_patch_twice_where_repeats_are_not_wanted(sam, tmp_path, label):
-    env = make_env(sam, label=label, repeats=False, horizon=20)
+    env = make_env(sam, label_source=label, allow_repeated_clicks=False, horizon=20)
     agents = [make_agent(env, tmp_path), RandomAgent(env=env)]
     for agent in agents:
         observations, _ = env.reset(seed=0)
@@ -94,7 +94,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path):
 def test_the_recalibration_module_learns_along_and_resumes(sam, tmp_path):
     def start(output):
         module = SemanticRecalibration("implicit", 128, channels=16, learning_rate=1e-3)
-        return make_agent(make_env(sam, label="srm", recalibration=module), output)
+        return make_agent(make_env(sam, label_source="srm", recalibration=module), output)
 
     whole = start(tmp_path / "whole")
     rows = train(whole, whole.model.env.env, 6)

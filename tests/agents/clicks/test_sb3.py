@@ -29,7 +29,7 @@ def make_env(**settings):
 
 @pytest.mark.parametrize("label", ["positive", "policy"])
 def test_maskable_ppo_never_clicks_a_patch_twice(label):
-    env = make_env(label=label, repeats=False)
+    env = make_env(label_source=label, allow_repeated_clicks=False)
     model = contrib.MaskablePPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1, seed=0)
     model.learn(32)
     observations = env.reset()
@@ -41,7 +41,7 @@ def test_maskable_ppo_never_clicks_a_patch_twice(label):
 
 
 def test_without_masks_everything_may_be_clicked():
-    env = make_env(label="positive")
+    env = make_env(label_source="positive")
     env.reset()
     assert np.stack(env.env_method("action_masks")).all()
     with pytest.raises(NotImplementedError):
@@ -50,6 +50,6 @@ def test_without_masks_everything_may_be_clicked():
 
 def test_recurrent_ppo_plays():
     small = {"n_steps": 8, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {"lstm_hidden_size": 8}}
-    model = contrib.RecurrentPPO("MultiInputLstmPolicy", make_env(label="positive"), seed=0, **small)
+    model = contrib.RecurrentPPO("MultiInputLstmPolicy", make_env(label_source="positive"), seed=0, **small)
     model.learn(32)
     assert model.num_timesteps == 32
