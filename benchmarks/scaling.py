@@ -39,9 +39,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import ray
 
-from maskgym.experiments import run
 from maskgym.experiments.on_ray import reward_pool
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.training import train
+from maskgym.experiments.wiring import build, composition, run_folder
 
 STEPS, ANSWERS, UPDATES = 60, 64, 30
 SIZES = (1, 2, 8, 64, 512, 1000)
@@ -55,7 +55,7 @@ class Player:
 
     def __init__(self) -> None:
         config = composition.compose(CLICKS)
-        self.env = run.make_env(config, "point_prompt", "train", run.make_parts(config))
+        self.env = build.make_train_envs(config, build.make_parts(config))["point_prompt"]
         self.env.reset(seed=0)
         self.play()
 
@@ -141,7 +141,7 @@ def counted(scored: Any) -> int:
 
 def rationales(config: dict[str, Any], count: int) -> list[tuple[int, str]]:
     """Build samples with their reference answers, each once."""
-    env = run.make_env(config, "sis", "train", run.make_parts(config))
+    env = build.make_train_envs(config, build.make_parts(config))["sis"]
     base = env.unwrapped
     return [(index, base.dataset[index % base.num_samples].rationale) for index in range(min(count, base.num_samples))]
 
@@ -150,9 +150,9 @@ def update_times() -> tuple[list[list[float]], int]:
     """Measure the seconds of one worker's updates of CGPO, by kind, and the bytes of its gradients."""
     config = composition.compose([*TEXT, f"algo.updates={UPDATES}", "evaluation.samples=1", "evaluation.pictures=0"])
     with tempfile.TemporaryDirectory() as folder:
-        run.run(config, Path(folder))
+        train.run(config, Path(folder))
         rows = run_folder.read_metrics(Path(folder) / run_folder.METRICS)
-        agent, _ = run.untrained(config, Path(folder))
+        agent = build.untrained(config, Path(folder)).agent
     updates = [row for row in rows if "loss" in row]
     kinds: dict[bool, list[float]] = {True: [], False: []}
     for last, row in itertools.pairwise(updates):

@@ -328,8 +328,8 @@ def arguments_table(kind: type, given: dict[str, Any]) -> str:
 def commands(id: str) -> str:
     """Return the commands that train on an environment, for each option that has it."""
     lines = []
-    for name in sorted(groups()["env"], key=lambda name: len(option("env", name)["ids"])):  # its own first
-        if id in option("env", name)["ids"].values():
+    for name in sorted(groups()["env"], key=lambda name: len(option("env", name)["gym_ids"])):  # its own first
+        if id in option("env", name)["gym_ids"].values():
             fit = (algo for algo, kind in algorithms() if getattr(kind, "learns", True) and takes(kind, name))
             algorithm = next(algo for algo in fit if short_name(name, algo) == algo)
             lines.append(f"maskgym run env={name} algo={algorithm}")
@@ -464,12 +464,12 @@ def algorithms() -> tuple[tuple[str, Any], ...]:
 
 def takes(agent: Any, env: str) -> bool:
     """Return whether an agent knows every task of an environment."""
-    return set(option("env", env)["ids"]) <= set(agent.tasks)
+    return set(option("env", env)["gym_ids"]) <= set(agent.tasks)
 
 
 def short_name(env: str, name: str) -> str:
     """Return what ``algo=`` takes for an agent in an environment."""
-    return {form: short for short, form in option("env", env).get("forms", {}).items()}.get(name, name)
+    return {form: short for short, form in option("env", env).get("algo_aliases", {}).items()}.get(name, name)
 
 
 def pairs() -> str:

@@ -153,6 +153,15 @@ class SampleVectorEnv(VectorEnv, ABC):
         return live
 
 
+def info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    """Extract the info of one sub-environment from batched infos, nested dictionaries included."""
+    return {
+        name: info_of(value, i) if isinstance(value, dict) else value[i]
+        for name, value in infos.items()
+        if not name.startswith("_") and infos[f"_{name}"][i]
+    }
+
+
 _Env = TypeVar("_Env", bound=SampleVectorEnv)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from maskgym.registry import Registry
 
 _registry = Registry("policy")
-register, make, names = _registry.register, _registry.make, _registry.names
+register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 
 def _language_model(path: str, **arguments: Any) -> Any:

@@ -39,7 +39,7 @@ from maskgym.rewards.transition import Click, Ranked, Transition, Unscored
 from maskgym.rewards.weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
 
 _registry = Registry("reward")
-register, names = _registry.register, _registry.names
+register, names, get = _registry.register, _registry.names, _registry.get
 
 
 def make(name: str, **kwargs: Any) -> Reward:
@@ -105,6 +105,7 @@ __all__ = [
     "Unscored",
     "WeightedSum",
     "format_answer",
+    "get",
     "make",
     "names",
     "parse",

@@ -25,15 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
 from maskgym import data
+from maskgym.agents.base import Agent
 from maskgym.chat.asker import to_png
+from maskgym.data import run_lengths
 from maskgym.data.published import PUBLISHED
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation import paper_tables, predictions, presets, scoring
+from maskgym.experiments.evaluation import evaluation, paper_tables, predictions, presets, scoring
+from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.evaluation.scoring import Scored
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
 SOURCE = "source.json"  # names the run that made the predictions in a folder
@@ -45,9 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
     of_run = (given.source / run_folder.CONFIG).is_file()
     if of_run and not (given.table or given.out):
-        from maskgym.experiments import run
-
-        print(json.dumps(run.scores(run.evaluate_again(given.source, given.changes)), indent=2))
+        print(json.dumps(evaluation.scores(evaluate_again(given.source, given.changes)), indent=2))
         return 0
     if not given.source.is_dir():
         raise UserError(f"{given.source}: no such folder: expected one of a run, or of predictions")
@@ -212,20 +215,31 @@ def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Pat
     """Write the predictions of a run's agent, and score them."""
     if not given.out:
         raise UserError("--table of a run: expected --out DIR too, for what it predicts")
-    from maskgym.experiments import run
-
-    _, agent, envs = run.trained(given.source, changes)
+    built = build.trained(given.source, changes)
+    envs = built.envs
     if task in envs:
         envs = {task: envs[task]}
     if len(envs) > 1:
         raise UserError(f"{given.source}: its environment has the tasks {', '.join(envs)}: expected --table of one")
     ((own, env),) = envs.items()
-    dataset = env.unwrapped.dataset
+    dataset = unwrap(env, SampleVectorEnv).dataset
     shown = getattr(dataset, "shown", dataset.task)
     task = task or (shown if shown in OF_SAMPLES else own)
     _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
-    predict(agent, env, folder, instances=task == "sis")
+    predict(built.agent, env, folder, instances=task == "sis")
     return _score_dataset(given, folder, dataset, task, preset)
+
+
+def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
+    """Evaluate the trained agent of a finished run on held-out samples, by task; arguments as of `build.trained`."""
+    built = build.trained(folder, changes)
+    samples = built.config["evaluation"]["samples"]
+    return {
+        task: evaluation.evaluate(
+            built.agent, env, evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, samples)
+        )
+        for task, env in built.envs.items()
+    }
 
 
 def _claim(folder: Path, source: Mapping[str, Any]) -> None:
@@ -238,7 +252,7 @@ def _claim(folder: Path, source: Mapping[str, Any]) -> None:
     run_folder.write_json(file, source)
 
 
-def predict(agent: Any, env: Any, folder: Path, instances: bool = False) -> None:
+def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False) -> None:
     """Write an agent's prediction for every sample of an environment; existing predictions are kept.
 
     Args:
@@ -247,25 +261,21 @@ def predict(agent: Any, env: Any, folder: Path, instances: bool = False) -> None
         folder: Output folder, in the format that `maskgym.experiments.evaluation.predictions` reads.
         instances: Whether to write instances instead of maps.
     """
-    from maskgym.experiments.evaluation import evaluation
-
-    base: Any = env.unwrapped
-    keys = _keys(base.dataset)
+    dataset = unwrap(env, SampleVectorEnv).dataset
+    keys = _keys(dataset)
     file = folder / predictions.INSTANCES
     there = _lines_so_far(file) if instances else set()
     left = [
         index
         for index, key in enumerate(keys)
-        if not (key in there if instances else all(path.exists() for path in _files(base.dataset, index, key, folder)))
+        if not (key in there if instances else all(path.exists() for path in _files(dataset, index, key, folder)))
     ]
     with tqdm(total=len(keys), initial=len(keys) - len(left), desc="predict", unit="sample", disable=None) as bar:
         for index, (transition, _) in zip(left, evaluation.episodes(agent, env, left), strict=True):
             if instances:
                 _append(file, keys[index], transition.masks[0])
             else:
-                for path, levels in zip(
-                    _files(base.dataset, index, keys[index], folder), _maps(transition), strict=True
-                ):
+                for path, levels in zip(_files(dataset, index, keys[index], folder), _maps(transition), strict=True):
                     run_folder.write(path, to_png(levels))
             bar.update()
 
@@ -292,11 +302,9 @@ def _maps(transition: Any) -> Iterator[np.ndarray]:
 
 def _append(file: Path, key: str, masks: np.ndarray) -> None:
     """Append one line of instances to a file."""
-    from maskgym.experiments.evaluation.mask_evaluation import encode_masks
-
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"key": key, "masks": json.loads(encode_masks(list(masks)))}) + "\n")
+        stream.write(json.dumps({"key": key, "masks": [run_lengths.encode(mask > 0.5) for mask in masks]}) + "\n")
 
 
 def _lines_so_far(file: Path) -> set[str]:

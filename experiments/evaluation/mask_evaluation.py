@@ -9,8 +9,8 @@ from gymnasium.vector import VectorEnv
 
 from maskgym.aliases import JsonObject
 from maskgym.data import Sample
-from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.base import unwrap
+from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.experiments.evaluation.rollout import Episode
 from maskgym.metrics import RankingScores, ReferringScores, SaliencyScores, mae, s_measure

@@ -19,55 +19,33 @@ Lines of tasks with needs have the key ``need``.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from gymnasium.vector import VectorEnv
+from PIL import Image
+from tqdm import tqdm
 
+from maskgym.agents.base import Agent
+from maskgym.aliases import Config, JsonObject
+from maskgym.data import SPLITS, Sample
 from maskgym.data.run_lengths import encode
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.errors import UserError
-from maskgym.experiments import run
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.evaluation import evaluation, rollout
+from maskgym.experiments.evaluation.rollout import Episode, Step
+from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
+if TYPE_CHECKING:
+    import datasets
+
 EPISODES, IMAGES = "episodes.jsonl", "images"
-PARTS = ("segmenter", "reward", "attention", "recalibration")  # components that the environments of a run share
-
-# A policy for one chunk of episodes: it maps the step and the observations to one action per episode.
-Chooser = Callable[[int, Any], Sequence[Any]]
-# A function from the start and the length of a chunk that was reset to its `Chooser`.
-Player = Callable[[int, int], Chooser]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of an episode: the action, the reward and the info."""
-
-    action: Any
-    reward: float
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode from its reset to its end.
-
-    Attributes:
-        index: Index of the sample.
-        observation: Initial observation.
-        prompts: Initial clicks of a click episode: (x, y) in pixels of the observed square, and the label.
-        steps: Steps in order, at least one.
-    """
-
-    index: int
-    observation: dict[str, Any]
-    prompts: tuple[tuple[float, float, int], ...]
-    steps: tuple[Step, ...]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,11 +81,6 @@ def export(folder: Path, out: Path, split: str | None = None, samples: int | Non
     Raises:
         UserError: If the folder holds no finished run, or an argument is invalid.
     """
-    from tqdm import tqdm
-
-    from maskgym.data import SPLITS
-    from maskgym.experiments.evaluation import evaluation
-
     config = composition.load(folder / run_folder.CONFIG)
     if not (folder / run_folder.RESULTS).exists():
         raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
@@ -123,14 +96,14 @@ def export(folder: Path, out: Path, split: str | None = None, samples: int | Non
     answers = _stored(folder, envs) if stored else {}
     plans = {}
     for task, env in envs.items():
-        indices = list(answers[task]) if stored else list(range(env.unwrapped.num_samples))
+        indices = list(answers[task]) if stored else list(range(unwrap(env, SampleVectorEnv).num_samples))
         plans[task] = [indices[place] for place in evaluation.held_out(len(indices), samples or len(indices))]
     with tqdm(total=sum(map(len, plans.values())), desc="export", unit="episode", disable=None) as bar:
         run_folder.write(out / EPISODES, b"".join(_lines(out, agent, envs, plans, answers, bar)))
     return bar.total
 
 
-def read(out: str | Path) -> Any:
+def read(out: str | Path) -> datasets.Dataset:
     """Load exported episodes as a `datasets.Dataset` with decodable ``images``; SFTTrainer trains on text episodes.
 
     Args:
@@ -149,53 +122,15 @@ def read(out: str | Path) -> Any:
     return rows.cast_column("images", datasets.List(datasets.Image()))
 
 
-def play(env: Any, indices: Sequence[int], begin: Player) -> Iterator[Episode]:
-    """Play each sample to the end of its episode.
-
-    Args:
-        env: Vector environment that resets by index, with ``autoreset_mode=DISABLED``.
-        indices: Indices of the samples.
-        begin: Player of each chunk.
-    """
-    from maskgym.experiments.evaluation.batches import chunks, filled, first_rows
-
-    for number, chunk in enumerate(chunks(indices, env.num_envs)):
-        wanted, count = filled(chunk, env.num_envs), len(chunk)
-        observations, _ = env.reset(options={"index": wanted})
-        shown, prompts = first_rows(observations, count), _prompts(env)
-        choose = begin(number * env.num_envs, count)
-        steps: list[list[Step]] = [[] for _ in chunk]
-        over = np.zeros(env.num_envs, bool)
-        for step in itertools.count():
-            actions = list(choose(step, observations))
-            padded = [*actions, *[actions[-1]] * (env.num_envs - count)]
-            observations, values, terminated, truncated, infos = env.step(padded)
-            for i in np.flatnonzero(~over[:count]):
-                steps[i].append(Step(actions[i], float(values[i]), _row(infos, i)))
-            done = terminated | truncated
-            over |= done
-            if over[:count].all():
-                break
-            if done.any():
-                # Finished episodes must be reset before the next step; their later results are ignored.
-                observations, _ = env.reset(options={"index": wanted, "reset_mask": done})
-        for i, index in enumerate(chunk):
-            yield Episode(index, shown[i], prompts[i], tuple(steps[i]))
-
-
-def _open(config: dict[str, Any], folder: Path, split: str, with_weights: bool) -> tuple[Any, dict[str, Any]]:
+def _open(config: Config, folder: Path, split: str, with_weights: bool) -> tuple[Agent, dict[str, VectorEnv]]:
     """Load the trained agent of a run, and its environments of a split by task."""
-    agent, training = run.untrained(config, folder)
-    base = next(iter(training.values())).unwrapped
-    parts = {name: getattr(base, name) for name in PARTS if getattr(base, name, None) is not None}
-    if with_weights or "recalibration" in parts:  # it labels clicks, and is trained with the policy
-        agent.load(folder / run_folder.POLICY)
-    # Some agents train in environments that reset themselves; environments of the random agent do not.
-    resting = {**config, "algo": {"name": "random"}}
-    return agent, {task: run.make_env(resting, task, split, parts) for task in training}
+    built = build.untrained(config, folder)
+    if with_weights or "recalibration" in built.parts:  # it labels clicks, and is trained with the policy
+        built.agent.load(folder / run_folder.POLICY)
+    return built.agent, {task: build.make_env(config, task, split, built.parts) for task in built.envs}
 
 
-def _stored(folder: Path, envs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+def _stored(folder: Path, envs: Mapping[str, VectorEnv]) -> dict[str, dict[int, str]]:
     """Read the stored answers after training, by task and index.
 
     Raises:
@@ -208,7 +143,7 @@ def _stored(folder: Path, envs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
         raise UserError(f"{file}: cannot be read: {error}") from error
     for row in rows:
         task, index = row["task"], row["index"]
-        dataset = envs[task].unwrapped.dataset
+        dataset = unwrap(envs[task], SampleVectorEnv).dataset
         if index >= len(dataset) or dataset[index].key != row["key"]:
             raise UserError(f"{file}: sample {index} of {task} is no longer '{row['key']}': the data has changed")
         found[task][index] = row["after"]["answer"]
@@ -217,72 +152,36 @@ def _stored(folder: Path, envs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
 
 def _lines(
     out: Path,
-    agent: Any,
-    envs: Mapping[str, Any],
+    agent: Agent,
+    envs: Mapping[str, VectorEnv],
     plans: Mapping[str, Sequence[int]],
     answers: Mapping[str, Mapping[int, str]],
-    bar: Any,
+    bar: tqdm,
 ) -> Iterator[bytes]:
     """Play the episodes; yield each as a line of JSON, and write its images."""
     for task, env in envs.items():
-        texts = [answers[task][index] for index in plans[task]] if answers else None
-        for episode in play(env, plans[task], _player(agent, env, texts)):
-            sample = env.unwrapped.dataset[episode.index]
+        dataset = unwrap(env, SampleVectorEnv).dataset
+        player = rollout.greedy(agent, env)
+        if answers:
+            player = rollout.replay(env, [answers[task][index] for index in plans[task]])
+        for episode in rollout.play(env, plans[task], player):
+            sample = dataset[episode.index]
             names = [f"{IMAGES}/{task}-{episode.index:05d}-{number}.png" for number in range(len(sample.images))]
             for name, image in zip(names, sample.images, strict=True):
                 _write_image(out / name, image)
-            row = {"key": sample.key, "task": task, "split": env.unwrapped.dataset.split, "images": names}
-            row["reward"] = sum(step.reward for step in episode.steps)
+            row = {"key": sample.key, "task": task, "split": dataset.split, "images": names}
+            row["reward"] = episode.reward
             yield f"{run_folder.to_json(row | _describe(env, episode, sample))}\n".encode()
             bar.update()
 
 
-def _player(agent: Any, env: Any, answers: Sequence[str] | None) -> Player:
-    """Build the player of stored answers if there are any, else of the agent, which may search."""
-    from maskgym.experiments.evaluation import evaluation, mask_evaluation
-    from maskgym.experiments.evaluation.batches import first_rows
-
-    base = env.unwrapped
-    if answers is not None:
-        if mask_evaluation.is_drawn(env):
-            return mask_evaluation.repeat(env, answers)
-        if not evaluation.is_clicked(env):
-            return lambda start, count: lambda step, observations: answers[start : start + count]
-        found = [_read_clicks(text, base.label_source) for text in answers]
-        return lambda start, count: lambda step, observations: [a[step] for a in found[start : start + count]]
-    if hasattr(agent, "search"):
-        return lambda start, count: _search(agent, env, count)
-    return lambda start, count: lambda step, observations: agent.act(first_rows(observations, count), greedy=True)
-
-
-def _search(agent: Any, env: Any, count: int) -> Chooser:
-    """Build a chooser from an agent's search from the current states."""
-    base = env.unwrapped
-    found = [
-        _actions(state.patches, state.labels[-base.horizon :], base.label_source) for state in agent.search(env)[:count]
-    ]
-    return lambda step, observations: [actions[step] for actions in found]
-
-
-def _read_clicks(text: str, label: str) -> list[Any]:
-    """Convert a text of clicks, such as ``27+ 30-``, to actions."""
-    words = text.split()
-    return _actions([int(word[:-1]) for word in words], [int(word[-1] == "+") for word in words], label)
-
-
-def _actions(patches: Sequence[int], labels: Sequence[int], label: str) -> list[Any]:
-    """Convert clicks to actions of an environment with this ``label``."""
-    return list(zip(patches, labels, strict=True)) if label == "policy" else list(patches)
-
-
-def _describe(env: Any, episode: Episode, sample: Any) -> dict[str, Any]:
+def _describe(env: VectorEnv, episode: Episode, sample: Sample) -> JsonObject:
     """Build the keys of an episode's line that depend on its kind of action."""
-    from maskgym.experiments.evaluation import evaluation, mask_evaluation
-
-    if mask_evaluation.is_drawn(env):
+    kind = unwrap(env, SampleVectorEnv).action_kind
+    if kind == "masks":
         return {"need": episode.observation["need"], "steps": [_drawn(step) for step in episode.steps]}
-    if evaluation.is_clicked(env):
-        return _describe_clicks(env.unwrapped, episode, sample.images[0].shape[1::-1])
+    if kind == "clicks":
+        return _describe_clicks(unwrap(env, PointPromptVectorEnv), episode, sample.images[0].shape[1::-1])
     (step,) = episode.steps
     content = [
         *({"type": "image"} for _ in sample.images),
@@ -296,7 +195,7 @@ def _describe(env: Any, episode: Episode, sample: Any) -> dict[str, Any]:
     }
 
 
-def _describe_clicks(base: Any, episode: Episode, size: Sequence[int]) -> dict[str, Any]:
+def _describe_clicks(base: PointPromptVectorEnv, episode: Episode, size: Sequence[int]) -> JsonObject:
     """Build the keys of a click episode's line, for an image of this (width, height)."""
     need = {"need": episode.steps[0].info["need"]} if "need" in episode.steps[0].info else {}
     prompts = [
@@ -305,7 +204,7 @@ def _describe_clicks(base: Any, episode: Episode, size: Sequence[int]) -> dict[s
     ]
     steps = [
         {
-            "patch": int(np.ravel(step.action)[0]),
+            "patch": rollout.patch_of(step),
             "point": [float(value) for value in step.info["point"]],
             "label": int(step.info["label"]),
             **_outcome(step),
@@ -315,11 +214,11 @@ def _describe_clicks(base: Any, episode: Episode, size: Sequence[int]) -> dict[s
     return {**need, "grid": base.grid, "prompts": prompts, "steps": steps}
 
 
-def _drawn(step: Step) -> dict[str, Any]:
-    return {"action": encode(step.action > 0.5), **_outcome(step)}
+def _drawn(step: Step) -> JsonObject:
+    return {"action": encode(np.asarray(step.action) > 0.5), **_outcome(step)}
 
 
-def _outcome(step: Step) -> dict[str, Any]:
+def _outcome(step: Step) -> JsonObject:
     """Build the reward, its terms, the IoU and the mask of a step with one mask."""
     return {
         "reward": step.reward,
@@ -329,28 +228,7 @@ def _outcome(step: Step) -> dict[str, Any]:
     }
 
 
-def _prompts(env: Any) -> list[tuple[tuple[float, float, int], ...]]:
-    """Return the initial clicks of each sub-environment's episode; none if the environment takes no clicks."""
-    if not hasattr(env.unwrapped, "get_state"):
-        return [()] * env.num_envs
-    return [
-        tuple((float(x), float(y), int(label)) for (x, y), label in zip(state.points, state.labels, strict=True))
-        for state in env.unwrapped.get_state()
-    ]
-
-
-def _row(infos: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Return the info of one sub-environment."""
-    return {
-        name: _row(value, i) if isinstance(value, dict) else value[i]
-        for name, value in infos.items()
-        if not name.startswith("_") and infos[f"_{name}"][i]
-    }
-
-
 def _write_image(file: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
     stream = BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     run_folder.write(file, stream.getvalue())

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskgym.errors import UserError
-from maskgym.experiments import run
-from maskgym.experiments.wiring import command, composition, run_folder
+from maskgym.experiments.wiring import build, command, composition, run_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +114,8 @@ def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) 
     import numpy as np
     from tqdm import tqdm
 
-    agent, envs = run.untrained(config, folder)
+    built = build.untrained(config, folder)
+    agent, envs = built.agent, built.envs
     if not hasattr(getattr(agent, "policy", None), "sample"):
         names = f"env={config['env']['name']} algo={config['algo']['name']}"
         raise UserError(f"{names}: expected an agent whose policy is a language model")

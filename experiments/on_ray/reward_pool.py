@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from maskgym.experiments import run
+from maskgym.experiments.wiring import build
 
 Scores = tuple[np.ndarray, dict[str, np.ndarray]]  # rewards and their named terms, float64 (B,) each
 Request = tuple[int, Sequence[int], Sequence[str]]  # task index, sample indices, answers
@@ -34,10 +34,10 @@ class Scorer:
         from maskgym.segmenters.phrases.mask_cache import MaskCache
 
         os.chdir(directory)
-        parts = run.make_parts(config)
+        parts = build.make_parts(config)
         self.cache = MaskCache(parts["segmenter"])
         parts["segmenter"] = self.cache
-        self.episodes = Episodes([run.make_env(config, task, "train", parts) for task in config["env"]["ids"]])
+        self.episodes = Episodes([build.make_env(config, task, "train", parts) for task in config["env"]["gym_ids"]])
         self._waiting: list[tuple[Request, asyncio.Future[Scores]]] = []
         self._busy = False
 

@@ -1,13 +1,12 @@
 """Runs on Ray: ``scale=ray`` trains one agent in several workers, each on a shard of every global batch.
 
-Every worker runs `maskgym.experiments.run.run` with the same config. Rank 0 evaluates and writes the run folder. All
-workers and the machine that runs the command must see this folder under the same path. Workers that die are restarted
+Every worker runs `maskgym.experiments.training.train.run` with the same config. Rank 0 evaluates and writes the run
+folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are restarted
 from the last checkpoint.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import os
@@ -25,8 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from maskgym.errors import UserError
-from maskgym.experiments import run as runs
 from maskgym.experiments.on_ray import reward_pool
+from maskgym.experiments.training import train as training
 from maskgym.experiments.wiring import run_folder
 
 STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # Ray's own output, which nothing reads
@@ -38,7 +37,7 @@ BARRIER_S = 24 * 3600  # timeout of collectives, since the other workers wait wh
 
 
 def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train on Ray, with the arguments and the result of `maskgym.experiments.run.run`.
+    """Train on Ray, with the arguments and the result of `maskgym.experiments.training.train.run`.
 
     Raises:
         UserError: If Ray is not installed, its cluster does not answer or lacks resources, or the config is invalid.
@@ -48,7 +47,7 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     if _starts_workers(config):
         with connected(config["scale"]["address"]):
             _check_resources(config)
-            return runs.run(config, folder, resume)
+            return training.run(config, folder, resume)
     with connected(config["scale"]["address"]), _storage(folder), _progress(config, folder):
         from ray.train import TrainingFailedError
 
@@ -102,7 +101,7 @@ def _work(settings: Mapping[str, Any]) -> None:
     config, folder = settings["config"], Path(settings["folder"])
     every, last = config["algo"].get("save_every", 1), config["algo"]["updates"]
     report = partial(_report, folder / run_folder.CHECKPOINTS, every, last)
-    runs.run(config, folder, settings["resume"], scorer, report)
+    training.run(config, folder, settings["resume"], scorer, report)
 
 
 def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping[str, float]) -> None:
@@ -149,7 +148,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("reward_actors", 0), ("max_failures", 0)):
         if scale[key] < least:
             raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
-    if scale["reward_actors"] and not _takes_scorer(agents.get(config["algo"]["name"])):
+    if scale["reward_actors"] and "scorer" not in agents.get(config["algo"]["name"]).takes:
         raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
     if config["algo"].get("fsdp") and config["evaluation"]["every"]:
         raise UserError("evaluation.every: with algo.fsdp the first worker has all weights at the end only")
@@ -159,11 +158,7 @@ def _starts_workers(config: Mapping[str, Any]) -> bool:
     """Check whether the agent starts its workers itself, as RLlib agents do."""
     from maskgym import agents
 
-    return getattr(agents.get(config["algo"]["name"]), "starts_workers", False)
-
-
-def _takes_scorer(agent: Any) -> bool:
-    return "scorer" in inspect.signature(agent.train).parameters
+    return agents.get(config["algo"]["name"]).starts_workers
 
 
 @contextmanager

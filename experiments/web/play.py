@@ -28,23 +28,24 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Text
+from gymnasium.vector import VectorEnv
 from PIL import Image
 
 from maskgym import agents
+from maskgym.aliases import Config
 from maskgym.chat.asker import data_url, to_png
 from maskgym.data import SPLITS, Sample
 from maskgym.data.run_lengths import decode_counts, encode, runs
 from maskgym.data.sample import CATEGORIES
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.envs.letterbox import fitted_size
 from maskgym.envs.rendering import PALETTE
 from maskgym.errors import UserError
-from maskgym.experiments import run
-from maskgym.experiments.evaluation import evaluation
-from maskgym.experiments.evaluation.batches import first_rows
-from maskgym.experiments.evaluation.trajectories import EPISODES, PARTS
+from maskgym.experiments.evaluation import rollout
+from maskgym.experiments.evaluation.rollout import first_rows
+from maskgym.experiments.evaluation.trajectories import EPISODES
 from maskgym.experiments.web import local_server as pages
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 from maskgym.rewards import parse, without_reasoning
 from maskgym.rewards.answers import TAGS
@@ -172,9 +173,8 @@ class Game:
         self, config: dict[str, Any], parts: Mapping[str, Any], journal: Journal, policy: Any = None, title: str = ""
     ) -> None:
         env = {**config["env"], "num_envs": 1, "render_mode": "rgb_array"}
-        # Some agents train in environments that restart by themselves; those of the random one never do.
-        self.config: dict[str, Any] = {**config, "env": env, "algo": {"name": "random"}}
-        self.tasks, self.journal = tuple(env["ids"]), journal
+        self.config: Config = {**config, "env": env}
+        self.tasks, self.journal = tuple(env["gym_ids"]), journal
         self._parts, self._policy, self._title = parts, policy, title
         self._envs: dict[tuple[str, str], Any] = {}
         self._sample = lru_cache(maxsize=16)(self._read)
@@ -311,7 +311,7 @@ class Game:
         return [{"who": who, "title": title, "note": note} for who, (title, note) in found.items()]
 
     def _reference_name(self, task: str) -> str | None:
-        return next((name for name in REFERENCES if task in getattr(agents.get(name), "tasks", ())), None)
+        return next((name for name in REFERENCES if task in agents.get(name).tasks), None)
 
     def _reference(self, task: str, env: Any) -> Any:
         name = self._reference_name(task)
@@ -340,7 +340,7 @@ class Game:
 
     def _env(self, task: str, split: str) -> Any:
         if (task, split) not in self._envs:
-            self._envs[task, split] = run.make_env(self.config, task, split, self._parts)
+            self._envs[task, split] = build.make_env(self.config, task, split, self._parts)
         return self._envs[task, split]
 
     def _read(self, task: str, split: str, index: int) -> Sample:
@@ -391,16 +391,15 @@ def open_game(settings: Sequence[str], folder: Path | None = None, out: Path | N
     Raises:
         UserError: If an argument cannot be used, or the run is not finished.
     """
-    policy, title, trained = None, "", {}
+    policy, title, parts = None, "", None
     if folder is None:
         config = composition.compose(settings)
         chosen = any(one.startswith("env.label_source=") for one in settings)
         if config["env"].get("label_source") == "srm" and not chosen:
             config["env"]["label_source"] = "policy"  # what would label clicks has learned nothing: the person does
     else:
-        config, policy, envs = run.trained(folder, settings)
-        base: Any = next(iter(envs.values())).unwrapped
-        trained = {name: getattr(base, name) for name in PARTS if getattr(base, name, None) is not None}
+        built = build.trained(folder, settings)
+        config, policy, parts = built.config, built.agent, built.parts
         title = f"{config['algo']['name']}, {folder.resolve().name}"
     if out is not None:
         try:
@@ -408,7 +407,7 @@ def open_game(settings: Sequence[str], folder: Path | None = None, out: Path | N
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
     journal = Journal(out or Path("runs", "play", f"{config['env']['name']}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    return Game(config, run.make_parts(config) | trained, journal, policy, title)
+    return Game(config, parts or build.make_parts(config), journal, policy, title)
 
 
 def make_app(game: Game, hosts: Sequence[str] = pages.LOCAL, token: str | None = None) -> pages.Starlette:
@@ -428,20 +427,9 @@ def make_app(game: Game, hosts: Sequence[str] = pages.LOCAL, token: str | None =
     )
 
 
-def kind_of(env: Any) -> str:
-    """Return the kind of actions: ``text``, ``clicks`` or ``masks``.
-
-    Raises:
-        UserError: If they are of another kind.
-    """
-    if evaluation.is_clicked(env):
-        return "clicks"
-    if evaluation.is_drawn(env):
-        return "masks"
-    space = env.unwrapped.single_action_space
-    if isinstance(space, Text):
-        return "text"
-    raise UserError(f"actions of {type(space).__name__}: expected an environment of texts, clicks or masks")
+def kind_of(env: VectorEnv) -> str:
+    """Return the kind of actions: ``text``, ``clicks`` or ``masks``."""
+    return unwrap(env, SampleVectorEnv).action_kind
 
 
 def repeating(actions: Sequence[Any]) -> Chooser:
@@ -450,18 +438,13 @@ def repeating(actions: Sequence[Any]) -> Chooser:
 
 
 def chooser(agent: Any, env: Any) -> Chooser:
-    """Build the greedy chooser of an agent; a searching agent searches at the start of the episode."""
-    if not hasattr(agent, "search"):
-        return lambda step, seen: agent.act(first_rows(seen, 1), greedy=True)[0]
-    base: Any = env.unwrapped
+    """Build the greedy chooser of an agent; a searching agent searches when the first action is asked for."""
 
     @cache
-    def found() -> list[Any]:
-        (state,) = agent.search(env)
-        labels = state.labels[-base.horizon :]
-        return list(zip(state.patches, labels, strict=True)) if base.label_source == "policy" else list(state.patches)
+    def begin() -> rollout.Chooser:
+        return agent.begin(env, 1)
 
-    return lambda step, seen: found()[step]
+    return lambda step, seen: begin()(step, seen)[0]
 
 
 def describe_text(text: str, env: Any) -> dict[str, Any]:

@@ -38,6 +38,6 @@ def status(
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+    except KeyboardInterrupt as stop:  # its argument, if any, says how to continue
+        print(": ".join([interrupted, *map(str, stop.args)]), file=sys.stderr)
         return 130

@@ -28,6 +28,11 @@ CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation"
 ROOT = "config"  # the root file, a list of choices
 # Keys and options that have another name now; the error for an old name tells the new one.
 RENAMED: dict[str, str] = {
+    "env.ids": "env.gym_ids",
+    "env.answers": "env.default_batch_size",
+    "env.parts": "env.default_parts",
+    "env.forms": "env.algo_aliases",
+    "algo.parts": "algo.default_parts",
     "env.repeats": "env.allow_repeated_clicks",
     "env.label": "env.label_source",
     "env.initial": "env.initial_prompts",
@@ -87,7 +92,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
         UserError: If an argument cannot be read, or names an unknown group, option or key (the message lists what
             there is), or its value is of another kind than the option's own.
     """
-    overrides = [parse(argument) for argument in _with_forms(arguments)]
+    overrides = [parse(argument) for argument in _with_aliases(arguments)]
     for override in overrides:
         _check_choice(override)
     try:
@@ -157,7 +162,7 @@ def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     asked, changed = compose([f"env={name}", *arguments]), deepcopy(config)
     for override in map(parse, arguments):
         *path, last = override.key_or_group.split(".")
-        _look_up(changed, path)[last] = _look_up(asked, [*path, last])
+        look_up(changed, path)[last] = look_up(asked, [*path, last])
     return changed
 
 
@@ -214,13 +219,13 @@ def _defaults(overrides: Sequence[Override]) -> Any:
     return OmegaConf.to_container(_chosen(overrides), resolve=True)
 
 
-def _with_forms(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``algo=X`` as the form that X has for the chosen environment or scale, if any."""
+def _with_aliases(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``algo=X`` as the agent that X means for the chosen environment or scale, if any."""
     named = dict(argument.partition("=")[::2] for argument in arguments)
-    forms: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     for group in ("env", "scale"):
-        forms |= option(group, named.get(group)).get("forms", {})
-    chosen = forms.get(named.get("algo", ""))
+        aliases |= option(group, named.get(group)).get("algo_aliases", {})
+    chosen = aliases.get(named.get("algo", ""))
     return [f"algo={chosen}" if chosen and argument.startswith("algo=") else argument for argument in arguments]
 
 
@@ -230,7 +235,7 @@ def _parts(overrides: Sequence[Override]) -> list[str]:
     wanted: dict[str, str] = {}
     for group in ("env", "algo"):
         if group in named:
-            wanted |= option(group, named[group]).get("parts", {})
+            wanted |= option(group, named[group]).get("default_parts", {})
     return [f"{group}={name}" for group, name in wanted.items() if group not in named]
 
 
@@ -273,7 +278,7 @@ def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
             continue
         path = override.key_or_group.split(".")
         try:
-            default, value = _look_up(defaults, path), _look_up(values, path)
+            default, value = look_up(defaults, path), look_up(values, path)
         except (KeyError, TypeError):
             continue  # added, and has no default
         kinds, expected = KINDS[NULLS.get(path[-1], str) if default is None else type(default)]
@@ -282,7 +287,8 @@ def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
             raise UserError(f"{override.key_or_group}={value}: expected {expected}{example}")
 
 
-def _look_up(values: Any, path: Sequence[str]) -> Any:
+def look_up(values: Any, path: Sequence[str]) -> Any:
+    """Return the value under nested names."""
     for name in path:
         values = values[name]
     return values

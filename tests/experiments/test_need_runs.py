@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgym.experiments import run
+from maskgym.experiments.evaluation import evaluate_command
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4", "algo.updates=0")
 REFERRING = {"miou", "oiou", "p@0.5", "p@0.9"}
@@ -49,7 +49,7 @@ def test_a_run_writes_every_file(finished, env, expected):
     with Image.open(folder / "samples" / pictures[0]) as picture:
         assert picture.width > 3 * 200
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
-    again = run.evaluate_again(folder)
+    again = evaluate_command.evaluate_again(folder)
     assert again[env].scores == results["after"]
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from maskgym import agents
 from maskgym.data.readers.folder import Folder
 from maskgym.experiments import run
+from maskgym.experiments.training import samples
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
@@ -31,9 +32,9 @@ DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "share
 def test_pictures_are_of_what_fell_and_rose_most():
     gains = [0.1, -0.3, 0.4, -0.1, 0.2]
     rows = [{"index": i, "before": {"reward": 0.5}, "after": {"reward": 0.5 + gain}} for i, gain in enumerate(gains)]
-    assert run._most_moved(rows, 4) == [1, 3, 2, 4]
-    assert run._most_moved(rows, 3) == [1, 3, 2]
-    assert run._most_moved(rows, 0) == [] and run._most_moved(rows, 9) == [1, 3, 0, 2, 4]
+    assert samples.most_moved(rows, 4) == [1, 3, 2, 4]
+    assert samples.most_moved(rows, 3) == [1, 3, 2]
+    assert samples.most_moved(rows, 0) == [] and samples.most_moved(rows, 9) == [1, 3, 0, 2, 4]
 
 
 @pytest.mark.parametrize("env", ["sod", "sis", "cosod", "saliency"])
@@ -415,7 +416,7 @@ def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, 
     from maskgym.experiments import cli
     from maskgym.policies.text.mllm import TINY
 
-    settings = ["algo.updates=2", "env.answers=4", "algo.isr_sft_steps=0", "algo.learning_rate=0.01"]
+    settings = ["algo.updates=2", "env.default_batch_size=4", "algo.isr_sft_steps=0", "algo.learning_rate=0.01"]
     policy = ["policy=qwen2_5_vl", f"policy.path={TINY}", "policy.lora_rank=2", "policy.dtype=float32"]
     assert maskgym_run("env=sis", "algo=cgpo", *SMALL, *settings, *policy, f"out={tmp_path}/run")[0] == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (TINY, tmp_path / "run/checkpoints/policy"))
@@ -428,7 +429,7 @@ def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, 
 
 
 def test_a_run_without_reasoning_imitates_the_answer_alone(maskgym_run, tmp_path):
-    settings = ["algo.updates=10", "env.answers=8", "algo.isr_period=10", "algo.isr_sft_steps=9"]
+    settings = ["algo.updates=10", "env.default_batch_size=8", "algo.isr_period=10", "algo.isr_sft_steps=9"]
     settings += ["algo.isr_learning_rate=0.003", "env.reasoning=false"]
     assert maskgym_run("env=sis", "algo=cgpo", *SMALL, *settings, f"out={tmp_path}/run")[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines()]
@@ -477,7 +478,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, tmp_path):
-    settings = ["algo.updates=4", "algo.save_every=1", "env.answers=4", "algo.isr_period=3", "algo.isr_sft_steps=1"]
+    settings = ["algo.updates=4", "algo.save_every=1", "env.default_batch_size=4", "algo.isr_period=3", "algo.isr_sft_steps=1"]
     given = ["env=sis", "algo=cgpo", *SMALL, *settings]
     assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
     killed = tmp_path / "killed"

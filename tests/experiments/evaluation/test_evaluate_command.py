@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from maskgym import data
 from maskgym.experiments import cli, run
 from maskgym.experiments.evaluation import evaluate_command
+from maskgym.experiments.wiring import build
 from maskgym.metrics import SaliencyScores
 
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[4] / "shared" / "data")
@@ -196,7 +197,8 @@ def test_what_an_agent_predicts_is_written_and_scored(evaluate, trained, tmp_pat
 
 
 def test_an_agent_is_not_asked_again_for_what_is_there(trained, tmp_path):
-    _, agent, envs = run.trained(trained("sis", "env=sis", "algo=random"))
+    built = build.trained(trained("sis", "env=sis", "algo=random"))
+    agent, envs = built.agent, built.envs
     env, asked = envs["sis"], []
     original = agent.act
     agent.act = lambda observations, greedy: asked.append(len(observations)) or original(observations, greedy=greedy)

@@ -121,18 +121,6 @@ def test_held_out_samples_are_spread_evenly(size, samples, expected):
     assert evaluation.held_out(size, samples) == expected
 
 
-def test_bootstrap_interval():
-    assert evaluation.bootstrap_interval([0.3] * 9) == pytest.approx((0.3, 0.3))
-    values = np.random.default_rng(1).normal(2, 1, 400)
-    low, high = evaluation.bootstrap_interval(values)
-    # The central limit: the mean ± 1.96 standard errors of 0.05.
-    assert low == pytest.approx(values.mean() - 0.098, abs=0.02)
-    assert high == pytest.approx(values.mean() + 0.098, abs=0.02)
-    narrow = evaluation.bootstrap_interval(values, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
-    assert evaluation.bootstrap_interval(values) == (low, high)
-
-
 def test_compare_puts_both_sides_beside_each_other():
     before = evaluation.evaluate(Fixed(say("top"), "", ""), environment(), [0])
     after = evaluation.evaluate(Fixed(say("left"), "", ""), environment(), [0])

@@ -12,9 +12,8 @@ from PIL import Image
 
 from maskgym.agents.text.advantages import advantages_by_algorithm, share_within_prompts
 from maskgym.agents.text.response_types import TYPES, confidence, mean_by_type, rank_normalized, response_types, shares
-from maskgym.experiments import run
 from maskgym.experiments.grids import response_study
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import build, composition
 from maskgym.policies.text.mllm import LanguagePolicy
 
 FEW = ("--responses", "16", "--group-size", "4", "env.num_envs=6")  # narrower than the answers, and no divisor of them
@@ -69,7 +68,7 @@ def test_reward_and_confidence_are_of_the_sampled_answer(call, monkeypatch, tmp_
     monkeypatch.setattr(LanguagePolicy, "sample", look)
     found = call("env=sod")
     assert found["confidence"] == [sure for _, _, sure in seen]
-    _, envs = run.untrained(composition.compose(["env=sod", "env.num_envs=1"]), tmp_path)
+    envs = build.untrained(composition.compose(["env=sod", "env.num_envs=1"]), tmp_path).envs
     for (observation, answer, _), key, reward in zip(seen, found["key"], found["reward"], strict=True):
         shown, _ = envs["sod"].reset(options={"index": int(key.rpartition("-")[2])})
         np.testing.assert_array_equal(observation["image"], shown["image"][0])

@@ -16,7 +16,7 @@ from maskgym.agents.text.language import Episodes
 from maskgym.experiments import run
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.on_ray import workers as ray_run
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import build, composition
 from maskgym.experiments.wiring.run_folder import read_metrics
 
 ray = pytest.importorskip("ray")
@@ -44,8 +44,8 @@ def requests():
 
 
 def test_scores_are_those_of_the_environments_and_masks_are_found_again(config, scorer):
-    parts = run.make_parts(config)
-    episodes = Episodes([run.make_env(config, task, "train", parts) for task in config["env"]["ids"]])
+    parts = build.make_parts(config)
+    episodes = Episodes([build.make_env(config, task, "train", parts) for task in config["env"]["gym_ids"]])
     for round_ in range(2):
         before = scorer.cache.misses
         for (values, terms), request in zip(scorer.score_all(requests()), requests(), strict=True):

@@ -28,6 +28,7 @@ from maskgym.experiments.evaluation import evaluation
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 from maskgym.experiments.web import play
+from maskgym.experiments.wiring import build
 
 HOSTILE = '<img src=x onerror="document.title=1"> & </script><script>document.title="2"</script>'
 GOOD = "<think>A ring above two discs.</think><answer><ins>a blue ring at top center</ins></answer>"
@@ -124,7 +125,8 @@ OTHERS = ("reference", "policy")
 def test_the_oracle_and_the_trained_policy_play_the_same_sample(clicks, trained):
     found = {who: clicks.against(at(clicks, index=5, who=who)) for who in OTHERS}
     assert all(len(one["steps"]) == 3 and one["ended"] == "truncated" for one in found.values())
-    _, agent, envs = run.trained(trained)
+    built = build.trained(trained)
+    agent, envs = built.agent, built.envs
     ((_, expected),) = evaluation.episodes(agent, envs["point_prompt"], [5])
     assert expected["reward"] == found["policy"]["reward"] and expected["iou"] == found["policy"]["steps"][-1]["iou"]
     assert found["reference"]["steps"][-1]["iou"] > expected["iou"]

@@ -19,9 +19,9 @@ from maskgym.policies.text.mllm import LanguagePolicy
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
 READ_BY_THE_RUN = {
-    "algo": {"updates", "rationales", "parts"},
+    "algo": {"updates", "rationales", "default_parts"},
     "data": {"rationales"},
-    "env": {"ids", "answers", "parts", "forms", "task", "recalibration", "attention"},
+    "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"},
 }
 
 
@@ -29,7 +29,7 @@ READ_BY_THE_RUN = {
 def test_every_environment_composes_with_every_algorithm(env):
     for algo, source in zip(GROUPS["algo"], itertools.cycle(GROUPS["data"]), strict=False):
         config = composition.compose([f"env={env}", f"algo={algo}", f"data={source}"])
-        form = config["env"].get("forms", {}).get(algo, algo)
+        form = config["env"].get("algo_aliases", {}).get(algo, algo)
         assert (config["env"]["name"], config["algo"]["name"], config["data"]["name"]) == (env, form, source)
         assert set(config) == set(composition.root_keys())
 
@@ -65,7 +65,7 @@ def _reward(option):
 def test_every_key_of_an_environment_is_an_argument_of_it(option):
     settings = composition.compose([f"env={option}"])["env"]
     accepted = set()
-    for name in settings["ids"].values():
+    for name in settings["gym_ids"].values():
         kind = load_env_creator(gym.spec(name).vector_entry_point)
         accepted |= {name for owner in kind.__mro__ for name in inspect.signature(owner.__init__).parameters}
     assert set(settings) - {"name"} - READ_BY_THE_RUN["env"] <= accepted

@@ -1,0 +1,89 @@
+"""Statistics over runs: bootstrap intervals of means, interquartile means, and probabilities of improvement.
+
+Scores of one method are a float64 array (N seeds, T tasks), or (N, T, P points) along a curve. Intervals are percentile
+bootstraps at 95 % from 2,000 resamples with a fixed seed.
+
+References:
+    Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021, section 4:
+    stratified bootstrap, interquartile mean and probability of improvement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap, trim_mean
+
+RESAMPLES = 2000
+LEVEL = 0.95  # share of the resampled estimates inside an interval
+Interval = tuple[float, float, float]  # estimate, lower bound and upper bound
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Compute the percentile bootstrap interval of the mean of some values, with a fixed seed.
+
+    Args:
+        values: Values, at least one; the interval of a single value has zero width.
+        level: Share of the resampled means inside the interval.
+        resamples: Number of resamples with replacement.
+    """
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    settings = {"n_resamples": resamples, "confidence_level": level, "method": "percentile"}
+    low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), **settings).confidence_interval
+    return float(low), float(high)
+
+
+def interquartile_mean(scores: np.ndarray) -> Interval:
+    """Estimate the interquartile mean of scores (N, T): their mean without the lowest and the highest quarter.
+
+    All N·T scores are sorted together, and ⌊N·T / 4⌋ are dropped at each end.
+    """
+    middle, (low, high) = interquartile_curve(scores[..., None])
+    return float(middle[0]), float(low[0]), float(high[0])
+
+
+def interquartile_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate interquartile means (P,) along curves (N, T, P), and their pointwise intervals (2, P)."""
+    drawn = _resampled(scores, np.random.default_rng(0))
+    return _trimmed(scores[None])[0], _bounds(_trimmed(drawn))
+
+
+def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> Interval:
+    """Estimate the probability that a run of the first method beats a run of the second on the same task.
+
+    This is the share of pairs of runs in which the first has the higher score, averaged over tasks; a tie counts half.
+    The two methods are resampled independently.
+
+    Args:
+        first: Scores (N, T) of the first method, higher is better.
+        second: Scores (M, T) of the second method on the same tasks.
+    """
+    rng = np.random.default_rng(0)
+    low, high = _bounds(_improvement(_resampled(first, rng), _resampled(second, rng)))
+    return float(_improvement(first[None], second[None])[0]), float(low), float(high)
+
+
+def _resampled(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the seeds of each task with replacement (B, N, T, …): the stratified bootstrap, whose strata are tasks."""
+    seeds, tasks = scores.shape[:2]
+    return scores[rng.integers(seeds, size=(RESAMPLES, seeds, tasks)), np.arange(tasks)]
+
+
+def _trimmed(drawn: np.ndarray) -> np.ndarray:
+    """Compute the interquartile means (B, P) of resamples (B, N, T, P)."""
+    return trim_mean(drawn.reshape(len(drawn), -1, drawn.shape[-1]), 0.25, axis=1)
+
+
+def _improvement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Compute the probabilities of improvement (B,) of resamples (B, N, T) over resamples (B, M, T)."""
+    gains = first[:, :, None] - second[:, None]  # (B, N, M, T)
+    return ((gains > 0) + 0.5 * (gains == 0)).mean(axis=(1, 2, 3))
+
+
+def _bounds(estimates: np.ndarray) -> np.ndarray:
+    """Compute the percentile interval (2, …) of resampled estimates (B, …)."""
+    return np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

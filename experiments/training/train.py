@@ -1,0 +1,193 @@
+"""One training run: evaluate, train, evaluate again, and write the run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maskgym.aliases import Config, JsonObject
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.errors import UserError
+from maskgym.experiments.wiring import build, composition, run_folder
+from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from maskgym.agents.base import Scorer
+    from maskgym.experiments.evaluation.evaluation import Evaluation
+    from maskgym.experiments.training.loggers import Logger
+
+FINITE = ("loss", "reward", "grad_norm")  # logged names that must be finite
+OnUpdate = Callable[[int, Mapping[str, float]], None]
+
+
+def run(
+    config: Config,
+    folder: Path,
+    resume: bool = False,
+    scorer: Scorer | None = None,
+    report: OnUpdate = lambda step, values: None,
+) -> JsonObject:
+    """Train, evaluate before and after, and write the run folder; of several workers only rank 0 evaluates and writes.
+
+    Args:
+        config: Config from `composition.compose`.
+        folder: An existing folder.
+        resume: Whether to continue the run in the folder.
+        scorer: Scorer of answers in text during training that replaces the environments, such as
+            `maskgym.experiments.on_ray.reward_pool.RewardPool`.
+        report: Receiver of each update's number and scalars, called in every worker.
+
+    Returns:
+        The content of ``results.json``; empty except on rank 0.
+
+    Raises:
+        UserError: If the config is invalid.
+    """
+    from maskgym.agents.common import parallel
+    from maskgym.experiments.report import report as pages
+    from maskgym.experiments.training import loggers
+
+    keep_freed_memory()
+    seed_everything(config["seed"])
+    training = TrainingRun(config, folder, resume, scorer, report)
+    if parallel.rank():
+        training.fit(report)
+        return {}
+    training.open()
+    with loggers.open_logger(config, folder, versions()) as logger:
+        results = training.finish(logger)
+    run_folder.write_json(folder / run_folder.RESULTS, results)
+    pages.write(folder)
+    return results
+
+
+class TrainingRun:
+    """State of one run in one process.
+
+    The arguments are those of `run`.
+    """
+
+    def __init__(self, config: Config, folder: Path, resume: bool, scorer: Scorer | None, report: OnUpdate) -> None:
+        self.config, self.folder, self.resume, self.report = config, folder, resume, report
+        self.updates: int = config["algo"]["updates"]
+        self.parts = build.make_parts(config)
+        self.train_envs = build.make_train_envs(config, self.parts)
+        supervised = build.make_supervised(config, self.train_envs, self.parts)
+        self.more = {} if supervised is None else {"supervised": supervised}
+        self.more |= {} if scorer is None else {"scorer": scorer}
+        self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
+
+    def open(self) -> None:
+        """Make the held-out environments and start the files of the run folder; rank 0 only."""
+        from maskgym.experiments.evaluation import evaluation
+
+        self.test_envs = {
+            task: build.make_held_out_env(self.config, task, self.parts) for task in self.config["env"]["gym_ids"]
+        }
+        run_folder.write(self.folder / run_folder.CONFIG, composition.dump(self.config))
+        self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
+        samples = self.config["evaluation"]["samples"]
+        self.indices = {
+            task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, samples)
+            for task, env in self.test_envs.items()
+        }
+
+    def finish(self, logger: Logger) -> JsonObject:
+        """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
+        from maskgym.experiments.evaluation.evaluation import scores
+        from maskgym.experiments.training import samples
+
+        self.logger = logger
+        before = self.evaluate_before()
+        if self.updates:
+            self.train()
+        self.agent.save(self.folder / run_folder.POLICY)
+        after = self.evaluate("after", self.updates) if self.updates else before
+        samples.write(self.folder, self.test_envs, self.indices, before, after, self.config["evaluation"]["pictures"])
+        logger.show(self.folder)
+        splits = {unwrap(env, SampleVectorEnv).dataset.split for env in self.test_envs.values()}
+        return {
+            "env": self.config["env"]["name"],
+            "algo": self.config["algo"]["name"],
+            "seed": self.config["seed"],
+            "device": device_name(),
+            "wall_s": round(self.metrics.wall_s, 1),
+            "steps": self.updates,
+            "split": ", ".join(sorted(splits)),
+            "before": scores(before),
+            "after": scores(after),
+            "versions": versions(),
+        }
+
+    def evaluate_before(self) -> dict[str, Evaluation]:
+        """Evaluate before training; a resumed run reads what it stored."""
+        from maskgym.experiments.evaluation.evaluation import Evaluation
+
+        file = self.folder / run_folder.BEFORE
+        if self.resume and file.exists():
+            return {task: Evaluation(**values) for task, values in run_folder.read_json(file).items()}
+        before = self.evaluate("before", 0)
+        run_folder.write_json(file, {task: asdict(found) for task, found in before.items()})
+        return before
+
+    def evaluate(self, label: str, step: int) -> dict[str, Evaluation]:
+        """Evaluate every task and log its scores."""
+        from maskgym.experiments.evaluation import evaluation
+
+        found = {
+            task: evaluation.evaluate(self.agent, env, self.indices[task], f"{label}, {task}")
+            for task, env in self.test_envs.items()
+        }
+        self.log(step, {f"held_out/{name}": value for name, value in evaluation.scores(found).items()})
+        return found
+
+    def train(self) -> None:
+        """Train with a progress bar, a log and evaluations in between."""
+        from tqdm import tqdm
+
+        name = f"{self.config['env']['name']} {self.config['algo']['name']}"
+        every = self.config["evaluation"]["every"] or self.updates
+        with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
+
+            def on_log(step: int, values: Mapping[str, float]) -> None:
+                self.log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
+                check_finite(step, values, self.folder)
+                self.report(step, values)
+                _advance(bar, step, values)
+                if step % every == 0 and step < self.updates:
+                    self.evaluate(f"after {step}", step)
+
+            self.fit(on_log)
+
+    def fit(self, on_log: OnUpdate) -> None:
+        """Train the agent."""
+        if self.updates:
+            envs: Sequence = list(self.train_envs.values())
+            self.agent.train(envs, self.updates, on_log, resume=self.resume, **self.more)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars to ``metrics.csv`` and to the logger."""
+        self.metrics.add(step, values)
+        self.logger.log(step, values)
+
+
+def _advance(bar: tqdm, step: int, values: Mapping[str, float]) -> None:
+    bar.update(step - bar.n)
+    bar.set_postfix({"reward": f"{values['reward']:.3f}"} if "reward" in values else {})
+
+
+def check_finite(step: int, values: Mapping[str, float], folder: Path) -> None:
+    """Stop a diverged training before it writes a checkpoint.
+
+    Raises:
+        UserError: If a loss, the reward or the gradient norm is not finite.
+    """
+    for name, value in values.items():
+        if name.rpartition("/")[2] in FINITE and not math.isfinite(value):
+            kept = folder / run_folder.CHECKPOINTS
+            raise UserError(f"update {step}: {name} is {value}: stopped; the last good checkpoint is in {kept}")

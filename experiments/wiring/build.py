@@ -1,0 +1,336 @@
+"""Build the components of a run from its config: segmenter, reward, environments, policy and agent."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from maskgym.aliases import Config, Settings
+from maskgym.errors import UserError
+from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.process import seed_everything, silence_transformers
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from maskgym.agents.base import Agent
+
+# Keys of a config group that are no arguments of its component.
+ALGO_KEYS = ("updates", "rationales", "default_parts")
+ENV_KEYS = ("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention")
+HELD_OUT = ("test", "validation")
+LEAST = {  # least value of each whole number
+    "seed": 0,
+    "evaluation.samples": 1,
+    "evaluation.pictures": 0,
+    "algo.updates": 0,
+    "env.num_envs": 1,
+    "train_samples": 1,
+    "evaluation.every": 1,
+}
+OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class Built:
+    """An agent with its environments.
+
+    Attributes:
+        config: Config that they were built from.
+        parts: Components that the environments share, by the name of their argument.
+        agent: The agent.
+        envs: Vector environments by task.
+    """
+
+    config: Config
+    parts: dict[str, object]
+    agent: Agent
+    envs: dict[str, VectorEnv]
+
+
+def check(config: Config) -> None:
+    """Check numbers, and that the algorithm supports the environment.
+
+    Raises:
+        UserError: If a number is out of range, or the algorithm does not support the environment or the scale.
+    """
+    for key, least in LEAST.items():
+        value = composition.look_up(config, key.split("."))
+        if value is None and key in OPTIONAL:
+            continue
+        if type(value) is not int or value < least:
+            raise UserError(f"{key}={value}: expected a whole number, at least {least}")
+    if config["evaluation"]["split"] not in HELD_OUT:
+        raise UserError(f"evaluation.split={config['evaluation']['split']}: expected one of {', '.join(HELD_OUT)}")
+    env, algo, scale = config["env"]["name"], config["algo"]["name"], config["scale"]["name"]
+    if not _supports(config, algo):
+        where = f"env={env}" + f" scale={scale}" * (scale != "local")
+        offer = ", ".join(_supporting(config)) or "no agent"
+        raise UserError(f"env={env} algo={algo}: not a pair: {where} takes {offer}")
+
+
+def _supports(config: Config, name: str) -> bool:
+    """Check whether an agent supports the tasks and the scale of a config; it is imported for this."""
+    from maskgym import agents
+
+    agent = agents.get(name)
+    return set(config["env"]["gym_ids"]) <= set(agent.tasks) and config["scale"]["name"] in agent.scales
+
+
+def _supporting(config: Config) -> list[str]:
+    """List the installed agents that support the tasks and the scale of a config."""
+    from maskgym import agents
+
+    found = []
+    for name in agents.names():
+        with suppress(UserError):  # a library of the agent is not installed
+            found += [name] * _supports(config, name)
+    return found
+
+
+def make_parts(config: Config) -> dict[str, object]:
+    """Make the components that environments share: segmenter, reward, attention, recalibration module."""
+    from maskgym import rewards, segmenters
+
+    env = config["env"]
+    segmenter = _make("segmenter", config["segmenter"], segmenters.get, segmenters.make)
+    parts = {"segmenter": segmenter, "reward": _make("reward", config["reward"], rewards.get, rewards.make)}
+    if env.get("text") is not None:
+        parts["attention"] = _make(
+            "env.attention", env["attention"], segmenters.get_attention, segmenters.make_attention
+        )
+    if env.get("label_source") == "srm":
+        if env["recalibration"]["branch"] == "explicit" and env["text"] is None:
+            raise UserError("env.recalibration.branch=explicit: attends to a text: expected env.text=… too")
+        from maskgym.policies.clicks.recalibration import SemanticRecalibration
+        from maskgym.segmenters.points.promptable import PromptableSegmenter
+
+        parts["recalibration"] = _make(
+            "env.recalibration",
+            {"name": "srm", **env["recalibration"]},
+            lambda name: SemanticRecalibration,
+            lambda name, **settings: SemanticRecalibration(**settings),
+            in_channels=segmenter.embedding_shape[0] if isinstance(segmenter, PromptableSegmenter) else 0,
+            seed=config["seed"],
+        )
+    return parts
+
+
+def make_env(
+    config: Config, task: str, split: str, parts: Mapping[str, object], data_name: str = "", autoreset: bool = False
+) -> VectorEnv:
+    """Make the vector environment of a task and a split; it resets by index.
+
+    Args:
+        config: Config of the run.
+        task: A key of ``env.gym_ids``.
+        split: ``train``, ``validation`` or ``test``.
+        parts: Components from `make_parts`.
+        data_name: Name of another data set than the config's, with its default settings.
+        autoreset: Whether the environment restarts episodes as the agent requires; else it never does.
+
+    Raises:
+        UserError: If the data cannot be read, the split is empty, or a setting is unknown or out of range.
+    """
+    import gymnasium as gym
+    from gymnasium.envs.registration import load_env_creator
+    from gymnasium.vector import AutoresetMode
+
+    from maskgym import agents
+
+    gym_id = config["env"]["gym_ids"][task]
+    creator = gym.spec(gym_id).vector_entry_point
+    kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    return _make(
+        "env",
+        {key: value for key, value in config["env"].items() if key not in ENV_KEYS},
+        lambda name: kind,
+        lambda name, **arguments: gym.make_vec(gym_id, **arguments),
+        dataset=_make_dataset(config, task, split, data_name),
+        autoreset_mode=agents.get(config["algo"]["name"]).autoreset_mode if autoreset else AutoresetMode.DISABLED,
+        **{name: part for name, part in parts.items() if name in kind.takes},
+    )
+
+
+def _make_dataset(config: Config, task: str, split: str, data_name: str):
+    from maskgym import data
+
+    group = {"group_size": config["env"]["group_size"]} if task == "cosod" else {}
+    source = {"name": data_name} if data_name else dict(config["data"])
+    rationales = source.pop("rationales", None)
+    shown = config["env"].get("task", task)
+    dataset = _make("data", source, data.get, data.make, task=shown, split=split, **group)
+    if rationales is not None and split == "train":
+        dataset = data.WithRationales(dataset, rationales)
+    if not len(dataset):
+        raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
+    if split == "train" and config["train_samples"] is not None and not data_name:
+        dataset = data.few_shot(dataset, config["train_samples"], config["seed"])
+    return dataset
+
+
+def make_train_envs(config: Config, parts: Mapping[str, object]) -> dict[str, VectorEnv]:
+    """Make the training environments by task, with the autoreset mode that the agent requires."""
+    return {task: make_env(config, task, "train", parts, autoreset=True) for task in config["env"]["gym_ids"]}
+
+
+def make_worker_env(config: Config, directory: str, num_envs: int) -> VectorEnv:
+    """Make the training environment of a run with one task, in another process, with components of its own.
+
+    Args:
+        config: Config of the run.
+        directory: Working directory of the command, which paths in the config are relative to.
+        num_envs: Number of sub-environments.
+    """
+    os.chdir(directory)
+    config = {**config, "env": {**config["env"], "num_envs": num_envs}}
+    return next(iter(make_train_envs(config, make_parts(config)).values()))
+
+
+def make_held_out_env(config: Config, task: str, parts: Mapping[str, object]) -> VectorEnv:
+    """Make the environment of held-out samples: of validation if a small data set has no test samples.
+
+    Folders without lists split by a hash, so a dozen samples may leave a split empty. The train split was read before
+    with the same arguments, so a failure here is the split's.
+    """
+    try:
+        return make_env(config, task, config["evaluation"]["split"], parts)
+    except UserError:
+        if config["evaluation"]["split"] == "validation":
+            raise
+        env = make_env(config, task, "validation", parts)
+        print(f"{task}: the data has no test split: held-out samples are those of validation")
+        return env
+
+
+def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Mapping[str, object]) -> Agent:
+    """Make the agent with its policy, for the spaces of an environment.
+
+    Raises:
+        UserError: If the policy does not suit the environment or the agent.
+    """
+    from maskgym import agents, policies
+
+    silence_transformers()
+    policy = _make("policy", config["policy"], policies.get, policies.make)
+    if not set(config["env"]["gym_ids"]) <= set(policy.tasks):
+        raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")
+    kind = agents.get(config["algo"]["name"])
+    if config["policy"]["name"] == "none" and kind.learns:
+        raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
+    given: dict[str, object] = {"output": folder / run_folder.CHECKPOINTS}
+    if "segmenter" in kind.takes:
+        given["segmenter"] = parts["segmenter"]
+    if "make_env" in kind.takes:
+        given["make_env"] = partial(make_worker_env, config, os.getcwd())
+        given |= {name: config["scale"][name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
+    settings = {key: value for key, value in config["algo"].items() if key not in ALGO_KEYS}
+    return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
+
+
+def make_supervised(
+    config: Config, envs: Mapping[str, VectorEnv], parts: Mapping[str, object]
+) -> list[VectorEnv] | None:
+    """Make the environments whose rationales supervised steps imitate; None for the training environments.
+
+    Photographs carry no rationales: with ``algo.rationales=auto``, those of scenes replace them.
+    """
+    from maskgym.envs.base import SampleVectorEnv, unwrap
+
+    choice = config["algo"].get("rationales")
+    if choice is None:  # nothing is supervised
+        return None
+    if choice not in ("auto", "own", "scenes"):
+        raise UserError(f"algo.rationales={choice}: expected auto, own or scenes")
+    has_own = all(unwrap(env, SampleVectorEnv).dataset[0].rationale is not None for env in envs.values())
+    if choice == "own" or (choice == "auto" and has_own):
+        return None
+    print("rationales to imitate: those of scenes", *([] if has_own else ["(the data has none)"]))
+    return [make_env(config, task, "train", parts, "scenes") for task in envs]
+
+
+def trained(folder: Path, changes: list[str] | tuple[str, ...] = ()) -> Built:
+    """Build the trained agent of a finished run, with its environments of held-out samples.
+
+    Args:
+        folder: Folder of the run.
+        changes: ``key=value`` settings that differ from the run, such as ``env.horizon=20``. ``algo=random`` lets
+            another agent act beside the modules that the run trained.
+
+    Raises:
+        UserError: If the folder holds no finished run, or a change is invalid.
+    """
+    own = composition.load(folder / run_folder.CONFIG)
+    if not (folder / run_folder.RESULTS).exists():
+        raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
+    config = composition.change(own, changes)
+    seed_everything(config["seed"])
+    parts = make_parts(config)
+    envs = {task: make_held_out_env(config, task, parts) for task in config["env"]["gym_ids"]}
+    first = next(iter(envs.values()))
+    agent = make_agent(config | {"algo": own["algo"]}, folder, first, parts)
+    agent.load(folder / run_folder.POLICY)
+    if config["algo"] != own["algo"]:
+        check(config)
+        agent = make_agent(config, folder, first, parts)
+    return Built(config, parts, agent, envs)
+
+
+def untrained(config: Config, folder: Path) -> Built:
+    """Build the agent of a config before training, with its training environments.
+
+    Args:
+        config: Config from `composition.compose`.
+        folder: Folder for the agent's output.
+
+    Raises:
+        UserError: If the config is invalid.
+    """
+    check(config)
+    seed_everything(config["seed"])
+    parts = make_parts(config)
+    envs = make_train_envs(config, parts)
+    return Built(config, parts, make_agent(config, folder, next(iter(envs.values())), parts), envs)
+
+
+def _make(
+    group: str,
+    settings: Settings,
+    target: Callable[[str], Callable[..., _Part]],
+    make: Callable[..., _Part],
+    **given: object,
+) -> _Part:
+    """Make the component that a config group names.
+
+    Args:
+        group: Name of the group, for errors.
+        settings: Settings of the group, ``name`` among them.
+        target: Function from a name to the class or function whose arguments the settings are.
+        make: Function from a name and arguments to the component.
+        **given: Arguments that the run sets.
+
+    Raises:
+        UserError: If the component does not take a setting, or refuses its value.
+    """
+    name = settings["name"]
+    arguments = {key: value for key, value in settings.items() if key != "name"}
+    for key in arguments.keys() & given.keys():
+        raise UserError(f"{group}.{key}: is set by the run")
+    known = inspect.signature(target(name)).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for key in arguments.keys() - known.keys():
+            raise UserError(f"unknown key '{group}.{key}': {group}={name} does not take it")
+    try:
+        return make(name, **arguments, **given)
+    except UserError:
+        raise
+    except ValueError as error:  # a library below the component refuses a value
+        raise UserError(f"{group}={name}: {error}") from error
