@@ -1,6 +1,6 @@
 """Baselines of AlignSAM's Tables 2 and 3 with few training samples: ``maskgym baselines samed --task sod``.
 
-PerSAM, SAMed or MSA (`maskgym.policies.few_shot.adapted_sam`) is trained on ``--shots`` samples, and is scored on the
+PerSAM, SAMed or MSA (`maskgym.policies.few_shot`) is trained on ``--shots`` samples, and is scored on the
 same held-out samples as click agents. With ``--task semantic`` there is one model per category, as in Table 3, because
 a baseline reads no text. The scores are then over the samples of all categories.
 """
@@ -60,9 +60,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         _add_common(baseline)
         for setting in settings:
             kind = float if setting == "learning_rate" else int
-            baseline.add_argument(
-                f"--{setting.replace('_', '-')}", type=kind, help="see policies/few_shot/adapted_sam.py"
-            )
+            baseline.add_argument(f"--{setting.replace('_', '-')}", type=kind, help="see policies/few_shot/")
     given = parser.parse_args(arguments)
     _check(given)
     return given
@@ -198,7 +196,7 @@ def _segmenter(given: argparse.Namespace) -> Any:
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
     """Build the arguments of the baseline: its defaults, overridden by the command line."""
-    from maskgym.policies.few_shot.adapted_sam import BASELINES
+    from maskgym.policies.few_shot import BASELINES
 
     arguments = inspect.signature(BASELINES[given.baseline]).parameters.values()
     settings = {argument.name: argument.default for argument in arguments if argument.name != "segmenter"}
@@ -211,7 +209,7 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make(baseline: str, segmenter: Any, settings: dict[str, Any]) -> Any:
-    from maskgym.policies.few_shot.adapted_sam import BASELINES
+    from maskgym.policies.few_shot import BASELINES
 
     return BASELINES[baseline](segmenter, **settings)
 
