@@ -10,13 +10,17 @@ from threading import get_ident
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside a file; on success its content replaces the file, on an error it is removed.
 
-    Threads and processes that write the same file use separate temporary paths. Missing folders are created.
+    Args:
+        file: Path of the file; missing folders are created.
+        shared: Whether several threads or processes may write the file at the same time. Their temporary names then
+            differ, and what a killed process leaves behind is not overwritten by the next one.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}-{get_ident()}.tmp")
+    own = f".{os.getpid()}-{get_ident()}" if shared else ""
+    temporary = file.with_name(f"{file.name}{own}.tmp")
     try:
         yield temporary
         os.replace(temporary, file)
@@ -25,15 +29,16 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
-def write(file: Path, content: str | bytes, flush: bool = False) -> None:
-    """Write a file atomically; text is encoded as UTF-8.
+def write(file: Path, content: str | bytes, flush: bool = False, shared: bool = False) -> None:
+    """Write a file atomically.
 
     Args:
-        file: Path of the file.
-        content: Its whole content.
+        file: Path of the file; missing folders are created.
+        content: Its whole content; text is encoded as UTF-8.
         flush: Whether to wait until the content is on the disk, so that it also survives a power failure.
+        shared: See `replacing`.
     """
-    with replacing(file) as temporary, temporary.open("wb") as stream:
+    with replacing(file, shared) as temporary, temporary.open("wb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         if flush:
             stream.flush()

@@ -10,18 +10,19 @@ import base64
 import hashlib
 import io
 import json
-import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Event, get_ident
-from typing import Any, Protocol
+from threading import Event
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from maskgym import files
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds
@@ -60,7 +61,7 @@ class ChatModel(Protocol):
     """Interface of models that answer questions of texts and pictures."""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Return the settings that determine the replies besides the question, without secrets."""
 
     def ask(self, parts: Sequence[Part]) -> Reply:
@@ -75,6 +76,9 @@ class ChatModel(Protocol):
 
 class Asker:
     """Ask a chat model with retries, and cache its replies; thread-safe.
+
+    The retries are ours, because those of the client libraries neither end when a run is interrupted nor repeat a
+    request whose answer was no chat completion.
 
     Args:
         chat: The model.
@@ -108,27 +112,31 @@ class Asker:
             Unreachable, Refused, UserError: As `ChatModel.ask`, or if the reply cannot be written.
         """
         file = self.folder / f"{fingerprint(self.chat.settings, parts, number)}.json"
-        kept = read_reply(file)
-        if kept is not None:
-            return kept
+        if (cached := read_reply(file)) is not None:
+            return cached
+        reply = replace(self._request(parts), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        try:
+            files.write(file, json.dumps(asdict(reply), indent=1) + "\n", shared=True)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written: {error.strerror}") from error
+        return reply
+
+    def _request(self, parts: Sequence[Part]) -> Reply:
+        """Request a reply, with retries until `stopping` is set."""
         reason = Unreachable("nothing was asked")
         for attempt in range(self.retries + 1):
+            if attempt:
+                self.stopping.wait(backoff(self.pause, attempt - 1, reason.pause))
             if self.stopping.is_set():
                 break
             try:
-                found = self.chat.ask(parts)
+                return self.chat.ask(parts)
             except Unreachable as error:
                 reason = error
-                if attempt < self.retries:
-                    self.stopping.wait(backoff(self.pause, attempt, error.pause))
-                continue
-            found = Reply(**{**asdict(found), "at": datetime.now(timezone.utc).isoformat(timespec="seconds")})
-            _keep(file, found)
-            return found
         raise reason
 
 
-def fingerprint(settings: dict[str, Any], parts: Sequence[Part], number: int = 0) -> str:
+def fingerprint(settings: JsonObject, parts: Sequence[Part], number: int = 0) -> str:
     """Compute a cache key of 24 characters from a question and the model's settings."""
     told = [part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in parts]
     kinds = [type(part).__name__ for part in parts]
@@ -144,6 +152,19 @@ def read_reply(file: Path) -> Reply | None:
         return None
     whole = isinstance(reply.text, str) and isinstance(reply.input_tokens, int) and isinstance(reply.output_tokens, int)
     return reply if whole else None
+
+
+def count_tokens(folder: Path, prices: Sequence[float] | None = None) -> dict[str, float | None]:
+    """Count the cached replies and their input and output tokens, and compute their price.
+
+    Args:
+        folder: Folder of an `Asker`.
+        prices: Prices per million input and output tokens, or None.
+    """
+    replies = [reply for file in folder.glob("*.json") if (reply := read_reply(file)) is not None]
+    read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
+    price = None if prices is None else round((read * prices[0] + written * prices[1]) / 1e6, 6)
+    return {"answers": len(replies), "input_tokens": read, "output_tokens": written, "price": price}
 
 
 def backoff(pause: float, attempt: int, wanted: float | None = None) -> float:
@@ -172,14 +193,3 @@ def to_png(image: np.ndarray, largest: int | None = None) -> bytes:
 def data_url(png: bytes) -> str:
     """Encode a PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _keep(file: Path, reply: Reply) -> None:
-    """Write a reply atomically; threads with the same question use separate temporary files."""
-    temporary = file.with_name(f"{file.stem}.{os.getpid()}-{get_ident()}.tmp")
-    try:
-        temporary.write_text(json.dumps(asdict(reply), indent=1) + "\n", encoding="ascii")
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from error

@@ -6,15 +6,19 @@ import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from maskgym.aliases import JsonObject
 from maskgym.chat.asker import Part, Reply
 from maskgym.policies.text.mllm import vision_token_ids
 from maskgym.segmenters.hub import HubNetwork
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 MAX_TOKENS = 256  # default limit of an answer
 
@@ -26,7 +30,7 @@ class LanguageNetwork(HubNetwork):
     model_types = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
     @cached_property
-    def processor(self) -> Any:
+    def processor(self) -> ProcessorMixin:
         """Load the chat template, tokenizer and image processor."""
         from transformers import AutoProcessor
 
@@ -53,7 +57,7 @@ class LocalChat:
         self.name, self.max_tokens, self.temperature = Path(model).name, max_tokens, temperature
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Return the model's name and fingerprint, and the options."""
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         return {"model": self.name, "fingerprint": self.network.fingerprint, "settings": options}

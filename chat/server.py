@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from maskgym.aliases import JsonObject, Settings
 from maskgym.chat.asker import Part, Refused, Reply, Unreachable, data_url
 from maskgym.errors import UserError
 
@@ -40,7 +40,7 @@ class ChatServer:
         base_url: str | None = None,
         key_variable: str | None = None,
         timeout: float = 60.0,
-        options: Mapping[str, Any] | None = None,
+        options: Settings | None = None,
     ) -> None:
         try:
             import openai
@@ -56,13 +56,13 @@ class ChatServer:
             raise UserError(f"server {address}: expected an address such as http://localhost:8000/v1")
         key = _find_key(key_variable, address)
         try:
-            # The library would retry silently; `Asker` decides on retries and counts them.
-            self._client: Any = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout or None, max_retries=0)
+            # The library would retry silently, even after an interruption; `Asker` decides on retries and counts them.
+            self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout or None, max_retries=0)
         except Exception as error:  # the HTTP library's errors differ between versions
             raise UserError(f"server {base_url}: {error}") from error
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Return the model, address and options."""
         return {"model": self.model, "base_url": str(self._client.base_url), "settings": self._options or None}
 
@@ -98,7 +98,7 @@ class ChatServer:
             raise Unreachable("an answer that is no chat completion") from None
 
 
-def read_completion(found: Any) -> Reply:
+def read_completion(found: JsonObject) -> Reply:
     """Read the reply from a chat completion; a refusal or an empty message gives an empty text.
 
     Raises:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, read_reply, to_png
+from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, count_tokens, to_png
 from maskgym.data import Sample
 from maskgym.data.rationales import read_rows
 from maskgym.envs.instructions import instruction
@@ -270,8 +270,6 @@ def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None)
         prices: Prices per million tokens read and written, or None.
     """
     accepted, rejected = (list(Rows(folder / name).by_key.values()) for name in (RATIONALES, REJECTED))
-    replies = [reply for file in (folder / ANSWERS).glob("*.json") if (reply := read_reply(file)) is not None]
-    read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
     return {
         "samples": samples,
         "accepted": len(accepted),
@@ -279,10 +277,7 @@ def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None)
         "score": round(float(np.mean([row["score"] for row in accepted])), 4) if accepted else None,
         "attempts": round(float(np.mean([row["attempts"] for row in accepted])), 2) if accepted else None,
         "reasons": dict(Counter(re.sub(r"\d[\d.]*", "…", row["reason"])[:80] for row in rejected).most_common()),
-        "answers": len(replies),
-        "input_tokens": read,
-        "output_tokens": written,
-        "price": None if prices is None else round((read * prices[0] + written * prices[1]) / 1e6, 6),
+        **count_tokens(folder / ANSWERS, prices),
     }
 
 

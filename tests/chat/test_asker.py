@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from maskgym.chat.asker import Asker, Reply, Unreachable, fingerprint
+from maskgym.chat.asker import Asker, Reply, Unreachable, backoff, fingerprint
 
 QUESTION = ["what is it?", b"a picture"]
 
@@ -59,3 +59,9 @@ def test_stopping_ends_a_pause_and_asks_no_more(tmp_path):
     with pytest.raises(Unreachable, match="gone"):
         asker.ask(QUESTION)
     assert chat.asked == 1
+
+
+def test_pauses_grow_and_a_server_may_name_its_own():
+    for attempt, expected in enumerate((2, 4, 8)):
+        assert 0.75 * expected <= backoff(2.0, attempt) <= 1.25 * expected
+    assert backoff(2.0, 30) <= 75 and backoff(2.0, 0, 7.0) == 7 and backoff(2.0, 0, 1e9) == 60

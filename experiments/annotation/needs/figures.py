@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
+from maskgym.chat.asker import count_tokens
 from maskgym.data import run_lengths
 from maskgym.envs.rendering import overlay
 from maskgym.errors import UserError
@@ -90,7 +91,7 @@ def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
         "counts": counts(project, source, objects, now),
         "corrections": corrections(objects, decisions),
         "similarity": similarity(source, objects, now, clip),
-        "cost": cost(project),
+        "cost": count_tokens(project.folder / ANSWERS, project.settings.prices),
     }
     write_changed(project.folder / FIGURES, run_folder.to_json(figures, indent=2) + "\n")
     shown = [one for one in objects if now[one.id]["status"] != review.REJECTED and now[one.id]["needs"]]
@@ -168,15 +169,6 @@ def similarity(
     other = (near.sum(dim=1) - own) / (len(chosen) - 1)
     first = (own > other).float().mean().item()
     return {**known, "other": round(other.mean().item(), 4), "own_first": round(first, 4)}
-
-
-def cost(project: Project) -> dict[str, Any]:
-    """Count answers, input tokens and output tokens; compute their cost if prices are given."""
-    answers = [run_folder.read_json(file) for file in sorted((project.folder / ANSWERS).glob("*.json"))]
-    read, written = (sum(answer[f"{kind}_tokens"] for answer in answers) for kind in ("input", "output"))
-    prices = project.settings.prices
-    price = None if prices is None else round((read * prices[0] + written * prices[1]) / 1e6, 6)
-    return {"answers": len(answers), "input_tokens": read, "output_tokens": written, "price": price}
 
 
 def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]) -> bytes:

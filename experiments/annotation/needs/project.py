@@ -53,8 +53,8 @@ class Settings:
         base_url: Address of the server; None leaves it to ``OPENAI_BASE_URL``, or OpenAI.
         needs: Commands per object.
         prompt: File with another prompt, which holds ``{category}`` and ``{count}``; or None.
-        attempts: Times that an object is asked about before it is given up.
-        pause: Seconds before the second attempt; doubled before each further one.
+        attempts: Answers per object, and tries per answer, before the object is given up.
+        pause: Seconds before the second try; doubled before each further one.
         timeout: Seconds that an answer may take.
         max_tokens, temperature: Generation limits of an answer; None leaves them to the server.
         jobs: Requests to the server at a time.

@@ -16,7 +16,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import detectors, masks
 from maskgym.experiments.annotation.needs.project import DETECT, NEEDS, SEGMENT, Project, Settings, digest, provenance
 from maskgym.experiments.annotation.needs.sources import Item, Source
-from maskgym.experiments.annotation.needs.writers import UNREACHABLE, ModelWriter, Writer, Written, make_writer
+from maskgym.experiments.annotation.needs.writers import UNREACHABLE, Writer, Written, make_writer
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 SILENT = 3  # objects in a row without an answer: the server is gone
@@ -97,8 +97,7 @@ def write_needs(project: Project, source: Source, settings: Settings, retry: boo
             for item, found in _records(project, source, DETECT, "needs"):
                 silent = _write_image(project, source, item, found, writer, pool, retry, silent)
         except BaseException:
-            if isinstance(writer, ModelWriter):
-                writer.stopping.set()  # no further tries; what is on its way comes in and is stored
+            writer.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -1,26 +1,22 @@
 """Writers of commands: MMLM(Pmt, O_i, M_i ⊙ I) of Eq. 1.
 
-`Templates` needs no model: it puts what the data says of an object into sentences. `ModelWriter` asks a multimodal
-model (`maskgym.chat.asker`), on this machine or behind a server.
-Each answer is stored under the hash of its question as soon as it is there, so that no question is asked twice.
+`Templates` needs no model: it puts the categories and descriptions of the data set into sentences. `ModelWriter` asks a
+multimodal model (`maskgym.chat.asker`), on this machine or behind a server.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from maskgym.chat.asker import Refused, Reply, Unreachable, backoff, to_png
+from maskgym.aliases import JsonObject
+from maskgym.chat.asker import Asker, ChatModel, Refused, Unreachable, to_png
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import commands
-from maskgym.experiments.annotation.needs.project import ANSWERS, Project, Settings, digest, provenance, write
-from maskgym.experiments.wiring import run_folder
+from maskgym.experiments.annotation.needs.project import ANSWERS, Project, Settings, digest, provenance
 
 VERBS = ("find {}", "look for {}", "show me {}", "i am looking for {}", "point out {}", "where is {}", "i need {}")
 LARGEST = 512  # side of the picture that a model is shown, pixels
@@ -40,7 +36,7 @@ class Written:
     """
 
     needs: tuple[str, ...]
-    by: Mapping[str, Any]
+    by: JsonObject
     reason: str | None = None
     kind: str | None = None
     answers: int = 0
@@ -57,8 +53,11 @@ class Writer(Protocol):
     def jobs(self) -> int:
         """Return the number of objects processed at a time."""
 
+    def stop(self) -> None:
+        """Prevent further requests to a model."""
+
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
-        """Return commands for an object.
+        """Write the commands for an object.
 
         Args:
             category: Category of the object.
@@ -82,6 +81,9 @@ class Templates:
             raise UserError(f"--needs {count}: templates write at most {len(VERBS)} commands an object")
         self.count, self.identity = count, f"templates {count} {VERBS}"
 
+    def stop(self) -> None:
+        """Do nothing, because no model is asked."""
+
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
         """Return each description with the first verb, then with the next; see `Writer`."""
         texts = [verb.format(phrase) for verb in VERBS for phrase in phrases or (f"the {category}",)]
@@ -92,93 +94,68 @@ class Templates:
         return Written(tuple(needs[: self.count]), by)
 
 
-class ModelWriter(ABC):
-    """Asks a multimodal model until its answer is usable, at most ``attempts`` times.
-
-    A subclass gives `name`, `settings` and `answer`.
+class ModelWriter:
+    """Ask a multimodal model until its answer is usable, at most ``attempts`` times.
 
     Args:
-        project: Where answers are stored.
+        name: Name of the writer, for provenance.
+        chat: The model.
+        project: Project that caches the answers.
         settings: See `Settings`.
+        jobs: Number of objects processed at a time.
+        picture_first: Whether the picture precedes the prompt in a question.
 
     Raises:
         UserError: If the prompt cannot be used.
     """
 
-    name: str  # of the writer, in provenance
-    jobs = 1
-
-    def __init__(self, project: Project, settings: Settings) -> None:
-        self.count, self.attempts, self.pause = settings.needs, settings.attempts, settings.pause
+    def __init__(
+        self,
+        name: str,
+        chat: ChatModel,
+        project: Project,
+        settings: Settings,
+        jobs: int = 1,
+        picture_first: bool = False,
+    ) -> None:
+        self.name, self.jobs, self.picture_first = name, jobs, picture_first
+        self.count, self.attempts = settings.needs, settings.attempts
         self.prompt = read_prompt(settings.prompt)
-        self._project = project
-        self.stopping = Event()
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the answers, without secrets."""
-
-    @abstractmethod
-    def answer(self, prompt: str, picture: bytes) -> Reply:
-        """Return the model's answer to a prompt and a picture, PNG.
-
-        Raises:
-            Unreachable: If none came.
-            Refused: If none will.
-            UserError: If none will, for any object: a wrong key, an unknown model.
-        """
+        self.asker = Asker(chat, project.folder / ANSWERS, settings.attempts - 1, settings.pause)
 
     @property
     def identity(self) -> str:
-        """Return a text that determines the commands."""
-        return digest(self.name, self.settings, self.prompt, self.count)
+        """Compute a digest of the model, the prompt and the number of commands."""
+        return digest(self.name, self.asker.chat.settings, self.prompt, self.count)
+
+    def stop(self) -> None:
+        """Prevent further requests; replies that are on their way are still stored."""
+        self.asker.stopping.set()
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
-        """Return the model's commands; see `Writer`. After an answer of no use it is told what was wrong with it."""
+        """Ask for the commands for an object; after an unusable answer the model is told the fault. See `Writer`."""
         first = self.prompt.replace("{category}", category).replace("{count}", str(self.count))
-        prompt, picture, reason = first, to_png(shown, LARGEST), "nothing was asked"
+        prompt, picture, fault = first, to_png(shown, LARGEST), "nothing was asked"
         best: list[str] = []
-        given, kind = answers, UNUSABLE
-        by = provenance(self.name, **self.settings)
-        for attempt in range(self.attempts):
-            if self.stopping.is_set():
-                break
+        by = provenance(self.name, **self.asker.chat.settings)
+        for number in range(answers, answers + self.attempts):
             try:
-                found = self._stored_or_asked(prompt, picture, given)
-            except Unreachable as error:
-                reason, kind = str(error), UNREACHABLE
-                if attempt + 1 < self.attempts and self.stopping.wait(backoff(self.pause, attempt, error.pause)):
-                    break
-                continue
+                reply = self.asker.ask([picture, prompt] if self.picture_first else [prompt, picture], number)
+            except Unreachable as error:  # the commands so far are dropped, because the next run may bring all
+                return Written((), by, str(error), UNREACHABLE, number)
             except Refused as error:
-                reason, kind = str(error), UNUSABLE
-                break
-            given += 1
-            needs, fault = commands.read_answer(found.text, self.count)
-            if len(needs) > len(best) or fault is None:
-                best, by = needs, {**by, "at": found.at, "version": found.model}
-            if fault is None:
-                return Written(tuple(best), by, answers=given)
-            reason, kind = fault, UNUSABLE
-            prompt = first + commands.AGAIN.format(fault=fault, count=self.count)
-        # Some commands are worth having, but not where the next try may bring all.
-        kept = tuple(best) if kind == UNUSABLE else ()
-        return Written(kept, by, reason, kind, given)
-
-    def _stored_or_asked(self, prompt: str, picture: bytes, number: int) -> Reply:
-        question = digest(self.name, self.settings, prompt, picture.hex(), number)
-        file = self._project.file(ANSWERS, question)
-        if file.exists():
-            return Reply(**run_folder.read_json(file))
-        found = self.answer(prompt, picture)
-        found = Reply(**{**asdict(found), "at": provenance("")["at"]})
-        write(file, run_folder.to_json(asdict(found), indent=1) + "\n")
-        return found
+                return Written(tuple(best), by, str(error), UNUSABLE, number)
+            needs, wrong = commands.read_answer(reply.text, self.count)
+            if len(needs) > len(best) or wrong is None:
+                best, by = needs, {**by, "at": reply.at, "version": reply.model}
+            if wrong is None:
+                return Written(tuple(best), by, answers=number + 1)
+            fault, prompt = wrong, first + commands.AGAIN.format(fault=wrong, count=self.count)
+        return Written(tuple(best), by, fault, UNUSABLE, answers + self.attempts)
 
 
 def read_prompt(file: str | None) -> str:
-    """Return the prompt of a file, or our own.
+    """Read the prompt from a file; None gives the default prompt.
 
     Raises:
         UserError: If it cannot be read, or lacks ``{category}`` or ``{count}``.
@@ -196,21 +173,25 @@ def read_prompt(file: str | None) -> str:
 
 
 def make_writer(project: Project, settings: Settings) -> Writer:
-    """Return the writer that the settings name.
+    """Build the writer that the settings name.
 
     Raises:
         UserError: If it is unknown, or what it needs is missing.
     """
-    if settings.writer == "templates":
+    name, model = settings.writer, settings.model
+    if name == "templates":
         return Templates(settings.needs)
-    if settings.writer not in ("local", "server"):
-        raise UserError(f"--writer {settings.writer}: expected templates, local or server")
-    if settings.model is None:
-        raise UserError(f"--writer {settings.writer} needs --model: a folder or name of a model")
-    if settings.writer == "local":
-        from maskgym.experiments.annotation.needs.local import LocalWriter
+    if name not in ("local", "server"):
+        raise UserError(f"--writer {name}: expected templates, local or server")
+    if model is None:
+        raise UserError(f"--writer {name} needs --model: a folder or name of a model")
+    if name == "local":
+        from maskgym.chat.local import MAX_TOKENS, LocalChat
 
-        return LocalWriter(project, settings)
-    from maskgym.experiments.annotation.needs.server import ServerWriter
+        local = LocalChat(model, settings.device, settings.max_tokens or MAX_TOKENS, settings.temperature or 0.0)
+        return ModelWriter(name, local, project, settings, picture_first=True)
+    from maskgym.chat.server import ChatServer
 
-    return ServerWriter(project, settings)
+    options = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    server = ChatServer(model, settings.base_url, timeout=settings.timeout, options=options)
+    return ModelWriter(name, server, project, settings, settings.jobs)

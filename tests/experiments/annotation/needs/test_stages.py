@@ -90,17 +90,17 @@ def test_a_kill_while_needs_are_written_pays_nothing_twice(project, asking, serv
     total = sum(len(record["objects"]) for record in records(project.folder, "detect"))
 
     def act():
-        from maskgym.experiments.annotation.needs.server import ServerWriter
+        from maskgym.chat.server import ChatServer
 
-        answer, left = ServerWriter.answer, [4]
+        ask, left = ChatServer.ask, [4]
 
         def deadly(self, *question):
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), 9)
-            return answer(self, *question)
+            return ask(self, *question)
 
-        ServerWriter.answer = deadly
+        ChatServer.ask = deadly
         dig(project.folder, "needs", **asking)
 
     killed(act)
