@@ -37,6 +37,7 @@ from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import evaluation, paper_tables, predictions, presets, scoring
 from maskgym.experiments.evaluation.evaluation import Evaluation
+from maskgym.experiments.evaluation.measures import MEASURES
 from maskgym.experiments.evaluation.scoring import Scored
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
@@ -105,7 +106,7 @@ def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scor
             given, given.source, data.make(**settings, split=given.split), settings.get("task"), preset
         )
     shown = [name for name in presets.find(preset).measures if name in scored.scores] or [
-        name for name in scored.scores if name in presets.NAMES
+        name for name in scored.scores if name in MEASURES
     ]
     columns = tuple(("", name) for name in shown)
     return paper_tables.Table("", columns, preset=preset), {"": scored}

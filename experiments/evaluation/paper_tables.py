@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.presets import LESS_IS_BETTER, NAMES
+from maskgym.experiments.evaluation.measures import measure
 
 PAPERS = Path(__file__).parents[1] / "papers"
 Column = tuple[str, str]  # data set and measure, by their names in maskgym
@@ -75,7 +75,7 @@ def published(name: str) -> Table:
     content, table = _read(file), tables[number]
     return Table(
         caption=f"{content['title']} Table {number}: {table['caption']}",
-        columns=tuple((str(dataset), str(measure)) for dataset, measure in table["columns"]),
+        columns=tuple((str(dataset), str(name)) for dataset, name in table["columns"]),
         rows=tuple((str(method), tuple(values)) for method, *values in table["rows"]),
         preset=content["preset"],
         task=table["task"],
@@ -100,7 +100,9 @@ def to_latex(table: Table) -> str:
     """Format a table as LaTeX with booktabs: a heading over each data set, the best value of a column in bold."""
     groups = [(name, sum(dataset == name for dataset, _ in table.columns)) for name in table.datasets]
     heads = " & ".join(rf"\multicolumn{{{count}}}{{c}}{{{_tex(_dataset(name))}}}" for name, count in groups)
-    arrows = [rf"{_tex(NAMES.get(m, m))} $\{'down' if m in LESS_IS_BETTER else 'up'}arrow$" for _, m in table.columns]
+    arrows = [
+        rf"{_tex(measure(m).title)} $\{'up' if measure(m).higher_is_better else 'down'}arrow$" for _, m in table.columns
+    ]
     rows = []
     for number, (method, cells) in enumerate(_cells(table, r"\textbf{{{}}}".format)):
         if number == len(table.rows) and number:
@@ -129,7 +131,7 @@ def to_csv(table: Table) -> str:
     """Format a table as CSV: method, source of the row, and one column per data set and measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "source", *(f"{dataset}/{measure}" for dataset, measure in table.columns)])
+    writer.writerow(["method", "source", *map("/".join, table.columns)])
     for number, (method, values) in enumerate(table.all_rows()):
         source = "published" if number < len(table.rows) else "measured"
         writer.writerow([method, source, *("" if value is None else f"{value:.6g}" for value in values)])
@@ -144,9 +146,9 @@ def _cells(table: Table, bold: Callable[[str], str]) -> list[tuple[str, list[str
     """Format the values of each method as printed, with the best value of a column in bold."""
     rows = table.all_rows()
     columns = []
-    for (_, measure), values in zip(table.columns, zip(*(values for _, values in rows), strict=True), strict=True):
+    for (_, name), values in zip(table.columns, zip(*(values for _, values in rows), strict=True), strict=True):
         known = [round(value, 3) for value in values if value is not None]
-        best = (min if measure in LESS_IS_BETTER else max)(known) if len(known) > 1 else None
+        best = (max if measure(name).higher_is_better else min)(known) if len(known) > 1 else None
         shown = [_show(value, table.scale) for value in values]
         columns.append(
             [
@@ -162,10 +164,9 @@ def _show(value: float | None, scale: float) -> str:
 
 
 def _heading(table: Table, column: Column) -> str:
-    dataset, measure = column
-    arrow = "↓" if measure in LESS_IS_BETTER else "↑"
+    dataset, name = column
     where = f"{_dataset(dataset)} " if len(table.datasets) > 1 or dataset else ""
-    return f"{where}{NAMES.get(measure, measure)} {arrow}"
+    return f"{where}{measure(name).title} {measure(name).arrow}"
 
 
 def _dataset(name: str) -> str:

@@ -9,29 +9,6 @@ from dataclasses import dataclass
 
 from maskgym.errors import UserError
 
-NAMES = {  # names of measures in tables
-    "s_measure": "S",
-    "e_mean": "mean E",
-    "e_max": "max E",
-    "e_adaptive": "adaptive E",
-    "f_mean": "mean F",
-    "f_max": "max F",
-    "f_adaptive": "adaptive F",
-    "weighted_f": "weighted F",
-    "mae": "MAE",
-    "iou": "IoU",
-    "ber_mean": "BER",
-    "ber_pooled": "pooled BER",
-    "ap50": "AP50",
-    "ap70": "AP70",
-    "sor": "SOR",
-    "sa_sor": "SA-SOR",
-    "miou": "mIoU",
-    "oiou": "oIoU",
-    "class_iou": "mIoU of classes",
-}
-LESS_IS_BETTER = frozenset({"mae", "ber_mean", "ber_pooled"})
-
 
 @dataclass(frozen=True)
 class Preset:

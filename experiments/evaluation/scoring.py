@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from maskgym.data.layout.folders import first
 from maskgym.data.layout.images import DataFault
-from maskgym.experiments.evaluation.batches import chunks
 from maskgym.experiments.wiring import run_folder
 
 CHUNK = 50  # images that are scored and stored together
@@ -78,7 +77,7 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
         DataFault: If files cannot be read. It names all of them, after the others are scored.
     """
     kept = _Kept(folder / PARTS, work) if folder else None
-    parts = chunks(range(len(work)), CHUNK)
+    parts = [range(len(work))[start : start + CHUNK] for start in range(0, len(work), CHUNK)]
     done: dict[int, list[Row]] = kept.read(len(parts)) if kept else {}
     faults: list[str] = []
     with tqdm(total=len(work), desc="score", unit="image", disable=None, leave=False) as bar:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maskgym.agents.base import FrozenAgent
 from maskgym.data import Sample
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.experiments.evaluation import evaluation
@@ -43,7 +44,7 @@ class Pictures:
         return Sample(key=f"picture {index}", images=(image,), masks=(masks,))
 
 
-class Fixed:
+class Fixed(FrozenAgent):
     """Answers what a table says for the grey level of the picture."""
 
     def __init__(self, *answers: str) -> None:

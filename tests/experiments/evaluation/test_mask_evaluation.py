@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from maskgym.agents.base import FrozenAgent
 from maskgym.data import Sample
 from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.experiments.evaluation import evaluation
-from maskgym.experiments.evaluation.mask_evaluation import decode_masks, encode_masks, is_drawn
+from maskgym.experiments.evaluation.rollout import decode_masks, encode_masks
 from maskgym.metrics import s_measure, sa_sor
 
 SIDE = 16
@@ -46,7 +47,7 @@ class Pictures:
         )
 
 
-class Table:
+class Table(FrozenAgent):
     """Masks what a table says for the grey level, in turn; a blank after that. Notes how many it is asked for."""
 
     def __init__(self, *masks: list[np.ndarray]) -> None:
@@ -154,10 +155,3 @@ def test_masks_as_text():
     for mask, back in zip(masks, decode_masks(text), strict=True):
         np.testing.assert_array_equal(mask > 0.5, back)
     assert decode_masks(encode_masks([])) == []
-
-
-def test_who_draws(halves, photos):
-    from maskgym.envs.reasoning import ReasoningVectorEnv
-
-    assert is_drawn(needs(Pictures([(0, 4)])))
-    assert not is_drawn(ReasoningVectorEnv(dataset=photos(), segmenter=halves))

@@ -40,7 +40,7 @@ def test_an_option_is_named_after_its_file_and_documents_every_key(group, option
     lines = file.read_text().splitlines()
     assert yaml.safe_load(file.read_text())["name"] == option
     assert len(lines) <= 40
-    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "ids:", "defaults:")))
+    assert all("#" in line for line in lines if not line.startswith(("name:", "  ", "gym_ids:", "defaults:")))
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, name) for group in REGISTRIES for name in GROUPS[group]])

@@ -1,0 +1,101 @@
+"""The table of measures: name, direction, range and what each needs. Every comparison reads it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that evaluations report.
+
+    Attributes:
+        name: Name in ``results.json``, without the task's prefix.
+        title: Name in tables.
+        direction: 1 if higher values are better, -1 if lower values are better, 0 if neither is.
+        range: Lowest and highest value.
+        needs: What it is computed from: ``reward``, ``text`` (answers in words), ``clicks``, ``masks`` (one mask or map
+            per sample), ``instances``, ``ranks`` or ``classes``.
+    """
+
+    name: str
+    title: str
+    direction: Literal[-1, 0, 1] = 1
+    range: tuple[float, float] = (0.0, 1.0)
+    needs: Literal["reward", "text", "clicks", "masks", "instances", "ranks", "classes"] = "masks"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value is better."""
+        return self.direction > 0
+
+    @property
+    def arrow(self) -> str:
+        """Arrow of the better direction, empty if there is none."""
+        return {1: "↑", -1: "↓", 0: ""}[self.direction]
+
+
+_TABLE = (
+    Measure("reward", "reward", range=(-math.inf, math.inf), needs="reward"),
+    Measure("s_measure", "S"),
+    Measure("e_mean", "mean E"),
+    Measure("e_max", "max E"),
+    Measure("e_adaptive", "adaptive E"),
+    Measure("f_mean", "mean F"),
+    Measure("f_max", "max F"),
+    Measure("f_adaptive", "adaptive F"),
+    Measure("weighted_f", "weighted F"),
+    Measure("mae", "MAE", -1),
+    Measure("iou", "IoU"),
+    Measure("ber_mean", "BER", -1),
+    Measure("ber_pooled", "pooled BER", -1),
+    Measure("miou", "mIoU"),
+    Measure("oiou", "oIoU"),
+    Measure("iasm", "IASM", needs="instances"),
+    Measure("iasm_published", "IASM as published", needs="instances"),
+    Measure("ap50", "AP50", needs="instances"),
+    Measure("ap70", "AP70", needs="instances"),
+    Measure("sor", "SOR", needs="ranks"),
+    Measure("sor_mean", "mean SOR", needs="ranks"),
+    Measure("sa_sor", "SA-SOR", range=(-1.0, 1.0), needs="ranks"),
+    Measure("found", "objects found", range=(0.0, math.inf), needs="ranks"),
+    Measure("steps", "steps", 0, (1.0, math.inf), "ranks"),
+    Measure("class_iou", "mIoU of classes", needs="classes"),
+    Measure("noc85", "NoC@85", -1, (1.0, math.inf), "clicks"),
+    Measure("noc90", "NoC@90", -1, (1.0, math.inf), "clicks"),
+    Measure("repeated", "repeated clicks", -1, needs="clicks"),
+    Measure("format", "form", needs="text"),
+    Measure("expressions", "expressions", 0, (0.0, math.inf), "text"),
+    Measure("characters", "characters", 0, (0.0, math.inf), "text"),
+)
+MEASURES = {measure.name: measure for measure in _TABLE}
+# Main measure of each task, besides the reward.
+MAIN = {
+    **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
+    **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
+}
+
+
+def measure(name: str) -> Measure:
+    """Look up a measure; a name may carry a task's prefix, as ``sis/iasm``.
+
+    A name outside the table is a term of a reward, of which more is better, or one of a family: ``iou@5``, ``p@0.5``,
+    ``class_iou/dog``; ``sor_photos`` and ``sa_sor_photos`` are counts.
+    """
+    if name in MEASURES:
+        return MEASURES[name]
+    task, _, last = name.rpartition("/")
+    if task == "class_iou":
+        return Measure(name, f"IoU of {last}", needs="classes")
+    if last in MEASURES:
+        return MEASURES[last]
+    if last.endswith("_photos"):
+        return Measure(last, last.replace("_", " "), 0, (0.0, math.inf), "ranks")
+    if found := re.fullmatch(r"iou@(\d+)", last):
+        return Measure(last, f"IoU after {found[1]} clicks", needs="clicks")
+    if found := re.fullmatch(r"p@(0\.\d)", last):
+        return Measure(last, f"P@{found[1]}")
+    return Measure(last, last, range=(-math.inf, math.inf), needs="reward")
