@@ -1,29 +1,18 @@
 """Register policies, the networks that agents train."""
 
-from functools import partial
-from typing import Any
-
 from maskgym.registry import Registry
 
 _registry = Registry("policy")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
-
-def _language_model(path: str, **arguments: Any) -> Any:
-    """Build the `LanguagePolicy` of a Qwen2.5-VL on the hub."""
-    from maskgym.policies.text.mllm import LanguagePolicy
-
-    return LanguagePolicy(path, **arguments)
-
-
 register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
-register("qwen2_5_vl_3b", partial(_language_model, "Qwen/Qwen2.5-VL-3B-Instruct"))
-register("qwen2_5_vl_7b", partial(_language_model, "Qwen/Qwen2.5-VL-7B-Instruct"))  # the size in the paper
+register("qwen2_5_vl_3b", "maskgym.policies.text.mllm:qwen2_5_vl_3b")
+register("qwen2_5_vl_7b", "maskgym.policies.text.mllm:qwen2_5_vl_7b")  # the size in the paper
 register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # bundled, the default
 register("point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic")  # clicks: a CNN over the patch grid
 register("none", "maskgym.policies.no_policy:NoPolicy")  # no network, for agents that do not learn
-register("usersal", "maskgym.policies.needs.usersal:usersal")  # masks: a frozen detector with prompt tokens
-register("usersal_plus", "maskgym.policies.needs.usersal:usersal_plus")  # UserSal with appearance similarity
+register("usersal", "maskgym.policies.needs.usersal:UserSal")  # masks: a frozen detector with prompt tokens
+register("usersal_plus", "maskgym.policies.needs.usersal:UserSalPlus")  # UserSal with appearance similarity
 
 # Backbones and need encoders are parts of the need policies, so each kind has its own registry.
 _backbones = Registry("backbone")
@@ -38,9 +27,8 @@ _need_encoders = Registry("need encoder")
 register_need_encoder, make_need_encoder = _need_encoders.register, _need_encoders.make
 need_encoder_names = _need_encoders.names
 
-register_need_encoder(
-    "clip", "maskgym.policies.needs.need_encoders:ClipNeedEncoder"
-)  # from transformers, like the next three
+# The next four are from transformers.
+register_need_encoder("clip", "maskgym.policies.needs.need_encoders:ClipNeedEncoder")
 register_need_encoder("siglip", "maskgym.policies.needs.need_encoders:SiglipNeedEncoder")
 register_need_encoder("blip", "maskgym.policies.needs.need_encoders:BlipNeedEncoder")
 register_need_encoder("bert", "maskgym.policies.needs.need_encoders:BertNeedEncoder")
@@ -49,6 +37,7 @@ register_need_encoder("bag_of_words", "maskgym.policies.needs.bag_of_words:BagOf
 
 __all__ = [
     "backbone_names",
+    "get",
     "make",
     "make_backbone",
     "make_need_encoder",

@@ -7,30 +7,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
+from maskgym.policies.needs.prompted import to_tokens
 
+SIAMESE = ("linear", "convolution", "attention", "swin")
 KL_AXES = ("channels", "positions", "all")
 
 
 class AppearanceSimilarityAdder(nn.Module):
     """Add image features to prompted features, weighted by their similarity (Eq. 3).
 
-    A tiny Siamese network, shared by both, embeds the features F and those of the same frozen encoder without prompts,
-    IF. The cosine of the two embeddings at each position is S; S ⊙ IF is what the adder adds to F. Training starts at F
-    itself: the last layer begins with zeros.
+    A tiny Siamese network, shared by both, embeds the features F and the features IF of the same frozen encoder without
+    prompts. The cosine of the two embeddings at each position is S, and the adder adds S ⊙ IF to F. The last layer
+    starts at zero, so that training starts at F itself.
 
-    The paper does not define the inputs of the cosine. The adder compares embeddings of one position, over
-    their channels, so that S (B, 1, H, W) can be multiplied with IF element by element.
+    The paper does not define the inputs of the cosine. Here the cosine compares embeddings of one position, over
+    their channels, so that S (B, 1, H, W) multiplies IF element by element.
 
     Args:
         channels: Number of channels of the features.
-        siamese: The network: one of `SIAMESE`, each of a single layer (Table 8).
-        similarity: Without it S is 1 (Table 5 without SC).
-        adder: Cross-attention from F to S ⊙ IF; without it S ⊙ IF is added as it is, times a learned number a channel.
+        siamese: Network, one of `SIAMESE`, each with a single layer (Table 8).
+        similarity: Whether to compute S; otherwise S is 1 (Table 5 without SC).
+        adder: Whether to use cross-attention from F to S ⊙ IF; otherwise S ⊙ IF is scaled by one learned number per
+            channel and added.
         width: Width of embeddings and attention, a multiple of ``heads``.
         heads: Number of attention heads.
-        window: Side of the windows of ``swin``, positions.
-        most_keys: Attention over a whole map of more positions than this sees it pooled to a smaller one: ours, so that
-            the finest scale of a large image fits into memory.
+        window: Side of the windows of ``swin``, in positions.
+        max_attention_keys: Maximum number of positions that attention over a whole map reads; larger maps are pooled
+            first. The paper has no such bound; it lets the finest scale of a large image fit into memory.
 
     Raises:
         UserError: If the network is unknown or a size does not fit.
@@ -45,69 +48,70 @@ class AppearanceSimilarityAdder(nn.Module):
         width: int = 64,
         heads: int = 4,
         window: int = 7,
-        most_keys: int = 1024,
+        max_attention_keys: int = 1024,
     ) -> None:
         super().__init__()
         if siamese not in SIAMESE:
             raise UserError(f"siamese={siamese!r}: expected one of {', '.join(SIAMESE)}")
-        for name, value in (("width", width), ("heads", heads), ("window", window), ("most_keys", most_keys)):
+        sizes = {"width": width, "heads": heads, "window": window, "max_attention_keys": max_attention_keys}
+        for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"{name}={value}: expected at least 1")
         if width % heads:
             raise UserError(f"width={width}: expected a multiple of heads={heads}")
         self.siamese = None
         if similarity:
-            layer = SIAMESE[siamese](channels, width, heads, window, most_keys)
+            layer = _siamese_layer(siamese, channels, width, heads, window, max_attention_keys)
             self.siamese = nn.Sequential(nn.GroupNorm(1, channels), layer)  # features of networks differ in size
-        self.adder = CrossAttentionAdder(channels, width, heads, most_keys) if adder else GatedAdder(channels)
+        self.adder = CrossAttentionAdder(channels, width, heads, max_attention_keys) if adder else GatedAdder(channels)
 
     def similarity(self, features: Tensor, images: Tensor) -> Tensor:
-        """Return S, float (B, 1, H, W) in [-1, 1]: SC[TSN(F, IF)]."""
+        """Compute S, float (B, 1, H, W) in [-1, 1]: SC[TSN(F, IF)]."""
         if self.siamese is None:
             return torch.ones_like(images[:, :1])
         return F.cosine_similarity(self.siamese(features), self.siamese(images), dim=1)[:, None]
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
-        """Return F', (B, C, H, W), for features F and image features IF of that shape."""
+        """Compute F' (B, C, H, W) from features F and image features IF of that shape."""
         return self.adder(features, self.similarity(features, images) * images)
 
 
 class GatedAdder(nn.Module):
-    """Add the input, scaled by one number per channel that starts at 0."""
+    """Add a map, scaled by one number per channel that starts at 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, features: Tensor, appearance: Tensor) -> Tensor:
-        """Return (B, C, H, W) for two of that shape."""
+        """Compute (B, C, H, W) from two maps of that shape."""
         return features + self.gate * appearance
 
 
 class CrossAttentionAdder(nn.Module):
-    """AIA of Eq. 3: each position of F asks, all positions of IF' answer, and the answer is added to F.
+    """AIA of Eq. 3: each position of F attends to all positions of S ⊙ IF, and the result is added to F.
 
-    IF' is not normalised by itself, which would take out S again; both are measured in the size of F, one number an
-    image, so that the layer works alike in any backbone.
+    S ⊙ IF is not normalised by itself, because that would cancel S. Both inputs are divided by the root mean square of
+    F, one number per image, so that the layer works alike in any backbone.
     """
 
-    def __init__(self, channels: int, width: int, heads: int, most_keys: int) -> None:
+    def __init__(self, channels: int, width: int, heads: int, max_keys: int) -> None:
         super().__init__()
-        self.norm, self.most_keys = nn.LayerNorm(channels), most_keys
+        self.norm, self.max_keys = nn.LayerNorm(channels), max_keys
         self.attention = Attention(channels, width, heads, channels)
         nn.init.zeros_(self.attention.out.weight)
         nn.init.zeros_(self.attention.out.bias)
 
     def forward(self, features: Tensor, appearance: Tensor) -> Tensor:
-        """Return (B, C, H, W) for two of that shape."""
+        """Compute (B, C, H, W) from two maps of that shape."""
         size = features.detach().square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-6
-        context = to_tokens(pooled(appearance / size, self.most_keys))
+        context = to_tokens(pooled(appearance / size, self.max_keys))
         added = self.attention(self.norm(to_tokens(features)), context)
         return features + size * to_maps(added, features)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of one map's tokens to another's."""
+    """Multi-head attention from one map's tokens to another's."""
 
     def __init__(self, channels: int, width: int, heads: int, out: int) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, out)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Return (B, N, out) for tokens (B, N, C) and context (B, M, C)."""
+        """Compute (B, N, out) from tokens (B, N, C) and context (B, M, C)."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
             for part in (self.query(tokens), *self.key_value(context).chunk(2, dim=-1))
@@ -125,25 +129,25 @@ class Attention(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    """A projection and one layer of a ViT's self-attention: every position sees the whole map."""
+    """Projection and one self-attention layer of a ViT over the whole map."""
 
-    def __init__(self, channels: int, width: int, heads: int, most_keys: int) -> None:
+    def __init__(self, channels: int, width: int, heads: int, max_keys: int) -> None:
         super().__init__()
-        self.project, self.norm, self.most_keys = nn.Conv2d(channels, width, 1), nn.LayerNorm(width), most_keys
+        self.project, self.norm, self.max_keys = nn.Conv2d(channels, width, 1), nn.LayerNorm(width), max_keys
         self.attention = Attention(width, width, heads, width)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return (B, width, H, W) for (B, C, H, W)."""
+        """Compute (B, width, H, W) from (B, C, H, W)."""
         maps = self.project(maps)
-        context = self.norm(to_tokens(pooled(maps, self.most_keys)))
+        context = self.norm(to_tokens(pooled(maps, self.max_keys)))
         return maps + to_maps(self.attention(self.norm(to_tokens(maps)), context), maps)
 
 
 class ShiftedWindowLayer(nn.Module):
-    """A projection and one layer of a Swin Transformer's self-attention, in windows shifted by half their side.
+    """Projection and one self-attention layer of a Swin Transformer, in windows shifted by half their side.
 
-    Where Swin rolls the map and masks what came round, the map is padded and the padding masked: the same windows,
-    those at the edges cut. A map that one window covers is not shifted, as in Swin.
+    Swin rolls the map and masks what wraps around. Here the map is padded and the padding masked, which gives the same
+    windows, cut at the edges. A map that fits into one window is not shifted, as in Swin.
     """
 
     def __init__(self, channels: int, width: int, heads: int, window: int) -> None:
@@ -155,7 +159,7 @@ class ShiftedWindowLayer(nn.Module):
         nn.init.trunc_normal_(self.relative, std=0.02)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return (B, width, H, W) for (B, C, H, W)."""
+        """Compute (B, width, H, W) from (B, C, H, W)."""
         maps = self.project(maps)
         height, width = maps.shape[2:]
         side = self.window
@@ -174,37 +178,35 @@ class ShiftedWindowLayer(nn.Module):
         return maps + added[:, :, shift : shift + height, shift : shift + width]
 
     def _relative_bias(self) -> Tensor:
-        """Return (heads, side², side²), of each pair of positions in a window."""
-        ys, xs = (
-            part.flatten() for part in torch.meshgrid(*[torch.arange(self.window)] * 2, indexing="ij")
-        )  # (side²,)
+        """Look up the bias (heads, side², side²) of each pair of positions in a window."""
+        grid = torch.meshgrid(*[torch.arange(self.window)] * 2, indexing="ij")
+        ys, xs = (part.flatten() for part in grid)  # (side²,)
         return self.relative[:, ys[:, None] - ys + self.window - 1, xs[:, None] - xs + self.window - 1]
 
 
-# What the tiny Siamese network may be, by name: made of channels, width, heads, window and most keys.
-SIAMESE = {
-    "linear": lambda channels, width, heads, window, most_keys: nn.Conv2d(channels, width, 1),
-    "convolution": lambda channels, width, heads, window, most_keys: nn.Conv2d(channels, width, 3, padding=1),
-    "attention": lambda channels, width, heads, window, most_keys: SelfAttentionLayer(
-        channels, width, heads, most_keys
-    ),
-    "swin": lambda channels, width, heads, window, most_keys: ShiftedWindowLayer(channels, width, heads, window),
-}
+def _siamese_layer(name: str, channels: int, width: int, heads: int, window: int, max_keys: int) -> nn.Module:
+    if name == "linear":
+        return nn.Conv2d(channels, width, 1)
+    if name == "convolution":
+        return nn.Conv2d(channels, width, 3, padding=1)
+    if name == "attention":
+        return SelfAttentionLayer(channels, width, heads, max_keys)
+    return ShiftedWindowLayer(channels, width, heads, window)
 
 
 def appearance_loss(target: Tensor, features: Tensor, axis: str = "channels", temperature: float = 1.0) -> Tensor:
-    """Return KL[target, features] (Eq. 4) of each row, float (B,).
+    """Compute the KL divergence KL[target, features] (Eq. 4) per row, float (B,).
 
     Args:
-        target: The frozen encoder's features of image ⊙ ground truth, (B, C, H, W).
+        target: Features (B, C, H, W) of the frozen encoder for image ⊙ ground truth.
         features: Features F' of the same shape.
-        axis: What a softmax turns into distributions; the paper does not say. ``channels``: those of a position, and
-            the mean over positions is taken; ``positions``: those of a channel, and the mean over channels; ``all``:
-            one distribution a row.
+        axis: Axis that a softmax turns into distributions; the paper does not say. ``channels``: one distribution per
+            position, averaged over positions; ``positions``: one per channel, averaged over channels; ``all``: one per
+            row.
         temperature: Divisor of both inputs before the softmax.
 
     Raises:
-        UserError: If the axis is unknown or the temperature not above 0.
+        UserError: If the axis is unknown or the temperature is not above 0.
     """
     if axis not in KL_AXES:
         raise UserError(f"kl_axis={axis!r}: expected one of {', '.join(KL_AXES)}")
@@ -220,7 +222,7 @@ def appearance_loss(target: Tensor, features: Tensor, axis: str = "channels", te
 
 
 def pooled(maps: Tensor, most: int) -> Tensor:
-    """Return maps (B, C, H, W) averaged down to at most so many positions; as they are where they have no more."""
+    """Average maps (B, C, H, W) down to at most ``most`` positions; smaller maps are returned unchanged."""
     height, width = maps.shape[2:]
     if height * width <= most:
         return maps
@@ -228,23 +230,18 @@ def pooled(maps: Tensor, most: int) -> Tensor:
     return F.adaptive_avg_pool2d(maps, (min(height, side), min(width, side)))
 
 
-def to_tokens(maps: Tensor) -> Tensor:
-    """Return (B, H·W, C) for maps (B, C, H, W)."""
-    return maps.flatten(2).transpose(1, 2)
-
-
 def to_maps(tokens: Tensor, like: Tensor) -> Tensor:
-    """Return (B, D, H, W) for tokens (B, H·W, D) and maps (B, ·, H, W)."""
+    """Reshape tokens (B, H·W, D) to maps (B, D, H, W) of the size of the maps ``like``."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
 def windows(maps: Tensor, side: int) -> Tensor:
-    """Return (B, windows, side², C) for maps (B, C, H, W), row by row; H and W are multiples of the side."""
+    """Cut maps (B, C, H, W) into (B, windows, side², C), row by row; H and W are multiples of the side."""
     cut = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, rows, side, columns, side)
     return cut.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
 
 def from_windows(tokens: Tensor, side: int, width: int) -> Tensor:
-    """Return the maps (B, C, H, W) of this width that `windows` cut."""
+    """Join the windows that `windows` cut to maps (B, C, H, width)."""
     cut = tokens.unflatten(2, (side, side)).unflatten(1, (-1, width // side))  # (B, rows, columns, side, side, C)
     return cut.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -8,8 +8,8 @@ The paper leaves these choices open; each is an argument:
 - *Number and place of tokens.* Each place of the backbone's encoder and decoder gets four tokens. Each token reads all
   levels of the text, so that a place can use both words and sentences.
 - *Need of zeros.* Table 5 pads the text with zeros for plain salient objects. Zero tokens still receive attention, so
-  attention excludes them: without a need the output is bit-identical to the backbone's. With ``bypass=False`` attention
-  includes them.
+  attention excludes them: without a need the output is bit-identical to the backbone's. With ``skip_empty_need=False``
+  attention includes them.
 - *Axis and weight of the KL divergence*: see `maskgym.policies.needs.appearance`.
 """
 
@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.appearance import KL_AXES, AppearanceSimilarityAdder, appearance_loss
 from maskgym.policies.needs.need_encoder import NeedEncoder
@@ -33,20 +34,25 @@ from maskgym.segmenters.weights import load_strictly, read_state, write_state, w
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # files in the folder of a saved policy
 FROZEN = ("backbone", "encoder")
+RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}  # settings in older descriptions
+_Part = TypeVar("_Part")
 
 
 class UserSal(nn.Module):
     """Multi-modal prompt learning on a frozen salient-object network (Eq. 2).
 
     Args:
-        backbone: Network trained as a plain detector; it is frozen in place.
-        encoder: Need encoder; it is frozen too.
+        backbone: Network trained as a plain detector, frozen in place; or settings ``{name: …, setting: …}`` for
+            `maskgym.policies.make_backbone`.
+        encoder: Need encoder, frozen in place; or settings for `maskgym.policies.make_need_encoder`.
+        checkpoint: Folder that `save` wrote, for the initial weights; None initialises them at random.
+        device: PyTorch device; None selects CUDA if available.
         tokens: Number of prompt tokens at each place of the backbone.
         hidden: Width of the token generators per level.
-        bypass: Whether to exclude the tokens of an empty need, which makes the output the plain detector's.
+        skip_empty_need: Whether to exclude the tokens of an empty need, which makes the output the plain detector's.
 
     Raises:
-        UserError: If a size is out of range.
+        UserError: If a size is out of range, or a part or the checkpoint cannot be loaded.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
@@ -54,21 +60,31 @@ class UserSal(nn.Module):
 
     def __init__(
         self,
-        backbone: SaliencyBackbone,
-        encoder: NeedEncoder,
+        backbone: SaliencyBackbone | Settings,
+        encoder: NeedEncoder | Settings,
+        checkpoint: str | Path | None = None,
+        device: str | None = None,
         tokens: int = 4,
         hidden: int = 128,
-        bypass: bool = True,
+        skip_empty_need: bool = True,
     ) -> None:
         for name, value in (("tokens", tokens), ("hidden", hidden)):
             if value < 1:
                 raise UserError(f"policy.{name}={value}: expected at least 1")
         super().__init__()
-        self.backbone, self.encoder, self.bypass = backbone.requires_grad_(False), encoder.requires_grad_(False), bypass
-        dims = (*backbone.encoder_prompt_dims, *backbone.decoder_prompt_dims)
-        self.prompts = PromptGenerator(encoder.levels, encoder.width, dims, tokens, hidden)
-        self.settings: dict[str, Any] = {"tokens": tokens, "hidden": hidden, "bypass": bypass}
+        self.backbone, self.encoder = _backbone(backbone).requires_grad_(False), _encoder(encoder).requires_grad_(False)
+        self.skip_empty_need = skip_empty_need
+        dims = (*self.backbone.encoder_prompt_dims, *self.backbone.decoder_prompt_dims)
+        self.prompts = PromptGenerator(self.encoder.levels, self.encoder.width, dims, tokens, hidden)
+        self.settings: dict[str, bool | int | str] = {
+            "tokens": tokens,
+            "hidden": hidden,
+            "skip_empty_need": skip_empty_need,
+        }
         self.train()
+        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if checkpoint is not None:
+            self.load(checkpoint)
 
     @property
     def device(self) -> torch.device:
@@ -78,8 +94,8 @@ class UserSal(nn.Module):
     def train(self, mode: bool = True) -> UserSal:
         """Set the mode of the trained modules; frozen modules stay in evaluation mode."""
         super().train(mode)
-        for name in FROZEN:
-            getattr(self, name).eval()
+        self.backbone.eval()
+        self.encoder.eval()
         return self
 
     def forward(self, pixels: Tensor, needs: Sequence[str]) -> Tensor:
@@ -132,16 +148,17 @@ class UserSal(nn.Module):
         trained = nn.ModuleDict({name: part for name, part in self.named_children() if name not in FROZEN})
         load_strictly(trained, state, source, assign=False)  # copying keeps parameters that an optimiser holds
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, bool | int | str]:
         """Describe the policy that the trained weights fit: kind, settings and fingerprints of frozen modules."""
         frozen = {"backbone": fingerprint(self.backbone), "encoder": str(self.encoder.fingerprint)}
         return {"kind": self.kind, **frozen, **self.settings}
 
-    def check(self, description: Mapping[str, Any], source: Path) -> None:
+    def check(self, description: JsonObject, source: Path) -> None:
         """Raise a UserError that names ``source`` if the description does not match this policy."""
+        given = {RENAMED.get(name, name): value for name, value in description.items()}
         for name, value in self.describe().items():
-            if description.get(name) != value:
-                raise UserError(f"{source}: its policy has {name}={description.get(name)}: expected {value}")
+            if given.get(name) != value:
+                raise UserError(f"{source}: its policy has {name}={given.get(name)}: expected {value}")
 
     def save(self, folder: str | Path) -> None:
         """Write the trained weights and the description of the policy to a folder."""
@@ -156,15 +173,7 @@ class UserSal(nn.Module):
             UserError: If the weights are missing or belong to another kind, backbone, encoder or setting.
         """
         weights, file = Path(folder).expanduser() / WEIGHTS, Path(folder).expanduser() / DESCRIPTION
-        try:
-            description = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file: expected the folder of a saved policy") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read: expected what a saved policy says of itself") from error
-        if not isinstance(description, dict):
-            raise UserError(f"{file}: holds a {type(description).__name__}: expected names and values")
-        self.check(description, file)
+        self.check(_read_description(file), file)
         self.load_trained_state(read_state(weights), weights)
         return self
 
@@ -173,7 +182,9 @@ class UserSal(nn.Module):
         if len(needs) != len(pixels):
             raise ValueError(f"{len(needs)} needs: expected one for each of {len(pixels)} images")
         words = self.encoder.encode(needs).to(pixels.device, torch.float32).clone()  # (B, levels, width)
-        asked = words.flatten(1).any(dim=1) if self.bypass else torch.ones_like(words[:, 0, 0], dtype=torch.bool)
+        asked = (
+            words.flatten(1).any(dim=1) if self.skip_empty_need else torch.ones_like(words[:, 0, 0], dtype=torch.bool)
+        )
         if not asked.any():
             return self._plain(pixels), asked, []
         places = len(self.backbone.encoder_prompt_dims)
@@ -209,9 +220,11 @@ class UserSalPlus(UserSal):
     Args:
         backbone: See `UserSal`.
         encoder: See `UserSal`.
+        checkpoint: See `UserSal`.
+        device: See `UserSal`.
         tokens: See `UserSal`.
         hidden: See `UserSal`.
-        bypass: See `UserSal`.
+        skip_empty_need: See `UserSal`.
         similarity: Whether to use the similarity computer (SC).
         adder: Whether to use the appearance information adder (AIA).
         appearance_loss: Whether to train with Eq. 4 (AL).
@@ -220,24 +233,26 @@ class UserSalPlus(UserSal):
         width: See `AppearanceSimilarityAdder`.
         heads: See `AppearanceSimilarityAdder`.
         window: See `AppearanceSimilarityAdder`.
-        most_keys: See `AppearanceSimilarityAdder`.
+        max_attention_keys: See `AppearanceSimilarityAdder`.
         kl_axis: See `maskgym.policies.needs.appearance.appearance_loss`.
         kl_temperature: See `maskgym.policies.needs.appearance.appearance_loss`.
         appearance_weight: Weight of the appearance loss, summed over scales; 1 is Eq. 5.
 
     Raises:
-        UserError: If a name is unknown or a size out of range.
+        UserError: If a name is unknown or a size out of range, or a part or the checkpoint cannot be loaded.
     """
 
     kind: ClassVar[str] = "usersal_plus"
 
     def __init__(
         self,
-        backbone: SaliencyBackbone,
-        encoder: NeedEncoder,
+        backbone: SaliencyBackbone | Settings,
+        encoder: NeedEncoder | Settings,
+        checkpoint: str | Path | None = None,
+        device: str | None = None,
         tokens: int = 4,
         hidden: int = 128,
-        bypass: bool = True,
+        skip_empty_need: bool = True,
         similarity: bool = True,
         adder: bool = True,
         appearance_loss: bool = True,
@@ -246,7 +261,7 @@ class UserSalPlus(UserSal):
         width: int = 64,
         heads: int = 4,
         window: int = 7,
-        most_keys: int = 1024,
+        max_attention_keys: int = 1024,
         kl_axis: str = "channels",
         kl_temperature: float = 1.0,
         appearance_weight: float = 1.0,
@@ -256,16 +271,26 @@ class UserSalPlus(UserSal):
         for name, value in (("kl_temperature", kl_temperature), ("appearance_weight", appearance_weight)):
             if not value > 0:
                 raise UserError(f"policy.{name}={value}: expected more than 0")
-        super().__init__(backbone, encoder, tokens, hidden, bypass)
-        own: dict[str, Any] = {"similarity": similarity, "adder": adder, "siamese": siamese, "width": width}
-        own |= {"heads": heads, "window": window, "most_keys": most_keys}
-        dims = backbone.feature_dims
+        super().__init__(backbone, encoder, None, device, tokens, hidden, skip_empty_need)
+        dims = self.backbone.feature_dims
         self.scales = list(range(len(dims))) if multi_scale else [len(dims) - 1]
+        own: Settings = {
+            "similarity": similarity,
+            "adder": adder,
+            "siamese": siamese,
+            "width": width,
+            "heads": heads,
+            "window": window,
+            "max_attention_keys": max_attention_keys,
+        }
         adapted = self.scales if similarity or adder else []
         self.adders = nn.ModuleDict({str(n): AppearanceSimilarityAdder(dims[n], **own) for n in adapted})
+        self.adders.to(self.device)
         self.settings |= {**own, "multi_scale": multi_scale}
         self.kl_axis, self.kl_temperature = kl_axis, kl_temperature
         self.appearance_weight = appearance_weight if appearance_loss else 0.0
+        if checkpoint is not None:
+            self.load(checkpoint)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -323,81 +348,36 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def usersal(
-    backbone: Mapping[str, Any] | SaliencyBackbone,
-    encoder: Mapping[str, Any] | NeedEncoder,
-    checkpoint: str | Path | None = None,
-    device: str | None = None,
-    tokens: int = 4,
-    hidden: int = 128,
-    bypass: bool = True,
-) -> UserSal:
-    """Build a `UserSal`.
+def _backbone(given: SaliencyBackbone | Settings) -> SaliencyBackbone:
+    from maskgym.policies import make_backbone  # a local import avoids an import cycle
 
-    Args:
-        backbone: Settings ``{name: …, setting: …}`` for `maskgym.policies.make_backbone`, or a backbone.
-        encoder: Settings for `maskgym.policies.make_need_encoder`, or a need encoder.
-        checkpoint: Folder that `UserSal.save` wrote, for the initial weights.
-        device: PyTorch device; None selects CUDA if available.
-        tokens: See `UserSal`.
-        hidden: See `UserSal`.
-        bypass: See `UserSal`.
-
-    Raises:
-        UserError: If a part or the checkpoint cannot be loaded.
-    """
-    sizes = {"tokens": tokens, "hidden": hidden, "bypass": bypass}
-    return _assemble(UserSal, backbone, encoder, checkpoint, device, sizes)
+    return given if isinstance(given, SaliencyBackbone) else _part("backbone", make_backbone, given)
 
 
-def usersal_plus(
-    backbone: Mapping[str, Any] | SaliencyBackbone,
-    encoder: Mapping[str, Any] | NeedEncoder,
-    checkpoint: str | Path | None = None,
-    device: str | None = None,
-    tokens: int = 4,
-    hidden: int = 128,
-    bypass: bool = True,
-    similarity: bool = True,
-    adder: bool = True,
-    appearance_loss: bool = True,
-    multi_scale: bool = True,
-    siamese: str = "swin",
-    width: int = 64,
-    heads: int = 4,
-    window: int = 7,
-    most_keys: int = 1024,
-    kl_axis: str = "channels",
-    kl_temperature: float = 1.0,
-    appearance_weight: float = 1.0,
-) -> UserSalPlus:
-    """Build a `UserSalPlus`; `usersal` describes the first four arguments, `UserSalPlus` the others."""
-    settings: dict[str, Any] = {"tokens": tokens, "hidden": hidden, "bypass": bypass, "siamese": siamese}
-    settings |= {"similarity": similarity, "adder": adder, "appearance_loss": appearance_loss}
-    settings |= {"multi_scale": multi_scale, "width": width, "heads": heads, "window": window, "most_keys": most_keys}
-    settings |= {"kl_axis": kl_axis, "kl_temperature": kl_temperature, "appearance_weight": appearance_weight}
-    return _assemble(UserSalPlus, backbone, encoder, checkpoint, device, settings)
+def _encoder(given: NeedEncoder | Settings) -> NeedEncoder:
+    from maskgym.policies import make_need_encoder
+
+    return given if isinstance(given, NeedEncoder) else _part("encoder", make_need_encoder, given)
 
 
-def _assemble(
-    kind: Any, backbone: Any, encoder: Any, checkpoint: str | Path | None, device: str | None, settings: dict[str, Any]
-) -> Any:
-    parts = {
-        "backbone": _make("backbone", "make_backbone", backbone) if isinstance(backbone, Mapping) else backbone,
-        "encoder": _make("encoder", "make_need_encoder", encoder) if isinstance(encoder, Mapping) else encoder,
-    }
-    policy = kind(**parts, **settings).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return policy if checkpoint is None else policy.load(checkpoint)
-
-
-def _make(part: str, registry: str, settings: Mapping[str, Any]) -> Any:
-    from maskgym import policies  # a local import avoids an import cycle
-
+def _part(kind: str, make: Callable[..., _Part], settings: Settings) -> _Part:
     if "name" not in settings:
-        raise UserError(f"policy.{part}={dict(settings)}: expected a name, and settings beside it")
+        raise UserError(f"policy.{kind}={dict(settings)}: expected a name, and settings beside it")
     try:
-        return getattr(policies, registry)(**settings)
+        return make(**settings)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise UserError(f"policy.{part}={settings['name']}: {error}") from error
+        raise UserError(f"policy.{kind}={settings['name']}: {error}") from error
+
+
+def _read_description(file: Path) -> JsonObject:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file: expected the folder of a saved policy") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: expected the description of a saved policy") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{file}: holds a {type(description).__name__}: expected names and values")
+    return description

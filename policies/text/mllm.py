@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -206,9 +206,9 @@ def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
     return sorted(ids)
 
 
-def tiny_policy(**arguments: Any) -> LanguagePolicy:
-    """Return the bundled policy, a Qwen2.5-VL of 2 M parameters after supervised fine-tuning on scenes."""
-    return LanguagePolicy(TINY, **arguments)
+qwen2_5_vl_3b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
+qwen2_5_vl_7b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
+tiny_policy = partial(LanguagePolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
 
 
 def _load(kind: Any, path: str, **arguments: Any) -> Any:

@@ -17,8 +17,6 @@ from maskgym.policies.needs.usersal import (
     UserSal,
     UserSalPlus,
     fingerprint,
-    usersal,
-    usersal_plus,
 )
 
 NEEDS = ["find the red car", "find the blue one"]
@@ -100,7 +98,7 @@ def test_an_empty_need_is_the_plain_detector(kind, backbone, need_encoder, empty
 
 
 def test_zero_tokens_in_the_attention_would_change_it(kind, backbone, need_encoder):
-    padded = make(kind, backbone, need_encoder, bypass=False)
+    padded = make(kind, backbone, need_encoder, skip_empty_need=False)
     assert all(not tokens.any() for tokens in padded.prompts(need_encoder.encode([""]).clone()))
     assert (padded(photos(1), [""]) - backbone(photos(1))).abs().max() > 1e-4
 
@@ -161,7 +159,7 @@ def test_each_row_of_the_ablation_differs(backbone, need_encoder):
     assert losses[3] > losses[2] and len(set(losses)) == 5
 
 
-@pytest.mark.parametrize("change", [{"siamese": "linear"}, {"most_keys": 4}, {"heads": 1}, {"window": 2}])
+@pytest.mark.parametrize("change", [{"siamese": "linear"}, {"max_attention_keys": 4}, {"heads": 1}, {"window": 2}])
 def test_each_setting_of_the_adder_matters(backbone, need_encoder, change):
     found = []
     for settings in (SMALL, SMALL | change):
@@ -224,15 +222,34 @@ def test_weights_of_another_policy_are_refused_in_one_line(backbone, need_encode
             policy.load(tmp_path)
 
 
-def test_the_factories_take_parts_by_name_or_made(backbone, need_encoder, tmp_path):
-    policy = usersal(backbone, need_encoder, device="cpu", tokens=2, hidden=16)
-    assert policy.settings == {"tokens": 2, "hidden": 16, "bypass": True}
+def test_descriptions_under_old_names_of_settings_still_fit(backbone, need_encoder, tmp_path):
+    policy = make(UserSalPlus, backbone, need_encoder)
     policy.save(tmp_path)
-    again = usersal(backbone, need_encoder, checkpoint=tmp_path, device="cpu", tokens=2, hidden=16)
+    file = tmp_path / DESCRIPTION
+    text = file.read_text().replace("skip_empty_need", "bypass").replace("max_attention_keys", "most_keys")
+    file.write_text(text)
+    assert "bypass" in text and "most_keys" in text
+    policy.load(tmp_path)
+    with pytest.raises(UserError, match="its policy has max_attention_keys=1024: expected 9"):
+        make(UserSalPlus, backbone, need_encoder, max_attention_keys=9).load(tmp_path)
+
+
+def test_parts_are_settings_or_modules(backbone, need_encoder, tmp_path):
+    policy = UserSal(backbone, need_encoder, device="cpu", tokens=2, hidden=16)
+    assert policy.settings == {"tokens": 2, "hidden": 16, "skip_empty_need": True}
+    policy.save(tmp_path)
+    again = UserSal(backbone, need_encoder, checkpoint=tmp_path, device="cpu", tokens=2, hidden=16)
     torch.testing.assert_close(again(photos(), NEEDS), policy(photos(), NEEDS), atol=0, rtol=0)
     settings = {"similarity": False, "appearance_loss": False, "multi_scale": False, "siamese": "linear", **SMALL}
-    settings |= {"kl_axis": "all", "kl_temperature": 2.0, "most_keys": 9, "tokens": 1, "hidden": 4, "bypass": False}
-    plus = usersal_plus(backbone, need_encoder, device="cpu", **settings)
+    settings |= {
+        "kl_axis": "all",
+        "kl_temperature": 2.0,
+        "max_attention_keys": 9,
+        "tokens": 1,
+        "hidden": 4,
+        "skip_empty_need": False,
+    }
+    plus = UserSalPlus(backbone, need_encoder, device="cpu", **settings)
     assert plus.settings.items() >= {k: v for k, v in settings.items() if k[:3] not in ("kl_", "app")}.items()
     assert (plus.kl_axis, plus.kl_temperature, plus.appearance_weight) == ("all", 2.0, 0.0)
     assert policies.make("usersal", backbone=backbone, encoder=need_encoder).kind == "usersal"
@@ -249,4 +266,4 @@ def test_the_factories_take_parts_by_name_or_made(backbone, need_encoder, tmp_pa
 )
 def test_wrong_arguments(backbone, need_encoder, arguments, expected):
     with pytest.raises(UserError, match=expected):
-        usersal_plus(**{"backbone": backbone, "encoder": need_encoder} | arguments)
+        UserSalPlus(**{"backbone": backbone, "encoder": need_encoder} | arguments)
