@@ -36,6 +36,8 @@ RENAMED: dict[str, str] = {
     "env.repeats": "env.allow_repeated_clicks",
     "env.label": "env.label_source",
     "env.initial": "env.initial_prompts",
+    "policy.bypass": "policy.skip_empty_need",
+    "policy.most_keys": "policy.max_attention_keys",
 }
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
