@@ -37,6 +37,8 @@ from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, co
 from maskgym.data import Sample
 from maskgym.data.rationales import read_rows
 from maskgym.envs.instructions import instruction
+from maskgym.envs.base import unwrap
+from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.annotation import reasoning_prompts as prompts
 from maskgym.experiments.annotation.needs.project import alone, digest
@@ -285,10 +287,12 @@ def _main(arguments: Sequence[str]) -> None:
     given = _parser().parse_intermixed_args(arguments)
     _check(given)
     config = _compose(given)
-    from maskgym.experiments import run as runner
+    from maskgym.experiments.wiring import build
 
     chat = _make_chat(given)
-    env = runner.make_env(config, given.task, given.split, runner.make_parts(config)).unwrapped
+    env = unwrap(
+        build.make_env(config, given.task, given.split, build.make_parts(config)), ReasoningVectorEnv
+    )
     folder = given.folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
