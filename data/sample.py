@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -48,24 +50,70 @@ class Sample:
         return np.logical_or.reduce(self.masks[image], axis=0)
 
 
-@runtime_checkable
-class Dataset(Protocol):
+@dataclass(frozen=True)
+class Pair:
+    """A photo and its mask; ``key`` is the photo's path under the root without suffix and images folder."""
+
+    key: str
+    image: Path
+    mask: Path
+
+
+class Dataset(ABC):
     """A finite, ordered collection of samples of one split; reading the same index gives the same sample.
+
+    A subclass sets ``task`` and ``split``, and defines ``len`` and indexing. The other members have defaults; a reader
+    that knows its files sets them.
 
     Attributes:
         task: ``sod``, ``sis`` or ``cosod``: meaning of the masks.
-        split: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation``, ``test``, or ``all``.
     """
 
     task: str
     split: str
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
 
+    @cached_property
+    def shown(self) -> str:
+        """Task as requested, such as ``blur``, if it says more than ``task``."""
+        return self.task
 
-class Subset:
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each sample; by default every sample is read for it."""
+        return tuple(self[index].key for index in range(len(self)))
+
+    @property
+    def mask_files(self) -> tuple[tuple[str, Path], ...]:
+        """Key and mask file of each photo; empty unless each photo has one mask file."""
+        return ()
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        """List the files of one sample that is a group of photos; empty for other samples."""
+        return ()
+
+
+class Reader(Dataset):
+    """Data set on disk, whose files are listed at construction and decoded on access.
+
+    Attributes:
+        splits: The split of each sample (None: on no list).
+        faults: Faults found in listing, one line each.
+        notes: What was left out without a fault, one line each.
+    """
+
+    splits: tuple[str | None, ...]
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Subset(Dataset):
     """Subset of a data set, in the order of the indices.
 
     Args:
@@ -76,6 +124,16 @@ class Subset:
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, tuple(int(index) for index in indices)
         self.task, self.split = dataset.task, dataset.split
+
+    @cached_property
+    def shown(self) -> str:
+        """Task as requested."""
+        return self.dataset.shown
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each sample."""
+        return tuple(self.dataset.keys[index] for index in self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maskgym.data.scenes import FULL, SHAPES, STYLES, TASKS, Scenes, vocabulary
+from maskgym.data.scenes.language import likeness
 from maskgym.errors import UserError
 from maskgym.rewards import parse
 
@@ -219,9 +220,7 @@ def test_an_index_out_of_range() -> None:
 
 
 def test_likeness_decides_by_shape_first() -> None:
-    from maskgym.data.scenes import _likeness
-
     wanted = Scenes("sis").scene(0).objects[0]
     same_shape = replace(wanted, colour="none", texture="none")
     same_rest = replace(wanted, shape="none")
-    assert _likeness(wanted, same_shape) > _likeness(wanted, same_rest)
+    assert likeness(wanted, same_shape) > likeness(wanted, same_rest)
