@@ -70,9 +70,11 @@ def run_one(arguments: Sequence[str]) -> int:
     if resume:
         folder = Path(asked["resume"].partition("=")[2]).expanduser().absolute()
         config = composition.load(folder / run_folder.CONFIG)
+        _announce(config)
         _check_same(config, [argument for name, argument in asked.items() if name != "resume"], folder)
     else:
         config = composition.compose(arguments)
+        _announce(config)
         build.check(config)
         folder = run_folder.create(config)
     config["out"] = str(folder)
@@ -90,6 +92,11 @@ def run_one(arguments: Sequence[str]) -> int:
         raise
     print(_summary(results, folder))
     return 0
+
+
+def _announce(config: Config) -> None:
+    """Print what starts, because the imports that follow take seconds."""
+    print(f"{config['env']['name']} {config['algo']['name']}, seed {config['seed']}", flush=True)
 
 
 def _train(config: Config, folder: Path, resume: bool) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,8 @@ def status(
     Returns:
         The command's status; 2 for a user error, reported in one line on standard error; 130 when interrupted.
     """
+    # Spinning OpenMP threads take a busy machine from each other. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return act(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
