@@ -1,35 +1,34 @@
-"""The advantage that each algorithm of text gives the same answers: small formulas, and SPO's tracker.
+"""Advantages of the same answers under each algorithm of text, for comparison.
 
-Training computes them elsewhere (TRL's trainers, `maskgym.agents.text.spo`, `maskgym.agents.text.cgpo`), each for its
-own batches; the tests compare both. Settings are the algorithms' defaults.
+Training computes them per batch elsewhere (TRL's trainers, `maskgym.agents.text.spo`, `maskgym.agents.text.cgpo`), and
+the tests compare both. Settings are the algorithms' defaults.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from trl.trainer.utils import nanstd
 
 from maskgym.agents.text.group_methods import GroupConfig, without_signal
 from maskgym.agents.text.spo import SPOConfig, ValueTracker, normalized
 
-DIVISION_GUARD = 1e-4  # TRL's, beside a deviation
+DIVISION_GUARD = 1e-4  # TRL adds it to a standard deviation before dividing.
 
 
-def advantages_by_algorithm(
-    rewards: torch.Tensor, confidences: torch.Tensor, group_size: int
-) -> dict[str, torch.Tensor]:
-    """Return the advantages of answers under each algorithm.
+def advantages_by_algorithm(rewards: Tensor, confidences: Tensor, group_size: int) -> dict[str, Tensor]:
+    """Compute the advantages of answers under each algorithm.
 
-    DAPO drops groups without signal: their answers have none (NaN). SPO takes one answer a prompt at a time, so the
-    first answers to all prompts are one batch, the second ones the next, and so on.
+    DAPO drops zero-variance groups, so their answers have no advantage (NaN). SPO takes one answer per prompt at a
+    time: the first answers to all prompts are one batch, the second ones the next, and so on.
 
     Args:
-        rewards: (B,) in [0, 1], the answers to a prompt in a row; NaN is left out.
+        rewards: (B,) in [0, 1], with the answers to a prompt adjacent; NaN is ignored.
         confidences: (B,), see `maskgym.agents.text.response_types.confidence`.
-        group_size: Answers a prompt, at least 2, a divisor of B.
+        group_size: Answers per prompt, at least 2, a divisor of B.
 
     Returns:
-        float64 (B,) by name of the algorithm; NaN where there is none.
+        float64 (B,) by name of the algorithm; NaN for an answer without an advantage.
     """
     groups = rewards.double().view(-1, group_size)  # (P, G)
     centred = groups - groups.nanmean(1, keepdim=True)
@@ -45,27 +44,27 @@ def advantages_by_algorithm(
         "spo": _single_stream(groups),
         "cgpo": groups - confidences.double().view_as(groups),
     }
-    # Equal rewards leave differences of rounding, which ranks would take for real ones.
+    # Without rounding, the tiny differences that equal rewards leave would get different ranks.
     return {name: values.flatten().round(decimals=9) for name, values in found.items()}
 
 
-def share_within_prompts(advantages: torch.Tensor, group_size: int) -> float:
-    """Return the share of the mean square of advantages that tells the answers to one prompt apart, in [0, 1].
+def share_within_prompts(advantages: Tensor, group_size: int) -> float:
+    """Compute the share of the advantages' mean square that distinguishes answers to one prompt, in [0, 1].
 
-    The rest is the same for all answers to a prompt. Its expected gradient is 0, whatever the policy: noise, which a
-    baseline that knew each prompt's mean reward would take away.
+    The rest is the same for all answers to a prompt. Its expected gradient is 0 under any policy, so it is noise, which
+    a baseline of each prompt's mean reward would remove.
 
     Args:
-        advantages: (B,), the answers to a prompt in a row; NaN is left out.
-        group_size: Answers a prompt, at least 2, a divisor of B.
+        advantages: (B,), with the answers to a prompt adjacent; NaN is ignored.
+        group_size: Answers per prompt, at least 2, a divisor of B.
     """
     groups = advantages.double().view(-1, group_size)  # (P, G)
     within = groups - groups.nanmean(1, keepdim=True)
     return (within.square().nanmean() / groups.square().nanmean()).item()
 
 
-def _single_stream(groups: torch.Tensor) -> torch.Tensor:
-    """Return SPO's advantages (P, G), whose tracker sees a column at a time."""
+def _single_stream(groups: Tensor) -> Tensor:
+    """Compute SPO's advantages (P, G), whose tracker sees one column at a time."""
     tracker, prompts = ValueTracker(SPOConfig.forgetting, SPOConfig.prior_weight), [str(n) for n in range(len(groups))]
     batches = [batch - torch.tensor(tracker.observe(prompts, batch.tolist())).double() for batch in groups.unbind(1)]
     advantages = torch.stack([normalized(batch) for batch in batches], dim=1)

@@ -1,27 +1,23 @@
 """Confidence-Guided Policy Optimization (CGPO) on TRL, usable in place of ``GRPOTrainer``.
 
-One answer a prompt. Its advantage is what the reward says less what the policy believed,
-``A = r - c`` (Saliency-R1, Eq. 13), with ``c`` the mean probability of the sampled tokens (Eq. 10), in PPO's clipped
-objective (Eq. 14). Supervised steps between the updates (Interleaved SFT Regularization, ISR, Eq. 15) take the place
-of the divergence from a reference model.
+CGPO samples one answer per prompt. The advantage is the reward minus the policy's confidence, ``A = r - c``
+(Saliency-R1, Eq. 13), where ``c`` is the mean probability of the sampled tokens (Eq. 10). The loss is PPO's clipped
+objective (Eq. 14). Supervised steps between the updates (Interleaved SFT Regularization, ISR, Eq. 15) replace the KL
+divergence from a reference model.
 
-Where the paper leaves a choice, and where we depart from it:
+Choices that the paper leaves open, and departures from it:
 
-- *Schedule.* Eq. 15 has one supervised step in every ``P``; the training details have two in every five. Both can be
-  said with ``isr_period`` and ``isr_sft_steps``; the default is the training details.
-- *Optimizer.* The supervised steps have an AdamW state of their own. The paper does not say. With one state for both,
-  the larger supervised gradients set the second moments and the policy updates shrink to nothing;
-  ``isr_shared_optimizer`` shows it.
-- *Learning rate of ISR.* Not stated; the default is the rate of the paper's supervised stage, 1e-6.
-- *Supervised loss.* Eq. 4 sums over tokens; we take the mean over the tokens of a batch, as is usual.
-- *Centring.* ``center_advantage`` subtracts the batch's mean advantage. This variant is OURS, not the paper's.
+- *Schedule.* Eq. 15 has one supervised step in every ``P``, the training details have two in every five. The settings
+  ``isr_period`` and ``isr_sft_steps`` express both. The default is that of the training details.
+- *Optimizer.* The supervised steps have their own AdamW state. The paper does not say.
+- *Learning rate of ISR.* The paper does not state it. The default is the rate of its supervised stage, 1e-6.
+- *Supervised loss.* Eq. 4 sums over tokens. The loss here is the mean over the tokens of a batch.
 
-Four options show what the paper argues for by leaving it out: ``confidence`` as the exponential of the mean
-log-probability, ``full_gradient`` (Eq. 11 itself in place of Eq. 13 and 14), ``beta`` (a divergence from the policy
-before training, Eq. 8, in place of ISR), and ``num_generations`` (several answers a prompt).
+The confidence uses the log-probabilities of the sampling policy. If each answer serves one update only, the loss
+computes them anyway, so a step costs one forward pass. Otherwise TRL computes them beforehand.
 
-The confidence comes from the log-probabilities of the sampling policy. When every answer is used for one update only,
-those are the loss's own, so a step costs one forward pass; otherwise TRL computes the old ones and they are used.
+The ablations, which restore what CGPO removes, are in `maskgym.agents.text.cgpo_ablations`. Several answers per prompt
+(``num_generations``) need no code of their own.
 
 References:
     Li et al., Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided
@@ -31,33 +27,39 @@ References:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import pad
 
 from maskgym.agents.text.response_types import confidence, masked_mean
+from maskgym.agents.text.reward_function import message_text
 from maskgym.agents.text.trainer import (
     ResumableTrainer,
+    Row,
     check_as_trl_does,
     check_range,
     check_settings,
     read_rows,
     with_images,
 )
+from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
-from maskgym.policies.text.mllm import vision_token_ids as vision_token_ids  # part of what this file has always offered
 
-CONFIDENCES = ("mean_probability", "exp_mean_log")
-EDGE = 1e-6  # Eq. 11 has no value where the confidence is 0 or 1
 IGNORED_LABEL = -100
-# What the loss below does not do, by option name, with the one value that it does.
+# What TRL's forward pass takes of a batch, such as pixels.
+MODEL_INPUTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+# Options of GRPOConfig that the loss does not implement, with the only supported value.
 SUPPORTED = {
     "loss_type": "grpo",
     "use_bias_correction_kl": False,
@@ -76,94 +78,83 @@ SUPPORTED = {
 class CGPOConfig(GRPOConfig):
     """Settings of :class:`CGPOTrainer`: those of ``GRPOConfig``, with the paper's defaults, and the ones below.
 
-    Options of ``GRPOConfig`` that the objective of Eq. 14 has no place for are refused. Its ``beta`` is the weight of
-    the divergence from the policy before training (Eq. 8), and takes the place of ISR.
+    Options of ``GRPOConfig`` that Eq. 14 does not contain are refused.
 
     Args:
-        num_generations: Answers a prompt; the paper takes one.
-        confidence: ``mean_probability`` (Eq. 10) or ``exp_mean_log``, the exponential of the mean log-probability.
-        full_gradient: Minimise Eq. 11, the confidence differentiated, whose gradient has Eq. 12 as a factor: unstable
-            where the confidence is near 0 or 1. There is no ratio in it, so an answer serves for one update.
-        center_advantage: Subtract the mean advantage of each forward pass's batch, all devices together. OURS.
-        isr_period: Length ``P`` of the cycle of optimizer steps.
-        isr_sft_steps: How many steps are supervised, at the end of each cycle: 0 (no ISR) to ``isr_period`` (no RL).
-        isr_learning_rate: Constant learning rate of the supervised steps; the scheduler drives the policy's only.
-        isr_batch_size: Examples a device and forward pass in a supervised step (``gradient_accumulation_steps``
-            applies as ever); ``None`` means ``per_device_train_batch_size``.
-        isr_shared_optimizer: Use one AdamW state for both kinds of step.
+        num_generations: Answers per prompt; the paper samples one.
+        isr_period: Length ``P`` of the cycle, in optimizer steps.
+        isr_sft_steps: Number of supervised steps at the end of each cycle: 0 (no ISR) to ``isr_period`` (no RL).
+        isr_learning_rate: Constant learning rate of the supervised steps; the scheduler applies to the updates only.
+        isr_batch_size: Examples per device and forward pass in a supervised step, which has
+            ``gradient_accumulation_steps`` passes; ``None`` means ``per_device_train_batch_size``.
 
     Raises:
-        UserError: If a value is out of its range, or an option of ``GRPOConfig`` is not supported.
+        UserError: If a value is out of range, or an option of ``GRPOConfig`` is not supported.
     """
 
-    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt."})
+    num_generations: int | None = field(default=1, metadata={"help": "Answers per prompt."})
     loss_type: str = field(
         default="grpo",
         metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
     )
-    scale_rewards: str = field(default="none", metadata={"help": "Without effect: CGPO has no groups."})
+    scale_rewards: str = field(default="none", metadata={"help": "No effect, because CGPO has no groups."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
-    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Only False: the divergence is Eq. 8's."})
-    confidence: str = field(default="mean_probability", metadata={"help": "Or exp_mean_log."})
-    full_gradient: bool = field(default=False, metadata={"help": "Minimise Eq. 11 itself."})
-    center_advantage: bool = field(default=False, metadata={"help": "Subtract the batch's mean advantage (ours)."})
-    isr_period: int = field(default=5, metadata={"help": "Optimizer steps in one cycle of RL and SFT."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Supports only False."})
+    isr_period: int = field(default=5, metadata={"help": "Optimizer steps per cycle of RL and SFT."})
     isr_sft_steps: int = field(default=2, metadata={"help": "Supervised steps at the end of each cycle."})
     isr_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the supervised steps."})
-    isr_batch_size: int | None = field(default=None, metadata={"help": "Examples a device in a supervised pass."})
-    isr_shared_optimizer: bool = field(default=False, metadata={"help": "One optimizer state for both kinds."})
+    isr_batch_size: int | None = field(default=None, metadata={"help": "Examples per device and supervised pass."})
+
+    supported: ClassVar[Settings] = {**SUPPORTED, "beta": 0.0}
 
     def __post_init__(self) -> None:
-        check_settings(self, SUPPORTED)
+        check_settings(self, self.supported)
         if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
             raise UserError(
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
-        if self.beta and self.isr_sft_steps:
-            raise UserError(f"beta={self.beta}: takes the place of ISR: expected isr_sft_steps=0 beside it")
-        if self.confidence not in CONFIDENCES:
-            raise UserError(f"confidence={self.confidence!r}: expected one of {', '.join(CONFIDENCES)}")
-        if self.full_gradient and (self.center_advantage or self.num_iterations > 1):
-            raise UserError("full_gradient=True: expected center_advantage=False and num_iterations=1 beside it")
         check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
         check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
         check_as_trl_does(self, super().__post_init__)
 
     def is_sft_step(self, global_step: int) -> bool:
-        """Return whether the optimizer step after ``global_step`` finished ones is supervised."""
+        """Check whether the optimizer step after ``global_step`` finished ones is supervised."""
         return global_step % self.isr_period >= self.isr_period - self.isr_sft_steps
 
 
-def calibration_objective(rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
-    """Return ``r log c + (1 - r) log(1 - c)``, Eq. 11 with its sign turned; 0 for an answer without a reward.
+@dataclass
+class Answers:
+    """Answers of one forward pass, B on this device and up to T tokens long.
 
-    Its derivative by the confidence is Eq. 12, ``(r - c) / (c (1 - c))``; none within 1e-6 of 0 and 1.
-
-    Args:
-        rewards: (B,) in [0, 1].
-        confidences: (B,) in [0, 1].
+    Attributes:
+        rewards: float (B,); NaN if an answer could not be scored.
+        mask: (B, T), 1 on the answers' tokens, end tokens included, except on what tools wrote.
+        log_probabilities: float (B, T), under the policy that learns, with gradient.
+        old: float (B, T), log-probabilities under the policy that sampled.
+        reference: float (B, T), log-probabilities under the reference model, if there is one.
+        entropies: float (B, T), entropies of the policy that learns.
     """
-    confidences = confidences.clamp(EDGE, 1 - EDGE)
-    known = rewards.nan_to_num(nan=0.0)
-    objective = known * confidences.log() + (1 - known) * (1 - confidences).log()
-    return torch.where(rewards.isnan(), torch.zeros_like(objective), objective)
+
+    rewards: Tensor
+    mask: Tensor
+    log_probabilities: Tensor
+    old: Tensor
+    reference: Tensor | None
+    entropies: Tensor
 
 
 def clipped_objective(
-    log_ratio: torch.Tensor,
-    advantages: torch.Tensor,
-    epsilon_low: float,
-    epsilon_high: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return PPO's clipped objective of each token (the inside of Eq. 14) and where clipping stops its gradient.
+    log_ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float
+) -> tuple[Tensor, Tensor]:
+    """Compute PPO's clipped objective of each token (the inside of Eq. 14), and where clipping stops its gradient.
 
     Args:
-        log_ratio: (B, T), log-probability under the policy less that under the sampling policy.
+        log_ratio: (B, T), log-probability under the policy minus that under the sampling policy.
         advantages: (B,), constant.
-        epsilon_low: The ratio is clipped from below at ``1 - epsilon_low``.
-        epsilon_high: The ratio is clipped from above at ``1 + epsilon_high``.
+        epsilon_low: The lower clip limit of the ratio is ``1 - epsilon_low``.
+        epsilon_high: The upper clip limit of the ratio is ``1 + epsilon_high``.
 
     Returns:
         The objective (B, T), to be maximised, and a bool (B, T).
@@ -176,109 +167,106 @@ def clipped_objective(
 
 
 class InterleavedOptimizer(torch.optim.Optimizer):
-    """The policy's optimizer and ISR's over the same parameters; ``supervised`` says which one steps.
+    """Optimizers of the policy and of ISR over the same parameters; ``supervised`` selects which one steps.
 
-    To the trainer this is one optimizer: the scheduler sees the policy's parameter groups, and a checkpoint holds both
+    The trainer sees one optimizer: the scheduler receives the policy's parameter groups, and a checkpoint holds both
     states.
 
     Args:
-        policy: The optimizer of the policy updates.
-        learning_rate: Constant rate of the supervised steps.
-        shared: Let the supervised steps use ``policy``'s state too, at their own rate.
+        policy: Optimizer of the policy updates.
+        learning_rate: Constant learning rate of the supervised steps.
     """
 
-    def __init__(self, policy: torch.optim.Optimizer, learning_rate: float, shared: bool) -> None:
-        self.policy = policy  # no super().__init__: groups and state are the policy's, as in accelerate's wrapper
-        self.learning_rate = learning_rate
-        self.supervised = False
-        self.isr = policy
-        if not shared:
-            groups = [{**group, "params": list(group["params"]), "lr": learning_rate} for group in policy.param_groups]
-            self.isr = type(policy)(groups)
+    def __init__(self, policy: torch.optim.Optimizer, learning_rate: float) -> None:
+        # No super().__init__: groups and state are the policy's, as in accelerate's wrapper.
+        self.policy, self.learning_rate, self.supervised = policy, learning_rate, False
+        self.isr = self._make_isr()
+
+    def _make_isr(self) -> torch.optim.Optimizer:
+        """Create the optimizer of the supervised steps."""
+        groups = [{**group, "params": list(group["params"])} for group in self.policy.param_groups]
+        return type(self.policy)(groups)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return the policy's parameter groups."""
+    def states(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers whose states a checkpoint holds, by name."""
+        return {"policy": self.policy, "isr": self.isr}
+
+    @property
+    def param_groups(self) -> list[Settings]:
+        """Parameter groups of the policy's optimizer."""
         return self.policy.param_groups
 
     @property
-    def state(self) -> dict[torch.Tensor, Any]:
-        """Return the policy's state."""
+    def state(self) -> dict[Tensor, Settings]:
+        """State of the policy's optimizer."""
         return self.policy.state
 
     @property
-    def defaults(self) -> dict[str, Any]:
-        """Return the policy's defaults."""
+    def defaults(self) -> Settings:
+        """Defaults of the policy's optimizer."""
         return self.policy.defaults
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:
         """Step the optimizer whose turn it is."""
         if not self.supervised:
             self.policy.step(closure)
             return
-        rates = [group["lr"] for group in self.isr.param_groups]
         for group in self.isr.param_groups:
             group["lr"] = self.learning_rate
         self.isr.step(closure)
-        for group, rate in zip(self.isr.param_groups, rates, strict=True):
-            group["lr"] = rate
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, which both share."""
+        """Clear the gradients, which both optimizers use."""
         self.policy.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return both states; a shared one once."""
-        states = {"policy": self.policy.state_dict()}
-        return states if self.isr is self.policy else {**states, "isr": self.isr.state_dict()}
+    def state_dict(self) -> dict[str, JsonObject]:
+        """Collect the state of each optimizer."""
+        return {name: optimizer.state_dict() for name, optimizer in self.states.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, JsonObject]) -> None:
         """Load what :meth:`state_dict` returned.
 
         Raises:
-            UserError: If the checkpoint's optimizer states are not of this form (``isr_shared_optimizer`` or
-                ``isr_sft_steps`` differ).
+            UserError: If the checkpoint holds other optimizers (``isr_shared_optimizer`` or ``isr_sft_steps`` differ).
         """
-        expected = set(self.state_dict())
-        if set(state_dict) != expected:
+        if set(state_dict) != set(self.states):
             raise UserError(
                 f"optimizer of the checkpoint: it holds {', '.join(map(str, sorted(state_dict)))}, expected "
-                f"{', '.join(sorted(expected))} (were isr_sft_steps and isr_shared_optimizer the same?)"
+                f"{', '.join(sorted(self.states))} (were isr_sft_steps and isr_shared_optimizer the same?)"
             )
-        self.policy.load_state_dict(state_dict["policy"])
-        if "isr" in expected:
-            self.isr.load_state_dict(state_dict["isr"])
+        for name, optimizer in self.states.items():
+            optimizer.load_state_dict(state_dict[name])
 
 
 class CGPOTrainer(ResumableTrainer, GRPOTrainer):
-    """Train a language model, or one that sees, by CGPO. Takes what ``GRPOTrainer`` takes, and ``isr_dataset``.
+    """Train a language model, or a vision-language model, by CGPO.
 
-    One optimizer step is one step of ``state.global_step``, whichever its kind. A supervised step generates nothing and
-    leaves buffered answers as they are; the prompts of its place in the epoch's order are passed over unread. The ISR
-    examples of a step are drawn by ``seed`` and ``global_step``, so a resumed run goes on with the same numbers.
+    An optimizer step of either kind counts as one step of ``state.global_step``. A supervised step generates nothing,
+    keeps buffered answers, and skips the prompts of its place in the epoch's order without reading them. The ISR
+    examples of a step depend only on ``seed`` and ``global_step``, so a resumed run continues with the same numbers.
     Rows and checkpoints are those of `maskgym.agents.text.trainer.ResumableTrainer`.
 
-    Logged beside TRL's own metrics and the parent's response types: ``cgpo/confidence``,
-    ``cgpo/advantage``, ``cgpo/advantage_abs`` (means over answers), ``clip_ratio/region_mean``, ``entropy`` and, with
-    ``beta``, ``kl`` (means over tokens) and, on supervised steps, ``isr/loss``. With ``full_gradient`` the advantages
-    are logged, but not used. The completions table has none: they are known only when the loss is computed.
+    Further logged scalars: ``cgpo/confidence``, ``cgpo/advantage`` and ``cgpo/advantage_abs`` (means over answers),
+    ``clip_ratio/region_mean`` and ``entropy`` (means over tokens), and ``isr/loss`` on supervised steps. The table of
+    completions has no advantages, because only the loss computes them.
 
     Args:
         model: As in ``GRPOTrainer``.
-        reward_funcs: As in ``GRPOTrainer``; the weighted sum is ``r`` and should lie in [0, 1], as ``c`` does.
+        reward_funcs: As in ``GRPOTrainer``. The weighted sum is ``r`` and should lie in [0, 1], as ``c`` does.
         args: A :class:`CGPOConfig`.
         isr_dataset: Rows with ``prompt``, ``completion`` (a string, or one assistant message in a list; the tokenizer's
-            end token is appended) and, where there are images, ``images`` or ``image``.
-        **kwargs: As in ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
+            end token is appended) and, if there are images, ``images`` or ``image``.
+        **kwargs: Further arguments of ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
 
     Raises:
-        UserError: If ``args`` is of another class, or ISR is on and has no rows, rows that lack a column, or
+        UserError: If ``args`` is of another class, or if ISR is on without rows, with rows that lack a column, or with
             DeepSpeed or FSDP.
     """
 
     _tag_names: ClassVar = ["trl", "cgpo"]
     _name = "CGPO"
-    config_class: ClassVar = CGPOConfig
+    config_class: ClassVar[type[CGPOConfig]] = CGPOConfig
     _paper: ClassVar = {
         "title": "Saliency-R1: Incentivizing Unified Saliency Reasoning Capability in MLLM with Confidence-Guided "
         "Reinforcement Learning"
@@ -286,29 +274,92 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def __init__(
         self,
-        model: Any,
-        reward_funcs: Any = None,
+        model: PreTrainedModel | str,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: CGPOConfig | None = None,
         isr_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
-        args = CGPOConfig("CGPO") if args is None else args
+        args = self.config_class(self._name) if args is None else args
         if isinstance(args, CGPOConfig) and args.isr_sft_steps:
             _check_isr(args, isr_dataset)
         self.isr_dataset = isr_dataset
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
 
-    # Data: ISR's own batches.
+    # Policy updates.
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Return the batches of one optimizer step: of prompts, or of ISR rows in a supervised one."""
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        if "labels" in inputs:
+            return self._sft_loss(model, inputs)
+        answers, router_loss = self._score(model, inputs)
+        loss = self.policy_loss(answers)
+        if router_loss is not None:
+            loss = loss + self.router_aux_loss_coef * router_loss
+        return loss / self.current_gradient_accumulation_steps if self.model.training else loss
+
+    def policy_loss(self, answers: Answers) -> Tensor:
+        """Compute the loss of the answers of one forward pass (Eq. 10, 13 and 14)."""
+        confidences = confidence(answers.old, answers.mask)  # Eq. 10, (B,)
+        advantages = (answers.rewards - confidences).nan_to_num(nan=0.0)  # Eq. 13, (B,); 0 for an answer without reward
+        log_ratio = answers.log_probabilities - answers.old  # (B, T)
+        objective, clipped = clipped_objective(log_ratio, advantages, self.epsilon_low, self.epsilon_high)  # (B, T)
+        self._log_update(answers, confidences, advantages, clipped)
+        return -masked_mean(objective, answers.mask).mean()  # Eq. 14
+
+    def _score(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Answers, Tensor | None]:
+        """Run the forward pass; return the answers, and the loss of the router in a mixture of experts."""
+        log_probabilities, entropies, router_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: value for name, value in inputs.items() if name in MODEL_INPUTS},
+        )  # (B, T) each
+        answers = Answers(
+            rewards=inputs["rewards"],
+            mask=inputs["completion_mask"] * inputs.get("tool_mask", 1),
+            log_probabilities=log_probabilities,
+            # Without old log-probabilities, this is the answers' only update, so the sampling policy is this one.
+            old=inputs.get("old_per_token_logps", log_probabilities.detach()),
+            reference=inputs.get("ref_per_token_logps"),
+            entropies=entropies,
+        )
+        return answers, router_loss
+
+    def _generate_and_score_completions(self, inputs: Sequence[Row | int]) -> dict[str, Tensor]:
+        outputs = super()._generate_and_score_completions(inputs)
+        # With one answer per prompt, the parent's advantages compare an answer with itself.
+        del outputs["advantages"]
+        self._logs["advantages"].extend([float("nan")] * len(self._rewards_of_terms))
+        self._current_metrics.pop("frac_reward_zero_std")
+        return outputs
+
+    # Supervised steps.
+
+    def _is_sft_step(self) -> bool:
+        return self.args.is_sft_step(self.state.global_step)
+
+    def training_step(self, model: nn.Module, inputs: list[Row], num_items_in_batch: Tensor | None) -> Tensor:
+        """Run one forward and backward pass; a supervised pass does not count as a use of buffered answers."""
+        supervised = self._is_sft_step()
+        if self.args.isr_sft_steps:
+            self._interleaved.supervised = supervised
+        if supervised:
+            return super(GRPOTrainer, self).training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[int]] | list[list[Row]], Tensor | None]:
+        """Collect the batches of one optimizer step: numbers of prompts, or ISR rows in a supervised step."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._is_sft_step():
-            batches = self._isr_batches(len(batches))
-        return batches, items
+        return self._isr_batches(len(batches)) if self._is_sft_step() else batches, items
 
-    def _isr_batches(self, count: int) -> list[list[dict[str, Any]]]:
-        assert self.isr_dataset is not None  # checked with the arguments
+    def _isr_batches(self, count: int) -> list[list[Row]]:
+        """Draw this device's examples of a supervised step with ``count`` forward passes."""
+        assert self.isr_dataset is not None  # The constructor checks it.
         size = self.args.isr_batch_size or self.args.per_device_train_batch_size
         total: int = count * size * self.accelerator.num_processes
         generator = np.random.default_rng((self.args.seed, self.state.global_step))
@@ -319,102 +370,30 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
             for start in range(first, first + count * size, size)
         ]
 
-    def _is_sft_step(self) -> bool:
-        return self.args.is_sft_step(self.state.global_step)
-
-    # One step.
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
-        """Run one forward and backward pass; a supervised one does not count among those that use answers up."""
-        supervised = self._is_sft_step()
-        if self.args.isr_sft_steps:
-            self._interleaved.supervised = supervised
-        if supervised:
-            return super(GRPOTrainer, self).training_step(model, inputs, num_items_in_batch)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+    def _prepare_inputs(self, generation_batch: list[Row]) -> dict[str, Tensor]:
         if self.model.training and self._is_sft_step():
             return super(GRPOTrainer, self)._prepare_inputs(self._sft_inputs(generation_batch))
         return super()._prepare_inputs(generation_batch)
 
-    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
-        outputs = super()._generate_and_score_completions(inputs)
-        # The parent's advantages compare an answer with itself.
-        del outputs["advantages"]
-        self._logs["advantages"].extend([float("nan")] * len(self._rewards_of_terms))
-        self._current_metrics.pop("frac_reward_zero_std")
-        return outputs
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        if "labels" in inputs:
-            return self._sft_loss(model, inputs)
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
-        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-        log_probabilities, entropies, router_loss = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{name: value for name, value in inputs.items() if name in accepted},
-        )  # (B, T) each
-        old = inputs.get("old_per_token_logps")
-        # Without old ones this is the only update with these answers, and the policy is the one that sampled them.
-        old = log_probabilities.detach() if old is None else old
-        confidences = confidence(old, mask, self.args.confidence)  # (B,)
-        advantages = self._advantages(inputs["rewards"], confidences)  # (B,)
-        objective, clipped = clipped_objective(log_probabilities - old, advantages, self.epsilon_low, self.epsilon_high)
-        answers = masked_mean(objective, mask)  # (B,)
-        if self.args.full_gradient:
-            believed = confidence(log_probabilities, mask, self.args.confidence, differentiate=True)
-            answers = calibration_objective(inputs["rewards"], believed)
-        if self.beta:
-            log_reference_ratio = inputs["ref_per_token_logps"] - log_probabilities
-            divergence = log_reference_ratio.exp() - log_reference_ratio - 1  # (B, T), at least 0
-            answers = answers - self.beta * masked_mean(divergence, mask)
-            self._log_tokens(mask, {"kl": divergence})
-        loss = -answers.mean()
-        if router_loss is not None:
-            loss = loss + self.router_aux_loss_coef * router_loss
-        self._log_answers(inputs["rewards"], confidences, advantages)
-        self._log_tokens(mask, {"entropy": entropies, "clip_ratio/region_mean": clipped})
-        return loss / self.current_gradient_accumulation_steps if self.model.training else loss
-
-    def _advantages(self, rewards: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
-        """Return ``r - c`` (Eq. 13), centred if so set; 0 for an answer without a reward."""
-        advantages = rewards - confidences
-        if self.args.center_advantage:
-            advantages = advantages - self.accelerator.gather(advantages).nanmean()
-        return advantages.nan_to_num(nan=0.0)
-
-    # Supervised steps.
-
-    def _sft_inputs(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return model inputs with left-padded prompts and right-padded completions, and the latter as labels."""
+    def _sft_inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Build model inputs: left-padded prompts, right-padded completions, and the completions as labels."""
         prompts = with_images(rows) if self._is_vlm else [row["prompt"] for row in rows]
         prompt_ids, _, fields = self._tokenize_prompts(prompts)
         completion_ids = [self._completion_ids(row["completion"]) for row in rows]
         ids, mask = self._padded(prompt_ids, completion_ids, self._tokenizer.pad_token_id)
-        labels = pad(
-            [torch.tensor(tokens) for tokens in completion_ids],
-            padding_value=IGNORED_LABEL,
-        )  # (B, T)
+        labels = pad([torch.tensor(tokens) for tokens in completion_ids], padding_value=IGNORED_LABEL)  # (B, T)
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         for name, values in fields.items():
-            if not isinstance(values, torch.Tensor):  # token types, one list a prompt; a completion's are 0
+            if not isinstance(values, Tensor):  # Token types are lists, one per prompt; a completion's types are 0.
                 values, _ = self._padded(values, [[0] * len(tokens) for tokens in completion_ids], 0)
             inputs[name] = values
         return inputs
 
     @staticmethod
     def _padded(
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        value: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each prompt with its completion, padded on either side with ``value``, and the mask of the rest."""
+        prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], value: int
+    ) -> tuple[Tensor, Tensor]:
+        """Join each prompt with its completion, padded on both sides with ``value``; return that and its mask."""
         sides = []
         for rows, side in ((prompts, "left"), (completions, "right")):
             tensors = [torch.tensor(row) for row in rows]
@@ -423,42 +402,45 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         ids, mask = (torch.cat(parts, dim=1) for parts in zip(*sides, strict=True))
         return ids, mask
 
-    def _completion_ids(self, completion: str | list[dict[str, Any]]) -> list[int]:
-        if not isinstance(completion, str):
-            content = completion[0]["content"]
-            completion = content if isinstance(content, str) else "".join(part["text"] for part in content)
-        ids = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
+    def _completion_ids(self, completion: str | list[JsonObject]) -> list[int]:
+        ids = self._tokenizer(message_text(completion), add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
-    def _sft_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the cross-entropy of the completions (Eq. 4), a mean over all devices' tokens, at temperature 1."""
+    def _sft_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute the cross-entropy of the completions (Eq. 4), a mean over all devices' tokens, at temperature 1."""
         labels = inputs.pop("labels")  # (B, T)
         with self.accelerator.autocast():
             logits = model(**inputs, logits_to_keep=labels.size(1) + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
-        tokens = self.accelerator.reduce((labels != IGNORED_LABEL).sum().float(), reduction="mean")  # a device
+        tokens = self.accelerator.reduce((labels != IGNORED_LABEL).sum().float(), reduction="mean")  # per device
         loss = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
-        loss = loss / tokens  # the mean of the devices' losses, as of their gradients, is then that over all tokens
+        # Devices average their losses and gradients, so this quotient averages to the mean over all tokens.
+        loss = loss / tokens
         self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss / self.current_gradient_accumulation_steps
 
-    # Optimizer.
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create the policy's optimizer and, with ISR, the one of the supervised steps beside it."""
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the policy's optimizer and, with ISR, that of the supervised steps."""
         optimizer = super().create_optimizer(model)
-        wrapped = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper, when training is called again
+        # A second call of `train` finds the optimizer that accelerate has wrapped.
+        wrapped = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         if self.args.isr_sft_steps and not isinstance(wrapped, InterleavedOptimizer):
-            self._interleaved = InterleavedOptimizer(
-                optimizer, self.args.isr_learning_rate, self.args.isr_shared_optimizer
-            )
-            self.optimizer = self._interleaved
+            self._interleaved = self.optimizer = self._interleave(optimizer)
         return self.optimizer
+
+    def _interleave(self, optimizer: torch.optim.Optimizer) -> InterleavedOptimizer:
+        """Add the optimizer of the supervised steps to the policy's."""
+        return InterleavedOptimizer(optimizer, self.args.isr_learning_rate)
 
     # Logs.
 
-    def _log_answers(self, rewards: torch.Tensor, confidences: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    def _log_update(self, answers: Answers, confidences: Tensor, advantages: Tensor, clipped: Tensor) -> None:
+        """Log confidences and advantages (B,), and where clipping stops gradients, bool (B, T)."""
+        self._log_answers(answers.rewards, confidences, advantages)
+        self._log_tokens(answers.mask, {"entropy": answers.entropies, "clip_ratio/region_mean": clipped})
+
+    def _log_answers(self, rewards: Tensor, confidences: Tensor, advantages: Tensor) -> Tensor:
         gathered = super()._log_answers(rewards, confidences, advantages)
         _, confidences, advantages = gathered.unbind(1)
         metrics = self._current_metrics
@@ -467,7 +449,8 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         metrics["cgpo/advantage_abs"].append(advantages.abs().mean().item())
         return gathered
 
-    def _log_tokens(self, mask: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
+    def _log_tokens(self, mask: Tensor, values: dict[str, Tensor]) -> None:
+        """Log means over the tokens (B, T) of all devices' answers."""
         sums = torch.stack([mask.sum(), *((value * mask).sum() for value in values.values())])
         tokens, *totals = self.accelerator.reduce(sums.float().detach(), reduction="sum").tolist()
         for name, total in zip(values, totals, strict=True):
@@ -475,6 +458,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
 
 def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
+    """Raise a UserError if supervised steps cannot run with these settings and examples."""
     if dataset is None or not len(dataset):
         raise UserError(f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}")
     missing = {"prompt", "completion"} - set(dataset[0])

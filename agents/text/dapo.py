@@ -1,20 +1,21 @@
 """Decoupled Clip and Dynamic Sampling Policy Optimization (DAPO) on TRL.
 
-TRL has the clip range, the loss over tokens and the punishment of overlong answers. Dynamic sampling is here: groups
-without signal are dropped and further prompts are answered until the batch is full.
+TRL has the clip range, the loss over tokens and the penalty on overlong answers. This module adds dynamic sampling: it
+drops zero-variance groups and answers further prompts until the batch is full.
 
-Where the paper leaves a choice, and where we depart from it:
+Choices that the paper leaves open, and departures from it:
 
-- *Tolerance.* Eq. 11 drops groups whose answers are all right or all wrong. Rewards are continuous here: a group is
-  dropped when they deviate by less than ``signal_tolerance``. As in the paper, overlong punishment does not count.
-- *Bound.* The paper samples until the batch is full, we at most ``sampling_rounds`` times. What is missing then is
-  filled up with groups without signal, whose advantages are 0.
-- *Further prompts.* Each round answers as many prompts as are missing, drawn at random from ``refill_dataset`` by
-  ``seed`` and step, so a resumed run goes on with the same numbers.
-- *Loss.* Eq. 8 divides by the tokens of a group. ``loss_type="dapo"`` divides by those of all groups of an update: the
-  same for one group, and the same whatever the size of a forward pass, which ``"bnpo"`` (tokens of a forward pass) is
-  not. The authors' script does so too.
-- *Weight of the punishment.* Eq. 13 takes up to 1 from rewards of -1 and 1. Ours lie in [0, 1], so half is taken.
+- *Tolerance.* Eq. 11 drops groups whose answers are all right or all wrong. Rewards are continuous here, so a group is
+  dropped if their standard deviation is below ``signal_tolerance``. As in the paper, the overlong penalty is excluded.
+- *Bound.* The paper samples until the batch is full; here, sampling stops after ``sampling_rounds`` rounds. The rest is
+  filled with zero-variance groups, whose advantages are 0.
+- *Further prompts.* Each round answers as many prompts as are missing, drawn at random from ``refill_dataset``. The
+  draw depends only on ``seed`` and step, so a resumed run continues with the same numbers.
+- *Loss.* Eq. 8 divides by the tokens of a group, ``loss_type="dapo"`` by those of all groups of an update, as the
+  authors' script does. Both agree for one group, and the result does not depend on the size of a forward pass, unlike
+  that of ``"bnpo"``, which divides by the tokens of a forward pass.
+- *Weight of the penalty.* Eq. 13 subtracts up to 1 from rewards of -1 and 1. Rewards lie in [0, 1] here, so the weight
+  is one half.
 
 References:
     Yu et al., DAPO: An Open-Source LLM Reinforcement Learning System at Scale, arXiv 2503.14476, Eq. 8 to 13.
@@ -23,6 +24,7 @@ References:
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar
@@ -30,13 +32,17 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
 from trl.rewards import get_soft_overlong_punishment
+from trl.trainer.grpo_trainer import RewardFunc
 
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, without_signal
-from maskgym.agents.text.trainer import check_range, read_rows, weighted_sums, with_images
+from maskgym.agents.text.reward_function import Completion
+from maskgym.agents.text.trainer import Row, check_range, read_rows, weighted_sums, with_images, without_completions
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
-
-SUPPORTED = {"use_vllm": False}  # whose answers come with log-probabilities that a second draw would have to join
 
 
 @dataclass
@@ -44,74 +50,76 @@ class DAPOConfig(GroupConfig):
     """Settings of :class:`DAPOTrainer`: those of `GroupConfig`, with the paper's defaults, and the ones below.
 
     Args:
-        sampling_rounds: How often prompts are answered for one batch, at most; 1 is no dynamic sampling.
-        overlong_share: Share of the longest answer, at its end, in which punishment grows to its full weight (Eq. 13);
-            0 is none.
-        overlong_weight: Weight of the punishment beside the rewards.
+        sampling_rounds: Most rounds of answering prompts per batch; 1 disables dynamic sampling.
+        overlong_share: Share of the longest answer, at its end, over which the penalty grows to its full weight
+            (Eq. 13); 0 disables it.
+        overlong_weight: Weight of the penalty beside the rewards.
 
     Raises:
-        UserError: If a value is out of its range.
+        UserError: If a value is out of range.
     """
 
     loss_type: str = field(default="dapo", metadata={"help": "Mean over the tokens of all answers."})
     epsilon_high: float | None = field(default=0.28, metadata={"help": "The ratio is clipped at 1 + this."})
-    sampling_rounds: int = field(default=10, metadata={"help": "Draws of prompts for one batch, at most."})
-    overlong_share: float = field(default=0.2, metadata={"help": "Share of the longest answer that is punished."})
-    overlong_weight: float = field(default=0.5, metadata={"help": "Weight of the punishment."})
+    sampling_rounds: int = field(default=10, metadata={"help": "Most rounds of answering prompts per batch."})
+    overlong_share: float = field(default=0.2, metadata={"help": "Share of the longest answer with a penalty."})
+    overlong_weight: float = field(default=0.5, metadata={"help": "Weight of the penalty."})
+
+    # vLLM returns log-probabilities with its answers, which the rounds would have to join.
+    supported: ClassVar[Settings] = {"use_vllm": False}
 
     def __post_init__(self) -> None:
-        for option, expected in SUPPORTED.items():
-            if getattr(self, option) != expected:
-                raise UserError(f"{option}={getattr(self, option)!r}: DAPO supports only {expected!r}")
         check_range(self, ["sampling_rounds"], lambda value: value >= 1, "at least 1")
         check_range(self, ["overlong_share"], lambda value: 0 <= value <= 1, "0 to 1")
         check_range(self, ["overlong_weight"], lambda value: value >= 0, "at least 0")
         super().__post_init__()
         share = self.generation_batch_size // self.world_size
         if self.sampling_rounds > 1 and share % self.num_generations:
-            asked = f"sampling_rounds={self.sampling_rounds}"
-            raise UserError(f"{asked}: expected whole groups of {self.num_generations} a process, got {share} answers")
+            raise UserError(
+                f"sampling_rounds={self.sampling_rounds}: expected whole groups of {self.num_generations} answers per "
+                f"process, got {share} answers"
+            )
 
 
 @dataclass
 class Group:
-    """Answers to one prompt, as TRL hands them on: one entry each, but for ``rewards``, (G, terms)."""
+    """Answers to one prompt in TRL's form, one entry per answer; ``rewards`` are (G, terms)."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    completions: list[Any]
-    images: list[Any] | None
-    rewards: torch.Tensor
+    completions: list[Completion]
+    images: list[list[Image.Image]]
+    rewards: Tensor
 
 
 class DAPOTrainer(GroupTrainer):
-    """Train a language model by DAPO. Takes what ``GRPOTrainer`` takes, without tools, and ``refill_dataset``.
+    """Train a language model by DAPO.
 
-    Logged beside `GroupTrainer`'s: ``group/share_without_signal`` is of every group that was sampled, dropped ones
-    included; ``dapo/rounds`` says how often prompts were answered, ``dapo/share_unfilled`` which share of the batch has
-    no signal after all. ``reward`` is of the batch learned from; what reward functions log is of the first round, which
-    nothing was dropped from.
+    Further logged scalars: ``group/share_without_signal`` covers all sampled groups, including dropped ones;
+    ``dapo/rounds`` is the number of rounds, and ``dapo/share_unfilled`` the share of the batch without signal. The
+    scalar ``reward`` covers the batch that is learned. What reward functions log covers the first round, in which
+    nothing is dropped.
 
     Args:
         model: As in ``GRPOTrainer``.
-        reward_funcs: As in ``GRPOTrainer``; the punishment of overlong answers is added to them.
+        reward_funcs: As in ``GRPOTrainer``; the overlong penalty is added to them.
         args: A :class:`DAPOConfig`.
-        refill_dataset: Rows to draw further prompts from; None takes ``train_dataset``.
-        **kwargs: As in ``GRPOTrainer``.
+        refill_dataset: Rows to draw further prompts from; None means ``train_dataset``.
+        **kwargs: Further arguments of ``GRPOTrainer``, except tools.
 
     Raises:
-        UserError: If there is nothing to draw further prompts from, or tools are given.
+        UserError: If there is no data set to draw further prompts from, or tools are given.
     """
 
     _name = "DAPO"
     _paper: ClassVar = {"title": "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", "id": "2503.14476"}
-    config_class: ClassVar = DAPOConfig
+    config_class: ClassVar[type[DAPOConfig]] = DAPOConfig
 
     def __init__(
         self,
-        model: Any,
-        reward_funcs: Any = None,
+        model: PreTrainedModel | str,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: DAPOConfig | None = None,
         refill_dataset: Dataset | None = None,
         **kwargs: Any,
@@ -124,24 +132,26 @@ class DAPOTrainer(GroupTrainer):
                 raise UserError("sampling_rounds: a data set that streams needs refill_dataset, or 1 round")
             if kwargs.get("tools") or kwargs.get("environment_factory") or kwargs.get("rollout_func"):
                 raise UserError("tools, environment_factory, rollout_func: DAPO supports none of them")
-            reward_funcs, args = _with_punishment(reward_funcs, args)
+            reward_funcs, args = _with_penalty(reward_funcs, args)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
 
-    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: Sequence[Row | int]) -> dict[str, Tensor]:
         if not self.model.training or self.args.sampling_rounds == 1:
             return super()._generate_and_score_completions(inputs)
-        groups, unfilled = self._sample(self._read(inputs))
-        self._batch = groups  # for the parent, which asks for answers and rewards by the methods below
-        outputs = super()._generate_and_score_completions(list(chain.from_iterable(group.rows for group in groups)))
+        self._batch, unfilled = self._sample(self._read(inputs))
+        # While `_batch` is set, the methods below return its answers and rewards to the parent.
+        rows = list(chain.from_iterable(group.rows for group in self._batch))
+        outputs = super()._generate_and_score_completions(rows)
         self._batch = []
         if unfilled:
             outputs["advantages"][-unfilled * self.num_generations :] = 0
         return outputs
 
-    def _sample(self, rows: list[dict[str, Any]]) -> tuple[list[Group], int]:
-        """Return groups for this process's share of a batch, those without signal last, and how many these are.
+    def _sample(self, rows: list[Row]) -> tuple[list[Group], int]:
+        """Sample groups for this process's share of a batch, zero-variance groups last; also return their number.
 
-        Every process answers as many prompts a round as the one that lacks most: their answers are scored together.
+        In each round, all processes answer as many prompts as the one with the most missing, because their answers are
+        scored together.
         """
         wanted = len(rows) // self.num_generations
         kept: list[Group] = []
@@ -158,7 +168,7 @@ class DAPOTrainer(GroupTrainer):
             rows = self._further_rows(int(most), number)
         self._pending_metrics.clear()
         self._pending_metrics.update(logged)
-        self._pending_extra_logs.clear()  # columns of the completions table, longer than the batch by now
+        self._pending_extra_logs.clear()  # These columns of the table of completions are longer than the batch now.
         without, sampled, unfilled = self._of_all([len(dropped), len(kept) + len(dropped), missing / wanted]).mean(0)
         metrics = self._current_metrics
         metrics["group/share_without_signal"].append(float(without / sampled))
@@ -166,65 +176,68 @@ class DAPOTrainer(GroupTrainer):
         metrics["dapo/share_unfilled"].append(float(unfilled))
         return kept[:wanted] + dropped[:missing], missing
 
-    def _of_all(self, numbers: list[float]) -> torch.Tensor:
-        """Return some numbers of every process, (processes, N)."""
+    def _of_all(self, numbers: list[float]) -> Tensor:
+        """Gather N numbers of every process, (processes, N)."""
         return self.accelerator.gather(torch.tensor([numbers], device=self.accelerator.device))
 
-    def _answer(self, rows: list[dict[str, Any]]) -> list[Group]:
-        """Return the answers to prompts, each of which comes ``num_generations`` times in a row."""
+    def _answer(self, rows: list[Row]) -> list[Group]:
+        """Generate and score answers to prompts, each of which occurs ``num_generations`` times in a row."""
         self._prompted = rows
         prompts = with_images(rows) if {"image", "images"} & set(rows[0]) else [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, completions, _, _, images, _ = super()._generate(prompts)
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids)
-        rewards = self._local(rewards, len(rows))
-        groups = []
-        for start in range(0, len(rows), self.num_generations):
-            part = slice(start, start + self.num_generations)
-            shown = None if images is None else images[part]
-            parts = rows[part], prompt_ids[part], completion_ids[part], completions[part], shown, rewards[part]
-            groups.append(Group(*parts))
-        return groups
+        rewards = self._local(super()._calculate_rewards(rows, prompts, completions, completion_ids), len(rows))
+        columns = rows, prompt_ids, completion_ids, completions, images or [], rewards
+        parts = [slice(start, start + self.num_generations) for start in range(0, len(rows), self.num_generations)]
+        return [Group(*(column[part] for column in columns)) for part in parts]
 
-    def _compared(self, rewards_of_terms: torch.Tensor) -> torch.Tensor:
-        """Return the rewards without the punishment, which comes last where it is on."""
+    def _compared(self, rewards_of_terms: Tensor) -> Tensor:
+        """Compute the rewards without the penalty, which is the last term if it is on."""
         scored = slice(None, -1) if self.args.overlong_share else slice(None)
         return weighted_sums(rewards_of_terms[:, scored], self.reward_weights[scored])
 
     def _is_flat(self, group: Group) -> bool:
         return bool(without_signal(self._compared(group.rewards), self.num_generations, self.args.signal_tolerance))
 
-    def _further_rows(self, count: int, number: int) -> list[dict[str, Any]]:
+    def _further_rows(self, count: int, number: int) -> list[Row]:
+        """Draw ``count`` prompts for the round after round ``number``, each ``num_generations`` times in a row."""
         generator, dataset = np.random.default_rng((self.args.seed, self._step, number)), self.refill_dataset
-        assert dataset is not None  # checked with the arguments
+        assert dataset is not None  # The constructor checks it.
         total = count * self.accelerator.num_processes
         drawn = generator.choice(len(dataset), total, replace=total > len(dataset))
         drawn = drawn[count * self.accelerator.process_index :][:count]
-        rows = self._without_completions(read_rows(dataset, drawn))
+        rows = without_completions(read_rows(dataset, drawn))
         return [row for row in rows for _ in range(self.num_generations)]
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def _generate(self, prompts: list) -> tuple:
         if not self._batch:
             return super()._generate(prompts)
-        columns = {
-            name: list(chain.from_iterable(getattr(group, name) for group in self._batch))
-            for name in ("prompt_ids", "completion_ids", "completions")
-        }
-        images = [shown for group in self._batch for shown in group.images or ()] or None
-        return columns["prompt_ids"], columns["completion_ids"], None, columns["completions"], None, {}, images, []
+        prompt_ids = [ids for group in self._batch for ids in group.prompt_ids]
+        completion_ids = [ids for group in self._batch for ids in group.completion_ids]
+        completions = [completion for group in self._batch for completion in group.completions]
+        images = [shown for group in self._batch for shown in group.images] or None
+        return prompt_ids, completion_ids, None, completions, None, {}, images, []
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+    def _calculate_rewards(
+        self,
+        inputs: list[Row],
+        prompts: list,
+        completions: list[Completion],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
         if not self._batch:
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards_of_terms = self.accelerator.gather(torch.cat([group.rewards for group in self._batch]))
         return self._rewards_of_terms
 
     def _log_signal(self) -> None:
-        if self.args.sampling_rounds == 1:  # else logged with the sampling, before anything was dropped
+        if self.args.sampling_rounds == 1:  # Otherwise `_sample` logs it, before groups are dropped.
             super()._log_signal()
 
 
-def _with_punishment(reward_funcs: Any, args: DAPOConfig) -> tuple[list[Any], DAPOConfig]:
-    """Return reward functions and settings with the punishment of overlong answers, where it is on."""
+def _with_penalty(
+    reward_funcs: RewardFunc | list[RewardFunc] | None, args: DAPOConfig
+) -> tuple[list[RewardFunc], DAPOConfig]:
+    """Add the overlong penalty to reward functions and settings, if it is on."""
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not args.overlong_share:
         return functions, args

@@ -1,13 +1,14 @@
 """Language agents: environments of text on TRL's trainers.
 
-TRL wants a data set of prompts and a reward function: `maskgym.agents.text.reward_function` makes both of environments.
+TRL takes a data set of prompts and a reward function, and `maskgym.agents.text.reward_function` builds both from
+environments.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,50 +16,58 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from gymnasium.vector import VectorEnv
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, RLOOConfig
 
-from maskgym.agents.base import Agent, OnLog
+from maskgym.agents.base import Agent, OnLog, Scorer
 from maskgym.agents.common import parallel
+from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
+from maskgym.agents.text.cgpo_ablations import ABLATIONS, AblatedCGPOConfig, AblatedCGPOTrainer
 from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
 from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
+from maskgym.agents.text.trainer import ResumableTrainer
+from maskgym.aliases import Observation, Settings
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
+from maskgym.policies.text.mllm import LanguagePolicy
 
 
 class LanguageAgent(Agent):
-    """What agents of text share; each names its trainer, its config and what it sets there.
+    """Base of the agents of text; a subclass names its trainer, its config and its default settings.
 
     Args:
-        policy: A `maskgym.policies.text.mllm.LanguagePolicy`.
-        env: Unused: text has one space. Taken so that every agent is made alike.
-        seed: Seed of the order of samples, of sampling and of what else a trainer draws.
+        policy: Language model.
+        env: Unused, because all environments of text have the same spaces.
+        seed: Seed of the order of samples, of sampling, and of other random draws in training.
         output: Folder of the checkpoints.
-        batch_size: Answers an update, of all workers together (see `maskgym.agents.common.parallel`).
-        group_size: Answers a prompt, a divisor of ``batch_size``; None takes the algorithm's own number.
-        micro_batch_size: Answers a forward pass of a worker; None takes its whole share at once.
-        max_new_tokens: Longest answer in tokens.
+        batch_size: Answers per update over all workers (see `maskgym.agents.common.parallel`).
+        group_size: Answers per prompt, a divisor of ``batch_size``; None means the algorithm's default.
+        micro_batch_size: Answers per forward pass of a worker; None means the worker's whole share.
+        max_new_tokens: Maximum length of an answer in tokens.
         save_every: Updates between checkpoints.
-        **settings: Of the trainer's config: ``learning_rate``, ``temperature``, ``num_iterations``, ….
+        **settings: Fields of the trainer's config: ``learning_rate``, ``temperature``, ``num_iterations``, ….
 
     Raises:
         UserError: If a setting is unknown or out of range.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
-    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # several workers can train it together
+    scales: ClassVar[tuple[str, ...]] = ("local", "ray")
     takes: ClassVar[frozenset[str]] = frozenset({"supervised", "scorer"})
-    config: ClassVar[Any]
-    trainer: ClassVar[Any]
-    defaults: ClassVar[dict[str, Any]] = {}
+    config: type[GRPOConfig | RLOOConfig]
+    trainer: type[ResumableTrainer]
+    defaults: ClassVar[Settings] = {}
 
     def __init__(
         self,
-        policy: Any,
+        policy: LanguagePolicy,
         env: VectorEnv | None = None,
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         batch_size: int = 128,
         group_size: int | None = None,
         micro_batch_size: int | None = None,
@@ -68,9 +77,7 @@ class LanguageAgent(Agent):
     ) -> None:
         self.policy, self.seed, self.output = policy, seed, Path(output)
         self.batch_size, self.max_new_tokens, self.save_every = batch_size, max_new_tokens, save_every
-        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("save_every", save_every)):
-            if value < 1:
-                raise UserError(f"algo.{name}={value}: expected at least 1")
+        check_at_least(1, batch_size=batch_size, max_new_tokens=max_new_tokens, save_every=save_every)
         share, rest = divmod(batch_size, parallel.size())
         if rest:
             raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
@@ -78,20 +85,24 @@ class LanguageAgent(Agent):
         if self.micro_batch_size < 1 or share % self.micro_batch_size:
             whose = f"batch_size={batch_size}" if share == batch_size else f"a worker's {share} answers"
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of {whose}")
+        self.settings = self._select({**self.defaults, **settings})
         fields = self.config.__dataclass_fields__
         self.group_size = fields["num_generations"].default if group_size is None else group_size
         if self.group_size < 1 or batch_size % self.group_size:
             raise UserError(f"algo.group_size={self.group_size}: expected a divisor of batch_size={batch_size}")
-        self.settings = {**self.defaults, **settings}
         unknown = sorted((set(self.settings) - set(fields)) | (set(self.settings) & {"num_generations"}))
         if unknown:
             kind = self.config.__name__
             raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
-        config = self._config(updates=1)  # refuses what is out of range now, not after an evaluation
-        if getattr(config, "use_vllm", False) and find_spec("vllm") is None:
+        config = self._config(updates=1)  # Refuse bad settings now instead of after the first evaluation.
+        if config.use_vllm and find_spec("vllm") is None:
             raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
-        if getattr(config, "fsdp", None) and config.use_cpu:
+        if config.fsdp and config.use_cpu:
             raise UserError("algo.fsdp: accelerate shards on GPUs only")
+
+    def _select(self, settings: Settings) -> Settings:
+        """Select config and trainer by the settings; return the settings that this config takes."""
+        return settings
 
     def train(
         self,
@@ -100,22 +111,22 @@ class LanguageAgent(Agent):
         on_log: OnLog,
         resume: bool = False,
         supervised: Sequence[VectorEnv] | None = None,
-        scorer: Any = None,
+        scorer: Scorer | None = None,
     ) -> None:
-        """Train for a number of optimizer steps, supervised ones counted.
+        """Train for a number of optimizer steps, including supervised ones.
 
         Args:
-            envs: One a task, autoreset DISABLED, on the training split; each batch is of one task, in turn.
-            updates: Optimizer steps in all, those before a resumed checkpoint included.
-            on_log: Called after each with its number, from 1, and named scalars.
-            resume: Go on from the last whole checkpoint in ``output``, where there is one.
-            supervised: Environments whose rationales supervised steps imitate, where there are any; None takes
-                ``envs``.
-            scorer: What scores answers in place of ``envs``; it has the methods ``step`` and ``cost`` of `Episodes`,
-                and perhaps ``expect``, called with the task, the sample and an answer that ``step`` will ask for.
+            envs: Environments of the training split, one per task, with autoreset DISABLED; tasks take turns, one per
+                batch.
+            updates: Total number of optimizer steps, including those before a resumed checkpoint.
+            on_log: Receiver of each step's number, from 1, and its named scalars.
+            resume: Whether to continue from the last complete checkpoint in ``output``, if any.
+            supervised: Environments whose rationales supervised steps imitate; None means ``envs``.
+            scorer: Scores answers in place of ``envs``, and receives each finished answer while others are still being
+                generated.
 
         Raises:
-            UserError: If supervised steps are asked for and the samples have no rationale.
+            UserError: If there are supervised steps, but the samples have no rationale.
         """
         config = self._config(updates)
         episodes = Episodes(envs)
@@ -127,41 +138,41 @@ class LanguageAgent(Agent):
             train_dataset=episodes.rows(updates, self.batch_size // self.group_size, self.seed),
             processing_class=self.policy.processor,
             callbacks=[_Logs(on_log, reward.cost)],
-            **self._more(config, episodes, Episodes(supervised or envs)),
+            **self._data(config, episodes, Episodes(supervised or envs)),
         )
-        if hasattr(scorer, "expect"):
+        if scorer is not None:
             trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], answer)
-        trainer.remove_callback(PrinterCallback)  # the caller shows what it wants of the log
+        trainer.remove_callback(PrinterCallback)  # `on_log` decides what is shown.
         checkpoint = last_checkpoint(self.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_fsdp_enabled:
             self._gather(trainer)
 
-    def _gather(self, trainer: Any) -> None:
-        """Give the first worker a policy of its own, whole: one whose weights are dealt out answers only on all."""
+    def _gather(self, trainer: ResumableTrainer) -> None:
+        """Give rank 0 a policy with all weights, because sharded weights answer only on all workers together."""
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         del self.policy.model
         if not parallel.rank():
             self.policy.model.load_state_dict(state)
 
-    def _more(self, config: Any, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
-        """Return arguments that this agent's trainer takes beside the common ones."""
+    def _data(self, config: GRPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Dataset | None]:
+        """Build the further data sets that this agent's trainer takes."""
         return {}
 
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[str]:
-        """Return one answer an observation, greedy or sampled at the training temperature."""
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> list[str]:
+        """Generate one answer per observation, greedily or sampled at the training temperature."""
         temperature = 0.0 if greedy else self.settings.get("temperature", 1.0)
         return self.policy.generate(observations, self.max_new_tokens, temperature)
 
     def save(self, path: str | Path) -> None:
-        """Write the policy as a folder that loads by ``policy=qwen2_5_vl policy.path=…``."""
+        """Write the policy to a folder that ``policy=qwen2_5_vl policy.path=…`` loads."""
         self.policy.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Take the weights of a folder that `save` wrote."""
+        """Load the weights that `save` wrote."""
         self.policy.load(path)
 
-    def _config(self, updates: int) -> Any:
+    def _config(self, updates: int) -> GRPOConfig:
         on_gpu = self.policy.device.type == "cuda"
         half = on_gpu and self.policy.dtype is torch.bfloat16
         return self.config(
@@ -172,12 +183,12 @@ class LanguageAgent(Agent):
                 "gradient_accumulation_steps": self.batch_size // (self.micro_batch_size * parallel.size()),
                 "num_generations": self.group_size,
                 "max_completion_length": self.max_new_tokens,
-                "shuffle_dataset": False,  # the rows are in order already, a task a batch
+                "shuffle_dataset": False,  # The rows are in order already, with one task per batch.
                 "seed": self.seed,
                 "save_steps": self.save_every,
                 "save_total_limit": 2,
                 "logging_steps": 1,
-                "logging_nan_inf_filter": False,  # the caller stops at one; TRL's would show the mean of the others
+                "logging_nan_inf_filter": False,  # The caller stops at NaN, which TRL's filter would hide.
                 "lr_scheduler_type": "constant",
                 "bf16": half,
                 "use_cpu": not on_gpu,
@@ -191,49 +202,58 @@ class LanguageAgent(Agent):
 
 
 class CGPOAgent(LanguageAgent):
-    """Confidence-Guided Policy Optimization, with interleaved supervised steps (see `maskgym.agents.text.cgpo`)."""
+    """Confidence-Guided Policy Optimization, with interleaved supervised steps (see `maskgym.agents.text.cgpo`).
+
+    A setting that ablates CGPO selects the trainer of `maskgym.agents.text.cgpo_ablations`.
+    """
 
     config, trainer = CGPOConfig, CGPOTrainer
 
-    def _more(self, config: CGPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
+    def _select(self, settings: Settings) -> Settings:
+        if any(settings.get(name, off) != off for name, off in ABLATIONS.items()):
+            self.config, self.trainer = AblatedCGPOConfig, AblatedCGPOTrainer
+            return settings
+        return {name: value for name, value in settings.items() if name not in ABLATIONS}
+
+    def _data(self, config: CGPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Dataset | None]:
         return {"isr_dataset": _examples(supervised) if config.isr_sft_steps else None}
 
 
 class SFTAgent(CGPOAgent):
     """Supervised fine-tuning on rationales: every step of the cycle is supervised (Saliency-R1 Eq. 4)."""
 
-    defaults: ClassVar[dict[str, Any]] = {"isr_period": 1, "isr_sft_steps": 1}
+    defaults: ClassVar[Settings] = {"isr_period": 1, "isr_sft_steps": 1}
 
 
 class GRPOAgent(LanguageAgent):
-    """Group Relative Policy Optimization with a divergence from the policy before training (DeepSeekMath Eq. 3, 4)."""
+    """Group Relative Policy Optimization with the KL divergence from the first policy (DeepSeekMath, Eq. 3 and 4)."""
 
     config, trainer = GroupConfig, GroupTrainer
-    defaults: ClassVar[dict[str, Any]] = {"loss_type": "grpo", "scale_rewards": "group", "beta": 0.04}
+    defaults: ClassVar[Settings] = {"loss_type": "grpo", "scale_rewards": "group", "beta": 0.04}
 
 
 class DrGRPOAgent(LanguageAgent):
-    """Dr. GRPO: neither an answer's length nor a group's deviation divides anything (arXiv 2503.20783, section 3)."""
+    """Dr. GRPO: GRPO without division by answer length or standard deviation (arXiv 2503.20783, Section 3)."""
 
     config, trainer = GroupConfig, GroupTrainer
-    defaults: ClassVar[dict[str, Any]] = {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
+    defaults: ClassVar[Settings] = {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
 
 
 class DAPOAgent(LanguageAgent):
-    """DAPO: decoupled clip range, dynamic sampling, overlong punishment (see `maskgym.agents.text.dapo`)."""
+    """DAPO: decoupled clip range, dynamic sampling, overlong penalty (see `maskgym.agents.text.dapo`)."""
 
     config, trainer = DAPOConfig, DAPOTrainer
-    defaults: ClassVar[dict[str, Any]] = {"scale_rewards": "group", "beta": 0.0}
+    defaults: ClassVar[Settings] = {"scale_rewards": "group", "beta": 0.0}
 
-    def _more(self, config: DAPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Any]:
+    def _data(self, config: DAPOConfig, episodes: Episodes, supervised: Episodes) -> dict[str, Dataset | None]:
         return {"refill_dataset": episodes.every_row()}
 
 
 class GSPOAgent(LanguageAgent):
-    """Group Sequence Policy Optimization: one ratio an answer, clipped as a whole (arXiv 2507.18071, Eq. 5 to 7)."""
+    """Group Sequence Policy Optimization: one ratio per answer, clipped as a whole (arXiv 2507.18071, Eq. 5 to 7)."""
 
     config, trainer = GroupConfig, GroupTrainer
-    defaults: ClassVar[dict[str, Any]] = {
+    defaults: ClassVar[Settings] = {
         "loss_type": "grpo",
         "importance_sampling_level": "sequence",
         "scale_rewards": "group",
@@ -244,35 +264,42 @@ class GSPOAgent(LanguageAgent):
 
 
 class RLOOAgent(LanguageAgent):
-    """REINFORCE Leave-One-Out: an answer less the mean of the group's others (arXiv 2402.14740)."""
+    """REINFORCE Leave-One-Out: the reward minus the mean reward of the group's others (arXiv 2402.14740)."""
 
     config, trainer = LeaveOneOutConfig, LeaveOneOutTrainer
 
 
 class SPOAgent(LanguageAgent):
-    """Single-stream Policy Optimization: an answer less what its prompt has earned (see `maskgym.agents.text.spo`)."""
+    """Single-stream Policy Optimization: the reward minus the prompt's value (see `maskgym.agents.text.spo`)."""
 
     config, trainer = SPOConfig, SPOTrainer
-    defaults: ClassVar[dict[str, Any]] = {"key_columns": ["task", "index"]}
+    defaults: ClassVar[Settings] = {"key_columns": ["task", "index"]}
 
 
 class _Logs(TrainerCallback):
-    """Hand the trainer's log of each step on, numbers only, with what its answers cost."""
+    """Pass the numbers in the trainer's log of each step on, together with the cost of its answers."""
 
     def __init__(self, receive: OnLog, cost: Callable[[], dict[str, float]]) -> None:
         self.receive, self.cost = receive, cost
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Pass on what one optimizer step logged; the summary at the end of training is not one."""
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Settings | None = None,
+        **_: Any,
+    ) -> None:
+        """Pass on the log of one optimizer step; the summary at the end of training is not such a log."""
         if logs and "train_runtime" not in logs:
             numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
             self.receive(state.global_step, numbers | self.cost())
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in a folder, or None; unfinished ones are removed.
+    """Find the newest complete checkpoint in a folder, if any; incomplete ones are removed.
 
-    The trainer writes ``trainer_state.json`` last, so a checkpoint without a readable one was cut short.
+    The trainer writes ``trainer_state.json`` last, so a checkpoint that was interrupted has no readable one.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
@@ -285,12 +312,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _examples(episodes: Episodes) -> Dataset:
-    """Return every sample of every task, tasks mixed, as rows with completions."""
+    """Build one row with a completion per sample, for all tasks."""
     for task, env in enumerate(episodes.envs):
         if episodes.reset(task, [0])[1][0] is None:
-            base: Any = env.unwrapped
+            shown = unwrap(env, SampleVectorEnv).dataset.task
             raise UserError(
-                f"{base.task}: its samples have no rationale to imitate; expected a data set that has "
+                f"{shown}: its samples have no rationale to imitate; expected a data set that has "
                 "them, or no supervised steps"
             )
     return episodes.every_row()

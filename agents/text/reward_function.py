@@ -1,8 +1,8 @@
-"""Environments of text as what trainers want: a data set of prompts, and a reward function.
+"""Environments of text in the form that trainers take: a data set of prompts, and a reward function.
 
-Both come from environments by ``reset`` and ``step``: a row holds the number of a sample, its prompt and images are
-what ``reset(index)`` shows, and the reward function resets to the same samples and steps with the answers. Agents of
-ours use `Episodes` and `EnvReward`; `EnvRewardFunction` is the same for a trainer of one's own.
+Both come from environments by ``reset`` and ``step``. A row holds the number of a sample; its prompt and images are
+what ``reset(index)`` shows. The reward function resets to the same samples and steps with the answers. The agents here
+use `Episodes` and `EnvReward`; `EnvRewardFunction` does the same for any other trainer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from datasets import Dataset
 from gymnasium.vector import AutoresetMode, VectorEnv
 from PIL import Image
 
+from maskgym.agents.base import Scorer
 from maskgym.agents.common import parallel
+from maskgym.aliases import JsonObject, Observation, Settings
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 
-OnMetric = Callable[[str, float], None]  # TRL's: the mean of what is handed on is in the trainer's log
+OnMetric = Callable[[str, float], None]  # TRL's receiver of scalars, which logs their mean
+Completion = str | Sequence[JsonObject]  # an answer as text, or as messages
 
 
 class Episodes:
-    """Environments, one a task, read by ``(task number, sample number)``; picklable as far as they are.
+    """Environments, one per task, read by ``(task number, sample number)``; picklable if the environments are.
 
     Args:
         envs: Vector environments with autoreset DISABLED.
@@ -34,9 +38,15 @@ class Episodes:
     def __init__(self, envs: Sequence[VectorEnv]) -> None:
         self.envs = list(envs)
 
-    def reset(self, task: int, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[str | None]]:
-        """Return the observations of samples of one task, and their rationales where the environment gives them."""
-        observations, rationales = [], []
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples of each task."""
+        return [unwrap(env, SampleVectorEnv).num_samples for env in self.envs]
+
+    def reset(self, task: int, indices: Sequence[int]) -> tuple[list[Observation], list[str | None]]:
+        """Load the observations of samples of one task, and their rationales if the environment has them."""
+        observations: list[Observation] = []
+        rationales: list[str | None] = []
         env = self.envs[task]
         for chunk, count in self._chunks(task, indices):
             batch, infos = env.reset(options={"index": chunk})
@@ -60,21 +70,23 @@ class Episodes:
         return np.concatenate(rewards), {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
 
     def cost(self) -> dict[str, float]:
-        """Return what else there is to log of a step: nothing."""
+        """Return no scalars, because the caller measures the time of `step`."""
         return {}
 
+    def expect(self, task: int, index: int, answer: str) -> None:
+        """Ignore an early answer, because scoring in this process would stop generation."""
+
     def _chunks(self, task: int, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        """Cut indices to the environment's width; the last chunk is filled up with repeats."""
+        """Cut indices to the environment's width; repeats fill up the last chunk."""
         width = self.envs[task].num_envs
         parts = [np.asarray(indices[start : start + width]) for start in range(0, len(indices), width)]
         return [(np.resize(part, width), len(part)) for part in parts]
 
     def rows(self, steps: int, batch: int, seed: int) -> Dataset:
-        """Return ``steps`` batches of ``batch`` rows, tasks in turn, each task's samples reshuffled when used up."""
+        """Build ``steps`` batches of ``batch`` rows; tasks take turns, and each epoch of a task has its own order."""
         orders = []
-        for task, env in enumerate(self.envs):
-            base: Any = env.unwrapped
-            generator, size = np.random.default_rng([seed, task]), base.num_samples
+        for task, size in enumerate(self.sizes):
+            generator = np.random.default_rng([seed, task])
             rounds = -(-steps * batch // size)
             orders.append(np.concatenate([generator.permutation(size) for _ in range(rounds)]))
         tasks = [step % len(self.envs) for step in range(steps)]
@@ -84,23 +96,23 @@ class Episodes:
         return Dataset.from_dict(columns).with_transform(Rows(self))
 
     def every_row(self) -> Dataset:
-        """Return one row a sample, task after task."""
-        bases: list[Any] = [env.unwrapped for env in self.envs]
-        sizes = [base.num_samples for base in bases]
-        columns = {"task": np.repeat(range(len(sizes)), sizes), "index": np.concatenate([np.arange(n) for n in sizes])}
+        """Build one row per sample, task after task."""
+        sizes = self.sizes
+        tasks = np.repeat(range(len(sizes)), sizes)
+        columns = {"task": tasks, "index": np.concatenate([np.arange(size) for size in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(self))
 
 
 class Rows:
-    """Row numbers to prompts, images and, where there is one, the rationale as completion."""
+    """Map row numbers to prompts, images and, if there is one, the rationale as completion."""
 
     def __init__(self, episodes: Episodes) -> None:
         self.episodes = episodes
 
-    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
-        """Return columns ``prompt``, ``images``, ``completion``, ``task`` and ``index`` of a batch of rows."""
-        observations: list[Any] = [None] * len(batch["index"])
-        rationales: list[Any] = [None] * len(batch["index"])
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list]:
+        """Build the columns ``prompt``, ``images``, ``completion``, ``task`` and ``index`` of a batch of rows."""
+        observations: list[Observation] = [{}] * len(batch["index"])
+        rationales: list[str | None] = [None] * len(batch["index"])
         for task in sorted(set(batch["task"])):
             places = [place for place, number in enumerate(batch["task"]) if number == task]
             shown, texts = self.episodes.reset(task, [batch["index"][place] for place in places])
@@ -116,25 +128,29 @@ class Rows:
 
 
 class EnvReward:
-    """TRL's reward function over environments: resets to the rows' samples and steps with the answers."""
+    """Reward function for TRL over environments: resets to the rows' samples and steps with the answers.
+
+    Args:
+        episodes: `Episodes`, or another scorer of answers.
+    """
 
     __name__ = "reward"
 
-    def __init__(self, episodes: Any) -> None:  # `Episodes`, or what scores in their place
+    def __init__(self, episodes: Scorer) -> None:
         self.episodes = episodes
         self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0}
         self._since = time.monotonic()
 
     def __call__(
         self,
-        completions: Sequence[Any],
+        completions: Sequence[Completion],
         completion_ids: Sequence[Sequence[int]],
         task: Sequence[int],
         index: Sequence[int],
         log_metric: OnMetric | None = None,
         **_: Any,
     ) -> list[float]:
-        """Return one reward an answer; the means of its terms go to the trainer's log."""
+        """Compute one reward per answer, and pass the means of its terms to the trainer's log."""
         start = time.monotonic()
         values = _score(self.episodes, completions, task, index, log_metric)
         spent = parallel.total([sum(map(len, completion_ids)), len(values), time.monotonic() - start])
@@ -142,10 +158,10 @@ class EnvReward:
         return values
 
     def cost(self) -> dict[str, float]:
-        """Return the tokens that all workers generated, the answers they scored, and how long they waited for that.
+        """Return the cost since the last call: generated tokens and scored answers of all workers, and scoring time.
 
-        All are since this was last asked for; the seconds are a worker's, in the mean, as are the milliseconds of an
-        answer and the share of all the time. A pool of actors adds its own.
+        Seconds, milliseconds per answer and the share of elapsed time are means over workers. A pool of actors adds its
+        own scalars.
         """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
         elapsed, self._since = time.monotonic() - self._since, time.monotonic()
@@ -156,20 +172,19 @@ class EnvReward:
 
 
 class EnvRewardFunction:
-    """The reward of an environment of text, as a function for a trainer of one's own: TRL's, or another.
+    """Reward of an environment of text as a function for any trainer, such as TRL's.
 
-    It is called as TRL calls reward functions, with completions as text or as messages and the column ``index`` of the
-    rows. The environment is made at first use, in the process that uses it, and is not pickled.
+    The signature is TRL's: completions are text or messages, and ``index`` is a column of the rows. The environment is
+    created on first use, in the process that uses it, and is not pickled.
 
     Args:
-        env_id: Of Gymnasium: ``maskgym/SOD-v0``, ``maskgym/SIS-v0``, ``maskgym/CoSOD-v0``, or one of your own that
+        env_id: Gymnasium id: ``maskgym/SOD-v0``, ``maskgym/SIS-v0``, ``maskgym/CoSOD-v0``, or another environment that
             takes texts and resets by index.
-        num_envs: Sub-environments: answers segmented at a time.
-        **arguments: The environment's: ``dataset``, ``split``, ``segmenter``, ``reward``, ``image_size``, ….
+        num_envs: Number of sub-environments, whose answers are segmented together.
+        **arguments: Arguments of the environment: ``dataset``, ``split``, ``segmenter``, ``reward``, ``image_size``, ….
 
     Raises:
-        UserError: If there is no such environment, its actions are no texts, or an argument cannot be used; but for the
-            name, at first use.
+        UserError: If there is no such environment; on first use, if its actions are no texts or an argument is invalid.
 
     Example:
         >>> reward = EnvRewardFunction("maskgym/SIS-v0", split="train")  # doctest: +SKIP
@@ -182,12 +197,12 @@ class EnvRewardFunction:
         except gym.error.Error as error:
             raise UserError(f"environment '{env_id}': {error}") from error
         self.env_id, self.num_envs, self.arguments = env_id, num_envs, arguments
-        self.__name__ = env_id.rpartition("/")[2]  # what a trainer's log calls it
+        self.__name__ = env_id.rpartition("/")[2]  # name in a trainer's log
 
     @cached_property
     def episodes(self) -> Episodes:
-        """The environment, made at first use."""
-        # By its own vector entry point: only that one resets by index.
+        """The environment, created on first use."""
+        # Gymnasium's other vectorization modes do not reset by index.
         env = gym.make_vec(
             self.env_id,
             num_envs=self.num_envs,
@@ -200,30 +215,43 @@ class EnvRewardFunction:
         return Episodes([env])
 
     def __call__(
-        self, completions: Sequence[Any], index: Sequence[int], log_metric: OnMetric | None = None, **_: Any
+        self,
+        completions: Sequence[Completion],
+        index: Sequence[int],
+        log_metric: OnMetric | None = None,
+        **_: Any,
     ) -> list[float]:
-        """Return one reward an answer; the means of its terms are handed to ``log_metric``."""
+        """Compute one reward per answer, and pass the means of its terms to ``log_metric``."""
         return _score(self.episodes, completions, [0] * len(completions), index, log_metric)
 
     def rows(self) -> Dataset:
-        """Return one row a sample: ``prompt`` (messages), ``images`` (PIL) and ``index``, made when they are read."""
-        base: Any = self.episodes.envs[0].unwrapped
-        return Dataset.from_dict({"index": list(range(base.num_samples))}).with_transform(self._shown)
+        """Build one row per sample, ``prompt`` (messages), ``images`` (PIL) and ``index``; reading a row renders it."""
+        return Dataset.from_dict({"index": list(range(self.episodes.sizes[0]))}).with_transform(self._shown)
 
-    def _shown(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+    def _shown(self, batch: Mapping[str, list[int]]) -> dict[str, list]:
         shown = Rows(self.episodes)({"task": [0] * len(batch["index"]), "index": batch["index"]})
         return {name: shown[name] for name in ("prompt", "images", "index")}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the environment behind."""
+    def __getstate__(self) -> Settings:
+        """Pickle everything except the environment."""
         return {name: value for name, value in vars(self).items() if name != "episodes"}
 
 
+def message_text(completion: Completion) -> str:
+    """Extract the text of an answer: the answer itself, or the text of its last message."""
+    content = completion if isinstance(completion, str) else completion[-1]["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def _score(
-    episodes: Any, completions: Sequence[Any], task: Sequence[int], index: Sequence[int], log_metric: OnMetric | None
+    episodes: Scorer,
+    completions: Sequence[Completion],
+    task: Sequence[int],
+    index: Sequence[int],
+    log_metric: OnMetric | None,
 ) -> list[float]:
-    """Return one reward an answer of these tasks and samples; the means of each task's terms are handed on."""
-    texts = [c if isinstance(c, str) else _text(c[-1]["content"]) for c in completions]
+    """Compute one reward per answer, and pass the means of each task's terms to the log."""
+    texts = [message_text(completion) for completion in completions]
     values = np.zeros(len(texts))
     for number in sorted(set(task)):
         rows = [row for row, its_task in enumerate(task) if its_task == number]
@@ -232,7 +260,3 @@ def _score(
             for name, term in terms.items():
                 log_metric(f"reward/{name}", float(term.mean()))
     return values.tolist()
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -1,17 +1,17 @@
-"""Single-stream Policy Optimization (SPO) on TRL: one answer a prompt, compared with a running value of that prompt.
+"""Single-stream Policy Optimization (SPO) on TRL: one answer per prompt, compared with a running value of the prompt.
 
-Where the paper leaves a choice, and where we depart from it:
+Choices that the paper leaves open, and departures from it:
 
-- *Continuous rewards.* The tracker is a Beta distribution over success, ``alpha`` counting successes and ``beta``
-  failures. A reward in [0, 1] counts as a part of either, so the value is a running mean of rewards with
-  ``alpha + beta`` as its effective number of answers.
-- *Forgetting.* The paper's factor follows the divergence of the policy since the prompt was last answered, between
-  0.875 and 0.96. That needs each prompt's last answer scored anew; ours is constant.
-- *First value.* The paper estimates it from 8 answers to every prompt before training. Ours is the mean reward of the
-  batch before, with the weight of ``prior_weight`` answers (in the first batch, of that batch).
-- *Prioritized sampling* of prompts is left out: the order of samples is the environments', the same for every method.
-- *Mean of the loss.* Over tokens, then over answers, as CGPO's, so that the two differ by their advantage only.
-  The authors' script takes it over all tokens, and clips at 0.2 and 0.28.
+- *Continuous rewards.* The tracker is a Beta distribution over success: ``alpha`` counts successes and ``beta``
+  failures. A reward in [0, 1] adds to both, so the value is a running mean of rewards, and ``alpha + beta`` is its
+  effective number of answers.
+- *Forgetting.* In the paper, the factor is between 0.875 and 0.96 and depends on the KL divergence since the last
+  answer to the prompt, so each prompt's last answer must be scored again. Here the factor is constant.
+- *First value.* The paper estimates it from 8 answers to every prompt before training. Here it is the mean reward of
+  the previous batch, with the weight of ``prior_weight`` answers; the first batch uses its own mean.
+- *Prioritized sampling* of prompts is left out, so that every method sees the samples in the same order.
+- *Mean of the loss.* The mean is over tokens, then over answers, as in CGPO, so that only the advantages differ. The
+  authors' script averages over all tokens, and clips at 0.2 and 0.28.
 
 References:
     Xu and Ding, Single-stream Policy Optimization, arXiv 2509.13232.
@@ -19,15 +19,19 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from maskgym.agents.text.trainer import ResumableTrainer, check_as_trl_does, check_range, check_settings
+from maskgym.agents.text.trainer import ResumableTrainer, Row, check_as_trl_does, check_range, check_settings
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
 SUPPORTED = {
@@ -42,24 +46,23 @@ class SPOConfig(GRPOConfig):
     """Settings of :class:`SPOTrainer`: those of ``GRPOConfig``, and the ones below.
 
     Args:
-        forgetting: What an answer's weight is multiplied by with each later answer to the same prompt, 0 to 1; 1
-            forgets nothing.
-        prior_weight: How many answers the value of a prompt that has none yet is worth.
-        key_columns: Columns that tell one prompt from another, together: where prompts differ by their images only,
-            another one than ``prompt``.
+        forgetting: Factor on an answer's weight with each later answer to the same prompt, 0 to 1; 1 forgets nothing.
+        prior_weight: Weight of the first value of a prompt, in answers.
+        key_columns: Columns that together identify a prompt; if prompts differ only in their images, ``prompt`` does
+            not suffice.
 
     Raises:
-        UserError: If a value is out of its range or not supported.
+        UserError: If a value is out of range or not supported.
     """
 
-    num_generations: int | None = field(default=1, metadata={"help": "Answers a prompt. SPO takes one."})
+    num_generations: int | None = field(default=1, metadata={"help": "Answers per prompt; SPO supports only one."})
     loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then over answers."})
-    scale_rewards: str = field(default="none", metadata={"help": "Without effect: SPO has no groups."})
+    scale_rewards: str = field(default="none", metadata={"help": "No effect, because SPO has no groups."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as Saliency-R1's."})
-    forgetting: float = field(default=0.9, metadata={"help": "Factor on what is known of a prompt, an answer."})
-    prior_weight: float = field(default=1.0, metadata={"help": "Answers that a first value is worth."})
-    key_columns: list[str] = field(default_factory=lambda: ["prompt"], metadata={"help": "What names a prompt."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
+    forgetting: float = field(default=0.9, metadata={"help": "Factor on a prompt's counts per answer."})
+    prior_weight: float = field(default=1.0, metadata={"help": "Weight of a first value, in answers."})
+    key_columns: list[str] = field(default_factory=lambda: ["prompt"], metadata={"help": "Identify a prompt."})
 
     def __post_init__(self) -> None:
         check_settings(self, SUPPORTED)
@@ -69,17 +72,17 @@ class SPOConfig(GRPOConfig):
 
 
 class ValueTracker:
-    """What each prompt earns, as a Beta distribution whose counts fade.
+    """Expected reward of each prompt, as a Beta distribution with decaying counts.
 
     Args:
-        forgetting: Factor on a prompt's counts at each answer to it.
+        forgetting: Factor on a prompt's counts with each answer to it.
         prior_weight: Sum of the counts of a prompt without an answer.
 
     Example:
         >>> tracker = ValueTracker(forgetting=0.5, prior_weight=2.0)
-        >>> tracker.observe(["a", "b"], [1.0, 0.0])  # first batch: its mean, 0.5, is where both start
+        >>> tracker.observe(["a", "b"], [1.0, 0.0])  # first batch: both start at its mean, 0.5
         [0.5, 0.5]
-        >>> tracker.observe(["a", "c"], [1.0, 1.0])  # a: (0.5 * 1 + 1) / (0.5 * 2 + 1); c: the batch before's mean
+        >>> tracker.observe(["a", "c"], [1.0, 1.0])  # a: (0.5 * 1 + 1) / (0.5 * 2 + 1); c: mean of the previous batch
         [0.75, 0.5]
     """
 
@@ -89,11 +92,11 @@ class ValueTracker:
         self.mean: float | None = None
 
     def observe(self, keys: list[str], rewards: list[float]) -> list[float]:
-        """Return the value of each prompt before a batch, then learn from its rewards.
+        """Return the value of each prompt before a batch, and update the counts with the batch's rewards.
 
         Args:
-            keys: Names of the prompts, any of them more than once.
-            rewards: In [0, 1]; NaN, of an answer that could not be scored, teaches nothing.
+            keys: Names of the prompts, which may repeat.
+            rewards: In [0, 1]; NaN (an answer that could not be scored) changes no counts.
         """
         scored = [reward for reward in rewards if reward == reward]
         batch_mean = sum(scored) / len(scored) if scored else 0.5
@@ -108,45 +111,46 @@ class ValueTracker:
         return [alpha / (alpha + beta) for alpha, beta in found]
 
 
-def normalized(advantages: torch.Tensor) -> torch.Tensor:
-    """Return advantages (B,) with mean 0 and deviation 1 over the batch; 0 where one is NaN."""
-    scaled = (advantages - advantages.nanmean()) / (nanstd(advantages) + 1e-4)  # the addend is TRL's
+def normalized(advantages: Tensor) -> Tensor:
+    """Scale advantages (B,) to mean 0 and standard deviation 1 over the batch; NaN becomes 0."""
+    scaled = (advantages - advantages.nanmean()) / (nanstd(advantages) + 1e-4)  # TRL also adds 1e-4.
     return scaled.nan_to_num(nan=0.0)
 
 
 class SPOTrainer(ResumableTrainer, GRPOTrainer):
-    """Train a language model by SPO. Takes what ``GRPOTrainer`` takes; rewards should lie in [0, 1].
+    """Train a language model by SPO; arguments are those of ``GRPOTrainer``, and rewards should lie in [0, 1].
 
-    Logged beside TRL's own: ``spo/value`` (mean of the values that rewards were compared with), ``spo/advantage_abs``
-    (before normalisation) and ``spo/share_known`` (answers to prompts that had one before). The tracker is part of
-    checkpoints.
+    Further logged scalars: ``spo/value`` (mean value that rewards were compared with), ``spo/advantage_abs`` (before
+    normalisation) and ``spo/share_known`` (share of answers to prompts with an earlier answer). Checkpoints include
+    the tracker.
     """
 
     _tag_names: ClassVar = ["trl", "spo"]
     _name = "SPO"
     _paper: ClassVar = {"title": "Single-stream Policy Optimization", "id": "2509.13232"}
-    config_class: ClassVar = SPOConfig
+    config_class: ClassVar[type[SPOConfig]] = SPOConfig
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: SPOConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        self.tracker = ValueTracker(self.args.forgetting, self.args.prior_weight)
+    @cached_property
+    def tracker(self) -> ValueTracker:
+        """Running values of the prompts."""
+        return ValueTracker(self.args.forgetting, self.args.prior_weight)
 
-    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: Sequence[Row | int]) -> dict[str, Tensor]:
         rows = self._read(inputs)
         missing = set(self.args.key_columns) - set(rows[0])
         if missing:
             raise UserError(f"key_columns: rows lack {', '.join(sorted(missing))}; they have {', '.join(rows[0])}")
         outputs = super()._generate_and_score_completions(rows)
-        self._current_metrics.pop("frac_reward_zero_std")  # of groups of one
+        self._current_metrics.pop("frac_reward_zero_std")  # It is of groups, and these have one answer.
         if not self.model.training:
             return outputs
         keys = gather_object(["/".join(str(row[name]) for name in self.args.key_columns) for row in rows])
         advantages = self._advantages(keys, self._total_rewards())
-        self._logs["advantages"].extend(advantages.tolist())  # in place of the parent's, of an answer with itself
+        self._logs["advantages"].extend(advantages.tolist())  # The parent's compare an answer with itself.
         return {**outputs, "advantages": self._local(advantages, len(rows))}
 
-    def _advantages(self, keys: list[str], rewards: torch.Tensor) -> torch.Tensor:
-        """Return ``r - v``, normalised over all devices' batch (B,), and let the tracker learn from the batch."""
+    def _advantages(self, keys: list[str], rewards: Tensor) -> Tensor:
+        """Compute ``r - v``, normalised over all devices' batch (B,), and update the tracker."""
         known = sum(key in self.tracker.counts for key in keys) / len(keys)
         values = torch.tensor(self.tracker.observe(keys, rewards.tolist()), device=rewards.device)
         advantages = rewards - values
@@ -155,10 +159,10 @@ class SPOTrainer(ResumableTrainer, GRPOTrainer):
         self._current_metrics["spo/share_known"].append(known)
         return normalized(advantages)
 
-    def extra_state(self) -> dict[str, Any]:
-        """Return the tracker's state."""
+    def extra_state(self) -> Settings:
+        """Collect the tracker's state."""
         return {"counts": self.tracker.counts, "mean": self.tracker.mean}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the tracker's state."""
+    def load_extra_state(self, state: Settings) -> None:
+        """Load the tracker's state."""
         self.tracker.counts, self.tracker.mean = state["counts"], state["mean"]

@@ -136,7 +136,7 @@ def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
     """Sample one answer to each of at most ``num_envs`` samples; return ``reward``, ``confidence`` and ``key``."""
     import numpy as np
 
-    from maskgym.agents.text.response_types import confidence
+    from maskgym.agents.text.cgpo_ablations import CONFIDENCES
 
     count = len(indices)
     shown, _ = env.reset(options={"index": np.resize(indices, env.num_envs)})  # filled up with repeats
@@ -146,7 +146,7 @@ def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
     _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - count)))
     return {
         "reward": rewards[:count].tolist(),
-        "confidence": confidence(log_probabilities, mask, form).tolist(),
+        "confidence": CONFIDENCES[form](log_probabilities, mask).tolist(),
         "key": list(infos["sample_key"][:count]),
     }
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 from PIL import Image
 from torch.nn import functional as F
 
@@ -221,6 +220,11 @@ def share_of_red(completions, **_):
     return [sum(word == "red" for word in words) / max(len(words), 1) for words in texts]
 
 
+@pytest.fixture(name="share_of_red")
+def share_of_red_fixture():
+    return share_of_red
+
+
 @pytest.fixture
 def make_algorithm(tmp_path, make_model, tokenizer, processor, text_rows, image_rows):
     """Return a function that makes the trainer of a registered agent, with the settings of that agent.
@@ -340,8 +344,7 @@ class SquaresVectorEnv(SampleVectorEnv):
             {"image": spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8), "need": FreeText(100)}
         )
         self.single_action_space = spaces.Box(0, 1, (SIDE, SIDE), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._allocate(num_envs)
         self.need, self.shown = need, []  # every index that was asked for
 
     def reset(self, *, seed=None, options=None):
@@ -355,14 +358,14 @@ class SquaresVectorEnv(SampleVectorEnv):
 
     def step(self, actions):
         assert actions in self.action_space
-        samples = [self._sample(int(index)) for index in self._live() * 0 + self._indices]
+        samples = [self._shown(i) for i in self._live()]
         values = np.array([iou(mask > 0.5, sample.union()) for mask, sample in zip(actions, samples, strict=True)])
         self._done[:] = True
         over = np.ones(self.num_envs, bool)
         return {}, values, over, ~over, {"iou": values, "_iou": over}
 
     def _frame(self, i):
-        return self._sample(int(self._indices[i])).images[0]
+        return self._shown(i).images[0]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskgym.agents.text.advantages import advantages_by_algorithm, share_within_prompts
-from maskgym.agents.text.cgpo import CGPOTrainer
+from maskgym.agents.text.cgpo import Answers
 
 # Four groups of four; the second says nothing.
 REWARDS = torch.tensor([0.1, 0.5, 0.6, 0.8, 0.3, 0.3, 0.3, 0.3, 0.0, 1.0, 1.0, 1.0, 0.9, 0.7, 0.8, 0.2])
@@ -53,10 +53,12 @@ def test_spo_answers_every_prompt_once_a_batch(make_algorithm, found):
     torch.testing.assert_close(found["spo"].float(), torch.stack(theirs, dim=1).flatten(), atol=1e-4, rtol=1e-4)
 
 
-def test_cgpo_subtracts_the_confidence(found):
-    trainer = CGPOTrainer.__new__(CGPOTrainer)
-    trainer.args = type("Arguments", (), {"center_advantage": False})
-    torch.testing.assert_close(found["cgpo"].float(), trainer._advantages(REWARDS, CONFIDENCES))
+def test_cgpo_subtracts_the_confidence(make_trainer, found):
+    trainer = make_trainer(isr_sft_steps=0)
+    tokens = CONFIDENCES.log().unsqueeze(1)  # answers of one token
+    answers = Answers(REWARDS, torch.ones(16, 1), tokens, old=tokens, reference=None, entropies=tokens)
+    loss = trainer.policy_loss(answers)
+    torch.testing.assert_close(loss, -found["cgpo"].float().mean())  # every ratio is 1
 
 
 def test_equal_rewards_have_equal_advantages():

@@ -10,6 +10,7 @@ import torch
 from maskgym.agents.text.response_types import (
     TYPES,
     confidence,
+    geometric_confidence,
     mean_by_type,
     rank_normalized,
     response_types,
@@ -25,18 +26,15 @@ def test_confidence_is_the_mean_probability_not_the_exponential_of_the_mean_loga
     assert confidence(log_probabilities, mask).tolist() == pytest.approx([0.3, 0.5])
 
 
-def test_confidence_carries_no_gradient_and_is_zero_without_tokens():
-    log_probabilities = torch.zeros(1, 2, requires_grad=True)
-    assert not confidence(log_probabilities, torch.ones(1, 2)).requires_grad
-    assert confidence(log_probabilities, torch.ones(1, 2), differentiate=True).requires_grad
-    assert confidence(log_probabilities, torch.zeros(1, 2)).item() == 0
+def test_confidence_is_zero_without_tokens():
+    assert confidence(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
 
 
 def test_the_other_confidence_is_the_exponential_of_the_mean_logarithm():
     log_probabilities = torch.tensor([[0.5, 0.1, 0.9], [0.25, 0.75, 0.5], [0.5, 0.5, 0.5]]).log()
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
     expected = [0.05**0.5, (0.25 * 0.75 * 0.5) ** (1 / 3), 0]
-    assert confidence(log_probabilities, mask, "exp_mean_log").tolist() == pytest.approx(expected)
+    assert geometric_confidence(log_probabilities, mask).tolist() == pytest.approx(expected)
 
 
 # Ten answers: the quantiles at 20 % and 80 % of 0..9 are 1.8 and 7.2, so 0, 1 are low and 8, 9 are high.

@@ -35,7 +35,7 @@ def see(task: str = "sis", count: int = 1, reasoning: bool = True) -> list[dict]
 def make(chat_server, tmp_path):
     def make(**settings) -> ServedAgent:
         given = {"model": "m", "base_url": chat_server.url, "output": tmp_path / "checkpoints", "pause": 0.01}
-        return agents.make("openai", **{**given, **settings})
+        return agents.make("chat_model", **{**given, **settings})
 
     return make
 
@@ -220,7 +220,7 @@ def test_a_whole_run_scores_what_the_server_says(task, chat_server, tmp_path, ca
     chat_server.reply = reply
     given = [
         f"env={task}",
-        "algo=openai",
+        "algo=chat_model",
         "algo.model=m",
         f"algo.base_url={chat_server.url}",
         f"out={tmp_path / 'run'}",
@@ -233,20 +233,20 @@ def test_a_whole_run_scores_what_the_server_says(task, chat_server, tmp_path, ca
 
 
 def test_a_run_without_a_server_ends_with_one_line_and_status_2(tmp_path, capfd, monkeypatch):
-    given = ["env=sod", "algo=openai", "algo.model=m", "algo.base_url=http://127.0.0.1:9/v1", "algo.retries=0"]
+    given = ["env=sod", "algo=chat_model", "algo.model=m", "algo.base_url=http://127.0.0.1:9/v1", "algo.retries=0"]
     assert run.main([*given, f"out={tmp_path / 'run'}", "data.size=2"]) == 2
     lines = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error")]
     assert len(lines) == 1 and "no answer after 1 tries" in lines[0]
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert run.main(["env=sod", "algo=openai", "algo.model=m", f"out={tmp_path / 'other'}", "data.size=2"]) == 2
+    assert run.main(["env=sod", "algo=chat_model", "algo.model=m", f"out={tmp_path / 'other'}", "data.size=2"]) == 2
     assert "OPENAI_API_KEY is not set" in capfd.readouterr().err
-    assert run.main(["env=point_prompt", "algo=openai"]) == 2
+    assert run.main(["env=point_prompt", "algo=chat_model"]) == 2
     assert "not a pair" in capfd.readouterr().err
 
 
 def test_a_run_that_lost_its_server_goes_on_by_the_same_command(chat_server, tmp_path, capfd):
-    given = ["env=sis", "algo=openai", "algo.model=m", f"algo.base_url={chat_server.url}", f"out={tmp_path / 'run'}"]
+    given = ["env=sis", "algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", f"out={tmp_path / 'run'}"]
     given += ["data.size=4", "algo.retries=0", "algo.concurrency=1", "algo.temperature=null", "algo.max_tokens=null"]
     given += ["+algo.options.max_completion_tokens=9", "+algo.options.reasoning_effort=low"]
     chat_server.plan = [GOOD, "gone"]
