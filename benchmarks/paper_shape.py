@@ -73,7 +73,7 @@ def make_policy(folder: Path, layers: int) -> None:
 def make_segmenter(folder: Path) -> None:
     """Write a randomly initialised EVF-SAM of the official configuration."""
     torch.set_default_dtype(torch.float16)
-    model = EvfSam(EvfSamConfig.official())
+    model = EvfSam(EvfSamConfig())
     torch.set_default_dtype(torch.float32)
     print(f"segmenter: {sum(value.numel() for value in model.parameters()) / 1e9:.2f} billion parameters")
     save_checkpoint(folder, model, word_tokenizer(vocabulary()), dtype=torch.float16)

@@ -1,16 +1,22 @@
-"""Keep computed values in memory up to a bound."""
+"""Cache computed values in memory up to a bound in bytes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
+from typing import Generic, TypeVar
 
+import numpy as np
+from torch import Tensor
+
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
+_Value = TypeVar("_Value", np.ndarray, Tensor)
 
-class ByteCache:
-    """Store of arrays or tensors by key with a bound in bytes and least-recently-used eviction.
+
+class ByteCache(Generic[_Value]):
+    """Arrays or tensors by key, with least-recently-used eviction.
 
     Args:
         max_bytes: Memory bound in bytes.
@@ -23,13 +29,13 @@ class ByteCache:
         if max_bytes < 0:
             raise UserError(f"max_bytes={max_bytes}: expected at least 0")
         self.max_bytes, self.bytes = max_bytes, 0
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Value] = OrderedDict()
 
-    def get(self, key: Hashable) -> Any:
+    def get(self, key: Hashable) -> _Value | None:
         """Return the value of a key, or None."""
         return self._kept.get(key)
 
-    def keep(self, key: Hashable, value: Any) -> None:
+    def keep(self, key: Hashable, value: _Value) -> None:
         """Store a value, or mark it as used; a value larger than the bound is not stored."""
         if value.nbytes > self.max_bytes:
             return
@@ -40,6 +46,6 @@ class ByteCache:
         while self.bytes > self.max_bytes:
             self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Settings:
         """Drop all values, because the receiving process computes its own."""
         return {**self.__dict__, "_kept": OrderedDict(), "bytes": 0}

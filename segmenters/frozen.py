@@ -1,21 +1,23 @@
-"""Define the base class of segmenters, a frozen network with lazy loading, a fingerprint and small pickles."""
+"""Load and identify frozen networks: the base class of segmenters."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
+_Item = TypeVar("_Item")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,7 +50,7 @@ class FrozenNetwork(ABC):
     @property
     @abstractmethod
     def input_size(self) -> int:
-        """Return the side, in pixels, of the square that the image encoder sees."""
+        """Side, in pixels, of the square that the image encoder sees."""
 
     @abstractmethod
     def _load(self) -> nn.Module:
@@ -56,11 +58,11 @@ class FrozenNetwork(ABC):
 
     @abstractmethod
     def _identity(self) -> tuple[str, list[Path]]:
-        """Return a text and files that together determine the output."""
+        """Collect a text and files that together determine the output."""
 
     @cached_property
     def device(self) -> torch.device:
-        """Return the device of the network."""
+        """Device of the network."""
         try:
             return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
@@ -68,13 +70,13 @@ class FrozenNetwork(ABC):
 
     @cached_property
     def network(self) -> nn.Module:
-        """Return the network, frozen, in evaluation mode, on `device`; the first call loads it."""
+        """Network in evaluation mode on `device`, without gradients; the first access loads it."""
         with torch.inference_mode(False):  # inference tensors do not support training
             return self._load().to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Compute 16 hexadecimal digits from the weights, the settings and the precision."""
+        """Identifier of the output: 16 hexadecimal digits of a hash of weights, settings and precision."""
         text, files = self._identity()
         digest = hashlib.sha256(f"{type(self).__name__} {self.dtype} {text}".encode())
         for file in files:
@@ -83,16 +85,17 @@ class FrozenNetwork(ABC):
                     digest.update(block)
         return digest.hexdigest()[:16]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Settings:
         """Drop the loaded parts, because the receiving process loads its own."""
         kind = type(self)
         return {n: value for n, value in vars(self).items() if not isinstance(getattr(kind, n, None), cached_property)}
 
 
-def check_image(image: np.ndarray, index: int) -> None:
-    """Raise UserError, naming the index, unless an image is uint8 (H, W, 3) and not empty."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"image {index} is {image.dtype} {image.shape}: expected uint8 (H, W, 3)")
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """Raise UserError, naming the index, unless all images are uint8 (H, W, 3) and not empty."""
+    for index, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(f"image {index} is {image.dtype} {image.shape}: expected uint8 (H, W, 3)")
 
 
 def pixels_key(image: np.ndarray) -> bytes:
@@ -102,7 +105,7 @@ def pixels_key(image: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     """Yield the items in lists of ``size``; the last list may be shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 from maskgym.segmenters.frozen import FrozenNetwork
 from maskgym.segmenters.weights import find_weights, refuse_mismatch, weight_files
@@ -24,7 +24,7 @@ class HubNetwork(FrozenNetwork):
 
     Args:
         checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, which is
-            downloaded at construction unless it is in the cache.
+            downloaded at construction unless it is in the cache. None selects `published`.
         device: See `FrozenNetwork`.
         dtype: See `FrozenNetwork`.
         batch_size: See `FrozenNetwork`.
@@ -33,30 +33,35 @@ class HubNetwork(FrozenNetwork):
         UserError: If the checkpoint is missing, cannot be read, is of another model, or lacks weights.
     """
 
+    published: ClassVar[str]  # name of the default checkpoint on the hub
     architecture: ClassVar[str]  # name of the model's class in transformers
     model_types: ClassVar[tuple[str, ...]]  # accepted ``model_type`` values of config.json
     tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")  # each of them holds the vocabulary
-    arguments: ClassVar[Mapping[str, Any]] = {}  # further arguments of the model's class
+    arguments: ClassVar[Settings] = {}  # further arguments of the model's class
 
     def __init__(
-        self, checkpoint: str | Path, device: str | None = None, dtype: str = "float32", batch_size: int = 4
+        self,
+        checkpoint: str | Path | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 4,
     ) -> None:
         super().__init__(device, dtype, batch_size)
-        self.folder = _find(checkpoint)
+        self.folder = _find(self.published if checkpoint is None else checkpoint)
         found = _model_type(self.folder / "config.json")
         if found not in self.model_types:
             raise UserError(f"{self.folder}: holds a '{found}' model: expected {' or '.join(self.model_types)}")
 
     @cached_property
     def image_processor(self) -> BaseImageProcessor:
-        """Return the image processor of the checkpoint."""
+        """Image processor of the checkpoint."""
         from transformers import AutoImageProcessor
 
         return self._read(AutoImageProcessor)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of the checkpoint."""
+        """Tokenizer of the checkpoint."""
         from transformers import AutoTokenizer
 
         # Without any of them transformers silently builds a tokenizer with an empty vocabulary.
@@ -66,7 +71,7 @@ class HubNetwork(FrozenNetwork):
 
     @property
     def input_size(self) -> int:
-        """Return the side of the model's square input, pixels."""
+        """Side of the model's square input, in pixels."""
         return self.image_processor.size["height"]
 
     def pixels(self, images: list[np.ndarray]) -> Tensor:

@@ -127,6 +127,22 @@ def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:
         raise UserError(f"{source}: does not fit the model: {'; '.join(parts)}")
 
 
+def bundled(path: Path) -> Path:
+    """Return the path of bundled weights.
+
+    Raises:
+        UserError: If the package was installed without them.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: the bundled weights are missing: make them with maskgym pretrain")
+    return path
+
+
+def cast(state: Mapping[str, Tensor], dtype: torch.dtype, exact: str) -> dict[str, Tensor]:
+    """Convert the tensors of a state dict to ``dtype``, except the tensor named ``exact``, which becomes float32."""
+    return {name: value.detach().to(torch.float32 if name == exact else dtype) for name, value in state.items()}
+
+
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:
     """Write a state dict as safetensors atomically."""
     temporary = file.with_name(f"{file.name}.tmp")

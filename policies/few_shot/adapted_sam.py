@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from maskgym.data import Sample
 from maskgym.errors import UserError
-from maskgym.segmenters.frozen import check_image, chunks
+from maskgym.segmenters.frozen import check_images, chunks
 from maskgym.segmenters.points.sam import SamSegmenter, resized_size, sam_pixels
 
 
@@ -75,8 +75,7 @@ class AdaptedSam(ABC):
         return masks
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        for number, image in enumerate(images):
-            check_image(image, number)
+        check_images(images)
         pixels = torch.stack([sam_pixels(image, self.side) for image in images])
         return self.sam.image_encoder(pixels.to(self.device))
 

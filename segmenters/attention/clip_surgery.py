@@ -24,15 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
-from maskgym.segmenters.frozen import check_image, chunks
+from maskgym.segmenters.frozen import check_images, chunks
 from maskgym.segmenters.hub import HubNetwork
 from maskgym.segmenters.text import split_semantic, tokenize
+from maskgym.segmenters.weights import bundled
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
 
 EMBEDDED = Path(__file__).parent / "clip_tiny"
-# The 80 templates that OpenAI CLIP uses for ImageNet (openai/CLIP, MIT), by what they share; their order is free.
+# The 80 templates that OpenAI CLIP uses for ImageNet (openai/CLIP, MIT), grouped; their order does not matter.
 _VIEWS = (
     *("a photo", "a bad photo", "a good photo", "a bright photo", "a dark photo", "a blurry photo", "a cropped photo"),
     *("a close-up photo", "a black and white photo", "a low resolution photo", "a pixelated photo"),
@@ -58,26 +59,26 @@ class ClipSurgery(HubNetwork):
     """Attention segmenter for texts: ``attend(images, texts)``.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, of any CLIP whose
-            image encoder is a ViT.
+        checkpoint: See `HubNetwork`; any CLIP whose image encoder is a ViT.
         input_size: Side, in pixels, of the square that images are stretched to, a multiple of the patch; a map has
-            one cell a patch. None means the side that the model was trained at; the paper takes 512 for finer maps.
-        surgered_blocks: How many of the last image blocks get the second path, 0 to all.
+            one cell per patch. None selects the side of the model's training; the paper uses 512 for finer maps.
+        surgered_blocks: Number of last image blocks that get the second path, 0 to all.
         templates: Prompts with ``{}`` for the text; features are averaged over them.
-        device: See `FrozenNetwork`.
-        dtype: See `FrozenNetwork`.
+        device: See `HubNetwork`.
+        dtype: See `HubNetwork`.
         batch_size: Maximum number of images per forward pass.
 
     Raises:
-        UserError: If input_size, surgered_blocks or templates do not fit; else see `HubNetwork`.
+        UserError: If input_size, surgered_blocks or templates do not fit; see also `HubNetwork`.
     """
 
+    published = "openai/clip-vit-base-patch16"
     architecture = "CLIPModel"
     model_types = ("clip",)
 
     def __init__(
         self,
-        checkpoint: str | Path = "openai/clip-vit-base-patch16",
+        checkpoint: str | Path | None = None,
         input_size: int | None = None,
         surgered_blocks: int = 6,
         templates: Sequence[str] = TEMPLATES,
@@ -99,18 +100,18 @@ class ClipSurgery(HubNetwork):
 
     @cached_property
     def config(self) -> CLIPConfig:
-        """Return the model's config."""
+        """Config of the model."""
         from transformers import CLIPConfig
 
         return self._read(CLIPConfig)
 
     @property
     def input_size(self) -> int:
-        """Return the side of the square that the image encoder sees, pixels."""
+        """Side of the square that the image encoder sees, in pixels."""
         return self._input_size or self.config.vision_config.image_size
 
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return float (B, 3, input_size, input_size) on the device: the images stretched, without a crop."""
+        """Stretch images, without a crop, to float (B, 3, input_size, input_size) on the device."""
         size = (self.input_size, self.input_size)
         squares = [np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images]
         mean, deviation = (
@@ -129,21 +130,21 @@ class ClipSurgery(HubNetwork):
         Args:
             images: B arrays, uint8 (H_i, W_i, 3) RGB, of any sizes.
             texts: One text per image; the prefix ``[semantic]`` is ignored.
-            size: (height, width) of the maps; default the input's square.
+            size: (height, width) of the maps; None selects the input's square.
 
         Returns:
-            float32 (B, h, w) in [0, 1]: each map is stretched so that its lowest cell is 0 and its highest 1. A map
-            without differences is 0 everywhere.
+            float32 (B, h, w) in [0, 1]; each map is rescaled so that its lowest cell is 0 and its highest 1. A
+            constant map becomes 0 everywhere.
 
         Raises:
-            ValueError: If there is not one text per image.
+            ValueError: If the number of texts and images differs.
             TypeError: If the texts are one string.
             UserError: If an image is not uint8 (H, W, 3) or a text is empty.
         """
         words = _words(texts)
         if len(images) != len(words):
-            raise ValueError(f"{len(images)} images but {len(words)} texts: expected one an image")
-        _check_images(images)
+            raise ValueError(f"{len(images)} images but {len(words)} texts: expected one per image")
+        check_images(images)
         size = size or (self.input_size, self.input_size)
         maps = [np.zeros((0, *size), np.float32)]
         for chunk in chunks(zip(images, words, strict=True), self.batch_size):
@@ -163,11 +164,11 @@ class ClipSurgery(HubNetwork):
 
         Args:
             images: B arrays, uint8 (H_i, W_i, 3) RGB, of any sizes.
-            texts: n texts, at least two, asked of every image.
-            size: (height, width) of the maps; default the input's square.
+            texts: n texts, at least two, for every image.
+            size: (height, width) of the maps; None selects the input's square.
 
         Returns:
-            float32 (B, n, h, w) in [0, 1], stretched as `attend` does.
+            float32 (B, n, h, w) in [0, 1], rescaled as in `attend`.
 
         Raises:
             TypeError: If the texts are one string.
@@ -175,8 +176,10 @@ class ClipSurgery(HubNetwork):
         """
         words = _words(texts)
         if len(words) < 2:
-            raise UserError(f"a set of {len(words)} texts: expected at least two, since what they share is taken out")
-        _check_images(images)
+            raise UserError(
+                f"a set of {len(words)} texts: expected at least two, because their common part is subtracted"
+            )
+        check_images(images)
         size = size or (self.input_size, self.input_size)
         features = self._text_features(words)
         maps = [np.zeros((0, len(words), *size), np.float32)]
@@ -187,7 +190,7 @@ class ClipSurgery(HubNetwork):
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return float32 (n, C) of unit length: what CLIP compares with images, the mean over the templates.
+        """Compute the features that CLIP compares with images, float32 (n, C) of unit length, means over the templates.
 
         Raises:
             TypeError: If the texts are one string.
@@ -196,12 +199,12 @@ class ClipSurgery(HubNetwork):
         return self._text_features(_words(texts)).clone()
 
     def _image_features(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return float32 (B, 1 + N, C) of unit length."""
+        """Compute features float32 (B, 1 + N, C) of unit length."""
         tokens = surgered_tokens(self.network.vision_model, self.pixels(images), self.surgered_blocks)
         return F.normalize(project(self.network, tokens).float(), dim=-1)
 
     def _text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return float32 (n, C) of unit length; each text is encoded once."""
+        """Look up features float32 (n, C) of unit length; each text is encoded once."""
         for text in texts:
             if text not in self._encoded_texts:
                 prompts = [template.format(text) for template in self.templates]
@@ -219,20 +222,18 @@ class ClipSurgery(HubNetwork):
 
 
 def clip_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> ClipSurgery:
-    """Return CLIP Surgery on the bundled CLIP, trained on captions of the procedural scenes.
+    """Build CLIP Surgery on the bundled CLIP, trained on captions of synthetic scenes.
 
     Raises:
         UserError: If the package was installed without its weights.
     """
-    if not EMBEDDED.is_dir():
-        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain")
-    return ClipSurgery(EMBEDDED, templates=("{}",), device=device, dtype=dtype, batch_size=batch_size)
+    return ClipSurgery(bundled(EMBEDDED), templates=("{}",), device=device, dtype=dtype, batch_size=batch_size)
 
 
 def embed(vision: nn.Module, pixels: Tensor) -> Tensor:
-    """Return tokens (B, 1 + N, D) that enter the first block, for square pixels (B, 3, S, S) of any side.
+    """Compute the tokens (B, 1 + N, D) that enter the first block from square pixels (B, 3, S, S) of any side.
 
-    The table of positions is resized bilinearly, as the method does; transformers would do it bicubically.
+    The table of positions is resized bilinearly, as in the paper; transformers resizes it bicubically.
     """
     embeddings = vision.embeddings
     patches = embeddings.patch_embedding(pixels)  # (B, D, g, g)
@@ -248,7 +249,7 @@ def embed(vision: nn.Module, pixels: Tensor) -> Tensor:
 def surgered_layer(layer: nn.Module, original: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     """Compute both paths (B, T, D) after one block of CLIP.
 
-    The new path takes in attention of values to values, and no feed-forward. Its values are those of the original path.
+    The new path adds value-to-value attention without a feed-forward part. Its values are those of the original path.
     """
     attention = layer.self_attn
     hidden = layer.layer_norm1(original)
@@ -267,12 +268,12 @@ def surgered_layer(layer: nn.Module, original: Tensor, new: Tensor) -> tuple[Ten
 
 
 def surgered_tokens(vision: nn.Module, pixels: Tensor, blocks: int) -> Tensor:
-    """Return tokens (B, 1 + N, D): the class token of the original path, the image tokens of the new one.
+    """Compute tokens (B, 1 + N, D): the class token of the original path and the image tokens of the new path.
 
     Args:
         vision: The ``vision_model`` of a ``CLIPModel``.
         pixels: float (B, 3, S, S).
-        blocks: How many of the last blocks have the new path.
+        blocks: Number of last blocks with the new path.
     """
     layers = list(vision.encoder.layers)
     original = embed(vision, pixels)
@@ -285,12 +286,12 @@ def surgered_tokens(vision: nn.Module, pixels: Tensor, blocks: int) -> Tensor:
 
 
 def project(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return features (B, 1 + N, C) of every token, in the space that CLIP compares with texts."""
+    """Project tokens to features (B, 1 + N, C) in the space that CLIP compares with texts."""
     return model.visual_projection(model.vision_model.post_layernorm(tokens))
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return float32 (C,) of unit length: the mean over the unit features of prompts, ids int64 (prompts, T)."""
+    """Average the unit features of prompts, ids int64 (prompts, T), to float32 (C,) of unit length."""
     features = model.get_text_features(input_ids=ids).pooler_output.float()
     return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)
 
@@ -300,8 +301,8 @@ def set_similarity(features: Tensor, texts: Tensor) -> Tensor:
 
     Args:
         features: (B, 1 + N, C) of unit length, the class token first.
-        texts: (n, C) of unit length. Those that fit the whole image weigh more; the factor 2 is the reference's, CLIP's
-            own temperature is not used.
+        texts: (n, C) of unit length. Texts that fit the whole image weigh more; the factor 2 is the reference's and
+            replaces CLIP's own temperature.
     """
     weights = (2 * features[:, 0] @ texts.T).softmax(dim=-1)  # (B, n)
     weighted = (weights / weights.mean(dim=-1, keepdim=True))[:, :, None] * texts  # (B, n, C)
@@ -309,7 +310,7 @@ def set_similarity(features: Tensor, texts: Tensor) -> Tensor:
 
 
 def to_maps(similarity: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (B, n, height, width) in [0, 1] for similarities (B, 1 + N, n) of a square grid and its class token."""
+    """Convert similarities (B, 1 + N, n) of a class token and a square grid to maps (B, n, height, width) in [0, 1]."""
     grid = _grid(similarity[:, 1:].transpose(1, 2))
     low, high = grid.amin(dim=(2, 3), keepdim=True), grid.amax(dim=(2, 3), keepdim=True)
     grid = torch.where(high > low, (grid - low) / (high - low), 0.0)
@@ -317,12 +318,12 @@ def to_maps(similarity: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def extreme_points(similarity: Tensor, size: tuple[int, int], threshold: float = 0.8) -> tuple[Tensor, Tensor]:
-    """Select the points that prompt SAM in the paper: the best cells for the text, and as many worst cells.
+    """Select the points that prompt SAM in the paper: the best cells for the text, and equally many worst cells.
 
     Args:
-        similarity: (1 + N,) of one image and text: its grid is halved first.
+        similarity: (1 + N,) of one image and text; its grid is halved first.
         size: (height, width) of the image.
-        threshold: As many cells count as reach this share of the range, but never more than half of them.
+        threshold: Share of the range from which a cell counts as one of the best; at most half of the cells count.
 
     Returns:
         int64 (k, 2), (x, y) in pixels, and labels int64 (k,): 1 for the best, 0 for the worst, each in ascending order.
@@ -341,7 +342,7 @@ def extreme_points(similarity: Tensor, size: tuple[int, int], threshold: float =
 
 
 def _grid(tokens: Tensor) -> Tensor:
-    """Return (B, n, g, g) for image tokens (B, n, g²), row by row."""
+    """Reshape image tokens (B, n, g²), row by row, to (B, n, g, g)."""
     return tokens.unflatten(-1, (isqrt(tokens.shape[-1]), -1))
 
 
@@ -352,8 +353,3 @@ def _words(texts: Sequence[str]) -> list[str]:
     if "" in words:
         raise UserError(f"text {words.index('')} is empty: expected the name of something")
     return words
-
-
-def _check_images(images: Sequence[np.ndarray]) -> None:
-    for index, image in enumerate(images):
-        check_image(image, index)

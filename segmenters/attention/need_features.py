@@ -13,7 +13,7 @@ from maskgym.segmenters.text import split_semantic
 class NeedFeatures:
     """Need encoder with the frozen CLIP of an attention segmenter.
 
-    It has the form of `maskgym.policies.needs.need_encoder.NeedEncoder`, which environments do not import.
+    It is a `maskgym.segmenters.TextEncoder`; environments do not import the need encoders of policies.
 
     Args:
         clip: Attention segmenter with the text encoder; None selects the bundled one.
@@ -29,16 +29,16 @@ class NeedFeatures:
 
     @property
     def width(self) -> int:
-        """Return the length of a feature; the weights are not loaded for it."""
+        """Length of a feature, read without loading the weights."""
         return self.clip.config.projection_dim
 
     @property
     def fingerprint(self) -> str:
-        """Return the segmenter's, which names the weights."""
+        """Fingerprint of the attention segmenter, which identifies the weights."""
         return self.clip.fingerprint
 
     def encode(self, needs: Sequence[str]) -> torch.Tensor:
-        """Return float32 (B, 1, width) on the CPU, of unit length; 0 for an empty need.
+        """Compute float32 (B, 1, width) on the CPU, of unit length; 0 for an empty need.
 
         The encoder truncates long texts and maps unknown words to its unknown token.
         """

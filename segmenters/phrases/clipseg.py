@@ -6,8 +6,6 @@ References:
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from torch import Tensor
 
@@ -16,33 +14,18 @@ from maskgym.segmenters.phrases.referring import ReferringNetwork
 from maskgym.segmenters.text import split_semantic, tokenize
 
 
-class ClipSegSegmenter(HubNetwork, ReferringNetwork):
+class ClipSegSegmenter(HubNetwork, ReferringNetwork[list[Tensor]]):
     """Referring segmenter with CLIPSeg.
 
     CLIPSeg was trained on plain phrases, so the prefix ``[semantic]`` is removed: a mask always holds all regions that
     the phrase describes.
 
-    Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device: See `ReferringNetwork`.
-        dtype: See `ReferringNetwork`.
-        batch_size: See `ReferringNetwork`.
-
-    Raises:
-        UserError: See `HubNetwork`.
+    `HubNetwork` describes the arguments.
     """
 
+    published = "CIDAS/clipseg-rd64-refined"
     architecture = "CLIPSegForImageSegmentation"
     model_types = ("clipseg",)
-
-    def __init__(
-        self,
-        checkpoint: str | Path = "CIDAS/clipseg-rd64-refined",
-        device: str | None = None,
-        dtype: str = "float32",
-        batch_size: int = 4,
-    ) -> None:
-        super().__init__(checkpoint, device, dtype, batch_size)
 
     def _encode(self, images: list[np.ndarray]) -> list[Tensor]:
         """Compute the activations (B, tokens, D) of the vision layers that the decoder reads."""

@@ -14,13 +14,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.segmenters.phrases.beit3 import Beit3, Beit3Config
 from maskgym.segmenters.phrases.referring import ReferringNetwork
@@ -33,12 +34,21 @@ from maskgym.segmenters.points.sam import (
     sam_pixels,
 )
 from maskgym.segmenters.text import find_tokenizer, load_tokenizer, tokenize
-from maskgym.segmenters.weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
+from maskgym.segmenters.weights import (
+    bundled,
+    cast,
+    find_weights,
+    load_strictly,
+    read_state,
+    weight_files,
+    write_state,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# SAM computes positions from this buffer in float32 whatever the precision of the weights.
+# SAM computes positions from this buffer in float32, independent of the precision of the weights.
 GAUSSIAN_MATRIX = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 UNUSED_BUFFERS = tuple(f"visual_model.{name}" for name in CONSTANTS)
 EMBEDDED = Path(__file__).parent / "evf_sam_tiny"
@@ -46,23 +56,14 @@ EMBEDDED = Path(__file__).parent / "evf_sam_tiny"
 
 @dataclass(frozen=True)
 class EvfSamConfig:
-    """Sizes of both halves of an EVF-SAM; the defaults are those of the published checkpoints."""
+    """Sizes of an EVF-SAM; the defaults are those of ``evf-sam`` and ``evf-sam-multitask``: SAM ViT-H, BEiT-3 large."""
 
     sam: SamConfig = field(default_factory=SamConfig)
     beit3: Beit3Config = field(default_factory=Beit3Config)
 
     @classmethod
-    def official(cls) -> EvfSamConfig:
-        """Return the sizes of ``evf-sam`` and ``evf-sam-multitask``: SAM ViT-H and BEiT-3 large."""
-        return cls()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert the config to JSON-compatible values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EvfSamConfig:
-        """Build the config from the output of `to_dict`.
+    def from_dict(cls, values: JsonObject) -> EvfSamConfig:
+        """Build the config from the output of `dataclasses.asdict`.
 
         Raises:
             TypeError: If a key is not a setting.
@@ -75,7 +76,7 @@ class EvfSamConfig:
 class EvfSam(nn.Module):
     """EVF-SAM network, which encodes each image once and batches phrases of several images.
 
-    Throughout, B counts images, P phrases, and ``image_index`` (int64, (P,)) names the image of each phrase.
+    In all methods B counts images, P phrases, and ``image_index`` (int64, (P,)) names the image of each phrase.
 
     Example:
         >>> sam = SamConfig(image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, window_size=0,
@@ -99,7 +100,7 @@ class EvfSam(nn.Module):
         self.text_hidden_fcs = nn.ModuleList([projection])
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Return SAM's embeddings (B, C, h, w) for pixels float (B, 3, S, S) from `sam_pixels`."""
+        """Compute SAM's embeddings (B, C, h, w) of pixels float (B, 3, S, S) from `sam_pixels`."""
         return self.visual_model.image_encoder(pixels)
 
     def embed_prompts(
@@ -110,7 +111,7 @@ class EvfSam(nn.Module):
         Args:
             pixels: float (B, 3, s, s) from `beit3_pixels`.
             input_ids: int64 (P, T), padded on the right.
-            padding_mask: bool (P, T), True at padding, or None where nothing is padded.
+            padding_mask: bool (P, T), True at padding; None without padding.
             image_index: int64 (P,), the image of each phrase.
 
         Returns:
@@ -120,19 +121,19 @@ class EvfSam(nn.Module):
         return self.text_hidden_fcs[0](features[:, 0])
 
     def decode(self, embeddings: Tensor, prompts: Tensor, image_index: Tensor) -> Tensor:
-        """Return low-resolution mask logits (P, 4h, 4w) for embeddings (B, C, h, w) and prompts (P, C)."""
+        """Compute low-resolution mask logits (P, 4h, 4w) from embeddings (B, C, h, w) and prompts (P, C)."""
         return decode_prompts(self.visual_model, embeddings[image_index], prompts[:, None])
 
     def resize(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Bring low-resolution logits (P, 4h, 4w) of one image to its own (height, width), in float32."""
+        """Resize low-resolution logits (P, 4h, 4w) of one image to its (height, width), in float32."""
         resized = resized_size(original_size, self.config.sam.image_size)
         return self.visual_model.postprocess_masks(logits[:, None].float(), resized, original_size)[:, 0]
 
 
 def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
-    """Return float32 (3, size, size): BEiT-3's view of an image, stretched to the square, about [-1, 1].
+    """Stretch an image to BEiT-3's square input, float32 (3, size, size) in about [-1, 1].
 
-    The resize is bicubic on floats without antialias and without clamping: the checkpoints were trained so.
+    The resize is bicubic on floats without antialiasing and clamping, as in the training of the checkpoints.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -143,22 +144,22 @@ def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
     return (pixels - 0.5) / 0.5
 
 
-class EvfSamSegmenter(ReferringNetwork):
+class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
     """Referring segmenter with EVF-SAM.
 
     Args:
         checkpoint: A folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, whole or in
             shards) and a tokenizer (``tokenizer.json``, ``sentencepiece.bpe.model`` or ``beit3.spm``): a download of
-            ``evf-sam`` or ``evf-sam-multitask``, or what `save_checkpoint` wrote. Or one weights file; its config,
-            unless it lies beside, is then the published one.
-        tokenizer: File or folder of the tokenizer, if it is not beside the weights.
+            ``evf-sam`` or ``evf-sam-multitask``, or a folder that `save_checkpoint` wrote. Or one weights file; without
+            a ``config.json`` in its folder, it has the published config.
+        tokenizer: File or folder of the tokenizer; None selects the folder of the weights.
         device: See `ReferringNetwork`.
         dtype: See `ReferringNetwork`.
         batch_size: See `ReferringNetwork`.
 
     Raises:
         UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.
-            What concerns the weights' content is found at first use.
+            The content of the weights is checked at first use.
     """
 
     def __init__(
@@ -183,19 +184,19 @@ class EvfSamSegmenter(ReferringNetwork):
 
     @property
     def input_size(self) -> int:
-        """Return the side of SAM's square input, pixels."""
+        """Side of SAM's square input, in pixels."""
         return self.config.sam.image_size
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer; the first call loads it."""
+        """Tokenizer; the first access loads it."""
         return load_tokenizer(self.tokenizer_file, self.config.beit3.vocabulary_size)
 
     def _load(self) -> EvfSam:
         return load_model(self.config, self.weights_file, self.dtype)
 
     def _identity(self) -> tuple[str, list[Path]]:
-        return json.dumps(self.config.to_dict()), [*weight_files(self.weights_file), self.tokenizer_file]
+        return json.dumps(asdict(self.config)), [*weight_files(self.weights_file), self.tokenizer_file]
 
     def _encode(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         sam = torch.stack([sam_pixels(image, self.config.sam.image_size) for image in images])
@@ -213,28 +214,26 @@ class EvfSamSegmenter(ReferringNetwork):
 
 
 def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
-    """Return the bundled EVF-SAM, trained on the procedural scenes.
+    """Build the bundled EVF-SAM, trained on synthetic scenes.
 
     Raises:
         UserError: If the package was installed without its weights.
     """
-    if not EMBEDDED.is_dir():
-        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain")
-    return EvfSamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
+    return EvfSamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 
 
 def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
-    """Read ``config.json``: our own, or that of a published checkpoint.
+    """Read the ``config.json`` of `save_checkpoint` or of a published checkpoint.
 
     Args:
         file: The file.
-        optional: Whether a missing file means the published sizes.
+        optional: Whether a missing file selects the published sizes.
 
     Raises:
-        UserError: If the file is missing or cannot be read, or asks for parts that are not implemented.
+        UserError: If the file is missing or cannot be read, or names sizes that are not implemented.
     """
     if optional and not file.exists():
-        return EvfSamConfig.official()
+        return EvfSamConfig()
     try:
         values = json.loads(file.read_text())
         if "beit3" in values:
@@ -246,7 +245,7 @@ def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
         raise UserError(f"{file}: cannot be read as the config of an EVF-SAM: {error}") from error
     if scales != ("huge", "large"):
         raise UserError(f"{file}: sam_scale and mm_extractor_scale are {scales}: expected ('huge', 'large')")
-    return EvfSamConfig.official()
+    return EvfSamConfig()
 
 
 def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = torch.float32) -> EvfSam:
@@ -255,8 +254,7 @@ def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = to
     Raises:
         UserError: If the weights cannot be read or do not fit the config.
     """
-    state = read_state(weights_file)
-    state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
+    state = cast(read_state(weights_file), dtype, GAUSSIAN_MATRIX)
     with torch.device("meta"):
         model = EvfSam(config)
     load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
@@ -278,7 +276,5 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(tokenizer.backend_tokenizer.to_str(pretty=True), folder / "tokenizer.json")
-    state = {name: value.detach() for name, value in model.state_dict().items()}
-    state = {name: value if name == GAUSSIAN_MATRIX else value.to(dtype) for name, value in state.items()}
-    write_state(state, folder / "model.safetensors")
-    write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", folder / "config.json")
+    write_state(cast(model.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
+    write_text(json.dumps(asdict(model.config), indent=2) + "\n", folder / "config.json")

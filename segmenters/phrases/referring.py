@@ -1,22 +1,24 @@
-"""Define the base class of referring segmenters, which encode each image once and decode phrases in batches."""
+"""Encode each image once and decode phrases in batches: the base class of referring segmenters."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskgym.segmenters.frozen import FrozenNetwork, check_image, chunks, pixels_key
+from maskgym.segmenters.frozen import FrozenNetwork, check_images, chunks, pixels_key
 from maskgym.segmenters.text import uniform_phrase
 
+_Encoded = TypeVar("_Encoded")  # what a subclass computes per batch of images
 
-class ReferringNetwork(FrozenNetwork):
-    """Segment by phrases: ``segment(images, expressions)``.
+
+class ReferringNetwork(FrozenNetwork, Generic[_Encoded]):
+    """Frozen network that is a `maskgym.segmenters.ReferringSegmenter`.
 
     A subclass implements the methods of `FrozenNetwork`, `_encode` and `_decode`. It overrides `_resize` if its input
     is not the image stretched to a square.
@@ -28,11 +30,11 @@ class ReferringNetwork(FrozenNetwork):
     """
 
     @abstractmethod
-    def _encode(self, images: list[np.ndarray]) -> Any:
+    def _encode(self, images: list[np.ndarray]) -> _Encoded:
         """Encode B images for `_decode`."""
 
     @abstractmethod
-    def _decode(self, encoded: Any, phrases: list[str], image_index: Tensor) -> Tensor:
+    def _decode(self, encoded: _Encoded, phrases: list[str], image_index: Tensor) -> Tensor:
         """Compute mask logits (P, h, w) of P phrases, phrase p on encoded image ``image_index[p]``."""
 
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -41,17 +43,9 @@ class ReferringNetwork(FrozenNetwork):
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Segment what each expression refers to in its image.
+        """Segment what each expression refers to in its image; see `maskgym.segmenters.ReferringSegmenter`.
 
         Each call encodes images with equal pixels once, and decodes equal phrases on them once.
-
-        Args:
-            images: uint8 (H_i, W_i, 3) RGB arrays, of any sizes.
-            expressions: For each image, n_i phrases; n_i may be 0. ``[semantic] `` in front asks for all regions
-                of a class instead of one object.
-
-        Returns:
-            For each image float32 (n_i, H_i, W_i) probabilities in [0, 1]; the binary mask is ``> 0.5``.
 
         Raises:
             ValueError: If the lengths differ or an image is not uint8 (H, W, 3).
@@ -88,8 +82,8 @@ class ReferringNetwork(FrozenNetwork):
 
 def _check(images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> None:
     if len(images) != len(expressions):
-        raise ValueError(f"{len(images)} images but {len(expressions)} lists of expressions: expected one an image")
-    for index, (image, row) in enumerate(zip(images, expressions, strict=True)):
-        check_image(image, index)
+        raise ValueError(f"{len(images)} images but {len(expressions)} lists of expressions: expected one per image")
+    check_images(images)
+    for index, row in enumerate(expressions):
         if isinstance(row, str):
             raise TypeError(f"expressions of image {index} are one string: expected a list of strings")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,34 +19,39 @@ from maskgym.segmenters.hub import HubNetwork
 from maskgym.segmenters.phrases.referring import ReferringNetwork
 from maskgym.segmenters.text import split_semantic, tokenize
 
+if TYPE_CHECKING:
+    from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
 MAX_TOKENS = 32  # positions of the text encoder; the published processor uses the same number
 NOTHING_FOUND = -20.0  # a logit: its probability is 2e-9
 
 
-class Sam3Segmenter(HubNetwork, ReferringNetwork):
+class Sam3Segmenter(HubNetwork, ReferringNetwork["Sam3VisionEncoderOutput"]):
     """Referring segmenter with SAM 3.
 
-    The model gives each of its queries a mask and a score: the probability that the query is an instance, times
-    that the concept is in the image at all. Masks whose score exceeds the threshold count. With ``[semantic]`` the
-    answer is their union, all instances; without, the best-scored one. With none the answer is empty.
+    The model gives each of its queries a mask and a score, the product of two probabilities: that the query is an
+    instance, and that the concept is in the image at all. Masks whose score exceeds the threshold count. With
+    ``[semantic]`` the answer is their union; without, it is the mask with the highest score. If no mask counts, the
+    answer is empty.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
+        checkpoint: See `HubNetwork`.
         score_threshold: Score threshold in [0, 1].
-        device: See `ReferringNetwork`.
-        dtype: See `ReferringNetwork`.
+        device: See `HubNetwork`.
+        dtype: See `HubNetwork`.
         batch_size: See `ReferringNetwork`.
 
     Raises:
-        UserError: If the threshold is outside [0, 1]; else see `HubNetwork`.
+        UserError: If the threshold is outside [0, 1]; see also `HubNetwork`.
     """
 
+    published = "facebook/sam3"
     architecture = "Sam3Model"
-    model_types = ("sam3", "sam3_video")  # the published folder is that of the video model, which holds the image one
+    model_types = ("sam3", "sam3_video")  # the published folder holds the video model, which contains the image model
 
     def __init__(
         self,
-        checkpoint: str | Path = "facebook/sam3",
+        checkpoint: str | Path | None = None,
         score_threshold: float = 0.5,
         device: str | None = None,
         dtype: str = "float32",
@@ -61,11 +66,11 @@ class Sam3Segmenter(HubNetwork, ReferringNetwork):
         config, files = super()._identity()
         return f"{self.score_threshold} {config}", files
 
-    def _encode(self, images: list[np.ndarray]) -> Any:
-        """Return the vision encoder's output: feature maps (B, C, h, w) of several levels with their positions."""
+    def _encode(self, images: list[np.ndarray]) -> Sam3VisionEncoderOutput:
+        """Compute feature maps (B, C, h, w) of several levels, with their positions."""
         return self.network.get_vision_features(self.pixels(images))
 
-    def _decode(self, encoded: Any, phrases: list[str], image_index: Tensor) -> Tensor:
+    def _decode(self, encoded: Sam3VisionEncoderOutput, phrases: list[str], image_index: Tensor) -> Tensor:
         semantic, texts = zip(*(split_semantic(phrase) for phrase in phrases), strict=True)
         ids, padding = tokenize(self.tokenizer, texts, MAX_TOKENS)
         output = self.network(

@@ -1,4 +1,4 @@
-"""Define the base class of promptable segmenters, which encode each image once and decode prompts in batches."""
+"""Encode each image once and decode points and boxes in batches: the base class of promptable segmenters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
-from maskgym.segmenters.frozen import FrozenNetwork, check_image
+from maskgym.segmenters.frozen import FrozenNetwork, check_images
 
 PADDING = -1  # label of a padding point
 
@@ -26,7 +26,7 @@ class PromptableSegmenter(FrozenNetwork):
     @property
     @abstractmethod
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return the shape (C, h, w) of the `spatial` maps of one image."""
+        """Shape (C, h, w) of the `spatial` maps of one image."""
 
     @abstractmethod
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -59,8 +59,8 @@ class PromptableSegmenter(FrozenNetwork):
         Raises:
             UserError: If an image is not uint8 (S, S, 3).
         """
+        check_images(images)
         for number, image in enumerate(images):
-            check_image(image, number)
             if image.shape[0] != image.shape[1]:
                 raise UserError(f"image {number} is {image.shape}: expected a square one")
         starts = range(0, len(images), self.batch_size)
@@ -93,11 +93,10 @@ class PromptableSegmenter(FrozenNetwork):
             ValueError: If the shapes do not fit, or a row has neither point nor box.
         """
         count, scale = len(embeddings), self.input_size / (side or self.input_size)
-        none = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
-        places: Tensor = (
-            torch.as_tensor(none[0] if points is None else points, device=self.device, dtype=torch.float32) * scale
-        )
-        kinds: Tensor = torch.as_tensor(none[1] if labels is None else labels, device=self.device)
+        points = torch.zeros(count, 0, 2) if points is None else points
+        labels = torch.zeros(count, 0, dtype=torch.int64) if labels is None else labels
+        places: Tensor = torch.as_tensor(points, device=self.device, dtype=torch.float32) * scale
+        kinds: Tensor = torch.as_tensor(labels, device=self.device)
         if places.shape != (*kinds.shape, 2) or len(kinds) != count:
             raise ValueError(
                 f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
@@ -117,9 +116,10 @@ class PromptableSegmenter(FrozenNetwork):
         for used in counts.unique().tolist():
             for chunk in (counts == used).nonzero()[:, 0].split(self.batch_size):
                 rows.append(chunk)
-                of_chunk = None if boxes is None else boxes[chunk]
-                prompts = places[chunk, :used], kinds[chunk, :used], of_chunk
-                logits.append(self._decode(embeddings[chunk], *prompts).float())
+                own_boxes = None if boxes is None else boxes[chunk]
+                logits.append(
+                    self._decode(embeddings[chunk], places[chunk, :used], kinds[chunk, :used], own_boxes).float()
+                )
         return torch.cat(logits)[torch.cat(rows).argsort()]
 
     @staticmethod

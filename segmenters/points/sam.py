@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,19 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.segmenters.points.promptable import PromptableSegmenter
-from maskgym.segmenters.weights import find_weights, load_strictly, read_state, weight_files, write_state, write_text
+from maskgym.segmenters.weights import (
+    bundled,
+    cast,
+    find_weights,
+    load_strictly,
+    read_state,
+    weight_files,
+    write_state,
+    write_text,
+)
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # on the scale 0 to 255
 PIXEL_DEVIATION = (58.395, 57.12, 57.375)
@@ -103,15 +112,15 @@ class SamSegmenter(PromptableSegmenter):
     Masks are SAM's single output (token 0), which is the one trained for several points.
 
     Args:
-        checkpoint: An official ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
+        checkpoint: A published ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
         model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` infers it from the weights. A folder has its own config.
         device: See `PromptableSegmenter`.
         dtype: See `PromptableSegmenter`.
         batch_size: See `PromptableSegmenter`.
 
     Raises:
-        UserError: If a file is missing or cannot be read, or is of another model. What concerns the weights' content
-            is found at first use.
+        UserError: If a file is missing or cannot be read, or belongs to another model. The content of the weights is
+            checked at first use.
     """
 
     def __init__(
@@ -136,12 +145,12 @@ class SamSegmenter(PromptableSegmenter):
 
     @property
     def input_size(self) -> int:
-        """Return the side of SAM's square input, pixels."""
+        """Side of SAM's square input, in pixels."""
         return (self.own_config or PUBLISHED["vit_h"]).image_size  # the published models share this size
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return the shape (C, h, w) of one image's embedding."""
+        """Shape (C, h, w) of one image's embedding."""
         config = self.own_config or PUBLISHED["vit_h"]
         grid = config.image_size // config.patch_size
         return config.prompt_embed_dim, grid, grid
@@ -164,16 +173,14 @@ class SamSegmenter(PromptableSegmenter):
 
 
 def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Return the bundled SAM, trained on the procedural scenes.
+    """Build the bundled SAM, trained on synthetic scenes.
 
-    It was trained on clicks alone, so its masks for boxes are poor.
+    It was trained on clicks only, so its masks for boxes are poor.
 
     Raises:
         UserError: If the package was installed without its weights.
     """
-    if not EMBEDDED.is_dir():
-        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain")
-    return SamSegmenter(EMBEDDED, device=device, dtype=dtype, batch_size=batch_size)
+    return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 
 
 def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
@@ -233,7 +240,7 @@ def published_config(state: Mapping[str, Tensor], file: Path, model: str = "auto
     """Infer the config of published weights from the width of their image encoder.
 
     Raises:
-        UserError: If the weights fit no published model, or another ViT than ``model``.
+        UserError: If the weights fit no published model, or a model other than ``model``.
     """
     positions = state.get("image_encoder.pos_embed")
     if positions is None:
@@ -241,7 +248,7 @@ def published_config(state: Mapping[str, Tensor], file: Path, model: str = "auto
     found = next((name for name, config in PUBLISHED.items() if config.embed_dim == positions.shape[-1]), None)
     if found is None or model not in ("auto", found):
         wanted = ", ".join(PUBLISHED) if model == "auto" else model
-        raise UserError(f"{file}: is of {found or f'width {positions.shape[-1]}'}: expected {wanted}")
+        raise UserError(f"{file}: is a {found or f'SAM of width {positions.shape[-1]}'}: expected {wanted}")
     return PUBLISHED[found]
 
 
@@ -252,7 +259,7 @@ def read_config(file: Path) -> SamConfig:
         UserError: If the file is missing or cannot be read.
     """
     try:
-        values: dict[str, Any] = json.loads(file.read_text())
+        values: JsonObject = json.loads(file.read_text())
         values["global_attention_layers"] = tuple(values["global_attention_layers"])
         return SamConfig(**values)
     except FileNotFoundError as error:
@@ -267,10 +274,9 @@ def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype
     Raises:
         UserError: If the weights do not fit the config; the message names ``source``.
     """
-    state = {name: value.to(torch.float32 if name == GAUSSIAN_MATRIX else dtype) for name, value in state.items()}
     with torch.device("meta"):
         sam = config.build()
-    load_strictly(sam, state, source, ignore=CONSTANTS)
+    load_strictly(sam, cast(state, dtype, GAUSSIAN_MATRIX), source, ignore=CONSTANTS)
     restore_constants(sam)
     return sam
 
@@ -285,7 +291,5 @@ def save_sam(folder: str | Path, sam: Sam, config: SamConfig, dtype: torch.dtype
     """Write a folder that `SamSegmenter` loads: ``config.json`` and ``model.safetensors``, stored as ``dtype``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach() for name, value in sam.state_dict().items()}
-    state = {name: value if name == GAUSSIAN_MATRIX else value.to(dtype) for name, value in state.items()}
-    write_state(state, folder / "model.safetensors")
+    write_state(cast(sam.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
     write_text(json.dumps(asdict(config), indent=2) + "\n", folder / "config.json")

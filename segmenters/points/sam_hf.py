@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -35,22 +35,23 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
     Masks are the model's single output (token 0), which is the one trained for several points.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device: See `PromptableSegmenter`.
-        dtype: See `PromptableSegmenter`. transformers rounds the points to it too, in bfloat16 to about one
+        checkpoint: See `HubNetwork`.
+        device: See `HubNetwork`.
+        dtype: See `HubNetwork`. transformers also rounds the points to this precision, which in bfloat16 is about one
             pixel of 1024.
-        batch_size: See `PromptableSegmenter`.
+        batch_size: See `HubNetwork`.
 
     Raises:
         UserError: See `HubNetwork`; also, at first use, if the image processor and the config differ in size.
     """
 
+    published = "facebook/sam-vit-base"
     architecture = "SamModel"
     model_types: ClassVar[tuple[str, ...]] = ("sam",)
 
     def __init__(
         self,
-        checkpoint: str | Path = "facebook/sam-vit-base",
+        checkpoint: str | Path | None = None,
         device: str | None = None,
         dtype: str = "float32",
         batch_size: int = 16,
@@ -59,19 +60,19 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """Return the config of the checkpoint."""
+        """Config of the checkpoint."""
         from transformers import AutoConfig
 
         return self._read(AutoConfig)
 
     @property
     def input_size(self) -> int:
-        """Return the side of the model's square input, pixels."""
+        """Side of the model's square input, in pixels."""
         return self.config.prompt_encoder_config.image_size
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:
-        """Return the shape (C, h, w) of the `spatial` maps of one image."""
+        """Shape (C, h, w) of the `spatial` maps of one image."""
         prompt = self.config.prompt_encoder_config
         grid = prompt.image_size // prompt.patch_size
         return prompt.hidden_size, grid, grid
@@ -110,7 +111,7 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         )
         return output.pred_masks[:, 0, 0]  # (B, 1, 1, 4h, 4w) -> (B, 4h, 4w)
 
-    def _unpack(self, embeddings: Tensor) -> Any:
+    def _unpack(self, embeddings: Tensor) -> Tensor | list[Tensor]:
         """Unpack embeddings (B, C', h, w) for the model's decoder."""
         return embeddings
 
@@ -119,37 +120,22 @@ class Sam2Segmenter(SamHfSegmenter):
     """Promptable segmenter with SAM 2 on single images.
 
     Its decoder reads maps of three sizes: (C, h, w), (C/4, 2h, 2w) and (C/8, 4h, 4w). `encode` packs them into one
-    tensor (B, 4C, h, w), without loss: the cells of a finer map that lie under a coarse one become its channels.
-    `spatial` gives the coarse map alone, the first C channels; like the model's own it holds the embedding that says
-    that there is no memory of earlier frames.
+    tensor (B, 4C, h, w), without loss: the finer cells inside a coarse cell become channels of the coarse cell.
+    `spatial` selects the coarse map, the first C channels. As in the model, it includes the embedding that marks the
+    absence of earlier frames.
 
-    Masks are the model's single output. As published, the config asks for the best of three instead where that
-    output is unstable, that is, changes much with the threshold (``dynamic_multimask_via_stability``).
+    Masks are the model's single output. Where that output is unstable, that is, changes much with the threshold, the
+    published config selects the best of three masks instead (``dynamic_multimask_via_stability``).
 
-    Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        device: See `SamHfSegmenter`.
-        dtype: See `SamHfSegmenter`.
-        batch_size: See `SamHfSegmenter`.
-
-    Raises:
-        UserError: See `SamHfSegmenter`.
+    `SamHfSegmenter` describes the arguments.
     """
 
+    published = "facebook/sam2.1-hiera-tiny"
     architecture = "Sam2Model"
-    model_types = ("sam2", "sam2_video")  # published folders are of the video model, which holds this one
-
-    def __init__(
-        self,
-        checkpoint: str | Path = "facebook/sam2.1-hiera-tiny",
-        device: str | None = None,
-        dtype: str = "float32",
-        batch_size: int = 16,
-    ) -> None:
-        super().__init__(checkpoint, device, dtype, batch_size)
+    model_types = ("sam2", "sam2_video")  # published folders hold the video model, which contains the image model
 
     def spatial(self, embeddings: Tensor) -> Tensor:
-        """Return a view of the coarse maps (B, C, h, w) of packed embeddings (B, 4C, h, w)."""
+        """Select the coarse maps (B, C, h, w) of packed embeddings (B, 4C, h, w), as a view."""
         return embeddings[:, : self.embedding_shape[0]]
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:

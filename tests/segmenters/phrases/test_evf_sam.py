@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,7 @@ def test_preprocessing_at_the_released_sizes(io):
 def test_official_config_has_the_published_names_and_shapes():
     expected = json.loads((PARITY / "evf_sam_keys.json").read_text())["state_dict"]
     with torch.device("meta"):
-        model = EvfSam(EvfSamConfig.official())
+        model = EvfSam(EvfSamConfig())
     state = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert len(state) == 1569
     assert state == {name: entry["shape"] for name, entry in expected.items()}
@@ -265,7 +266,7 @@ def test_official_config_has_the_published_names_and_shapes():
 
 def test_config_survives_json():
     config = parity_config()
-    assert EvfSamConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert EvfSamConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
 
 
 WORDS = ["[semantic] a red dog", "blue car on the left side"]
@@ -447,11 +448,11 @@ def test_a_published_config_means_the_published_sizes(tmp_path, checkpoint):
     config = tmp_path / "evf" / "config.json"
     config.write_text(json.dumps({"model_type": "evf", "sam_scale": "huge", "mm_extractor_scale": "large"}))
     segmenter = EvfSamSegmenter(tmp_path / "evf", device="cpu")
-    assert segmenter.config == EvfSamConfig.official()
+    assert segmenter.config == EvfSamConfig()
     with pytest.raises(UserError, match="1569|missing|misshaped"):
         segmenter.network  # noqa: B018
     config.unlink()
-    assert EvfSamSegmenter(tmp_path / "evf" / "model.safetensors").config == EvfSamConfig.official()
+    assert EvfSamSegmenter(tmp_path / "evf" / "model.safetensors").config == EvfSamConfig()
     config.write_text(json.dumps({"sam_scale": "huge", "mm_extractor_scale": "base"}))
     with pytest.raises(UserError, match="base"):
         EvfSamSegmenter(tmp_path / "evf")
@@ -532,5 +533,5 @@ def test_the_embedded_model_is_the_same_class(checkpoint, monkeypatch, images):
     for mask, other in zip(segmenter.segment(images, PHRASES), expected, strict=True):
         np.testing.assert_allclose(mask, other, atol=1e-5)
     monkeypatch.setattr(evf_sam, "EMBEDDED", checkpoint / "nothing")
-    with pytest.raises(UserError, match="embedded weights are missing"):
+    with pytest.raises(UserError, match="bundled weights are missing"):
         segmenters.make("evf_sam_tiny")

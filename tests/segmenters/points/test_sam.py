@@ -155,7 +155,7 @@ def test_a_published_file_is_known_by_its_weights(tmp_path, monkeypatch, images)
         segmenter = SamSegmenter(file, model=model, device="cpu")
         assert segmenter.embedding_shape == (32, 8, 8) and segmenter.input_size == 64
         assert segmenter.encode(images).shape == (2, 32, 8, 8)
-    with pytest.raises(UserError, match=r"sam_vit_l_0b3195\.pth: is of vit_l: expected vit_b"):
+    with pytest.raises(UserError, match=r"sam_vit_l_0b3195\.pth: is a vit_l: expected vit_b"):
         SamSegmenter(file, model="vit_b", device="cpu").encode(images)
 
 
