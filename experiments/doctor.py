@@ -8,6 +8,7 @@ maskgym doctor --json     # the same for programs
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -17,10 +18,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
+from maskgym.aliases import JsonObject
 from maskgym.experiments.wiring.command import Parser
 
 REQUIRED = (
@@ -31,8 +32,7 @@ OPTIONAL = {  # module: what it is for, and what installs it
     "ray": ("scale=ray: several workers, reward actors, PPO on RLlib", "maskgym[ray]"),
     "wandb": ("logger=wandb", "maskgym[wandb]"),
     "tensorboard": ("logger=tensorboard", "maskgym[tensorboard]"),
-    "rliable": ("maskgym benchmark: intervals over seeds", "maskgym[benchmark]"),
-    "openai": ("algo=openai, maskgym data reason, needs by a server", "maskgym[dig]"),
+    "openai": ("algo=chat_model, maskgym data reason, needs by a server", "maskgym[dig]"),
     "starlette": ("maskgym play, maskgym data dig: pages on this machine", "maskgym[play]"),
     "sb3_contrib": ("MaskablePPO and RecurrentPPO on clicks", "maskgym[contrib]"),
     "vllm": ("algo.use_vllm=true: faster generation of the group methods", "trl[vllm]"),
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-test", action="store_true", help="leave the self-test out")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
-    found: dict[str, Any] = {"versions": versions(), "machine": machine(), "optional": optional(), "checks": []}
+    found: JsonObject = {"versions": versions(), "machine": machine(), "optional": optional(), "checks": []}
     if not given.json:
         print(_describe(found))
     for check in () if given.no_test else self_test():
@@ -82,7 +82,7 @@ def versions() -> dict[str, str | None]:
     return {"maskgym": _version("maskgym"), "python": platform.python_version(), **{n: _version(n) for n in REQUIRED}}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """Return the system, the cores, the memory and the GPUs, sizes in GiB."""
     import torch
 
@@ -101,7 +101,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def optional() -> dict[str, dict[str, Any]]:
+def optional() -> dict[str, JsonObject]:
     """Return of each optional part whether it is there, what it enables, and what installs it."""
     return {
         name: {"present": find_spec(name) is not None, "enables": enables, "install": f"pip install '{extra}'"}
@@ -121,15 +121,15 @@ def _play(name: str) -> None:
     """Play an episode with random actions, and draw its end."""
     import gymnasium as gym
 
-    env: Any = gym.make(name, render_mode="rgb_array")
+    env = gym.make(name, render_mode="rgb_array")
     env.reset(seed=0)
     env.action_space.seed(0)
     over = False
     while not over:
         _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         over = terminated or truncated
-    assert np.isfinite(reward), "the reward is no number"
-    assert np.ndim(env.render()) == 3, "no picture"
+    assert math.isfinite(reward), "the reward is no number"
+    assert np.shape(np.asarray(env.render()))[2:] == (3,), "no picture"
 
 
 def _answer() -> None:
@@ -178,7 +178,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _describe(found: dict[str, Any]) -> str:
+def _describe(found: JsonObject) -> str:
     """Return everything but the self-test as text."""
     machine = found["machine"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB)" for gpu in machine["gpus"]) or "no GPU"

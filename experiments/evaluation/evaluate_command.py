@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from maskgym import data
 from maskgym.agents.base import Agent
+from maskgym.aliases import JsonObject
 from maskgym.chat.asker import to_png
-from maskgym.data import run_lengths
+from maskgym.data import Dataset, run_lengths
 from maskgym.data.published import PUBLISHED
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
@@ -41,9 +42,14 @@ from maskgym.experiments.evaluation.measures import MEASURES
 from maskgym.experiments.evaluation.scoring import Scored
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
+from maskgym.rewards import Transition
 
 SOURCE = "source.json"  # names the run that made the predictions in a folder
-OF_SAMPLES = {"need": predictions.Needs, "semantic": predictions.Classes, "ranking": predictions.Ranks}
+OF_SAMPLES: Mapping[str, Callable[..., predictions.Samples]] = {
+    "need": predictions.Needs,
+    "semantic": predictions.Classes,
+    "ranking": predictions.Ranks,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> Any:
+def _parse(arguments: Sequence[str]) -> Namespace:
     parser = Parser(prog="maskgym evaluate", description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="of a finished run, or of predictions")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="the data; of a run, what is to be different")
@@ -93,7 +99,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     return given
 
 
-def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
+def _plain(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
     """Score one data set; return an empty table and the scores."""
     preset = given.preset or "pysodmetrics"
     if given.truth:
@@ -112,7 +118,7 @@ def _plain(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scor
     return paper_tables.Table("", columns, preset=preset), {"": scored}
 
 
-def _published(given: Any, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
+def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
     """Score the available data sets of a paper's table; return the table and the scores."""
     table = paper_tables.published(given.table)
     preset = given.preset or table.preset
@@ -152,7 +158,7 @@ def _folder_of(parent: Path, name: str) -> Path | None:
     return folders[0] if folders else None
 
 
-def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
+def _data_settings(changes: Sequence[str]) -> JsonObject:
     """Parse ``data=… data.key=value`` into the arguments of the reader."""
     if other := [change for change in changes if not change.lstrip("+").startswith(("data=", "data."))]:
         raise UserError(f"argument '{other[0]}': predictions take data=… and data.… only")
@@ -163,7 +169,7 @@ def _data_settings(changes: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
+def _score_files(given: Namespace, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
     """Score maps against mask files."""
     paths, notes = predictions.pair_up(folder, [key for key, _ in masks], given.partial)
     pairs = [
@@ -173,26 +179,26 @@ def _score_files(given: Any, folder: Path, masks: Sequence[tuple[str, Path]], pr
     return _score(given, work, notes)
 
 
-def _score_dataset(given: Any, folder: Path, dataset: Any, task: str | None, preset: str) -> Scored:
+def _score_dataset(given: Namespace, folder: Path, dataset: Dataset, task: str | None, preset: str) -> Scored:
     """Score a folder of predictions against a data set."""
-    task = task or getattr(dataset, "shown", dataset.task)
+    task = task or dataset.shown
     if task == "sis":
         return _score_instances(given, folder, dataset)
-    if task not in OF_SAMPLES and hasattr(dataset, "mask_files"):
+    if task not in OF_SAMPLES and dataset.mask_files:
         return _score_files(given, folder, dataset.mask_files, preset)
-    paths, notes = predictions.pair_up(folder, _keys(dataset), given.partial)
+    paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
     kept = {index: path for index, path in enumerate(paths) if path is not None}
-    kind = OF_SAMPLES.get(task, predictions.Needs)
+    kind: Callable[..., predictions.Samples] = OF_SAMPLES.get(task, predictions.Needs)
     work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
     return _score(given, work, notes)
 
 
-def _score_instances(given: Any, folder: Path, dataset: Any) -> Scored:
+def _score_instances(given: Namespace, folder: Path, dataset: Dataset) -> Scored:
     """Score instances, given as label maps or as lines of ``instances.jsonl``."""
-    keys, file = _keys(dataset), folder / predictions.INSTANCES
+    keys, file = dataset.keys, folder / predictions.INSTANCES
     if not file.is_file():
         paths, notes = predictions.pair_up(folder, keys, given.partial)
-        rows: Sequence[Any] = paths
+        rows: Sequence[Path | JsonObject | None] = paths
     else:
         lines = predictions.read_lines(file)
         rows, notes = [lines.get(key) for key in keys], []
@@ -200,19 +206,18 @@ def _score_instances(given: Any, folder: Path, dataset: Any) -> Scored:
             notes.append(scoring.shorten(f"{file}: no line for {len(missing)} of {len(keys)}", missing))
             if not given.partial or len(missing) == len(keys):
                 raise UserError(notes[0])
-    kept = [index for index, row in enumerate(rows) if row is not None]
+    kept = {index: row for index, row in enumerate(rows) if row is not None}
     source = file if file.is_file() else None
-    return _score(
-        given, predictions.Instances(data.Subset(dataset, kept), [rows[index] for index in kept], source), notes
-    )
+    work = predictions.Instances(data.Subset(dataset, list(kept)), list(kept.values()), source)
+    return _score(given, work, notes)
 
 
-def _score(given: Any, work: Any, notes: Sequence[str]) -> Scored:
+def _score(given: Namespace, work: scoring.Work, notes: Sequence[str]) -> Scored:
     scored = scoring.score(work, given.jobs, given.out)
     return replace(scored, notes=(*notes, *scored.notes))
 
 
-def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Path, preset: str) -> Scored:
+def _score_run(given: Namespace, changes: Sequence[str], task: str | None, folder: Path, preset: str) -> Scored:
     """Write the predictions of a run's agent, and score them."""
     if not given.out:
         raise UserError("--table of a run: expected --out DIR too, for what it predicts")
@@ -224,7 +229,7 @@ def _score_run(given: Any, changes: Sequence[str], task: str | None, folder: Pat
         raise UserError(f"{given.source}: its environment has the tasks {', '.join(envs)}: expected --table of one")
     ((own, env),) = envs.items()
     dataset = unwrap(env, SampleVectorEnv).dataset
-    shown = getattr(dataset, "shown", dataset.task)
+    shown = dataset.shown
     task = task or (shown if shown in OF_SAMPLES else own)
     _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
     predict(built.agent, env, folder, instances=task == "sis")
@@ -243,7 +248,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evalu
     }
 
 
-def _claim(folder: Path, source: Mapping[str, Any]) -> None:
+def _claim(folder: Path, source: JsonObject) -> None:
     """Record which run made the predictions in a folder; raise if the folder holds those of another run."""
     file = folder / SOURCE
     if file.is_file() and (there := run_folder.read_json(file)) != source:
@@ -263,7 +268,7 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
         instances: Whether to write instances instead of maps.
     """
     dataset = unwrap(env, SampleVectorEnv).dataset
-    keys = _keys(dataset)
+    keys = dataset.keys
     file = folder / predictions.INSTANCES
     there = _lines_so_far(file) if instances else set()
     left = [
@@ -281,17 +286,13 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
             bar.update()
 
 
-def _keys(dataset: Any) -> Sequence[str]:
-    return dataset.keys if hasattr(dataset, "keys") else [dataset[index].key for index in range(len(dataset))]
-
-
-def _files(dataset: Any, index: int, key: str, folder: Path) -> list[Path]:
+def _files(dataset: Dataset, index: int, key: str, folder: Path) -> list[Path]:
     """Return the map files of a sample, one per photo."""
-    names = [pair.key for pair in dataset.pairs(index)] if hasattr(dataset, "pairs") else [key]
+    names = [pair.key for pair in dataset.pairs(index)] or [key]
     return [folder / f"{name}.png" for name in names]
 
 
-def _maps(transition: Any) -> Iterator[np.ndarray]:
+def _maps(transition: Transition) -> Iterator[np.ndarray]:
     """Yield the map of each photo, uint8 (H, W): the union of the masks, or the ranks as grey levels."""
     from maskgym.metrics import rank_map
     from maskgym.rewards.terms import union

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import measure
 
@@ -69,7 +69,7 @@ def published(name: str) -> Table:
     """
     paper, _, number = name.partition("/")
     file = PAPERS / f"{paper}.yaml"
-    tables: Mapping[str, Any] = _read(file)["tables"] if file.is_file() else {}
+    tables: JsonObject = _read(file)["tables"] if file.is_file() else {}
     if number not in tables:
         raise UserError(f"table '{name}': expected one of {', '.join(names())}")
     content, table = _read(file), tables[number]
@@ -138,7 +138,7 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> JsonObject:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 

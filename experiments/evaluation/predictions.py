@@ -16,19 +16,21 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from maskgym.aliases import JsonObject
+from maskgym.data import Dataset
 from maskgym.data.layout.images import FOREGROUND, DataFault, is_picture, read_labels, read_levels, read_mask
 from maskgym.data.run_lengths import decode_counts
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.presets import Preset
-from maskgym.experiments.evaluation.scoring import Row, shorten
+from maskgym.experiments.evaluation.scoring import Row, Summary, shorten
 from maskgym.metrics import InstanceScores, PreparedMask, RankingScores, ReferringScores, SaliencyScores, measure_levels
 
 INSTANCES = "instances.jsonl"
@@ -76,13 +78,13 @@ class Maps:
         mask = read_mask(pair.mask) > FOREGROUND
         return {"key": pair.key, **measure_map(pair.prediction, mask, self.preset, self.weighted)}
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the `SaliencyScores` of all images and of each image."""
         return _saliency(rows)
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(ABC):
     """Base class of predictions that are scored against whole samples of a data set.
 
     Attributes:
@@ -91,7 +93,7 @@ class Samples:
         preset: Evaluation protocol.
     """
 
-    dataset: Any
+    dataset: Dataset
     predictions: Sequence[Path]
     preset: Preset
 
@@ -107,6 +109,14 @@ class Samples:
         """Yield the prediction files; the files of the data set are assumed not to change."""
         yield from self.predictions
 
+    @abstractmethod
+    def measure(self, index: int) -> Row:
+        """Compute the stored row of one sample; see `maskgym.experiments.evaluation.scoring.Work`."""
+
+    @abstractmethod
+    def summarise(self, rows: Sequence[Row]) -> Summary:
+        """Compute the scores over all samples, and the measures of each."""
+
 
 class Needs(Samples):
     """Maps of the target of a need or an expression, with measures of saliency and referring segmentation."""
@@ -118,7 +128,7 @@ class Needs(Samples):
         missed, foreground, false, _ = row["confusion"]
         return {"key": sample.key, **row, "areas": [foreground - missed, foreground + false]}
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute `SaliencyScores` and `ReferringScores`."""
         scores, per_image = _saliency([{name: v for name, v in row.items() if name != "areas"} for row in rows])
         referring = ReferringScores()
@@ -145,7 +155,7 @@ class Classes(Samples):
         both, either = np.count_nonzero(marked & target), np.count_nonzero((marked | target) & kept)
         return {"key": sample.key, "note": note, "class": sample.category, "areas": [int(both), int(either)]}
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
         sums: dict[str, np.ndarray] = {}
         for row in rows:
@@ -174,8 +184,8 @@ class Instances:
         "recall and F1 (at IoU 0.5, in results.json) do not."
     )
 
-    dataset: Any
-    predictions: Sequence[Path | Mapping[str, Any]]
+    dataset: Dataset
+    predictions: Sequence[Path | JsonObject]
     source: Path | None = None
 
     def __len__(self) -> int:
@@ -199,7 +209,7 @@ class Instances:
             raise DataFault(f"{self.source}: '{sample.key}': {error}") from None
         return {"key": sample.key, "note": "", **row}
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the `InstanceScores` of all photos and of each photo."""
         total, per_image = InstanceScores(), []
         for row in rows:
@@ -223,6 +233,7 @@ class Ranks(Samples):
         """Compute the ranking measures of one photo."""
         sample, path = self.dataset[index], self.predictions[index]
         levels = read_levels(path)
+        assert sample.ranks is not None  # samples of a ranking data set have them
         targets, ranks = sample.masks[0], sample.ranks[0]
         if levels.shape != targets.shape[1:]:
             raise DataFault(
@@ -235,7 +246,7 @@ class Ranks(Samples):
             **RankingScores().add(levels == greys[:, None, None], greys, targets, ranks),
         }
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the `RankingScores` of all photos."""
         total, per_image = RankingScores(), []
         for row in rows:
@@ -323,13 +334,13 @@ def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tu
     return paths, notes
 
 
-def read_lines(file: Path) -> dict[str, dict[str, Any]]:
+def read_lines(file: Path) -> dict[str, JsonObject]:
     """Read the lines of ``instances.jsonl`` by key.
 
     Raises:
         UserError: If a line is malformed, or two lines have one key.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -343,7 +354,7 @@ def read_lines(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(rows: Sequence[Row]) -> str:
     """Format rows of the same columns as CSV; floats have eight significant digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -353,7 +364,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _saliency(rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _saliency(rows: Sequence[Row]) -> Summary:
     total, per_image = SaliencyScores(), []
     for row in rows:
         measures = {name: np.asarray(value) for name, value in row.items() if name not in ("key", "note")}
@@ -373,7 +384,7 @@ def _labelled(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return labels == np.unique(labels[labels != 0])[:, None, None]
 
 
-def _decoded(source: Path | None, line: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+def _decoded(source: Path | None, line: JsonObject, shape: tuple[int, ...]) -> np.ndarray:
     """Decode the instances of a line, bool (m, H, W)."""
     height, width = shape
     try:

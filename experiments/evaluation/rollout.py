@@ -13,7 +13,8 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import Action, Agent, Chooser
 from maskgym.aliases import Infos, Observation, Observations
 from maskgym.data import run_lengths
-from maskgym.envs.base import SampleVectorEnv, info_of, unwrap
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.infos import info_of
 from maskgym.envs.point import PointPromptVectorEnv
 
 # Function from the start and the length of a chunk of samples, whose episodes were reset, to its policy.

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tqdm import tqdm
 
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.folders import first
 from maskgym.data.layout.images import DataFault
 from maskgym.experiments.wiring import run_folder
@@ -22,7 +23,8 @@ from maskgym.experiments.wiring import run_folder
 CHUNK = 50  # images that are scored and stored together
 PARTS = ".parts"  # folder of the chunks scored so far
 
-Row = dict[str, Any]  # stored measures of an image, as JSON types
+Row = JsonObject  # stored measures of an image
+Summary = tuple[dict[str, float], list[Row]]  # scores over all images, and the measures of each image
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Scored:
     """
 
     scores: dict[str, float]
-    per_image: list[dict[str, Any]]
+    per_image: list[Row]
     convention: str
     notes: tuple[str, ...]
 
@@ -61,7 +63,7 @@ class Work(Protocol):
             DataFault: If a file cannot be read.
         """
 
-    def summarise(self, rows: Sequence[Row]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the scores over all images, and the measures of each image."""
 
 

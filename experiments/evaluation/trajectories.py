@@ -169,9 +169,8 @@ def _lines(
             names = [f"{IMAGES}/{task}-{episode.index:05d}-{number}.png" for number in range(len(sample.images))]
             for name, image in zip(names, sample.images, strict=True):
                 _write_image(out / name, image)
-            row = {"key": sample.key, "task": task, "split": dataset.split, "images": names}
-            row["reward"] = episode.reward
-            yield f"{run_folder.to_json(row | _describe(env, episode, sample))}\n".encode()
+            row = {"key": sample.key, "task": task, "split": dataset.split, "images": names, "reward": episode.reward}
+            yield f"{run_folder.to_json({**row, **_describe(env, episode, sample)})}\n".encode()
             bar.update()
 
 

@@ -8,10 +8,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from maskgym.aliases import Config
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import run_folder
+
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 ROWS_SHOWN = 256  # maximum number of rows in the table of answers
 
@@ -29,7 +34,7 @@ class Logger:
 class TensorBoard(Logger):
     """Logger that writes event files to ``tensorboard/`` in the run folder."""
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: SummaryWriter) -> None:
         self.writer = writer
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -50,7 +55,7 @@ class TensorBoard(Logger):
 class WandB(Logger):
     """Logger of a wandb run. Training continues if the wandb service fails: ``metrics.csv`` has all numbers."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: wandb.Run) -> None:
         self.run, self.lost = run, False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -85,7 +90,7 @@ class WandB(Logger):
 
 
 @contextmanager
-def open_logger(config: Mapping[str, Any], folder: Path, versions: Mapping[str, str]) -> Iterator[Logger]:
+def open_logger(config: Config, folder: Path, versions: Mapping[str, str]) -> Iterator[Logger]:
     """Open the logger of a config, and close it at the end; a resumed run continues the same log.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from gymnasium.vector import VectorEnv
 from PIL import Image
 
@@ -72,7 +73,7 @@ def _write_pictures(folder: Path, env: VectorEnv, rows: Sequence[JsonObject]) ->
         run_folder.write(folder / row["picture"], stream.getvalue())
 
 
-def _draw(env: VectorEnv, before: Transition, after: Transition):
+def _draw(env: VectorEnv, before: Transition, after: Transition) -> np.ndarray:
     sides, kind = {"before": before, "after": after}, unwrap(env, SampleVectorEnv).action_kind
     if kind == "clicks":
         base = unwrap(env, PointPromptVectorEnv)

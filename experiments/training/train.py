@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +78,8 @@ class TrainingRun:
         self.parts = build.make_parts(config)
         self.train_envs = build.make_train_envs(config, self.parts)
         supervised = build.make_supervised(config, self.train_envs, self.parts)
-        self.more = {} if supervised is None else {"supervised": supervised}
-        self.more |= {} if scorer is None else {"scorer": scorer}
+        more = {"supervised": supervised, "scorer": scorer}
+        self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
 
     def open(self) -> None:
@@ -167,8 +167,7 @@ class TrainingRun:
     def fit(self, on_log: OnUpdate) -> None:
         """Train the agent."""
         if self.updates:
-            envs: Sequence = list(self.train_envs.values())
-            self.agent.train(envs, self.updates, on_log, resume=self.resume, **self.more)
+            self.agent.train(list(self.train_envs.values()), self.updates, on_log, resume=self.resume, **self.more)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars to ``metrics.csv`` and to the logger."""

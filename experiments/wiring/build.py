@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from maskgym.agents.base import Agent
+    from maskgym.data import Dataset
+    from maskgym.envs.base import SampleVectorEnv
 
 # Keys of a config group that are no arguments of its component.
 ALGO_KEYS = ("updates", "rationales", "default_parts")
@@ -141,14 +143,12 @@ def make_env(
         UserError: If the data cannot be read, the split is empty, or a setting is unknown or out of range.
     """
     import gymnasium as gym
-    from gymnasium.envs.registration import load_env_creator
     from gymnasium.vector import AutoresetMode
 
     from maskgym import agents
 
     gym_id = config["env"]["gym_ids"][task]
-    creator = gym.spec(gym_id).vector_entry_point
-    kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    kind = _env_class(gym_id)
     return _make(
         "env",
         {key: value for key, value in config["env"].items() if key not in ENV_KEYS},
@@ -160,7 +160,21 @@ def make_env(
     )
 
 
-def _make_dataset(config: Config, task: str, split: str, data_name: str):
+def _env_class(gym_id: str) -> type[SampleVectorEnv]:
+    """Import the vector environment of a Gymnasium id."""
+    import gymnasium as gym
+    from gymnasium.envs.registration import load_env_creator
+
+    from maskgym.envs.base import SampleVectorEnv
+
+    creator = gym.spec(gym_id).vector_entry_point
+    kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    if not (isinstance(kind, type) and issubclass(kind, SampleVectorEnv)):
+        raise UserError(f"env.gym_ids: {gym_id}: its vector_entry_point is {kind}: expected a SampleVectorEnv")
+    return kind
+
+
+def _make_dataset(config: Config, task: str, split: str, data_name: str) -> Dataset:
     from maskgym import data
 
     group = {"group_size": config["env"]["group_size"]} if task == "cosod" else {}
@@ -257,7 +271,7 @@ def make_supervised(
     return [make_env(config, task, "train", parts, "scenes") for task in envs]
 
 
-def trained(folder: Path, changes: list[str] | tuple[str, ...] = ()) -> Built:
+def trained(folder: Path, changes: Sequence[str] = ()) -> Built:
     """Build the trained agent of a finished run, with its environments of held-out samples.
 
     Args:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskgym.aliases import Config
 from maskgym.errors import UserError
 from maskgym.registry import plugin_folders
 
@@ -38,6 +39,7 @@ RENAMED: dict[str, str] = {
     "env.initial": "env.initial_prompts",
     "policy.bypass": "policy.skip_empty_need",
     "policy.most_keys": "policy.max_attention_keys",
+    "algo=openai": "algo=chat_model",
 }
 # What may replace a default of each type, beside null, and its name.
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
@@ -69,7 +71,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def option(group: str, name: str | None) -> dict[str, Any]:
+def option(group: str, name: str | None) -> Config:
     """Load the file of an option, read-only; an empty dictionary if there is none."""
     files = [folder / group / f"{name}.yaml" for folder in folders()]
     file = next((file for file in files if file.is_file()), None)
@@ -83,7 +85,7 @@ def root_keys() -> tuple[str, ...]:
     return (*groups(), *(key for key in root if key != "defaults"))
 
 
-def compose(arguments: Sequence[str]) -> dict[str, Any]:
+def compose(arguments: Sequence[str]) -> Config:
     """Compose the resolved config of ``key=value`` arguments.
 
     Args:
@@ -152,7 +154,7 @@ def parse(argument: str) -> Override:
     return override
 
 
-def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+def change(config: Config, arguments: Sequence[str]) -> Config:
     """Replace values in the config of a run.
 
     Raises:
@@ -168,7 +170,7 @@ def change(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     return changed
 
 
-def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+def _shortened(config: Config) -> Config:
     """Cap updates and samples of a config by environment variables."""
     for variable, (group, key) in CAPS.items():
         if text := os.environ.get(variable):
@@ -178,12 +180,12 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def dump(config: dict[str, Any]) -> str:
+def dump(config: Config) -> str:
     """Format a config as the text of ``config.yaml``."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file: Path) -> Config:
     """Read a ``config.yaml`` that a run wrote.
 
     Raises:
@@ -217,7 +219,7 @@ def _compose(options: tuple[str, ...]) -> DictConfig:
         return hydra_compose(ROOT, [*([f"hydra.searchpath=[{others}]"] if others else []), *options])
 
 
-def _defaults(overrides: Sequence[Override]) -> Any:
+def _defaults(overrides: Sequence[Override]) -> Config:
     return OmegaConf.to_container(_chosen(overrides), resolve=True)
 
 
@@ -262,7 +264,7 @@ def _check_keys(overrides: Sequence[Override]) -> None:
     for override in overrides:
         if override.is_add() or override.is_force_add():
             continue
-        here: Any = defaults
+        here = defaults
         path = override.key_or_group.split(".")
         for depth, name in enumerate(path):
             if not isinstance(here, dict) or name not in here:
@@ -272,7 +274,7 @@ def _check_keys(overrides: Sequence[Override]) -> None:
             here = here[name]
 
 
-def _check_types(overrides: Sequence[Override], values: dict[str, Any]) -> None:
+def _check_types(overrides: Sequence[Override], values: Config) -> None:
     """Raise a UserError if an argument's value is of another kind than the default it replaces."""
     defaults = _defaults(overrides)
     for override in overrides:

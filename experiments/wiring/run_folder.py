@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maskgym.aliases import Config
 from maskgym.errors import UserError
 
 CONFIG, METRICS, RESULTS, REPORT = "config.yaml", "metrics.csv", "results.json", "report.html"
@@ -24,7 +25,7 @@ BEFORE = f"{CHECKPOINTS}/before.json"  # the evaluation before training, kept fo
 ANSWERS = f"{SAMPLES}/answers.jsonl"
 
 
-def create(config: Mapping[str, Any]) -> Path:
+def create(config: Config) -> Path:
     """Make the folder that a config asks for, ``out``, or a new one under ``runs/``; return its absolute path.
 
     Raises:
