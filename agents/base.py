@@ -20,6 +20,15 @@ Chooser = Callable[[int, Observations], Sequence[Action] | np.ndarray]
 OnLog = Callable[[int, Mapping[str, float]], None]
 
 
+class Policy(Protocol):
+    """Network that an agent runs and trains; each kind of agent asks for a kind of policy."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the policy supports, as in `Agent`."""
+        ...
+
+
 class Scorer(Protocol):
     """Scores answers in text in place of the training environments, such as a pool of Ray actors."""
 
@@ -60,6 +69,14 @@ class Agent(ABC):
     starts_workers: ClassVar[bool] = False
     autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
     takes: ClassVar[frozenset[str]] = frozenset()
+
+    def check_training(self) -> None:
+        """Check the settings of training that are not checked on construction; called before the first evaluation.
+
+        Raises:
+            UserError: If one is unknown or out of range.
+        """
+        return
 
     @abstractmethod
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:

@@ -264,6 +264,7 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
     from trl import GRPOConfig, GRPOTrainer
 
     from maskgym import agents
+    from maskgym.agents.text.training import METHODS
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -294,9 +295,10 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
     if method in OURS:
         agent: Any = agents.get(method)
         own = {"cgpo": {"isr_sft_steps": 0}, "spo": {"key_columns": ["prompt"]}}
-        batch_size = shape.prompts * agent.config.num_generations
-        trainer_class = agent.trainer
-        config = agent.config(
+        kind = METHODS[agent.method]
+        batch_size = shape.prompts * kind.config.num_generations
+        trainer_class = kind.trainer
+        config = kind.config(
             per_device_train_batch_size=batch_size, **agent.defaults | own.get(method, {}), **settings
         )
     else:

@@ -30,7 +30,7 @@ class Scorer:
     """
 
     def __init__(self, config: dict[str, Any], directory: str) -> None:
-        from maskgym.agents.text.language import Episodes
+        from maskgym.agents.text.reward_function import Episodes
         from maskgym.segmenters.phrases.mask_cache import MaskCache
 
         os.chdir(directory)
@@ -81,7 +81,7 @@ class Scorer:
 
 
 class RewardPool:
-    """A worker's client of the actors, with the interface of `maskgym.agents.text.language.Episodes`.
+    """A worker's client of the actors, with the interface of `maskgym.agents.text.reward_function.Episodes`.
 
     Args:
         actors: Handles of actors of `Scorer`.

@@ -81,6 +81,8 @@ class TrainingRun:
         more = {"supervised": supervised, "scorer": scorer}
         self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
+        if self.updates:
+            self.agent.check_training()
 
     def open(self) -> None:
         """Make the held-out environments and start the files of the run folder; rank 0 only."""

@@ -16,6 +16,7 @@ from maskgym.agents.text.cgpo_ablations import (
     SharedOptimizer,
     calibration_objective,
 )
+from maskgym.agents.text.training import Training
 from maskgym.errors import UserError
 
 
@@ -125,9 +126,11 @@ def test_optimizer_states_of_another_form_are_refused():
 def test_a_setting_that_ablates_selects_the_trainer_and_the_others_do_not(tmp_path, name):
     policy = policies.make("qwen2_5_vl_tiny", device="cpu")
     plain = agents.make(name, policy=policy, output=tmp_path, learning_rate=1e-3, **ABLATIONS)
-    assert plain.trainer is CGPOTrainer and not isinstance(plain._config(1), AblatedCGPOConfig)
+    training = Training(plain)
+    assert training.method.trainer is CGPOTrainer and not isinstance(training.config(1), AblatedCGPOConfig)
     others = {"confidence": "exp_mean_log", "full_gradient": True, "center_advantage": True, "beta": 0.1}
     for setting, value in {**others, "isr_shared_optimizer": True}.items():
         more = {"isr_sft_steps": 0} if setting == "beta" else {}
         agent = agents.make(name, policy=policy, output=tmp_path, **{**ABLATIONS, setting: value}, **more)
-        assert agent.trainer is AblatedCGPOTrainer and getattr(agent._config(1), setting) == value
+        training = Training(agent)
+        assert training.method.trainer is AblatedCGPOTrainer and getattr(training.config(1), setting) == value

@@ -9,9 +9,9 @@ import pytest
 import torch
 from trl import GRPOTrainer, RLOOTrainer
 
-from maskgym import agents
 from maskgym.agents.text.group_methods import GroupConfig, LeaveOneOutConfig, without_signal
 from maskgym.agents.text.trainer import ResumableTrainer
+from maskgym.agents.text.training import METHODS
 from maskgym.errors import UserError
 
 
@@ -289,7 +289,7 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_of_the_parents(parent, name):
     assert list(inspect.signature(getattr(parent, name)).parameters)[1:] == SIGNATURES[name]
-    for kind in (ResumableTrainer, *(agents.get(agent).trainer for agent in ("grpo", "dapo", "rloo", "spo"))):
+    for kind in (ResumableTrainer, *(method.trainer for method in METHODS.values())):
         if name in vars(kind):
             assert list(inspect.signature(vars(kind)[name]).parameters)[1:] == SIGNATURES[name]
 

@@ -13,8 +13,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from maskgym import agents, policies
-from maskgym.agents.text.language import last_checkpoint
 from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
+from maskgym.agents.text.training import last_checkpoint
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 
@@ -200,7 +200,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cgpo", "sft", *LOGGED])
 def test_bad_settings_are_named(name: str, settings: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        make_agent(name, tmp_path, **settings)
+        make_agent(name, tmp_path, **settings).check_training()
 
 
 @pytest.mark.parametrize("task", ["sod", "sis", "cosod"])

@@ -131,7 +131,7 @@ def test_a_server_that_is_gone_ends_it_in_one_line_and_what_was_answered_is_kept
         make(retries=1, concurrency=1).act(see(count=5))
     kept = tmp_path / "checkpoints" / "answers"
     assert str(error.value).startswith(f"{chat_server.url}/: no answer after 2 tries (no connection")
-    assert str(error.value).endswith(f"algo.cache={kept} goes on from there") and "\n" not in str(error.value)
+    assert str(error.value).endswith(f"algo.cache={kept} continues from there") and "\n" not in str(error.value)
     assert len(chat_server.requests) == 3  # the others were not asked
     chat_server.plan.clear()
     agent = make(cache=kept)
@@ -246,7 +246,7 @@ def test_a_run_without_a_server_ends_with_one_line_and_status_2(tmp_path, capfd,
 
 
 def test_a_run_that_lost_its_server_goes_on_by_the_same_command(chat_server, tmp_path, capfd):
-    given = ["env=sis", "algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", f"out={tmp_path / 'run'}"]
+    given = ["env=sis", "algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", f"out={tmp_path}/run"]
     given += ["data.size=4", "algo.retries=0", "algo.concurrency=1", "algo.temperature=null", "algo.max_tokens=null"]
     given += ["+algo.options.max_completion_tokens=9", "+algo.options.reasoning_effort=low"]
     chat_server.plan = [GOOD, "gone"]

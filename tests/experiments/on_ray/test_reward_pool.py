@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from maskgym.agents.text.language import Episodes
+from maskgym.agents.text.reward_function import Episodes
 from maskgym.experiments import run
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.on_ray import workers as ray_run

@@ -1,0 +1,213 @@
+"""Training of language agents on TRL's trainers: settings, data sets, callbacks and checkpoints.
+
+TRL takes a data set of prompts and a reward function, and `maskgym.agents.text.reward_function` builds both from
+environments. This module imports TRL, which takes seconds; agents import it when they train.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from gymnasium.vector import VectorEnv
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, RLOOConfig
+
+from maskgym.agents.base import OnLog, Scorer
+from maskgym.agents.common import parallel
+from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
+from maskgym.agents.text.cgpo_ablations import ABLATIONS, AblatedCGPOConfig, AblatedCGPOTrainer
+from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
+from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
+from maskgym.agents.text.reward_function import EnvReward, Episodes
+from maskgym.agents.text.spo import SPOConfig, SPOTrainer
+from maskgym.agents.text.trainer import ResumableTrainer
+from maskgym.aliases import Settings
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.errors import UserError
+
+if TYPE_CHECKING:
+    from maskgym.agents.text.language import LanguageAgent
+
+Data = dict[str, Dataset | None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with its config, and a function that builds the further data sets that it takes."""
+
+    config: type[GRPOConfig | RLOOConfig]
+    trainer: type[ResumableTrainer]
+    data: Callable[[GRPOConfig, Episodes, Episodes], Data] = lambda config, episodes, supervised: {}
+
+
+def _isr_data(config: CGPOConfig, episodes: Episodes, supervised: Episodes) -> Data:
+    return {"isr_dataset": _examples(supervised) if config.isr_sft_steps else None}
+
+
+METHODS = {
+    "cgpo": Method(CGPOConfig, CGPOTrainer, _isr_data),
+    "ablated_cgpo": Method(AblatedCGPOConfig, AblatedCGPOTrainer, _isr_data),
+    "grpo": Method(GroupConfig, GroupTrainer),
+    "rloo": Method(LeaveOneOutConfig, LeaveOneOutTrainer),
+    "dapo": Method(DAPOConfig, DAPOTrainer, lambda config, episodes, _: {"refill_dataset": episodes.every_row()}),
+    "spo": Method(SPOConfig, SPOTrainer),
+}
+
+
+class Training:
+    """Training of one agent, with checked settings.
+
+    Args:
+        agent: The agent.
+
+    Raises:
+        UserError: If a setting is unknown or out of range.
+    """
+
+    def __init__(self, agent: LanguageAgent) -> None:
+        self.agent = agent
+        self.method, self.settings = _select(agent.method, agent.settings)
+        fields = self.method.config.__dataclass_fields__
+        batch_size, default = agent.batch_size, fields["num_generations"].default
+        self.group_size = default if agent.group_size is None else agent.group_size
+        if self.group_size < 1 or batch_size % self.group_size:
+            raise UserError(f"algo.group_size={self.group_size}: expected a divisor of batch_size={batch_size}")
+        unknown = sorted((set(self.settings) - set(fields)) | (set(self.settings) & {"num_generations"}))
+        if unknown:
+            kind = self.method.config.__name__
+            raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
+        config = self.config(updates=1)
+        if config.use_vllm and find_spec("vllm") is None:
+            raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
+        if config.fsdp and config.use_cpu:
+            raise UserError("algo.fsdp: accelerate shards on GPUs only")
+
+    def config(self, updates: int) -> GRPOConfig:
+        """Build the config of the trainer."""
+        agent = self.agent
+        on_gpu = agent.policy.device.type == "cuda"
+        half = on_gpu and agent.policy.dtype is torch.bfloat16
+        return self.method.config(
+            **{
+                "output_dir": str(agent.output),
+                "max_steps": updates,
+                "per_device_train_batch_size": agent.micro_batch_size,
+                "gradient_accumulation_steps": agent.batch_size // (agent.micro_batch_size * parallel.size()),
+                "num_generations": self.group_size,
+                "max_completion_length": agent.max_new_tokens,
+                "shuffle_dataset": False,  # The rows are in order already, with one task per batch.
+                "seed": agent.seed,
+                "save_steps": agent.save_every,
+                "save_total_limit": 2,
+                "logging_steps": 1,
+                "logging_nan_inf_filter": False,  # The caller stops at NaN, which TRL's filter would hide.
+                "lr_scheduler_type": "constant",
+                "bf16": half,
+                "use_cpu": not on_gpu,
+                "gradient_checkpointing": on_gpu,
+                "report_to": "none",
+                "disable_tqdm": True,
+                "log_completions": False,
+                **self.settings,
+            }
+        )
+
+    def run(
+        self,
+        envs: Sequence[VectorEnv],
+        updates: int,
+        on_log: OnLog,
+        resume: bool,
+        supervised: Sequence[VectorEnv],
+        scorer: Scorer | None,
+    ) -> None:
+        """Train; the arguments are those of `maskgym.agents.text.language.LanguageAgent.train`."""
+        agent, config, episodes = self.agent, self.config(updates), Episodes(envs)
+        reward = EnvReward(episodes if scorer is None else scorer)
+        trainer = self.method.trainer(
+            model=agent.policy.model,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=episodes.rows(updates, agent.batch_size // self.group_size, agent.seed),
+            processing_class=agent.policy.processor,
+            callbacks=[_Logs(on_log, reward.cost)],
+            **self.method.data(config, episodes, Episodes(supervised)),
+        )
+        if scorer is not None:
+            trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], answer)
+        trainer.remove_callback(PrinterCallback)  # `on_log` decides what is shown.
+        checkpoint = last_checkpoint(agent.output) if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.is_fsdp_enabled:
+            self._gather(trainer)
+
+    def _gather(self, trainer: ResumableTrainer) -> None:
+        """Give rank 0 a policy with all weights, because sharded weights answer only on all workers together."""
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        del self.agent.policy.model
+        if not parallel.rank():
+            self.agent.policy.model.load_state_dict(state)
+
+
+def _select(name: str, settings: Settings) -> tuple[Method, Settings]:
+    """Find the method of a name, and the settings that it takes; an ablation's setting selects the ablated CGPO."""
+    if name != "cgpo":
+        return METHODS[name], settings
+    if any(settings.get(key, off) != off for key, off in ABLATIONS.items()):
+        return METHODS["ablated_cgpo"], settings
+    return METHODS[name], {key: value for key, value in settings.items() if key not in ABLATIONS}
+
+
+class _Logs(TrainerCallback):
+    """Pass the numbers in the trainer's log of each step on, together with the cost of its answers."""
+
+    def __init__(self, receive: OnLog, cost: Callable[[], dict[str, float]]) -> None:
+        self.receive, self.cost = receive, cost
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Settings | None = None,
+        **_: Any,
+    ) -> None:
+        """Pass on the log of one optimizer step; the summary at the end of training is not such a log."""
+        if logs and "train_runtime" not in logs:
+            numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+            self.receive(state.global_step, numbers | self.cost())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Find the newest complete checkpoint in a folder, if any; incomplete ones are removed.
+
+    The trainer writes ``trainer_state.json`` last, so a checkpoint that was interrupted has no readable one.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+def _examples(episodes: Episodes) -> Dataset:
+    """Build one row with a completion per sample, for all tasks."""
+    for task, env in enumerate(episodes.envs):
+        if episodes.reset(task, [0])[1][0] is None:
+            shown = unwrap(env, SampleVectorEnv).dataset.task
+            raise UserError(
+                f"{shown}: its samples have no rationale to imitate; expected a data set that has "
+                "them, or no supervised steps"
+            )
+    return episodes.every_row()
