@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,14 +40,9 @@ def photo_folder(tmp_path):
     return root
 
 
-def pytest_configure(config):
-    """Name the mark of tests that take more than 20 seconds."""
-    config.addinivalue_line("markers", "slow: takes more than 20 seconds")
-
-
 @pytest.fixture
 def worker_of():
-    """Return a function that gives the number of a process below another one, by what its name begins with."""
+    """Return a function that finds the id of a process below another one, by the beginning of its program's name."""
 
     def find(pid: int, name: str) -> int:
         listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
@@ -54,6 +50,8 @@ def worker_of():
         family = {pid}
         while more := {int(row[0]) for row in rows if int(row[1]) in family} - family:
             family |= more
-        return next(int(row[0]) for row in rows if int(row[0]) in family and row[-1].startswith(name))
+        return next(
+            int(row[0]) for row in rows if int(row[0]) in family and Path(row[-1].split()[0]).name.startswith(name)
+        )
 
     return find

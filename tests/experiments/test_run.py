@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,30 @@ from maskgym.experiments.training import samples
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
-TEXT = "cgpo, dapo, dr_grpo, grpo, gspo, openai, rloo, sft, spo"
+TEXT = "cgpo, chat_model, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+
+
+def read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def wait_for(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill(given: Sequence[str], folder: Path, when: Callable[[], bool]) -> None:
+    """Run in a process of its own, and kill it as no process can prevent."""
+    process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={folder}"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(when, process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_pictures_are_of_what_fell_and_rose_most():
@@ -107,7 +129,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
-        "cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, openai, oracle, ppo, "
+        "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, ppo, "
         "ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
@@ -283,16 +305,13 @@ def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path):
+def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path, worker_of):
     given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=40", "evaluation.samples=2"]
     given += ["logger=wandb", f"out={tmp_path}/run"]
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of other tests
     process = subprocess.Popen([sys.executable, run.__file__, *given], stderr=subprocess.PIPE, text=True, env=own)
-    file = tmp_path / "run" / "metrics.csv"
-    while not file.exists() or len(file.read_text().splitlines()) < 4:
-        assert process.poll() is None
-        time.sleep(0.1)
-    subprocess.run(["pkill", "-9", "-f", f"wandb-core.*{process.pid}"], check=True)
+    wait_for(lambda: "\n2," in read(tmp_path / "run" / "metrics.csv"), process)
+    os.kill(worker_of(process.pid, "wandb-core"), signal.SIGKILL)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert "logger=wandb: its service went away" in error
@@ -313,35 +332,32 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_of_it(maskgy
     assert 0 < kept["update"] < int(re.search(r"update (\d+):", error[-1])[1])
 
 
-def test_a_full_disk_is_told_in_one_line_and_loses_nothing(tmp_path):
-    if os.geteuid() or not shutil.which("mount"):
-        pytest.skip("mounts a small disk, which takes root")
-    disk, command = tmp_path / "disk", [sys.executable, run.__file__]
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("cannot mount here")
-    try:
-        given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.save_every=1", "algo.updates=400"]
-        given += ["evaluation.samples=2", f"out={disk}/run"]
-        process = subprocess.Popen([*command, *given], stderr=subprocess.PIPE, text=True)
-        state = disk / "run" / "checkpoints" / "masks.pt"
-        while not state.exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        filler = disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb") as stream:
-            while True:
-                stream.write(bytes(2**16))
-        _, error = process.communicate(timeout=200)
-        assert process.returncode == 2, error
-        assert error.splitlines()[-1].startswith(f"error: {disk}/run: the disk is full: make room, and continue with")
-        filler.unlink()
-        from maskgym.agents.common.checkpoints import read_checkpoint
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path, monkeypatch):
+    from maskgym.agents.common.checkpoints import read_checkpoint
 
-        assert read_checkpoint(state)["update"] >= 1
-        assert not list(state.parent.glob("*.tmp"))
+    folder, replace, limits = tmp_path / "run", os.replace, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk_after_a_checkpoint(source, target):
+        replace(source, target)
+        if Path(target).name == "masks.pt":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # a checkpoint no longer fits
+            full = shutil.disk_usage(tmp_path)._replace(free=0)
+            monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
+
+    given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.save_every=1", "algo.updates=3"]
+    monkeypatch.setattr(os, "replace", fill_the_disk_after_a_checkpoint)
+    try:
+        outcome = maskgym_run(*given, "evaluation.samples=2", f"out={folder}")
     finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    expected = f"{folder}: the disk is full: make room, and continue with resume={folder}"
+    assert (outcome[0], outcome[2][-1]) == (2, f"error: {expected}")
+    assert read_checkpoint(folder / "checkpoints" / "masks.pt")["update"] == 1
+    assert not list(folder.rglob("*.tmp"))
+    assert maskgym_run(f"resume={folder}")[0] == 0
+    steps = [row["step"] for row in csv.DictReader((folder / "metrics.csv").open())]
+    assert steps == ["0", "1", "2", "3", "3"]
 
 
 # --- Clicks ----------------------------------------------------------------------------------------------------------
@@ -395,13 +411,7 @@ def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, tmp_path)
     given = ["env=point_prompt", "algo=ppo", *SMALL, *settings]
     assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={killed}"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / "clicks.pt").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(given, killed, lambda: (killed / "checkpoints" / "clicks.pt").exists())
     assert maskgym_run(f"resume={killed}")[0] == 0
     whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
     assert resumed["before"] == whole["before"] and resumed["after"] == whole["after"]
@@ -476,19 +486,18 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
     assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, tmp_path):
-    settings = ["algo.updates=4", "algo.save_every=1", "env.default_batch_size=4", "algo.isr_period=3", "algo.isr_sft_steps=1"]
+    settings = [
+        "algo.updates=4",
+        "algo.save_every=1",
+        "env.default_batch_size=4",
+        "algo.isr_period=3",
+        "algo.isr_sft_steps=1",
+    ]
     given = ["env=sis", "algo=cgpo", *SMALL, *settings]
     assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, run.__file__, *given, f"out={killed}"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "metrics.csv").exists() or "\n2," not in (killed / "metrics.csv").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(given, killed, lambda: "\n2," in read(killed / "metrics.csv"))
     assert not (killed / "results.json").exists()
     assert maskgym_run(f"resume={killed}")[0] == 0
     whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
