@@ -18,7 +18,7 @@ register("usersal_plus", "maskgym.policies.needs.usersal:UserSalPlus")  # UserSa
 _backbones = Registry("backbone")
 register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
 
-register_backbone("vst", "maskgym.policies.needs.vst:vst")  # published sizes by default, weights by checkpoint
+register_backbone("vst", "maskgym.policies.needs.vst:VST")  # published sizes by default, weights by checkpoint
 register_backbone("vst_tiny", "maskgym.policies.needs.vst:vst_tiny")  # the same, small, for scenes
 register_backbone("swin", "maskgym.policies.needs.hub_backbone:SwinBackbone")  # transformers, with a light decoder
 register_backbone("dinov3", "maskgym.policies.needs.hub_backbone:Dinov3Backbone")  # the same with a plain ViT

@@ -34,7 +34,7 @@ class HubNetwork(FrozenNetwork):
     """
 
     published: ClassVar[str]  # name of the default checkpoint on the hub
-    architecture: ClassVar[str]  # name of the model's class in transformers
+    architecture: str  # name of the model's class in transformers
     model_types: ClassVar[tuple[str, ...]]  # accepted ``model_type`` values of config.json
     tokenizer_files: ClassVar[tuple[str, ...]] = ("tokenizer.json", "vocab.json")  # each of them holds the vocabulary
     arguments: ClassVar[Settings] = {}  # further arguments of the model's class

@@ -165,7 +165,11 @@ class HashEncoder(NeedEncoder):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         table = torch.randn(64, self.width, generator=torch.Generator().manual_seed(seed))
-        self.table, self.fingerprint = nn.Parameter(table), f"hash{seed}"
+        self.table, self.seed = nn.Parameter(table), seed
+
+    @property
+    def fingerprint(self) -> str:
+        return f"hash{self.seed}"
 
     @torch.inference_mode()
     def encode(self, needs: Sequence[str]) -> Tensor:

@@ -73,16 +73,11 @@ class BagOfWords(NeedEncoder):
             load_strictly(self, read_state(folder / WEIGHTS), folder / WEIGHTS)
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Compute 16 hexadecimal digits from the words and the current table."""
+    def fingerprint(self) -> str:
+        """Identifier of the words and the current table: 16 hexadecimal digits."""
         digest = hashlib.sha256(json.dumps([list(self.rows), self.levels]).encode())
         digest.update(self.table.weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def network(self) -> nn.Module:
-        """Return the encoder itself, for counting parameters and timing."""
-        return self
 
     @torch.no_grad()
     def encode(self, needs: Sequence[str]) -> Tensor:

@@ -7,18 +7,18 @@ window sees all of them, as keys and values without a place.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from maskgym.errors import UserError
-from maskgym.policies.needs.prompted import PromptedBlock, load_weights, normalise, per_place, to_maps, to_tokens
+from maskgym.policies.needs.prompted import PromptedBlock, normalise, per_place, to_maps, to_tokens
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.segmenters.hub import HubNetwork
 
@@ -64,24 +64,11 @@ class HubBackbone(SaliencyBackbone):
         if weights is not None:
             self.load(weights)
 
-    @abstractmethod
-    def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Return the features; see `SaliencyBackbone`."""
-
     def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
-        """Return saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
+        """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
         logits = self.decoder(features, per_place(prompts, self.decoder_prompt_dims))
         side = features[0].shape[-1] * self.patch
         return F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-
-    def load(self, path: str | Path) -> HubBackbone:
-        """Load the weights of encoder and decoder, strictly, and return the backbone.
-
-        Raises:
-            UserError: If the file is missing or cannot be read, or names or shapes do not fit.
-        """
-        load_weights(self, path)
-        return self
 
 
 class SwinBackbone(HubBackbone):
@@ -104,15 +91,15 @@ class SwinBackbone(HubBackbone):
 
     def __init__(
         self,
-        checkpoint: str | Path = "microsoft/swin-tiny-patch4-window7-224",
+        checkpoint: str | Path | None = None,
         pretrained: bool = True,
         width: int = 96,
         heads: int = 4,
         weights: str | Path | None = None,
     ) -> None:
         encoder = read_encoder(_Swin, checkpoint, pretrained)
-        if not hasattr(encoder.encoder.layers[0].blocks[0].attention, "k_proj"):
-            raise UserError("swin: this version of transformers has another attention there: install 5.24 or newer")
+        if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
+            raise UserError(f"swin: expected transformers 5.24 or newer: {transformers.__version__} is installed")
         encoder.set_attn_implementation(PROMPTED)
         dims = [encoder.config.embed_dim * 2**stage for stage in range(len(encoder.config.depths))]
         patch = _side(encoder.config.patch_size)
@@ -169,7 +156,7 @@ class Dinov3Backbone(HubBackbone):
 
     def __init__(
         self,
-        checkpoint: str | Path = "facebook/dinov3-vits16-pretrain-lvd1689m",
+        checkpoint: str | Path | None = None,
         pretrained: bool = True,
         width: int = 96,
         heads: int = 4,
@@ -259,23 +246,23 @@ class LightDecoder(nn.Module):
 class _Encoder(HubNetwork):
     def draw(self) -> PreTrainedModel:
         """Return the model of the checkpoint's config, its weights drawn at random."""
-        import transformers
-
         model = getattr(transformers, self.architecture)
         return model(self._read(model.config_class))
 
 
 class _Swin(_Encoder):
+    published = "microsoft/swin-tiny-patch4-window7-224"
     architecture = "SwinModel"
     model_types = ("swin",)
 
 
 class _Dinov3(_Encoder):
+    published = "facebook/dinov3-vits16-pretrain-lvd1689m"
     architecture = "DINOv3ViTModel"
     model_types = ("dinov3_vit",)
 
 
-def read_encoder(kind: type[_Encoder], checkpoint: str | Path, pretrained: bool) -> PreTrainedModel:
+def read_encoder(kind: type[_Encoder], checkpoint: str | Path | None, pretrained: bool) -> PreTrainedModel:
     """Return the encoder of a checkpoint, on the CPU, in float32, its weights free to train.
 
     Args:

@@ -15,12 +15,20 @@ class NeedEncoder(nn.Module, ABC):
     Attributes:
         levels: Number of features per need, one per depth, shallow first ("multi-scale text features").
         width: Width of each feature.
-        fingerprint: Identifier of the weights, for caches and checkpoints.
     """
 
     levels: int
     width: int
-    fingerprint: str
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identifier of the weights, for caches and checkpoints."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Module that reads texts, for counting parameters and timing."""
+        return self
 
     @abstractmethod
     def encode(self, needs: Sequence[str]) -> torch.Tensor:

@@ -1,54 +1,60 @@
 """Encode needs with the text towers of CLIP, SigLIP, BLIP and BERT from transformers, or the bundled tiny CLIP.
 
-Each gives the hidden state of a few depths at the token that the model itself pools, or a mean where it has none:
+Each encoder pools the hidden states of a few depths at the position that the model itself pools:
 
-| encoder | pooled at |
+| encoder | pooled position |
 |---|---|
 | CLIP | the end of the text |
-| SigLIP | the last position, the text being padded to its full length, as it was trained |
+| SigLIP | the last position; the text is padded to its full length, as in training |
 | BLIP | the first token, [CLS] |
-| BERT | the mean over the text's tokens, [CLS] and [SEP] included: its [CLS] says little before fine-tuning |
+| BERT | the mean over the text's tokens, [CLS] and [SEP] included, as [CLS] carries little before fine-tuning |
 
-Hidden states of different depths, and models, differ in size by orders of magnitude, so that each feature is brought to
-mean 0 and deviation 1 over its width. The last depth comes after the model's own last normalisation.
+Hidden states of different depths and models differ in size by orders of magnitude. Each feature is therefore normalised
+to mean 0 and standard deviation 1 over its width. The last depth follows the model's own final normalisation.
 
-FLIP, the best of UserSOD's Table 7, is not among them: transformers has neither its code nor its weights, and its text
-encoder, which reads in both directions, is not that of CLIP.
+FLIP, the best encoder in UserSOD's Table 7, is missing because transformers has neither its code nor its weights.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.need_encoder import NeedEncoder
 from maskgym.segmenters.attention.clip_surgery import EMBEDDED
 from maskgym.segmenters.frozen import chunks
 from maskgym.segmenters.hub import HubNetwork
+from maskgym.segmenters.weights import bundled
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CACHED_NEEDS = 1024
 
 
 class TextTower(HubNetwork, ABC):
-    """The text part of a checkpoint; `HubNeedEncoder` says what its arguments are.
+    """The text part of a checkpoint; `HubNeedEncoder` describes the arguments.
 
     Raises:
-        UserError: If levels are not 1 to the number of its blocks; else see `HubNetwork`.
+        UserError: If levels are not 1 to the number of its blocks; see also `HubNetwork`.
     """
 
     padding: ClassVar[bool | str] = True
-    masked = True  # whether the model is told what is padding
+    masked: ClassVar[bool] = True  # whether the model takes the padding mask
 
-    def __init__(self, checkpoint: str | Path, levels: int, device: str | None, dtype: str, batch_size: int) -> None:
+    def __init__(
+        self, checkpoint: str | Path | None, levels: int, device: str | None, dtype: str, batch_size: int
+    ) -> None:
         super().__init__(checkpoint, device, dtype, batch_size)
         if not 1 <= levels <= self.config.num_hidden_layers:
             raise UserError(
@@ -57,16 +63,15 @@ class TextTower(HubNetwork, ABC):
         self.levels = levels
 
     @cached_property
-    def config(self) -> Any:
-        """Return the config of the text part."""
+    def config(self) -> PretrainedConfig:
+        """Config of the text part."""
         from transformers import AutoConfig
 
-        config = self._read(AutoConfig)
-        return getattr(config, "text_config", config)
+        return self._read(AutoConfig).get_text_config()
 
     @abstractmethod
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, D) for hidden states (B, T, D) and a mask (B, T), 0 at padding."""
+        """Pool hidden states (B, T, D) with a mask (B, T), 0 at padding, to (B, D)."""
 
     def tower(self) -> nn.Module:
         """Return the module that reads texts."""
@@ -74,7 +79,7 @@ class TextTower(HubNetwork, ABC):
 
     @torch.inference_mode()
     def read(self, texts: Sequence[str]) -> Tensor:
-        """Return float32 (B, levels, D) on `device`, one feature a depth, evenly spaced, the last one the model's."""
+        """Compute float32 (B, levels, D) on `device`, one feature per depth, evenly spaced and ending with the last."""
         tower, depth = self.tower(), self.config.num_hidden_layers
         found = []
         for chunk in chunks(texts, self.batch_size):
@@ -103,6 +108,7 @@ class TextTower(HubNetwork, ABC):
 
 
 class _ClipTower(TextTower):
+    published = "openai/clip-vit-base-patch16"
     architecture = "CLIPTextModel"
     model_types = ("clip", "clip_text_model")
 
@@ -111,6 +117,7 @@ class _ClipTower(TextTower):
 
 
 class _SiglipTower(TextTower):
+    published = "google/siglip-base-patch16-224"
     architecture = "SiglipTextModel"
     model_types = ("siglip", "siglip_text_model")
     tokenizer_files = ("tokenizer.json", "spiece.model")
@@ -122,6 +129,7 @@ class _SiglipTower(TextTower):
 
 
 class _BlipTower(TextTower):
+    published = "Salesforce/blip-itm-base-coco"
     model_types = ("blip",)
     tokenizer_files = ("tokenizer.json", "vocab.txt")
     places: ClassVar[dict[str, str]] = {
@@ -130,55 +138,58 @@ class _BlipTower(TextTower):
         "BlipModel": "text_model",
     }
 
-    @property
-    def architecture(self) -> str:  # type: ignore[override]
+    def _load(self) -> nn.Module:
         from transformers import AutoConfig
 
         found = (self._read(AutoConfig).architectures or ["none"])[0]
         if found not in self.places:
             raise UserError(f"{self.folder}: is a {found}: expected one with a text encoder, {', '.join(self.places)}")
-        return found
+        self.architecture = found
+        return super()._load()
 
     def tower(self) -> nn.Module:
-        return self.network.get_submodule(self.places[self.architecture])
+        network = self.network
+        return network.get_submodule(self.places[type(network).__name__])
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return hidden[:, 0]
 
 
 class _BertTower(TextTower):
+    published = "google-bert/bert-base-uncased"
     architecture = "BertModel"
     model_types = ("bert",)
     tokenizer_files = ("tokenizer.json", "vocab.txt")
-    arguments: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
+    arguments: ClassVar[Settings] = {"add_pooling_layer": False}
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 class HubNeedEncoder(NeedEncoder):
-    """A text tower behind the contract of need encoders.
+    """Need encoder with a text tower from transformers.
 
-    Its network is no submodule: it is loaded at first use, stays on its own device, is left behind at pickling and has
-    no part in checkpoints, where the fingerprint names it. Features come on that device. What was encoded last is kept.
+    The network is loaded at first use, on its own device, and computes the features there. It is no submodule: pickles
+    and checkpoints leave it out, and checkpoints name it by its fingerprint. The latest features are cached.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, with a tokenizer; or a name on the Hugging Face hub.
-        levels: How many depths: the last block and others, evenly spaced.
-        device: A PyTorch device; None takes CUDA where there is one.
-        dtype: ``float32``, ``bfloat16`` or ``float16``: the precision of weights and activations.
-        batch_size: Most texts that go through the network at a time.
-        cached: Most needs whose features are kept.
+        checkpoint: A folder as ``save_pretrained`` writes it, with a tokenizer; or a name on the Hugging Face hub. None
+            selects the published checkpoint of the class.
+        levels: Number of depths, evenly spaced and ending with the last block.
+        device: PyTorch device; None selects CUDA if available.
+        dtype: Precision of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+        batch_size: Maximum number of texts per forward pass.
+        cached: Maximum number of needs whose features are cached.
 
     Raises:
-        UserError: If the checkpoint is missing, cannot be read or is of another model, or an argument does not fit.
+        UserError: If the checkpoint is missing, cannot be read or holds another model, or an argument does not fit.
     """
 
-    kind: ClassVar[Callable[..., TextTower]]
+    tower: ClassVar[type[TextTower]]
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None = None,
         levels: int = 3,
         device: str | None = None,
         dtype: str = "float32",
@@ -188,22 +199,22 @@ class HubNeedEncoder(NeedEncoder):
         super().__init__()
         if cached < 0:
             raise UserError(f"cached {cached}: expected at least 0")
-        self.text = type(self).kind(checkpoint, levels, device, dtype, batch_size)
+        self.text = self.tower(checkpoint, levels, device, dtype, batch_size)
         self.levels, self.width, self.cached = levels, self.text.config.hidden_size, cached
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Return 16 hexadecimal digits that change with the weights, the words, the levels and the precision."""
+    def fingerprint(self) -> str:
+        """Identifier of weights, vocabulary, levels and precision: 16 hexadecimal digits."""
         return self.text.fingerprint
 
     @property
     def network(self) -> nn.Module:
-        """Return the module that reads texts, frozen: what there is to count and to time."""
+        """Frozen module that reads texts, for counting parameters and timing."""
         return self.text.tower()
 
     def encode(self, needs: Sequence[str]) -> Tensor:
-        """Return float32 (B, levels, width); see `NeedEncoder`.
+        """Compute float32 (B, levels, width); see `NeedEncoder`.
 
         Raises:
             TypeError: If the needs are one string.
@@ -224,66 +235,52 @@ class HubNeedEncoder(NeedEncoder):
                 features[row] = known[text]
         return features
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the features behind."""
+    def __getstate__(self) -> Settings:
+        """Drop the cached features, because the receiving process computes its own."""
         return {**self.__dict__, "_features": OrderedDict()}
 
 
 class ClipNeedEncoder(HubNeedEncoder):
     """The text encoder of any CLIP; see `HubNeedEncoder`."""
 
-    kind = _ClipTower
-
-    def __init__(self, checkpoint: str | Path = "openai/clip-vit-base-patch16", **settings: Any) -> None:
-        super().__init__(checkpoint, **settings)
+    tower = _ClipTower
 
 
 class SiglipNeedEncoder(HubNeedEncoder):
     """The text encoder of any SigLIP; see `HubNeedEncoder`."""
 
-    kind = _SiglipTower
-
-    def __init__(self, checkpoint: str | Path = "google/siglip-base-patch16-224", **settings: Any) -> None:
-        super().__init__(checkpoint, **settings)
+    tower = _SiglipTower
 
 
 class BlipNeedEncoder(HubNeedEncoder):
-    """The text encoder of a BLIP that has one, as those for retrieval do; see `HubNeedEncoder`.
+    """The text encoder of a BLIP for retrieval or question answering; see `HubNeedEncoder`.
 
-    Those for captions have a decoder only, which reads from left to right, and are refused.
+    A BLIP for captions has no text encoder, only a decoder, and is refused.
     """
 
-    kind = _BlipTower
-
-    def __init__(self, checkpoint: str | Path = "Salesforce/blip-itm-base-coco", **settings: Any) -> None:
-        super().__init__(checkpoint, **settings)
+    tower = _BlipTower
 
 
 class BertNeedEncoder(HubNeedEncoder):
     """Any BERT; see `HubNeedEncoder`."""
 
-    kind = _BertTower
-
-    def __init__(self, checkpoint: str | Path = "google-bert/bert-base-uncased", **settings: Any) -> None:
-        super().__init__(checkpoint, **settings)
+    tower = _BertTower
 
 
 def clip_tiny(**settings: Any) -> ClipNeedEncoder:
-    """Return the text encoder of the bundled CLIP, whose vocabulary is the words of scenes.
+    """Build the text encoder of the bundled CLIP, whose vocabulary is the words of scenes.
 
     Args:
-        settings: Those of `HubNeedEncoder`, the checkpoint apart.
+        **settings: Arguments of `HubNeedEncoder`, except the checkpoint.
 
     Raises:
         UserError: If the package was installed without its weights.
     """
-    if not EMBEDDED.is_dir():
-        raise UserError(f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain clip")
-    return ClipNeedEncoder(EMBEDDED, **settings)
+    return ClipNeedEncoder(bundled(EMBEDDED), **settings)
 
 
 def clean(needs: Sequence[str]) -> list[str]:
-    r"""Return the needs with uniform whitespace; what no encoding can hold (half a surrogate pair) becomes ``?``.
+    r"""Normalise the whitespace of needs, and replace halves of surrogate pairs, which no encoding holds, by ``?``.
 
     Raises:
         TypeError: If the needs are one string.

@@ -1,15 +1,12 @@
-"""Provide shared parts of saliency backbones: normalisation, attention with prompt tokens, and loading."""
+"""Provide shared parts of saliency backbones: normalisation and attention with prompt tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from maskgym.segmenters.weights import load_strictly, read_state
 
 # T2T-ViT, Swin and DINOv3 were trained with the ImageNet statistics of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -24,7 +21,7 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D)."""
         return self.fc2(F.gelu(self.fc1(tokens)))
 
 
@@ -74,7 +71,7 @@ def per_place(prompts: Sequence[Tensor] | None, dims: Sequence[int]) -> list[Ten
     if prompts is None:
         return [None] * len(dims)
     if len(prompts) != len(dims):
-        raise ValueError(f"{len(prompts)} prompts: expected {len(dims)}, one a place that takes some")
+        raise ValueError(f"{len(prompts)} prompts: expected {len(dims)}, one per place")
     for place, (prompt, dim) in enumerate(zip(prompts, dims, strict=True)):
         if prompt.ndim != 3 or prompt.shape[2] != dim:
             raise ValueError(f"prompt {place} is {tuple(prompt.shape)}: expected (B, T, {dim})")
@@ -101,20 +98,3 @@ def to_tokens(maps: Tensor) -> Tensor:
 def to_maps(tokens: Tensor, side: int) -> Tensor:
     """Reshape tokens (B, side², C) to maps (B, C, side, side)."""
     return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-
-def load_weights(module: nn.Module, path: str | Path, ignore: Sequence[str] = ()) -> None:
-    """Load weights in float32, strictly: every name and shape must fit.
-
-    Args:
-        module: The network.
-        path: A ``.safetensors`` file or a file of ``torch.save``; the ``module.`` prefix of parallel training is
-            removed.
-        ignore: Unused names that the file may contain.
-
-    Raises:
-        UserError: If the file is missing or cannot be read, or names or shapes do not fit.
-    """
-    file = Path(path).expanduser()
-    state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
-    load_strictly(module, state, file, ignore)

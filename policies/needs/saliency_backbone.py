@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
+
+from maskgym.segmenters.weights import load_strictly, read_state
 
 
 class SaliencyBackbone(nn.Module, ABC):
@@ -22,12 +26,14 @@ class SaliencyBackbone(nn.Module, ABC):
         encoder_prompt_dims: Width of the prompt tokens of each place of the encoder, in order of use.
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
+        unused_weights: Names of unused tensors that files of weights may contain.
     """
 
     feature_dims: tuple[int, ...]
     encoder_prompt_dims: tuple[int, ...]
     decoder_prompt_dims: tuple[int, ...]
     size_divisor: int
+    unused_weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor, prompts: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
@@ -51,3 +57,17 @@ class SaliencyBackbone(nn.Module, ABC):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Compute the logits (B, 1, S, S) of plain salient-object detection."""
         return self.decode(self.encode(pixels))
+
+    def load(self, path: str | Path) -> None:
+        """Load weights in float32, strictly: every name and shape must fit.
+
+        Args:
+            path: A ``.safetensors`` file or a file of ``torch.save``; the ``module.`` prefix of parallel training is
+                removed.
+
+        Raises:
+            UserError: If the file is missing or cannot be read, or names or shapes do not fit.
+        """
+        file = Path(path).expanduser()
+        state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
+        load_strictly(self, state, file, ignore=self.unused_weights)

@@ -1,10 +1,10 @@
 """Implement VST, the Visual Saliency Transformer for salient-object detection.
 
-A T2T-ViT encodes the image: three soft splits make tokens at 1/4, 1/8 and 1/16 of its side, and the last go through a
-vision transformer. A converter of the same blocks follows, then a decoder with one saliency token and one boundary
+A T2T-ViT encodes the image: three soft splits make tokens at 1/4, 1/8 and 1/16 of its side, and a vision transformer
+processes the last. A converter of the same blocks follows, then a decoder with one saliency token and one boundary
 token. The similarity of a task token and a place's token gives the saliency, or the boundary, at that place. Between
 scales the reverse of T2T (RT2T) upsamples: each token becomes an overlapping patch of smaller tokens, which are joined
-with those of the encoder.
+with the encoder's tokens.
 
 The names and shapes are those of the published checkpoints. The code is independent because the reference repository
 has no licence; ``tests/policies/parity/vst_keys.json`` holds reference outputs.
@@ -18,18 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
-from maskgym.policies.needs.prompted import load_weights, normalise, per_place, to_tokens
+from maskgym.policies.needs.prompted import normalise, per_place, to_tokens
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.policies.needs.vst_layers import DIVISOR, Blocks, Decoder, Predictions, T2TViT, TaskTokens, small_weights
+from maskgym.segmenters.weights import bundled
 
 EMBEDDED = Path(__file__).parent / "vst_tiny" / "model.safetensors"
 # The bundled VST has these sizes, for scenes of 128 pixels.
-TINY: dict[str, Any] = {
+TINY: Settings = {
     "image_size": 128,
     "embed_dim": 96,
     "depth": 4,
@@ -46,16 +47,17 @@ UNUSED = ("rgb_backbone.head.weight", "rgb_backbone.head.bias")
 
 
 class VST(SaliencyBackbone):
-    """VST; the defaults are those of the published RGB model, whose 44.5 M parameters include a classifier.
+    """VST with the sizes of the published RGB model by default, whose 44.5 M parameters include a classifier.
 
-    UserSOD speaks of N scales, "generally, N=5"; VST has three: 1/4 and 1/8 with ``token_dim`` channels, and 1/16 with
+    UserSOD states "generally, N=5" scales; VST has three: 1/4 and 1/8 with ``token_dim`` channels, and 1/16 with
     ``embed_dim``. The converter is part of `decode`, so that appearance can be added to the encoder's features. Each
     block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and so does each block of converter and decoder
     (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
 
     Args:
-        image_size: Side of the square that position embeddings fit, pixels, a multiple of 16; for another side their
-            grid is interpolated bicubically, as in T2T-ViT.
+        checkpoint: Published checkpoint or state dict of this class, for `load`; None initialises weights at random.
+        image_size: Side of the square that position embeddings fit, in pixels, a multiple of 16; for another side
+            their grid is interpolated bicubically, as in T2T-ViT.
         embed_dim: Width of the blocks.
         depth: Number of blocks of the T2T-ViT.
         heads: Number of heads, a divisor of ``embed_dim``; blocks of 1/8 and 1/4 have one head.
@@ -67,7 +69,7 @@ class VST(SaliencyBackbone):
         dropout: Dropout rate of the two layers that join scales.
 
     Raises:
-        UserError: If a size does not fit.
+        UserError: If a size or the checkpoint does not fit.
 
     Example:
         >>> import torch
@@ -78,10 +80,11 @@ class VST(SaliencyBackbone):
         torch.Size([1, 1, 128, 128])
     """
 
-    size_divisor = DIVISOR
+    size_divisor, unused_weights = DIVISOR, UNUSED
 
     def __init__(
         self,
+        checkpoint: str | Path | None = None,
         image_size: int = 224,
         embed_dim: int = 384,
         depth: int = 14,
@@ -117,6 +120,8 @@ class VST(SaliencyBackbone):
         self.token_trans = TaskTokens(embed_dim, decoder_depth, heads, mlp_ratio)
         self.apply(small_weights)
         self.decoder = Decoder(embed_dim, token_dim, token_depth, mlp_ratio, dropout)
+        if checkpoint is not None:
+            self.load(checkpoint)
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Compute features of 1/4, 1/8 and 1/16; see `SaliencyBackbone`."""
@@ -134,33 +139,6 @@ class VST(SaliencyBackbone):
         tokens = self.transformer["encoderlayer"](to_tokens(features[2]), converting)
         return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine)
 
-    def load(self, path: str | Path) -> VST:
-        """Load weights strictly and return the network.
-
-        Args:
-            path: A ``.safetensors`` file or a file of ``torch.save``: a published checkpoint (its ``module.`` prefix
-                and unused classifier are removed), or a state dict of this class.
-
-        Raises:
-            UserError: If the file is missing or cannot be read, or names or shapes do not fit.
-        """
-        load_weights(self, path, ignore=UNUSED)
-        return self
-
-
-def vst(checkpoint: str | Path | None = None, **sizes: Any) -> VST:
-    """Build a VST of the published sizes by default.
-
-    Args:
-        checkpoint: Weights for `VST.load`; None initialises them at random.
-        sizes: Arguments of `VST`.
-
-    Raises:
-        UserError: See `VST` and `VST.load`.
-    """
-    backbone = VST(**sizes)
-    return backbone if checkpoint is None else backbone.load(checkpoint)
-
 
 def vst_tiny(pretrained: bool = True) -> VST:
     """Build the small VST, trained on scenes as a salient-object detector.
@@ -171,11 +149,4 @@ def vst_tiny(pretrained: bool = True) -> VST:
     Raises:
         UserError: If the package was installed without its weights.
     """
-    if not pretrained:
-        return VST(**TINY)
-    if not EMBEDDED.is_file():
-        raise UserError(
-            f"{EMBEDDED}: the embedded weights are missing: make them with maskgym pretrain saliency, or "
-            "ask for random ones with pretrained=False"
-        )
-    return VST(**TINY).load(EMBEDDED)
+    return VST(bundled(EMBEDDED) if pretrained else None, **TINY)

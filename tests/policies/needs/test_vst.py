@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from maskgym import policies
 from maskgym.data.scenes import Scenes
 from maskgym.errors import UserError
-from maskgym.policies.needs.vst import TINY, UNUSED, VST, vst, vst_tiny
+from maskgym.policies.needs.vst import TINY, UNUSED, VST, vst_tiny
 from maskgym.segmenters.weights import write_state
 
 PARITY = json.loads((Path(__file__).parent / "parity" / "vst_keys.json").read_text())
@@ -210,38 +210,38 @@ def test_a_published_checkpoint_loads(small, pixels, tmp_path, name):
     state |= {f"module.{key}": torch.zeros(1000, 16) for key in UNUSED}  # as the published ones have it
     file = tmp_path / name
     torch.save(state, file) if name.endswith("pth") else write_state(state, file)
-    loaded = vst(file, **SMALL).eval()
+    loaded = VST(file, **SMALL).eval()
     torch.testing.assert_close(loaded(pixels), small(pixels))
     assert all(weights.requires_grad for weights in loaded.parameters())
 
 
 def test_half_precision_is_read_as_single(small, tmp_path):
     write_state({name: value.half() for name, value in small.state_dict().items()}, tmp_path / "half.safetensors")
-    loaded = VST(**SMALL).load(tmp_path / "half.safetensors")
+    loaded = VST(tmp_path / "half.safetensors", **SMALL)
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     torch.testing.assert_close(loaded.state_dict(), small.state_dict(), atol=1e-3, rtol=1e-3)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(small, tmp_path):
     with pytest.raises(UserError, match="none.pth: no such file of weights"):
-        vst(tmp_path / "none.pth")
+        VST(tmp_path / "none.pth")
     state = dict(small.state_dict())
     state["strange"] = state.pop("token_trans.saliency_token")
     write_state(state, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"1 missing \(token_trans.saliency_token\); 1 unexpected \(strange\)"):
-        vst(tmp_path / "a.safetensors", **SMALL)
+        VST(tmp_path / "a.safetensors", **SMALL)
     write_state(small.state_dict(), tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="misshaped .*instead of") as caught:
-        vst(tmp_path / "b.safetensors", **{**SMALL, "embed_dim": 32})
+        VST(tmp_path / "b.safetensors", **{**SMALL, "embed_dim": 32})
     assert "\n" not in str(caught.value)
     (tmp_path / "c.pth").write_bytes(b"garbage")
     with pytest.raises(UserError, match="c.pth: cannot be read as weights"):
-        vst(tmp_path / "c.pth")
+        VST(tmp_path / "c.pth")
 
 
-def test_the_embedded_one_says_how_it_is_made(monkeypatch, tmp_path, small):
+def test_the_bundled_one_says_how_it_is_made(monkeypatch, tmp_path, small):
     monkeypatch.setattr("maskgym.policies.needs.vst.EMBEDDED", tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="maskgym pretrain saliency"):
+    with pytest.raises(UserError, match="make them with maskgym pretrain"):
         vst_tiny()
     made = vst_tiny(pretrained=False)
     write_state({name: value.half() for name, value in made.state_dict().items()}, tmp_path / "model.safetensors")
