@@ -23,9 +23,9 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
     published:                                         # of a paper, whose order of the rows is compared with ours
       cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
 
-Each run writes one results file, named by the hash of its arguments. Rows that sections share are therefore run once,
-and a stopped benchmark resumes. A results file also holds the config of its run, and is made again if a default has
-changed. ``--report`` writes the report from existing results and runs nothing.
+Each run becomes one row of the table ``OUT/NAME.jsonl.gz``, whose key is the hash of its arguments. Rows that sections
+share are therefore run once, and a stopped benchmark resumes. A row also holds the config of its run, and is made again
+if a default has changed. ``--report`` writes the report from existing results and runs nothing.
 Seconds are the number of updates times the seconds per update of a separate timing run, so that rows may train in
 parallel.
 """
@@ -43,7 +43,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import comparison, study
+from maskgym.experiments.grids import comparison, results_table, study
 from maskgym.experiments.wiring import command, run_folder
 
 MATRICES = Path(__file__).parents[1] / "matrices"
@@ -51,7 +51,7 @@ KEYS = {"title", "about", "sections", "costs", "published"}
 SECTION_KEYS = {"title", "about", "base", "columns", "rows", "against", "seeds"}
 COST_KEYS = {"title", "about", "base", "rows", "rounds"}
 SPENT = ("generated_tokens", "reward_calls")
-# Prefixes of the logged names that a results file keeps.
+# Prefixes of the logged names that the table keeps.
 KEPT = (
     *SPENT,
     *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
@@ -65,6 +65,7 @@ SHOWN = {  # logged names in the report, as means of the first and of the last t
     "advantage": "cgpo/advantage",
     "groups without signal": "group/share_without_signal",
 }
+COSTS = "cost"  # key of the timing runs in the table
 WARM_UP = 3  # initial updates that are not timed
 LESS_IS_BETTER = ("mae",)
 
@@ -87,39 +88,41 @@ def load(name: str) -> dict[str, Any]:
 
 
 class Results:
-    """Results files of a matrix, in a folder beside its report.
+    """Results of a matrix, in a table beside its report.
 
     Args:
         matrix: Matrix from `load`.
-        folder: Folder of the files.
+        folder: Folder of the pictures, after which the table is named.
+
+    Attributes:
+        rows: Results of each run by `key`.
+        costs: Timing runs by `cost_key`.
     """
 
     def __init__(self, matrix: Mapping[str, Any], folder: Path) -> None:
         self.matrix, self.folder = matrix, folder
-        self.costs: dict[str, list[dict[str, Any]]] = {}
-        if self.cost_file.exists():
-            self.costs = run_folder.read_json(self.cost_file)["rows"]
+        self.table = folder.with_name(folder.name + results_table.SUFFIX)
+        self.rows = results_table.read(self.table)
+        self.costs: dict[str, list[dict[str, float]]] = self.rows.pop(COSTS, {}).get("rows", {})
 
-    @property
-    def cost_file(self) -> Path:
-        """Return the path of the costs."""
-        return self.folder / "cost.json"
+    def write(self) -> None:
+        """Write the table."""
+        costs = {COSTS: {"threads": 1, "rows": self.costs}} if self.costs else {}
+        results_table.write(self.table, self.rows | costs)
 
-    def file(self, cell: study.Cell) -> Path:
-        """Return the path of a run's results; it depends on the arguments only, not on new config keys."""
-        return self.folder / f"{study.digest(' '.join(sorted(cell.arguments)))}.json"
+    def key(self, cell: study.Cell) -> str:
+        """Return the key of a run; it depends on the arguments only, not on new config keys."""
+        return study.digest(" ".join(sorted(cell.arguments)))
 
     def of(self, cell: study.Cell) -> dict[str, Any] | None:
-        """Read the results of a run; return None if there are none, or if defaults have changed since."""
-        if not self.file(cell).exists():
-            return None
-        found = run_folder.read_json(self.file(cell))
-        return found if _agrees(found["config"], study.config_of(cell.arguments)) else None
+        """Return the results of a run; None if there are none, or if defaults have changed since."""
+        found = self.rows.get(self.key(cell))
+        return found if found and results_table.agrees(found["config"], study.config_of(cell.arguments)) else None
 
     def cells(self) -> list[study.Cell]:
         """List every run once, in the order of the sections."""
         found = {
-            self.file(cell): cell
+            self.key(cell): cell
             for section in self.matrix["sections"]
             for seed in section["seeds"]  # outermost, so that every row has one seed before any has two
             for row in section["rows"]
@@ -134,41 +137,31 @@ class Results:
         return [run for run in found if run is not None]
 
     def keep(self, cell: study.Cell, run: Path) -> None:
-        """Write the results file of a finished run."""
+        """Add a finished run to the table."""
         rows = run_folder.read_metrics(run / run_folder.METRICS)
         updates = [row for row in rows if any(name in row for name in SPENT)]
         held_out = [row for row in rows if any(name.startswith("held_out/") for name in row)]
         names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
         measures = [name for name in held_out[0] if name.startswith("held_out/")]
         found = run_folder.read_json(run / run_folder.RESULTS)
-        run_folder.write_json(
-            self.file(cell),
-            {
-                "arguments": list(cell.arguments),
-                "config": study.config_of(cell.arguments),
-                **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
-                "before": found["before"],
-                "after": found["after"],
-                "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
-                "held_out": {
-                    name.removeprefix("held_out/"): [_rounded(row.get(name)) for row in held_out]
-                    for name in ("step", *measures)
-                },
+        self.rows[self.key(cell)] = {
+            "arguments": list(cell.arguments),
+            "config": study.config_of(cell.arguments),
+            **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
+            "before": found["before"],
+            "after": found["after"],
+            "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
+            "held_out": {
+                name.removeprefix("held_out/"): [_rounded(row.get(name)) for row in held_out]
+                for name in ("step", *measures)
             },
-        )
+        }
+        self.write()
 
     def seconds(self, cell: study.Cell) -> float | None:
         """Return the mean seconds per update from the timing runs of a cell; None if it was not timed."""
         rounds = self.costs.get(cost_key(cell.arguments))
         return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
-
-
-def _agrees(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Check whether every value of an earlier config is unchanged; new keys are ignored."""
-    return all(
-        name in now and (_agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
-        for name, value in then.items()
-    )
 
 
 def run_of(section: Mapping[str, Any], row: str, column: str, seed: int) -> study.Cell:
@@ -225,7 +218,7 @@ def measure_costs(results: Results, runs: Path) -> None:
         if done.returncode:
             raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         rounds.append(_cost_of(folder))
-        run_folder.write_json(results.cost_file, {"threads": 1, "rows": results.costs})
+        results.write()
 
 
 def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
@@ -273,7 +266,7 @@ def _main(arguments: Sequence[str]) -> None:
     if not given.report:
         missing = [cell for cell in results.cells() if results.of(cell) is None]
         for cell in missing:
-            if cell.file(runs).exists():  # the benchmark stopped between the run and its results file
+            if cell.file(runs).exists():  # the benchmark stopped between the run and its row
                 results.keep(cell, cell.folder(runs))
         study.compute(missing, runs, given.jobs, lambda cell: results.keep(cell, cell.folder(runs)), given.ray)
         measure_costs(results, runs)

@@ -14,7 +14,8 @@ A study is a file in ``studies/`` (or any path): common arguments of `run.py`, c
     seeds: [0, 1, 2]
 
 The folder of a run is named by the hash of its config. Rows, columns and studies therefore share equal runs, and a
-stopped study resumes. Intervals are 95 % percentile bootstraps over the seeds, as in rliable.
+stopped study resumes. ``--table FILE`` takes the results that a table holds and adds those that it lacks.
+Intervals are 95 % percentile bootstraps over the seeds, as in rliable.
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.evaluation import bootstrap_interval
+from maskgym.experiments.evaluation.statistics import bootstrap_interval
+from maskgym.experiments.grids import results_table
 from maskgym.experiments.wiring import command, composition, run_folder
 
 STUDIES = Path(__file__).parents[1] / "studies"
 KEYS = {"title", "base", "columns", "rows", "seeds"}
 RUN = (sys.executable, str(Path(__file__).parents[1] / "run.py"))
 BASELINE = (sys.executable, "-m", "maskgym.experiments.cli", "baselines")
+NO_ROWS: Mapping[str, JsonObject] = MappingProxyType({})
 EVALUATE = (sys.executable, "-m", "maskgym.experiments.cli", "evaluate")
 
 
@@ -80,13 +85,28 @@ class Cell:
         folder = self.folder(root)
         return folder / (f"evaluation-{digest(' '.join(self.changes))}.json" if self.changes else run_folder.RESULTS)
 
-    def value(self, root: Path) -> float:
-        """Read the number from the scores.
+    @property
+    def key(self) -> str:
+        """Key of the results in a table; it depends on the arguments only, not on new config keys."""
+        return digest(" ".join((*sorted(self.arguments), self.baseline, *self.changes)))
+
+    def stored(self, rows: Mapping[str, JsonObject]) -> JsonObject | None:
+        """Return the results of a table; None if it has none, or if defaults have changed since."""
+        row = rows.get(self.key)
+        return row["results"] if row and results_table.agrees(row["config"], config_of(self.arguments)) else None
+
+    def row(self, root: Path) -> JsonObject:
+        """Build the row of a table from the folder of the run."""
+        given = {"arguments": list(self.arguments), "evaluate": list(self.changes), "baseline": self.baseline}
+        return {**given, "config": config_of(self.arguments), "results": run_folder.read_json(self.file(root))}
+
+    def value(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS) -> float:
+        """Read the number from a table, otherwise from the folder of the run.
 
         Raises:
             UserError: If the scores lack the measure.
         """
-        found = run_folder.read_json(self.file(root))
+        found = self.stored(rows) or run_folder.read_json(self.file(root))
         scores = found["scores"] if self.baseline else found if self.changes else found["after"]
         if self.measure not in scores:
             raise UserError(f"measure '{self.measure}': expected one of {', '.join(scores)}")
@@ -180,9 +200,9 @@ def _compute(
         raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
 
 
-def table(study: dict[str, Any], seeds: Sequence[int], root: Path) -> str:
+def table(study: dict[str, Any], seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> str:
     """Format the study as Markdown: means with intervals, and the gains of the first row over each other row."""
-    values = {place: [cell.value(root) for cell in group] for place, group in cells(study, seeds).items()}
+    values = {place: [cell.value(root, stored) for cell in group] for place, group in cells(study, seeds).items()}
     rows, columns = list(study["rows"]), list(study["columns"])
     head = f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
     lines = [f"{study['title']}\n", head]
@@ -237,12 +257,18 @@ def _main(arguments: Sequence[str]) -> None:
     )
     add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
+    parser.add_argument("--table", type=Path, metavar=f"FILE{results_table.SUFFIX}", help="results of runs to keep")
     given = parser.parse_args(arguments)
     study, root = load(given.study), given.out.absolute() / "runs"
     seeds = given.seeds or study["seeds"]
     wanted = [cell for group in cells(study, seeds).values() for cell in group]
-    compute(wanted, root, given.jobs, cluster=given.ray)
-    text = table(study, seeds, root)
+    stored = results_table.read(given.table) if given.table else {}
+    missing = [cell for cell in wanted if cell.stored(stored) is None]
+    compute(missing, root, given.jobs, cluster=given.ray)
+    if given.table and missing:
+        stored |= {cell.key: cell.row(root) for cell in missing}
+        results_table.write(given.table, stored)
+    text = table(study, seeds, root, stored)
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
 

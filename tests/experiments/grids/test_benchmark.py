@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import copy
 
 import numpy as np
 import pytest
 import yaml
 
-from maskgym.experiments.grids import benchmark, study
+from maskgym.experiments.grids import benchmark, results_table, study
 from maskgym.experiments.wiring import composition
 
 SMALL = ["evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2", "algo.batch_size=8"]
@@ -46,16 +46,14 @@ def write(tmp_path, **changes):
 
 
 def fill(results, cell, scores, tokens, seed=0):
-    """Write a file of results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
-    content = {
+    """Add results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
+    results.rows[results.key(cell)] = {
         "config": study.config_of(cell.arguments),
         "before": {"iasm": scores[0], "reward": scores[0]},
         "after": {"iasm": scores[-1], "reward": scores[-1]},
         "updates": {"step": [1, 2, 3, 4], "generated_tokens": tokens, "reward": [0.1, 0.2, None, 0.4]},
         "held_out": {"step": [0, 2, 4], "iasm": scores, "reward": scores},
     }
-    results.folder.mkdir(parents=True, exist_ok=True)
-    results.file(cell).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in benchmark.MATRICES.glob("*.yaml")))
@@ -77,8 +75,8 @@ def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(t
     results = benchmark.Results(benchmark.load("algorithms"), tmp_path)
     first, tasks, *_ = results.matrix["sections"]
     together, _ = benchmark.load("cgpo")["sections"]
-    files = [results.file(benchmark.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
-    assert files[0] == files[1]
+    keys = [results.key(benchmark.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
+    assert keys[0] == keys[1]
     runs = [benchmark.run_of(together, "together", column, 0) for column in together["columns"]]
     assert {run.arguments for run in runs} == {runs[0].arguments}
     assert composition.compose(runs[0].arguments)["env"]["name"] == "saliency"
@@ -86,32 +84,30 @@ def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(t
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Return a benchmark's command, run once, the folder of its results and what each run left there."""
+    """Run a benchmark once; return its command, its folder and the rows of its table by algorithm."""
     folder = tmp_path_factory.mktemp("made")
     file, out = write(folder), folder / "out"
     command = [str(file), "--out", str(out), "--runs", str(folder / "runs")]
     assert benchmark.main(command) == 0
-    kept = sorted(path for path in (out / "small").glob("*.json") if path.name != "cost.json")
-    return command, out, {json.loads(path.read_text())["algo"]: path for path in kept}
+    rows = results_table.read(out / "small.jsonl.gz")
+    return command, out, {row.get("algo", "cost"): row for row in rows.values()}
 
 
 def test_a_benchmark_runs_reports_and_repeats_nothing(made):
-    command, out, kept = made
+    command, out, found = made
     text = (out / "small.md").read_text()
-    assert len(kept) == 2 and len(list((out / "small").glob("*.png"))) == 1
-    found = {name: json.loads(path.read_text()) for name, path in kept.items()}
+    assert set(found) == {"cgpo", "grpo", "cost"} and len(list((out / "small").glob("*.png"))) == 1
     assert found["cgpo"]["held_out"]["step"] == [0, 1, 2]
     assert found["cgpo"]["held_out"]["iasm"][-1] == pytest.approx(found["cgpo"]["after"]["iasm"], rel=1e-5)
     assert found["grpo"]["updates"]["reward_calls"] == [8, 8]
     assert all(8 * 10 < tokens <= 8 * 128 for tokens in found["grpo"]["updates"]["generated_tokens"])
     assert f"| grpo | {found['grpo']['after']['iasm']:.3f} [" in text
-    cost = json.loads((out / "small" / "cost.json").read_text())["rows"]
-    (round_,) = next(iter(cost.values()))
+    (round_,) = next(iter(found["cost"]["rows"].values()))
     assert round_["reward_calls"] == 8 and round_["step_s"] > 0 and round_["peak_memory_mib"] > 100
     assert f"| grpo | 8 | {round_['generated_tokens']:,.0f} | {round_['step_s']:.2f} (" in text
-    stamps = {path: path.stat().st_mtime_ns for path in [*kept.values(), out / "small" / "cost.json"]}
+    written = (out / "small.jsonl.gz").stat().st_mtime_ns
     assert benchmark.main(command) == 0
-    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert (out / "small.jsonl.gz").stat().st_mtime_ns == written
     assert (out / "small.md").read_text() == text  # intervals too
 
 
@@ -119,8 +115,8 @@ def test_the_same_seed_gives_the_same_row(made, tmp_path):
     section = {**MATRIX["sections"][0], "rows": {"grpo": {"with": ["algo=grpo"]}}, "against": "grpo"}
     file = write(tmp_path, sections=[section], costs=[])
     assert benchmark.main([str(file), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
-    (again,) = (tmp_path / "out" / "small").glob("*.json")
-    assert again.read_text() == made[2]["grpo"].read_text()
+    (again,) = results_table.read(tmp_path / "out" / "small.jsonl.gz").values()
+    assert again == made[2]["grpo"]
 
 
 def test_equal_budgets_are_read_between_evaluations(tmp_path):
@@ -159,9 +155,8 @@ def test_published_orders_hold_are_reversed_or_open(tmp_path):
         for row, iasm, mae, reward in (("cgpo", 0.9, 0.3, 0.5 + seed), ("grpo", 0.7, 0.2, 0.6 + seed)):
             cell = benchmark.run_of(section, row, "sis", seed)
             fill(results, cell, [0.5, 0.6, 0.7], [1, 1, 1, 1])
-            found = json.loads(results.file(cell).read_text())
-            found["after"] = {"iasm": iasm + seed / 100, "mae": mae, "reward": reward}
-            results.file(cell).write_text(json.dumps(found))
+            after = {"iasm": iasm + seed / 100, "mae": mae, "reward": reward}
+            results.rows[results.key(cell)]["after"] = after
     text = "\n".join(benchmark._order_table(results, section, ["cgpo", "grpo"]))
     assert "| sis iasm | cgpo before grpo | 0.900, 0.800 | 1.00 [1.00, 1.00] | holds |" in text
     assert "| sis mae | cgpo before grpo | 0.100, 0.200 | 0.00 [0.00, 0.00] | reversed |" in text
@@ -175,13 +170,12 @@ def test_results_of_other_defaults_are_not_taken_and_new_keys_change_nothing(tmp
     results = benchmark.Results(MATRIX, tmp_path / "small")
     cell = benchmark.run_of(section, "cgpo", "sis", 0)
     fill(results, cell, [0.5, 0.7, 0.9], [10, 10, 0, 0])
-    found = json.loads(results.file(cell).read_text())
+    found = results.rows[results.key(cell)]
+    found["config"] = copy.deepcopy(found["config"])  # the composed one is cached
     assert results.of(cell) == found
     del found["config"]["algo"]["epsilon"]  # as if the run were older than this key
-    results.file(cell).write_text(json.dumps(found))
     assert results.of(cell) == found
     found["config"]["algo"]["learning_rate"] = 0.5
-    results.file(cell).write_text(json.dumps(found))
     assert results.of(cell) is None and results.read(section, "cgpo", "sis") == []
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import baselines, study
+from maskgym.experiments.grids import baselines, results_table, study
 from maskgym.experiments.wiring import composition
 
 SMALL = ["env=point_prompt", "algo=random", "env.horizon=2", "env.num_envs=2", "evaluation.samples=2"]
@@ -68,6 +68,23 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
     written = (folder / "results.json").stat().st_mtime_ns
     assert study.main([str(file), "--out", str(out)]) == 0
     assert (folder / "results.json").stat().st_mtime_ns == written
+
+    # The table takes the results over, and a study with the table needs no folder of runs.
+    kept = tmp_path / "kept.jsonl.gz"
+    assert study.main([str(file), "--out", str(out), "--table", str(kept)]) == 0
+    assert len(results_table.read(kept)) == 2
+    assert study.main([str(file), "--out", str(tmp_path / "other"), "--table", str(kept)]) == 0
+    assert (tmp_path / "other" / "small.md").read_text() == (out / "small.md").read_text()
+    assert not (tmp_path / "other" / "runs").exists()
+
+
+def test_a_row_of_other_defaults_is_not_taken(tmp_path):
+    content = study.load(str(write(tmp_path)))
+    cell = study.cells(content, [0])["two", "glass"][0]
+    config = study.config_of(cell.arguments)
+    assert cell.stored({cell.key: {"config": config, "results": {"after": {}}}}) == {"after": {}}
+    assert cell.stored({cell.key: {"config": config | {"train_samples": 7}, "results": {"after": {}}}}) is None
+    assert cell.stored({}) is None
 
 
 def test_several_seeds_have_intervals(tmp_path):

@@ -1,0 +1,48 @@
+"""Results of many runs in one file: ``NAME.jsonl.gz``, one JSON object per run.
+
+A page of results is made from such a table, so a repository holds one file per page in place of a folder per run.
+Equal rows give equal bytes: rows are sorted by key, and the compressed file has no time stamp.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from maskgym.aliases import JsonObject
+from maskgym.errors import UserError
+from maskgym.experiments.wiring import run_folder
+
+SUFFIX = ".jsonl.gz"
+KEY = "key"  # field of a row that names its run
+
+
+def read(file: Path) -> dict[str, JsonObject]:
+    """Read the rows of a table by key; a missing file is an empty table.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    if not file.exists():
+        return {}
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+        return {row.pop(KEY): row for row in rows}
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: cannot be read as a table of results: {error}") from error
+
+
+def write(file: Path, rows: Mapping[str, JsonObject]) -> None:
+    """Write a table atomically."""
+    lines = [run_folder.to_json({KEY: key, **rows[key]}) for key in sorted(rows)]
+    run_folder.write(file, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+
+
+def agrees(then: JsonObject, now: JsonObject) -> bool:
+    """Check whether every value of an earlier config is unchanged; new keys are ignored."""
+    return all(
+        name in now and (agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
+        for name, value in then.items()
+    )

@@ -1,0 +1,65 @@
+"""Tables of results: the same rows give the same bytes, and the pages of this repository come from theirs."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from maskgym.errors import UserError
+from maskgym.experiments.grids import benchmark, results_table, study
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+def test_equal_rows_give_equal_bytes_in_any_order(tmp_path):
+    rows = {"b": {"after": {"iou": 0.5}, "loss": float("nan")}, "a": {"after": {}}}
+    results_table.write(tmp_path / "one.jsonl.gz", rows)
+    results_table.write(tmp_path / "two.jsonl.gz", dict(reversed(rows.items())))
+    assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
+    assert results_table.read(tmp_path / "one.jsonl.gz") == {
+        "a": {"after": {}},
+        "b": {"after": {"iou": 0.5}, "loss": None},
+    }
+    assert results_table.read(tmp_path / "none.jsonl.gz") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b"{}")])
+def test_a_broken_table_is_named(tmp_path, content):
+    (tmp_path / "broken.jsonl.gz").write_bytes(content)
+    if content:
+        with pytest.raises(UserError, match=r"broken\.jsonl\.gz: cannot be read as a table of results"):
+            results_table.read(tmp_path / "broken.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, True),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, False),
+        ({"a": {}}, {"a": {"b": 1}}, False),
+    ],
+)
+def test_an_earlier_config_agrees_if_no_value_has_changed(then, now, expected):
+    assert results_table.agrees(then, now) is expected
+
+
+@pytest.mark.e2e  # minutes of bootstraps
+def test_the_page_of_algorithms_comes_from_its_table():
+    results = benchmark.Results(benchmark.load("algorithms"), RESULTS / "algorithms")
+    assert all(results.of(cell) for cell in results.cells())
+    text, pictures = benchmark.report(results, "algorithms")
+    assert text == (RESULTS / "algorithms.md").read_text(encoding="utf-8")
+    assert set(pictures) == {path.name for path in (RESULTS / "algorithms").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["backbones", "components", "encoders", "ranking", "referring", "siamese"])
+def test_the_tables_of_usersod_come_from_its_table(name, tmp_path):
+    content = study.load(f"usersod_{name}")
+    rows = results_table.read(RESULTS / "usersod.jsonl.gz")
+    shown = study.table(content, content["seeds"], tmp_path, rows)
+    page = (RESULTS / "usersod.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in shown.splitlines() if line.startswith("|") and line not in page] == []
