@@ -1,39 +1,42 @@
-"""What the environments share: each is written once, as a vector environment whose sub-environments show samples."""
+"""Base classes: each environment is written once, as a vector environment whose sub-environments show samples."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from maskgym import rewards
+from maskgym import data, rewards
+from maskgym.aliases import Infos, Observation, Observations, Settings
 from maskgym.data import Dataset, Sample
+from maskgym.envs.infos import batch_infos, info_of, with_scalars
 from maskgym.errors import UserError
-from maskgym.rewards import Reward
+from maskgym.rewards import Reward, Transition
 
-CACHED_SAMPLES = 256  # decoded samples kept: what one update shows is scored again a moment later
+CACHED_SAMPLES = 256  # Decoded samples are kept, because a step scores what the reset before it decoded.
 
 
 class SampleVectorEnv(VectorEnv, ABC):
-    """Sub-environments that show samples of one data set.
+    """Vector environment whose sub-environments show samples of one data set.
 
-    A subclass sets its spaces, draws frames with `_frame`, and starts episodes with `_draw`.
+    A subclass sets its single spaces, calls `_allocate`, begins episodes with `_draw`, and implements `_frame`.
 
     Args:
         num_envs: Number of sub-environments.
-        dataset: What they show.
-        reward: A name in `maskgym.rewards`, or a reward.
+        dataset: Data set that they show.
+        reward: Name in `maskgym.rewards`, or a reward.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP or DISABLED.
 
     Raises:
-        UserError: If an argument cannot be used.
+        UserError: If an argument is invalid.
     """
 
     action_kind: ClassVar[Literal["text", "clicks", "masks"]]  # kind of its actions
@@ -64,9 +67,14 @@ class SampleVectorEnv(VectorEnv, ABC):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.generators: list[np.random.Generator] = []
-        self._indices = np.full(num_envs, -1)
-        self._done = np.ones(num_envs, dtype=bool)
         self._cache: OrderedDict[int, Sample] = OrderedDict()
+
+    def _allocate(self, num_envs: int) -> None:
+        """Allocate the state of the episodes of ``num_envs`` sub-environments; the single spaces must be set."""
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._indices, self._done = np.full(num_envs, -1), np.ones(num_envs, dtype=bool)
 
     @property
     def num_samples(self) -> int:
@@ -75,7 +83,7 @@ class SampleVectorEnv(VectorEnv, ABC):
 
     # In Gymnasium's signatures the frame is a type variable that nothing binds: no type overrides it.
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
-        """Return one uint8 (H, W, 3) picture a sub-environment."""
+        """Draw one picture per sub-environment, uint8 (H, W, 3)."""
         if self.render_mode is None:
             return None
         frames = tuple(self._frame(i) for i in range(self.num_envs))
@@ -89,20 +97,23 @@ class SampleVectorEnv(VectorEnv, ABC):
         plt.pause(1 / self.metadata["render_fps"])
         return None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the cached samples behind."""
+    def __getstate__(self) -> Settings:
+        """Drop the cached samples from a pickle."""
         return {**self.__dict__, "_cache": OrderedDict()}
 
     @abstractmethod
     def _frame(self, i: int) -> np.ndarray:
-        """Return the picture of sub-environment ``i``."""
+        """Draw the picture of sub-environment ``i``, uint8 (H, W, 3)."""
 
     def _begin_reset(
-        self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None
+        self, seed: int | Sequence[int | None] | None, options: Settings | None
     ) -> tuple[np.ndarray, list[int | None]]:
-        """Seed, and return which sub-environments to start and the sample that each of all is asked to show.
+        """Seed the generators and read the options of a reset.
 
         Sub-environment i is seeded with ``seed + i``, or ``seed[i]``, as the scalar environment would be.
+
+        Returns:
+            The sub-environments to reset, and the requested index of each of all sub-environments.
         """
         options = options or {}
         count = self.num_envs
@@ -117,27 +128,21 @@ class SampleVectorEnv(VectorEnv, ABC):
         return np.flatnonzero(mask), [None] * count if wanted is None else list(np.broadcast_to(wanted, count))
 
     def _draw(self, i: int, index: int | None) -> Sample:
-        """Begin an episode of sub-environment ``i`` with the sample asked for, or one at random; return it.
+        """Begin an episode of sub-environment ``i`` with the sample of an index, or a random one; return the sample.
 
         Raises:
-            UserError: If the index is not one of the data set's.
+            UserError: If the data set has no such index.
         """
         if index is None:
             index = int(self.generators[i].integers(self.num_samples))
         elif not 0 <= index < self.num_samples:
             raise UserError(f"index {index}: the {self.dataset.split} split has samples 0 to {self.num_samples - 1}")
         self._indices[i], self._done[i] = index, False
-        return self._sample(int(index))
+        return self._shown(i)
 
-    def _start_info(self, i: int, sample: Sample) -> dict[str, Any]:
-        """Return the info of an episode that begins; what only supervised parts may see is there in training alone."""
-        info = {"sample_key": sample.key, "index": int(self._indices[i])}
-        if self.dataset.split == "train":
-            # Copies: Gymnasium promises that what a user keeps of an info is the user's.
-            info |= {"target": tuple(mask.copy() for mask in sample.masks), "rationale": sample.rationale}
-        return info
-
-    def _sample(self, index: int) -> Sample:
+    def _shown(self, i: int) -> Sample:
+        """Return the sample that sub-environment ``i`` shows."""
+        index = int(self._indices[i])
         if index not in self._cache:
             self._cache[index] = self.dataset[index]
             if len(self._cache) > CACHED_SAMPLES:
@@ -145,21 +150,130 @@ class SampleVectorEnv(VectorEnv, ABC):
         self._cache.move_to_end(index)
         return self._cache[index]
 
+    def _start_info(self, i: int, sample: Sample) -> Infos:
+        """Build the info of an episode's start; the targets of supervised learning are in it in training only."""
+        info: Infos = {"sample_key": sample.key, "index": int(self._indices[i])}
+        if self.dataset.split == "train":
+            # Gymnasium promises that infos belong to the user, so the masks are copied.
+            info |= {"target": tuple(mask.copy() for mask in sample.masks), "rationale": sample.rationale}
+        return info
+
     def _live(self) -> np.ndarray:
-        """Return the sub-environments that a step is for; those that are over are restarted by it in NEXT_STEP only."""
+        """List the sub-environments whose episode goes on; the others may rest in NEXT_STEP only."""
         live = np.flatnonzero(~self._done)
         if len(live) < self.num_envs and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
             raise gym.error.ResetNeeded("step was called on an episode that is over: call reset first")
         return live
 
 
-def info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
-    """Extract the info of one sub-environment from batched infos, nested dictionaries included."""
-    return {
-        name: info_of(value, i) if isinstance(value, dict) else value[i]
-        for name, value in infos.items()
-        if not name.startswith("_") and infos[f"_{name}"][i]
-    }
+class Outcome(NamedTuple):
+    """Effect of one action on one episode.
+
+    Attributes:
+        transition: Transition that the reward scores.
+        terminated: Whether the task is over.
+        truncated: Whether the steps ran out.
+        info: Info of the step, without the terms of the reward.
+    """
+
+    transition: Transition
+    terminated: bool
+    truncated: bool
+    info: Infos
+
+
+class RowwiseVectorEnv(SampleVectorEnv):
+    """Vector environment that begins and observes episodes one by one.
+
+    A subclass implements `_observe` and `_respond`, and extends `_begin` and `_start_info`.
+    """
+
+    def _allocate(self, num_envs: int) -> None:
+        super()._allocate(num_envs)
+        self._observations: list[Observation] = [{}] * num_envs
+        self._last: list[Transition | None] = [None] * num_envs
+
+    @abstractmethod
+    def _observe(self, i: int) -> Observation:
+        """Build the observation of sub-environment ``i``."""
+
+    @abstractmethod
+    def _respond(self, live: np.ndarray, actions: Sequence[Any]) -> list[Outcome]:
+        """Apply the actions of the live sub-environments, each indexed by its sub-environment.
+
+        Raises:
+            UserError: If an action is invalid; no episode has changed then.
+        """
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Settings | None = None
+    ) -> tuple[Observations, Infos]:
+        """Begin episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
+
+        Raises:
+            UserError: If the data set has no such index, or a sample cannot be shown.
+        """
+        rows, wanted = self._begin_reset(seed, options)
+        infos = batch_infos(self.num_envs, {i: self._start(i, wanted[i]) for i in rows})
+        return self._batched(), infos
+
+    def step(self, actions: Sequence[Any]) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Apply one action per sub-environment; the class describes the results.
+
+        Raises:
+            UserError: If an action is invalid.
+        """
+        live, resting = self._live(), np.flatnonzero(self._done)
+        values = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        outcomes = self._respond(live, actions) if len(live) else []
+        infos = {i: self._start(i, None) for i in resting}  # In NEXT_STEP, this step only begins the next episode.
+        if outcomes:
+            values[live], terms = self.reward([outcome.transition for outcome in outcomes])
+        for row, (i, (transition, over, out, info)) in enumerate(zip(live, outcomes, strict=True)):
+            terminated[i], truncated[i], self._done[i], self._last[i] = over, out, over or out, transition
+            info["reward_terms"] = {name: float(term[row]) for name, term in terms.items()}
+            if self._done[i] and self.autoreset_mode is AutoresetMode.SAME_STEP:
+                info = {"final_obs": self._observations[i], "final_info": info, **self._start(i, None)}
+            infos[i] = info
+        if self.render_mode == "human":
+            self.render()
+        return self._batched(), values, terminated, truncated, batch_infos(self.num_envs, infos)
+
+    def _start(self, i: int, index: int | None) -> Infos:
+        """Begin an episode of sub-environment ``i``; return its info."""
+        sample = self._draw(i, index)
+        self._last[i] = None
+        self._begin(i, sample)
+        self._observations[i] = self._observe(i)
+        return self._start_info(i, sample)
+
+    def _begin(self, i: int, sample: Sample) -> None:
+        """Set up the state of an episode, before its first observation."""
+
+    def _batched(self) -> Observations:
+        space = self.single_observation_space
+        batch: Any = concatenate(space, self._observations, create_empty_array(space, self.num_envs))
+        return batch
+
+
+def make_dataset(dataset: str | Dataset, task: str, split: str | None, **settings: int) -> Dataset:
+    """Make the data set of a name, or check the split of one that exists.
+
+    Args:
+        dataset: Name in `maskgym.data`, or a data set.
+        task: Task of a data set that is made.
+        split: ``train``, ``validation`` or ``test``; None selects ``train``, or the split of the data set.
+        settings: Further arguments of a data set that is made.
+
+    Raises:
+        UserError: If the data set cannot be made, or is of another split.
+    """
+    if isinstance(dataset, str):
+        return data.make(dataset, task=task, split=split or "train", **settings)
+    if split not in (None, dataset.split):
+        raise UserError(f"split={split!r}: the data set given is of split '{dataset.split}'")
+    return dataset
 
 
 _Env = TypeVar("_Env", bound=SampleVectorEnv)
@@ -182,7 +296,7 @@ def unwrap(env: VectorEnv, kind: type[_Env]) -> _Env:
 
 
 class ScalarEnv(gym.Env):
-    """One episode at a time: the vector environment of one, whose arguments, spaces and infos it has."""
+    """Scalar environment: a vector environment of one, with its arguments, spaces and infos."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}  # noqa: RUF012 (see above)
     vector_class: ClassVar[type[SampleVectorEnv]]
@@ -200,35 +314,24 @@ class ScalarEnv(gym.Env):
         """Number of samples that ``options={"index": i}`` can name."""
         return self.vector.num_samples
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; ``options={"index": i}`` names the sample."""
+    def reset(self, *, seed: int | None = None, options: Settings | None = None) -> tuple[Observations, Infos]:
+        """Begin an episode; ``options={"index": i}`` selects the sample."""
         super().reset(seed=seed)
         self.vector.generators = [self.np_random]
         observations, infos = self.vector.reset(options=options)
-        return _first(observations), _first_info(infos)
+        return _first(observations), with_scalars(info_of(infos, 0))
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Take one action; see the class of the vector environment for what comes back."""
+    def step(self, action: Any) -> tuple[Observations, float, bool, bool, Infos]:
+        """Apply one action; the class of the vector environment describes the results."""
         observations, values, terminated, truncated, infos = self.vector.step([action])
-        return _first(observations), float(values[0]), bool(terminated[0]), bool(truncated[0]), _first_info(infos)
+        info = with_scalars(info_of(infos, 0))
+        return _first(observations), float(values[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]  # as above
-        """Return the picture of the episode, uint8 (H, W, 3)."""
+        """Draw the picture of the episode, uint8 (H, W, 3)."""
         frames = self.vector.render()
         return None if frames is None else frames[0]
 
 
-def _first(observations: dict[str, Any]) -> dict[str, Any]:
+def _first(observations: Observations) -> Observations:
     return {name: value[0] for name, value in observations.items()}
-
-
-def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """Undo the batching of infos of one sub-environment, nested dictionaries included."""
-    kept = {name: value for name, value in infos.items() if f"_{name}" in infos}
-    return {name: _first_info(value) if isinstance(value, dict) else _scalar(value[0]) for name, value in kept.items()}
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -1,12 +1,11 @@
-"""User needs: the agent is shown an image and what a user looks for in it, and answers with a mask."""
+"""User needs: the agent sees an image and a need in words, and answers with a mask."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from maskgym.aliases import Infos
 from maskgym.data import Dataset
 from maskgym.envs.base import ScalarEnv
 from maskgym.envs.mask_action import MaskVectorEnv
@@ -15,53 +14,53 @@ from maskgym.rewards import Reward, Transition
 
 
 class UserNeedVectorEnv(MaskVectorEnv):
-    """Sub-environments in which a need decides what is salient.
+    """Vector environment in which a need decides what is salient.
 
     Description:
         Each episode shows one image and a need, such as "find a striped red star". The agent answers once, with a mask
-        of what the need means: what fits it, or where nothing does, the closest thing to it. There is no segmenter: the
-        mask is the action.
+        of what fits the need, or of the closest object if nothing fits. There is no segmenter: the mask is the action.
 
     Observation Space:
         ``Dict(image, need)``.
         image: uint8 (S, S, 3), letterboxed with zeros right and below, S = image_size.
-        need: what the user looks for, as text; empty where a sample has none, which asks for what is salient. Of
-        longer texts the first 65,536 characters.
+        need: The need as text, truncated to 65,536 characters. The text of a sample without a need is empty, which
+        asks for what is salient.
 
     Action Space:
-        ``Box(0, 1, (S, S), float32)``: how probable it is that each pixel of the observed square belongs to the target.
-        The letterbox's padding is cut, the rest resized bilinearly to the sample's own size and scored there as a soft
-        map; IoU at > 0.5. A map of another shape or with values outside [0, 1] is refused.
+        ``Box(0, 1, (S, S), float32)``: probability that each pixel of the observed square belongs to the target. The
+        padding of the letterbox is cut off, and the rest is resized bilinearly to the size of the sample. The result
+        is scored as a soft map; IoU thresholds it at > 0.5. A map of another shape or with values outside [0, 1]
+        raises a UserError.
 
     Reward:
-        That of ``reward`` (see `maskgym.rewards`); the default is the S-measure of the soft map, in [0, 1].
+        Value of ``reward`` (see `maskgym.rewards`); the default is the S-measure of the soft map, in [0, 1].
 
     Starting State:
-        A sample drawn uniformly, or the one that ``options={"index": i}`` names (an int, or one for each).
+        A sample drawn uniformly, or the sample of ``options={"index": i}`` (an int, or one per sub-environment).
 
     Episode End:
         Termination: after the one step. Truncation: never.
 
     Info:
-        reset: ``sample_key``, ``index``; on the training split also ``target`` (the true masks, a tuple of one bool
-        (n, H, W)) and ``rationale`` (None), for supervised parts.
+        reset: ``sample_key``, ``index``; on the training split also ``target`` (the ground truth, a tuple of one bool
+        (n, H, W)) and ``rationale`` (None), for supervised learning.
         step: ``sample_key``, ``index``, ``reward_terms`` (dict), ``iou``, ``masks`` (a tuple of one bool (1, H, W), the
         map above 0.5) and ``soft`` (a tuple of one float32 (1, H, W), the map itself).
 
     Arguments:
         num_envs: Number of sub-environments.
-        dataset: A name in `maskgym.data`, or a data set whose samples have one image.
-        split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
-        task: Of a data set that is given by name: ``need``, ``need_fine``, or ``sod`` for needs that are empty.
-        reward: A name in `maskgym.rewards`, or a reward.
+        dataset: Name in `maskgym.data`, or a data set whose samples have one image.
+        split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
+        task: Task of a data set that is given by name: ``need``, ``need_fine``, or ``sod`` for empty needs.
+        reward: Name in `maskgym.rewards`, or a reward.
         image_size: Side of the observed square in pixels (the paper: 352).
-        need: Whether the need is shown. If not, its text is empty: with a data set of salient objects, plain
+        need: Whether the need is shown. If not, its text is empty: with a data set of salient objects, this is plain
             salient-object detection.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
 
     Raises:
-        UserError: If an argument cannot be used.
+        UserError: If an argument is invalid.
 
     Version History:
         v0: first.
@@ -87,14 +86,14 @@ class UserNeedVectorEnv(MaskVectorEnv):
     def _take(self, i: int, soft: np.ndarray) -> tuple[Transition, bool, bool]:
         return Transition("sod", self._shown(i), soft, (soft[None],)), True, False
 
-    def _step_info(self, i: int, transition: Transition, soft: np.ndarray) -> dict[str, Any]:
+    def _step_info(self, i: int, transition: Transition, soft: np.ndarray) -> Infos:
         sample = transition.sample
         kept = True if sample.void is None else ~sample.void[0]
         return super()._step_info(i, transition, soft) | {"iou": iou((soft > 0.5) & kept, sample.union() & kept)}
 
 
 class UserNeedEnv(ScalarEnv):
-    """One episode at a time: `UserNeedVectorEnv` of one, whose arguments, spaces and infos it has.
+    """Scalar form of `UserNeedVectorEnv`, with its arguments, spaces and infos.
 
     Example:
         >>> env = gym.make("maskgym/UserNeed-v0")  # doctest: +SKIP

@@ -1,23 +1,21 @@
-"""Reasoning to mask: the agent writes referring expressions, a frozen segmenter turns them into masks.
+"""Reasoning to mask: the agent writes referring expressions, and a frozen segmenter turns them into masks.
 
-One family for three tasks (Saliency-R1, Section 3.1): salient objects, salient instances, co-salient objects. It is
-written once, as a vector environment that asks the segmenter for all sub-environments in one call; the scalar
-environment is the vector environment of one.
+One family for three tasks of Saliency-R1 (Section 3.1): salient objects, salient instances and co-salient objects. A
+step segments the answers of all sub-environments in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from maskgym import data, rewards, segmenters
+from maskgym import rewards, segmenters
+from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import SampleVectorEnv, ScalarEnv
+from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, make_dataset
 from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.envs.letterbox import letterbox
 from maskgym.envs.rendering import picture
@@ -26,58 +24,58 @@ from maskgym.errors import UserError
 from maskgym.metrics import iou
 from maskgym.rewards import Reward, Transition
 
-MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, and scored all the same
+MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, but are still scored
 
 
-class ReasoningVectorEnv(SampleVectorEnv):
-    """Sub-environments of one task that share data set, segmenter and reward.
+class ReasoningVectorEnv(RowwiseVectorEnv):
+    """Vector environment of one task, whose sub-environments share data set, segmenter and reward.
 
     Description:
-        Each episode shows one image, or a group of images, and an instruction. The agent answers once. Expressions
-        in the answer are segmented, and the masks are scored against the truth at the sample's own size.
+        Each episode shows one image, or a group of images, and an instruction. The agent answers once. The segmenter
+        segments the expressions of the answer, and the reward scores the masks at the size of the sample.
 
     Observation Space:
         ``Dict(image, instruction)`` for ``sod`` and ``sis``; ``Dict(images, instruction)`` for ``cosod``.
         image: uint8 (S, S, 3), letterboxed with zeros right and below; any size when ``image_size`` is None.
-        images: uint8 (K, S, S, 3); a group with fewer than K images is filled with repeats, which are not scored.
-        instruction: what the task asks for, as text.
+        images: uint8 (K, S, S, 3); images of a smaller group are repeated up to K, and the repeats are not scored.
+        instruction: The task in words.
 
     Action Space:
         `FreeText`: the answer, ``<think>…</think><answer>…</answer>`` (see `maskgym.rewards.answers.parse`). Any
-        text is legal; a malformed one gets what the rules of the reward give it. With ``reasoning=False`` the answer
-        is ``<answer>…</answer>``.
+        text is legal; the rules of the reward score malformed ones too. With ``reasoning=False`` the answer is
+        ``<answer>…</answer>``.
 
     Reward:
-        That of ``reward`` (see `maskgym.rewards`); the default is half segmentation quality, half format, in [0, 1].
+        Value of ``reward`` (see `maskgym.rewards`); the default is half segmentation quality, half format, in [0, 1].
 
     Starting State:
-        A sample drawn uniformly, or the one that ``options={"index": i}`` names (an int, or one for each).
+        A sample drawn uniformly, or the sample of ``options={"index": i}`` (an int, or one per sub-environment).
 
     Episode End:
         Termination: after the one step. Truncation: never.
 
     Info:
-        reset: ``sample_key``, ``index``; on the training split also ``target`` (the true masks, a tuple of bool
-        (n, H, W)) and ``rationale`` (str or None; without ``reasoning`` its answer alone), for supervised parts.
+        reset: ``sample_key``, ``index``; on the training split also ``target`` (the ground truth, a tuple of bool
+        (n, H, W)) and ``rationale`` (str or None; without ``reasoning`` only its answer), for supervised learning.
         step: ``reward_terms`` (dict), ``iou`` (of the unions, mean over images), ``expressions`` (tuple of str),
-        ``masks`` (tuple of bool (m, H, W), one an image), ``sample_key``, ``index``.
+        ``masks`` (tuple of bool (m, H, W), one per image), ``sample_key``, ``index``.
 
     Arguments:
         num_envs: Number of sub-environments.
         task: ``sod``, ``sis`` or ``cosod``.
-        dataset: A name in `maskgym.data`, or a data set of this task.
-        split: ``train`` (default), ``validation`` or ``test``; with a data set object, its own.
-        segmenter: A name in `maskgym.segmenters`, or a referring segmenter.
-        reward: A name in `maskgym.rewards`, or a reward.
+        dataset: Name in `maskgym.data`, or a data set of this task.
+        split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
+        segmenter: Name in `maskgym.segmenters`, or a referring segmenter.
+        reward: Name in `maskgym.rewards`, or a reward.
         image_size: Side of the observed square in pixels, or None for native sizes (``sod``, ``sis``).
-        group_size: K, images in a group (``cosod``).
-        reasoning: Whether answers think first; if not, the instruction, the rationale and the format reward are of the
-            answer alone (Saliency-R1, Table 1, w/o CoT).
+        group_size: K, number of images per group (``cosod``).
+        reasoning: Whether answers begin with reasoning; if not, instruction, rationale and format reward consider the
+            answer only (Saliency-R1, Table 1, w/o CoT).
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
 
     Raises:
-        UserError: If an argument cannot be used.
+        UserError: If an argument is invalid.
 
     Version History:
         v0: first.
@@ -104,85 +102,47 @@ class ReasoningVectorEnv(SampleVectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
         _check_arguments(task, image_size, group_size)
-        super().__init__(num_envs, _make_dataset(dataset, task, split, group_size), reward, render_mode, autoreset_mode)
+        shown = make_dataset(dataset, task, split, **({"group_size": group_size} if task == "cosod" else {}))
+        if shown.task != task:
+            raise UserError(f"dataset is for task '{shown.task}': expected '{task}'")
+        super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
         self.task, self.image_size, self.group_size, self.reasoning = task, image_size, group_size, reasoning
-        self.segmenter = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
-        if not isinstance(self.segmenter, segmenters.ReferringSegmenter):
+        made = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
+        if not isinstance(made, segmenters.ReferringSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
+        self.segmenter = made
         self.single_observation_space = _observation_space(task, image_size, group_size)
         self.single_action_space = FreeText(MAX_TEXT)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._observations: list[dict[str, Any]] = [{}] * num_envs
-        self._last: list[Transition | None] = [None] * num_envs
+        self._allocate(num_envs)
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
+    @property
+    def instruction(self) -> str:
+        """Task in words; a subclass may word it differently."""
+        return instruction(self.task, self.reasoning)
 
-        Sub-environment i is seeded with ``seed + i``, or ``seed[i]``, as the scalar environment would be.
+    def _observe(self, i: int) -> Observation:
+        images, size = self._shown(i).images, self.image_size
+        if self.task == "cosod":
+            assert size is not None
+            shown = [letterbox(image, size) for image in images[: self.group_size]]
+            filled = [shown[k % len(shown)] for k in range(self.group_size)]
+            return {"images": np.stack(filled), "instruction": self.instruction}
+        image = images[0] if size is None else letterbox(images[0], size)
+        return {"image": image, "instruction": self.instruction}
 
-        Raises:
-            UserError: If an index is not one of the data set's.
-        """
-        rows, wanted = self._begin_reset(seed, options)
-        infos: dict[str, Any] = {}
-        for i in rows:
-            infos = self._add_info(infos, self._start(i, wanted[i]), i)
-        return self._batched(), infos
-
-    def step(self, actions: Sequence[str]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Score one answer a sub-environment; see the class for what comes back."""
-        live = self._live()
-        values, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
-        infos: dict[str, Any] = {}
-        for i in np.flatnonzero(self._done):  # NEXT_STEP: this step only starts the next episode
-            infos = self._add_info(infos, self._start(i, None), i)
-        if len(live):
-            transitions = self._segment([str(actions[i]) for i in live], live)
-            totals, terms = self.reward(transitions)
-            for row, (i, transition) in enumerate(zip(live, transitions, strict=True)):
-                values[i], terminated[i], self._done[i], self._last[i] = totals[row], True, True, transition
-                info = self._step_info(i, transition, {name: float(term[row]) for name, term in terms.items()})
-                if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                    final = {"final_obs": self._observations[i], "final_info": info}
-                    infos, info = self._add_info(infos, final, i), self._start(i, None)
-                infos = self._add_info(infos, info, i)
-        if self.render_mode == "human":
-            self.render()
-        return self._batched(), values, terminated, np.zeros(self.num_envs, dtype=bool), infos
-
-    def _start(self, i: int, index: int | None) -> dict[str, Any]:
-        """Begin an episode of sub-environment ``i``; return its info."""
-        sample = self._draw(i, index)
-        self._last[i], self._observations[i] = None, self._observe(sample)
-        info = self._start_info(i, sample)
+    def _start_info(self, i: int, sample: Sample) -> Infos:
+        info = super()._start_info(i, sample)
         if not self.reasoning and info.get("rationale"):
             info["rationale"] = rewards.without_reasoning(info["rationale"])
         return info
 
-    @property
-    def instruction(self) -> str:
-        """What is asked of the agent; a subclass may ask otherwise."""
-        return instruction(self.task, self.reasoning)
+    def _respond(self, live: np.ndarray, actions: Sequence[str]) -> list[Outcome]:
+        transitions = self._segment([str(actions[i]) for i in live], [self._shown(i) for i in live])
+        infos = [self._step_info(i, transition) for i, transition in zip(live, transitions, strict=True)]
+        return [Outcome(transition, True, False, info) for transition, info in zip(transitions, infos, strict=True)]
 
-    def _observe(self, sample: Sample) -> dict[str, Any]:
-        text = self.instruction
-        if self.task == "cosod":
-            assert self.image_size is not None
-            shown = [letterbox(image, self.image_size) for image in sample.images[: self.group_size]]
-            filled = [shown[k % len(shown)] for k in range(self.group_size)]
-            return {"images": np.stack(filled), "instruction": text}
-        image = sample.images[0]
-        return {
-            "image": image if self.image_size is None else letterbox(image, self.image_size),
-            "instruction": text,
-        }
-
-    def _segment(self, texts: Sequence[str], live: np.ndarray) -> list[Transition]:
-        """Turn answers into masks, with one call of the segmenter for all."""
-        samples = [self._sample(int(self._indices[i])) for i in live]
+    def _segment(self, texts: Sequence[str], samples: Sequence[Sample]) -> list[Transition]:
+        """Turn one answer per sample into masks, with one call of the segmenter."""
         answers = [rewards.parse(text, self.task, self.reasoning) for text in texts]
         images = [image for sample in samples for image in sample.images]
         phrases = [answer.expressions for sample, answer in zip(samples, answers, strict=True) for _ in sample.images]
@@ -193,31 +153,26 @@ class ReasoningVectorEnv(SampleVectorEnv):
             for sample, text, mask, answer in zip(samples, texts, masks, answers, strict=True)
         ]
 
-    def _step_info(self, i: int, transition: Transition, terms: Mapping[str, float]) -> dict[str, Any]:
+    def _step_info(self, i: int, transition: Transition) -> Infos:
         assert transition.answer is not None
         unions = zip(transition.masks, transition.sample.masks, strict=True)
         return {
             "sample_key": transition.sample.key,
             "index": int(self._indices[i]),
-            "reward_terms": dict(terms),
             "iou": float(np.mean([iou(mask.any(axis=0), truth.any(axis=0)) for mask, truth in unions])),
             "expressions": transition.answer.expressions,
             "masks": transition.masks,
         }
 
     def _frame(self, i: int) -> np.ndarray:
-        sample, last = self._sample(int(self._indices[i])), self._last[i]
-        return picture(
-            sample, {} if last is None else {"prediction": last.masks}, None if last is None else last.action
-        )
-
-    def _batched(self) -> dict[str, Any]:
-        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        return cast(dict[str, Any], concatenate(self.single_observation_space, self._observations, empty))
+        last = self._last[i]
+        if last is None:
+            return picture(self._shown(i), {})
+        return picture(self._shown(i), {"prediction": last.masks}, str(last.action))
 
 
 class ReasoningEnv(ScalarEnv):
-    """One episode at a time: `ReasoningVectorEnv` of one, whose arguments, spaces and infos it has.
+    """Scalar form of `ReasoningVectorEnv`, with its arguments, spaces and infos.
 
     Example:
         >>> env = gym.make("maskgym/SIS-v0")  # doctest: +SKIP
@@ -237,17 +192,6 @@ def _check_arguments(task: str, image_size: int | None, group_size: int) -> None
     for name, value in (("image_size", image_size), ("group_size", group_size)):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: expected at least 1")
-
-
-def _make_dataset(dataset: str | Dataset, task: str, split: str | None, group_size: int) -> Dataset:
-    if isinstance(dataset, str):
-        extra = {"group_size": group_size} if task == "cosod" else {}
-        return data.make(dataset, task=task, split=split or "train", **extra)
-    if dataset.task != task:
-        raise UserError(f"dataset is for task '{dataset.task}': expected '{task}'")
-    if split is not None and dataset.split != split:
-        raise UserError(f"split={split!r}: the data set given is of split '{dataset.split}'")
-    return dataset
 
 
 def _observation_space(task: str, image_size: int | None, group_size: int) -> spaces.Dict:

@@ -14,7 +14,8 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from maskgym import data, segmenters
-from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv, stretch
+from maskgym.envs.patches import stretch
+from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.recalibration import SemanticRecalibration
 from maskgym.segmenters.points.sam import sam_tiny
@@ -254,17 +255,17 @@ def test_the_same_seed_is_the_same_episode_and_a_pickle_starts_fresh(sam):
         ({"label_source": "x"}, "label_source='x': expected one of policy, positive, srm, oracle"),
         (
             {"horizon": 65, "allow_repeated_clicks": False},
-            "horizon=65, allow_repeated_clicks=False: expected at most one click a patch",
+            "horizon=65, allow_repeated_clicks=False: expected at most one click per patch",
         ),
         ({"label_source": "srm"}, "expected a recalibration module"),
         ({"text": "shadow"}, "text='shadow', attention=None: expected both"),
         (
             {"label_source": "oracle", "split": "test"},
-            "label_source=oracle: the truth labels clicks on the training split only",
+            "label_source=oracle: uses the ground truth: expected the split train, not test",
         ),
         (
             {"initial_prompts": "truth", "split": "test"},
-            "initial_prompts=truth: the truth prompts on the training split only",
+            "initial_prompts=truth: uses the ground truth: expected the split train, not test",
         ),
         ({"initial_prompts": "x"}, "initial_prompts='x': expected one of"),
         ({"render_mode": "x"}, "render_mode='x'"),
@@ -283,11 +284,13 @@ def test_phrases_are_not_for_a_segmenter_of_points():
 
 
 @pytest.mark.parametrize("action", [64, -1])
-def test_an_action_that_names_no_patch(sam, action):
-    env = vector(sam, 1, label_source="positive")
+def test_an_action_that_names_no_patch_changes_no_episode(sam, action):
+    env = vector(sam, 2, label_source="positive")
     env.reset(seed=0)
+    before = env.unwrapped.get_state()
     with pytest.raises(UserError, match=f"action {action}: expected a patch from 0 to 63"):
-        env.step(np.array([action]))
+        env.step(np.array([5, action]))
+    assert [state.patches for state in env.unwrapped.get_state()] == [state.patches for state in before] == [(), ()]
 
 
 def test_a_group_of_images_cannot_be_clicked_in(sam):
