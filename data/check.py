@@ -9,9 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from maskgym.aliases import JsonObject
 from maskgym.data import make
-from maskgym.data.layout.folders import find_pairs, first, split_in_name
 from maskgym.data.layout.images import DataFault, describe_mask
+from maskgym.data.layout.listing import Listing, Reader, preview
+from maskgym.data.layout.names import split_in_name
+from maskgym.data.layout.pairs import find_pairs
 from maskgym.data.published import PUBLISHED
 from maskgym.data.readers.coco import find_annotations
 from maskgym.data.sample import SPLITS, Sample
@@ -53,7 +56,7 @@ class Report:
         """Whether the check found no fault."""
         return not self.faults
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Convert the report to JSON types."""
         total = {name: sum(row[name] for row in self.counts.values()) for name in COUNTED}
         return {
@@ -92,7 +95,7 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     if name not in (*READERS, *PUBLISHED):
         raise UserError(f"data={name}: expected one of {', '.join((*READERS, *PUBLISHED))} to check a folder")
     given = {} if task is None else {"task": task}
-    reader = make(name, root=root, split="all", strict=False, **given, **arguments)
+    reader: Reader = make(name, root=root, split="all", strict=False, **given, **arguments)
     counts = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
     faults, notes = list(reader.faults), list(reader.notes)
     for index in tqdm(range(len(reader)), desc=f"check {Path(root).name}", unit="sample", disable=None):
@@ -134,7 +137,7 @@ def detect(root: str | Path) -> str:
         return "coco"
     if _holds(path, _SIGNS_OF_LABELS):
         return "label_maps"
-    parents = {PurePosixPath(pair.key).parent for pair in find_pairs(path)[0]}
+    parents = {PurePosixPath(pair.key).parent for pair in find_pairs(Listing(path))}
     return "groups" if len(parents) > 1 and not all(split_in_name(parent.name) for parent in parents) else "folder"
 
 
@@ -142,7 +145,7 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in patterns)
 
 
-def _compare(name: str, reader: Any, counts: dict[str, dict[str, int]]) -> list[str]:
+def _compare(name: str, reader: Reader, counts: dict[str, dict[str, int]]) -> list[str]:
     """List a note for each split whose number of photos differs from the authors' number."""
     published = PUBLISHED.get(name)
     notes = []
@@ -156,17 +159,17 @@ def _compare(name: str, reader: Any, counts: dict[str, dict[str, int]]) -> list[
     return notes
 
 
-def _doubtful(reader: Any) -> list[str]:
+def _doubtful(reader: Reader) -> list[str]:
     """List a note for each kind of unusual mask, for readers with one file per mask."""
     kinds: dict[str, list[str]] = {}
-    for _, path in getattr(reader, "mask_files", ()):
+    for _, path in reader.mask_files:
         with suppress(DataFault):  # already reported
             if kind := describe_mask(path):
                 kinds.setdefault(kind, []).append(path.name)
-    return [f"{len(names)} masks {kind}: foreground is above 128: {first(names)}" for kind, names in kinds.items()]
+    return [f"{len(names)} masks {kind}: foreground is above 128: {preview(names)}" for kind, names in kinds.items()]
 
 
-def _empty_masks(reader: Any, index: int, sample: Sample) -> list[str]:
+def _empty_masks(reader: Reader, index: int, sample: Sample) -> list[str]:
     """List a note for each photo without a mask row, which occurs only in groups."""
     empty = [number for number, masks in enumerate(sample.masks) if not len(masks)]
     return [f"{reader.pairs(index)[number].mask}: an empty mask, a photo without the common object" for number in empty]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from maskgym.aliases import JsonObject
 
 FIELD = "needs"
 SOURCES = ("own", "category")
+Id = int | str  # of an image, annotation or category
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Need:
     """A need's text as first written, and its annotations in the file's order."""
 
     text: str
-    instances: tuple[dict[str, Any], ...]
+    instances: tuple[JsonObject, ...]
 
 
 def find_needs(
-    annotations: Iterable[dict[str, Any]], categories: Mapping[Any, str], source: str
+    annotations: Iterable[JsonObject], categories: Mapping[Id, str], source: str
 ) -> tuple[list[Need], list[str]]:
     """List the needs of one photo in order of first occurrence, and their faults.
 
@@ -41,7 +43,7 @@ def find_needs(
         [('Find it', 2), ('the other', 1)]
     """
     texts: dict[str, str] = {}
-    meant: dict[str, list[dict[str, Any]]] = {}
+    meant: dict[str, list[JsonObject]] = {}
     faults: list[str] = []
     for annotation in annotations:
         asked, fault = _texts(annotation, categories, source)
@@ -55,13 +57,13 @@ def find_needs(
     return [Need(text, tuple(meant[key])) for key, text in texts.items()], faults
 
 
-def category_of(annotation: Mapping[str, Any], categories: Mapping[Any, str]) -> str | None:
+def category_of(annotation: JsonObject, categories: Mapping[Id, str]) -> str | None:
     """Look up the name of an annotation's category; None if it is absent or unknown."""
     number = annotation.get("category_id")
     return categories.get(number) if isinstance(number, (int, str)) else None
 
 
-def _texts(annotation: dict[str, Any], categories: Mapping[Any, str], source: str) -> tuple[list[str], list[str]]:
+def _texts(annotation: JsonObject, categories: Mapping[Id, str], source: str) -> tuple[list[str], list[str]]:
     name = f"annotation {annotation.get('id')}"
     own = annotation.get(FIELD) or []
     if not isinstance(own, list) or not all(isinstance(text, str) for text in own):

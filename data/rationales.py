@@ -6,21 +6,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.sample import Dataset, Sample
 from maskgym.errors import UserError
 
 
-class WithRationales:
+class WithRationales(Dataset):
     """Samples of a data set with rationales from a file, in the data set's order.
 
     Samples without a rationale are left out, because there is nothing to imitate. Rows of other tasks, and of samples
     outside the data set (such as those of another split), are ignored.
 
     Args:
-        dataset: Data set of the samples, preferably with ``keys``: without them each sample is read once for its key.
+        dataset: Data set of the samples.
         file: JSON Lines; each row holds ``key``, ``task``, ``rationale`` (the whole answer text) and optionally
             ``images``, a list with one entry per image of the sample.
 
@@ -37,14 +37,13 @@ class WithRationales:
         self.dataset, self.file = dataset, Path(file).expanduser()
         self.task, self.split = dataset.task, dataset.split
         rationales = _read(self.file, dataset.task)
-        every = getattr(dataset, "keys", None) or tuple(dataset[index].key for index in range(len(dataset)))
-        self._indices = [index for index, key in enumerate(every) if key in rationales]
-        self.keys = tuple(every[index] for index in self._indices)
+        self._indices = [index for index, key in enumerate(dataset.keys) if key in rationales]
+        self.keys = tuple(dataset.keys[index] for index in self._indices)
         self._rows = [rationales[key] for key in self.keys]
         if not self.keys:
             raise UserError(
-                f"{self.file}: {len(rationales)} rationales for {self.task}, none of them for the {len(every)} samples "
-                f"of the {self.split} split: expected a file made from this data set"
+                f"{self.file}: {len(rationales)} rationales for {self.task}, none of them for the {len(dataset)} "
+                f"samples of the {self.split} split: expected a file made from this data set"
             )
 
     def __len__(self) -> int:
@@ -66,7 +65,7 @@ class WithRationales:
         return replace(sample, rationale=row["rationale"])
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(file: Path) -> Iterator[tuple[int, JsonObject]]:
     """Yield the line number, from 1, and the object of each non-empty line of a JSON Lines file.
 
     Raises:
@@ -89,9 +88,9 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _read(file: Path, task: str) -> dict[str, dict[str, Any]]:
+def _read(file: Path, task: str) -> dict[str, JsonObject]:
     """Index the rows of a task by the key of their sample."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for number, row in read_rows(file):
         for name in ("key", "task", "rationale"):
             if not isinstance(row.get(name), str) or not row[name]:

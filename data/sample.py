@@ -99,20 +99,6 @@ class Dataset(ABC):
         return ()
 
 
-class Reader(Dataset):
-    """Data set on disk, whose files are listed at construction and decoded on access.
-
-    Attributes:
-        splits: The split of each sample (None: on no list).
-        faults: Faults found in listing, one line each.
-        notes: What was left out without a fault, one line each.
-    """
-
-    splits: tuple[str | None, ...]
-    faults: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 class Subset(Dataset):
     """Subset of a data set, in the order of the indices.
 

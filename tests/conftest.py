@@ -22,6 +22,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym.data import Dataset
+
 import maskgym
 from maskgym.policies.needs.need_encoder import NeedEncoder
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
@@ -76,7 +78,7 @@ class Halves:
         return mask
 
 
-class Photos:
+class Photos(Dataset):
     """Three samples of different sizes whose truth is the left half; groups hold as many images."""
 
     def __init__(self, task: str = "sis", split: str = "train", instances: int = 1) -> None:

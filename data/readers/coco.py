@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,19 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from maskgym.data.layout.folders import (
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    image_folders,
-    left_out,
-    select,
-    split_in_name,
-    subfolders,
-)
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image
-from maskgym.data.needs import SOURCES, category_of, find_needs
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.names import image_folders, split_in_name, subfolders
+from maskgym.data.needs import SOURCES, Id, category_of, find_needs
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
@@ -39,14 +31,14 @@ class Photo:
     key: str
     path: Path
     size: tuple[int, int] | None  # (H, W) as the JSON states it
-    instances: tuple[dict[str, Any], ...]
-    crowds: tuple[dict[str, Any], ...]
+    instances: tuple[JsonObject, ...]
+    crowds: tuple[JsonObject, ...]
     source: Path
-    categories: dict[Any, str]
+    categories: dict[Id, str]
     need: str | None = None
 
 
-class Coco:
+class Coco(Reader):
     """Photos with instance masks from COCO-style JSON, for salient instances; one photo per sample.
 
     Segmentations may be polygons or run-length codes, compressed or not. Regions marked ``iscrowd`` become ``void``.
@@ -104,25 +96,24 @@ class Coco:
         if images is not None and not (self.root / images).is_dir():
             raise UserError(f"data.images={images}: no such folder in {self.root}")
         sources = find_annotations(self.root) if annotations is None else {None: self.root / annotations}
-        faults = [] if sources else [f"{self.root}: no COCO-style JSON here, in annotations/ or in a split's folder"]
+        listing = Listing(self.root, split)
+        if not sources:
+            listing.faults.append(f"{self.root}: no COCO-style JSON here, in annotations/ or in a split's folder")
         photos: list[Photo] = []
         for file_split, source in sources.items():
             if splits == "hash" or file_split in (None, split) or split not in sources:
                 folders = [self.root / images] if images is not None else _image_folders(self.root, source, file_split)
-                photos += _list_photos(source, folders, file_split, salient_only and not needed, faults)
-        assigned, list_faults = assign_splits(self.root, [photo.key for photo in photos], splits)
-        asked = {photo.key: _by_need(photo, needs, faults) if needed else [photo] for photo in photos}
-        self.faults = (*faults, *list_faults)
-        found = [photo for photo in photos if photo.instances and asked[photo.key]]
-        if strict:
-            if needed and not found and not self.faults:
-                raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
-            check_listing(self.root, split, (assigned[photo.key] for photo in found), self.faults)
-        kept = {photo.key for photo in found}
+                photos += _list_photos(listing, source, folders, file_split, salient_only and not needed)
+        asked = {photo.key: _by_need(listing, photo, needs) if needed else [photo] for photo in photos}
+        assigned = listing.assign([photo.key for photo in photos], splits)
+        found = {photo.key: photo for photo in photos if photo.instances and asked[photo.key]}
         lacking = "a need" if needed else "an instance"
-        self.notes = left_out((photo.path.name for photo in photos if photo.key not in kept), f"without {lacking}")
+        listing.leave_out((photo.path.name for photo in photos if photo.key not in found), f"without {lacking}")
+        if strict and needed and not found and not listing.faults:
+            raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
+        self.finish(listing, strict, (assigned[key] for key in found))
         excluded = check_excluded(exclude, assigned)
-        chosen = [photo for photo in found if select(split, assigned[photo.key]) and photo.key not in excluded]
+        chosen = [found[key] for key in found if listing.selects(assigned[key]) and key not in excluded]
         self.splits = tuple(assigned[photo.key] for photo in chosen for _ in asked[photo.key])
         self._photos = [part for photo in chosen for part in asked[photo.key]]
         self.keys = tuple(photo.key for photo in self._photos)
@@ -207,19 +198,19 @@ def _image_folders(root: Path, source: Path, split: str | None) -> list[Path]:
 
 
 def _list_photos(
-    source: Path, folders: list[Path], split: str | None, salient_only: bool, faults: list[str]
+    listing: Listing, source: Path, folders: list[Path], split: str | None, salient_only: bool
 ) -> list[Photo]:
-    """List the photos of one JSON file that exist on disk; add the faults of the others to ``faults``."""
-    records, annotations, categories = read_coco(source, faults)
-    by_image: dict[Any, list[dict[str, Any]]] = {}
+    """List the photos of one JSON file that exist on disk; the others are faults."""
+    records, annotations, categories = read_coco(listing, source)
+    by_image: dict[Id, list[JsonObject]] = {}
     for record in records:
         if record["id"] in by_image:
-            faults.append(f"{source}: two images have the id {record['id']}")
+            listing.faults.append(f"{source}: two images have the id {record['id']}")
         by_image[record["id"]] = []
     for annotation in annotations:
         if annotation["image_id"] not in by_image:
             number, image = annotation.get("id"), annotation["image_id"]
-            faults.append(f"{source}: annotation {number} belongs to image {image}, which is not in images")
+            listing.faults.append(f"{source}: annotation {number} belongs to image {image}, which is not in images")
         else:
             by_image[annotation["image_id"]].append(annotation)
     photos: dict[str, Photo] = {}
@@ -228,9 +219,9 @@ def _list_photos(
         key = f"{split}/{name.with_suffix('')}" if split else str(name.with_suffix(""))
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if path is None:
-            faults.append(f"{source}: no file {name} in {', '.join(map(str, folders))}")
+            listing.faults.append(f"{source}: no file {name} in {', '.join(map(str, folders))}")
         elif key in photos:
-            faults.append(f"{source}: {name} is listed twice")
+            listing.faults.append(f"{source}: {name} is listed twice")
         else:
             own = by_image[record["id"]]
             size = (record["height"], record["width"]) if record.get("height") and record.get("width") else None
@@ -254,23 +245,22 @@ def read_json(source: Path) -> Any:
         raise DataFault(f"{source}: not JSON: {error}") from None
 
 
-def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+def read_coco(listing: Listing, source: Path) -> tuple[list[JsonObject], list[JsonObject], dict[Id, str]]:
     """List the complete records of ``images`` and ``annotations``, and the names of ``categories`` by id.
 
-    Faults of the file, or of other records, are added to ``faults``.
+    An unreadable file and incomplete records are faults.
     """
-    try:
-        content = read_json(source)
-    except DataFault as error:
-        faults += error.faults
+    content: JsonObject | None = None
+    with listing.collecting():
+        found = read_json(source)
+        if not isinstance(found, dict):
+            raise DataFault(f"{source}: a {type(found).__name__}: expected an object with images and annotations")
+        content = found
+    if content is None:
         return [], [], {}
-    if not isinstance(content, dict):
-        faults.append(f"{source}: a {type(content).__name__}: expected an object with images and annotations")
-        return [], [], {}
-    images = _complete(source, content, "images", {"id": (int, str), "file_name": str}, faults)
-    annotations = _complete(
-        source, content, "annotations", {"image_id": (int, str), "segmentation": (list, dict)}, faults
-    )
+    images = _complete(listing, source, content, "images", {"id": (int, str), "file_name": str})
+    fields = {"image_id": (int, str), "segmentation": (list, dict)}
+    annotations = _complete(listing, source, content, "annotations", fields)
     listed = content.get("categories")
     named = [record for record in listed if isinstance(record, dict)] if isinstance(listed, list) else []
     categories = {
@@ -280,24 +270,26 @@ def read_coco(source: Path, faults: list[str]) -> tuple[list[dict[str, Any]], li
 
 
 def _complete(
-    source: Path, content: dict[str, Any], part: str, fields: dict[str, Any], faults: list[str]
-) -> list[dict[str, Any]]:
+    listing: Listing, source: Path, content: JsonObject, part: str, fields: Mapping[str, type | tuple[type, ...]]
+) -> list[JsonObject]:
     """List the records of one part that have all required fields with the correct types."""
     if not isinstance(content.get(part), list):
-        faults.append(f"{source}: no list '{part}': expected COCO's images and annotations")
+        listing.faults.append(f"{source}: no list '{part}': expected COCO's images and annotations")
         return []
     complete = []
     for place, record in enumerate(content[part]):
         known = record if isinstance(record, dict) else {}
         missing = [field for field, kind in fields.items() if not isinstance(known.get(field), kind)]
         if missing:
-            faults.append(f"{source}: {part}[{place}] (id {known.get('id')}) has no usable {', '.join(missing)}")
+            listing.faults.append(
+                f"{source}: {part}[{place}] (id {known.get('id')}) has no usable {', '.join(missing)}"
+            )
         else:
             complete.append(record)
     return complete
 
 
-def _read_instance(photo: Photo, annotation: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+def _read_instance(photo: Photo, annotation: JsonObject, shape: tuple[int, int]) -> np.ndarray:
     """Decode the mask of one annotation, bool (H, W); raise a fault if it is malformed or empty."""
     name = f"{photo.source}: annotation {annotation.get('id')} of {photo.path.name}"
     try:
@@ -316,16 +308,16 @@ def _read_void(photo: Photo, masks: np.ndarray) -> tuple[np.ndarray]:
     return (np.any(crowds, axis=0) & ~masks.any(axis=0),)
 
 
-def _phrases(instances: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...]] | None:
+def _phrases(instances: Iterable[JsonObject]) -> tuple[tuple[str, ...]] | None:
     """List one phrase per instance; None unless every instance has a phrase."""
     phrases = [next((a[field] for field in PHRASE_FIELDS if a.get(field)), None) for a in instances]
     return (tuple(map(str, phrases)),) if all(phrases) else None
 
 
-def _by_need(photo: Photo, source: str, faults: list[str]) -> list[Photo]:
-    """List the photo once per need, with the annotations of the need; add faults to ``faults``."""
+def _by_need(listing: Listing, photo: Photo, source: str) -> list[Photo]:
+    """List the photo once per need, with the annotations of the need."""
     needs, wrong = find_needs(photo.instances, photo.categories, source)
-    faults += [f"{photo.source}: {fault}" for fault in wrong]
+    listing.faults += [f"{photo.source}: {fault}" for fault in wrong]
     return [
         replace(photo, key=f"{photo.key}#{number}", instances=need.instances, need=need.text)
         for number, need in enumerate(needs)

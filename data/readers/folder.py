@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskgym.data.layout.folders import (
-    Pair,
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    find_pairs,
-    leave_out,
-    select,
-)
 from maskgym.data.layout.images import FOREGROUND, DataFault, read_pair
-from maskgym.data.sample import CATEGORIES, Sample
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.pairs import find_pairs, without_faulty
+from maskgym.data.sample import CATEGORIES, Pair, Sample
 
 
-class Folder:
+class Folder(Reader):
     """Pairs of photo and mask; one pair per sample.
 
-    Folders are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and files are paired by
+    Folders are found by the names that public sets use (see :mod:`maskgym.data.layout.pairs`) and files are paired by
     stem. Listing happens at construction and decodes nothing; a sample is decoded and checked on each access.
 
     Args:
@@ -64,14 +56,12 @@ class Folder:
     ) -> None:
         self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
         self.shown, self.task, self.split = task, "sod", split  # one region per image is read as ``sod``
-        listed, faults = find_pairs(self.root, images, masks, faulty)
-        pairs, self.notes = leave_out(listed, faulty)
-        assigned, list_faults = assign_splits(self.root, [pair.key for pair in pairs], splits)
-        self.faults = (*faults, *list_faults)
-        if strict:
-            check_listing(self.root, split, assigned.values(), self.faults)
+        listing = Listing(self.root, split)
+        pairs = without_faulty(listing, find_pairs(listing, images, masks, faulty), faulty)
+        assigned = listing.assign([pair.key for pair in pairs], splits)
+        self.finish(listing, strict, assigned.values())
         excluded = check_excluded(exclude, assigned)
-        self._pairs = [pair for pair in pairs if select(split, assigned[pair.key]) and pair.key not in excluded]
+        self._pairs = [pair for pair in pairs if listing.selects(assigned[pair.key]) and pair.key not in excluded]
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
 

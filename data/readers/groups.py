@@ -6,22 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from maskgym.data.layout.folders import (
-    Pair,
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    find_pairs,
-    leave_out,
-    select,
-)
 from maskgym.data.layout.images import FOREGROUND, DataFault, read_all, read_pair
-from maskgym.data.sample import Sample
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.pairs import find_pairs, without_faulty
+from maskgym.data.sample import Pair, Sample
 from maskgym.errors import UserError
 
 
-class Groups:
+class Groups(Reader):
     """Groups of photos for co-salient object detection: one folder per group, in the images and in the masks folder.
 
     Args:
@@ -67,23 +59,22 @@ class Groups:
         if group_size is not None and group_size < 1:
             raise UserError(f"data.group_size={group_size}: expected a number of photos, 1 or more, or null")
         self.task, self.split = task, split
-        listed, faults = find_pairs(self.root, images, masks, faulty)
-        pairs, self.notes = leave_out(listed, faulty)
+        listing = Listing(self.root, split)
+        pairs = without_faulty(listing, find_pairs(listing, images, masks, faulty), faulty)
         excluded = check_excluded(exclude, (pair.key for pair in pairs))
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
             if pair.key not in excluded:
                 groups.setdefault(str(PurePosixPath(pair.key).parent), []).append(pair)
         if loose := groups.pop(".", []):
-            faults.append(f"{loose[0].image}: in no group: expected one folder a group ({len(loose)} such photos)")
-        assigned, list_faults = assign_splits(self.root, groups, splits)
-        self.faults = (*faults, *list_faults)
-        if strict:
-            check_listing(self.root, split, assigned.values(), self.faults)
+            where = f"{loose[0].image}: in no group"
+            listing.faults.append(f"{where}: expected one folder per group ({len(loose)} such photos)")
+        assigned = listing.assign(groups, splits)
+        self.finish(listing, strict, assigned.values())
         self._chunks = [
             (name, start // size, group[start : start + size])
             for name, group in groups.items()
-            if select(split, assigned[name])
+            if listing.selects(assigned[name])
             for size in [group_size or len(group)]
             for start in range(0, len(group), size)
         ]

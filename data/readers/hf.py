@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from uuid import uuid4
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from maskgym.data.layout.folders import check_excluded, check_listing, select, split_in_name
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask
+from maskgym.data.layout.listing import Listing, Reader, check_excluded
+from maskgym.data.layout.names import split_in_name
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
 from maskgym.errors import UserError
 
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+
+T = TypeVar("T")
+Stored = (
+    str | bytes | list | dict | None
+)  # a value of a row: a picture's bytes and path, a segmentation, or lists of them
 # Meaning of the masks by requested task.
 MEANT = {"sod": "sod", "need": "sod", "sis": "sis", "ranking": "sis", "ranking_need": "sis", "cosod": "cosod"}
 NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # required columns by task
@@ -42,7 +51,7 @@ class Place:
     images: slice
 
 
-class HuggingFace:
+class HuggingFace(Reader):
     """Rows of a Hugging Face data set; one row per sample.
 
     A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
@@ -107,7 +116,8 @@ class HuggingFace:
     ) -> None:
         _check_arguments(path, task, split, splits, group_size)
         self.path, self.shown, self.task, self.split = str(path), task, MEANT[task], split
-        parts, self.notes = _name_splits(*_load(self.path, config), splits)
+        listing = Listing(Path(self.path), split)
+        parts = _name_splits(listing, *_load(self.path, config), splits)
         named = {"image": image, "mask": mask, "key": key, "phrases": phrases, "category": category, "need": need}
         named |= {"ranks": ranks, "void": void, "rationale": rationale}
         self._columns = _find_columns(self.path, task, named, parts[0][1].column_names)
@@ -121,11 +131,10 @@ class HuggingFace:
         self._parts = [
             part.select_columns(list(dict.fromkeys(self._columns.values()))).with_format("arrow") for _, part in parts
         ]
-        places, self.faults = self._list([name for name, _ in parts], group_size)
-        if strict:
-            check_listing(Path(self.path), split, (place.split for place in places), self.faults)
+        places = self._list(listing, [name for name, _ in parts], group_size)
+        self.finish(listing, strict, (place.split for place in places))
         excluded = check_excluded(exclude, (place.key for place in places))
-        self._places = [place for place in places if select(split, place.split) and place.key not in excluded]
+        self._places = [place for place in places if listing.selects(place.split) and place.key not in excluded]
         self.keys = tuple(place.key for place in self._places)
         self.splits = tuple(place.split for place in self._places)
 
@@ -161,10 +170,10 @@ class HuggingFace:
             rationale=values.get("rationale"),
         )
 
-    def _list(self, names: Sequence[str | None], group_size: int | None) -> tuple[list[Place], tuple[str, ...]]:
-        """List all samples in order, and the faults of rows, without decoding."""
+    def _list(self, listing: Listing, names: Sequence[str | None], group_size: int | None) -> list[Place]:
+        """List all samples in order without decoding; rows whose key is taken are faults."""
         places: list[Place] = []
-        faults, seen = [], set()
+        seen: set[str] = set()
         for number, (name, part) in enumerate(zip(names, self._parts, strict=True)):
             table = part[:]
             column = self._columns.get("key")
@@ -173,17 +182,17 @@ class HuggingFace:
             for row, (raw, count) in enumerate(zip(keys, counts, strict=True)):
                 key = str(raw) if column or name is None else f"{name}/{raw}"
                 if key in seen:
-                    faults.append(f"{self.path}: row {row}: another one has the key '{key}' too")
+                    listing.faults.append(f"{self.path}: row {row}: another one has the key '{key}' too")
                     continue
                 seen.add(key)
                 size = group_size or max(count, 1)
                 for start in range(0, count, size):
                     own = key if count <= size else f"{key}/{start // size}"
                     places.append(Place(own, name or split_of(key), number, row, slice(start, start + size)))
-        return places, tuple(faults)
+        return places
 
-    def _category(self, values: Mapping[str, Any]) -> str | None:
-        """Return the category of a row; without such a column, the name of the task's masks."""
+    def _category(self, values: JsonObject) -> str | None:
+        """Find the category of a row; without such a column, it is the name of the task's masks."""
         if "category" not in values:
             return CATEGORIES.get(self.shown)
         value = values["category"]
@@ -208,7 +217,9 @@ def to_hugging_face(dataset: Dataset) -> datasets.Dataset:
         raise UserError(f"split={dataset.split}: expected a data set of one split: {', '.join(SPLITS)}")
     group = dataset.task == "cosod"
 
-    def each(feature: Any) -> Any:
+    def each(
+        feature: datasets.Value | datasets.Image | datasets.List,
+    ) -> datasets.Value | datasets.Image | datasets.List:
         return datasets.List(feature) if group else feature
 
     text = datasets.Value("string")
@@ -233,28 +244,27 @@ def to_hugging_face(dataset: Dataset) -> datasets.Dataset:
         )
 
 
-def _write_rows(dataset: Dataset, group: bool) -> Iterator[dict[str, Any]]:
+def _write_rows(dataset: Dataset, group: bool) -> Iterator[JsonObject]:
     """Yield one row per sample."""
     for index in range(len(dataset)):
         sample = dataset[index]
-        per_image: dict[str, list[Any] | None] = {
+        per_image: dict[str, list | None] = {
             "image": [Image.fromarray(image) for image in sample.images],
             "mask": [[_grey(mask) for mask in masks] for masks in sample.masks],
             "void": None if sample.void is None else [_grey(void) for void in sample.void],
             "phrases": None if sample.phrases is None else [list(phrases) for phrases in sample.phrases],
             "ranks": None if sample.ranks is None else [ranks.tolist() for ranks in sample.ranks],
         }
-        row: dict[str, Any] = {name: getattr(sample, name) for name in ("key", "category", "need", "rationale")}
-        for name, values in per_image.items():
-            row[name] = values if group or values is None else values[0]
-        yield row
+        row = {name: values if group or values is None else values[0] for name, values in per_image.items()}
+        texts = {"key": sample.key, "category": sample.category, "need": sample.need, "rationale": sample.rationale}
+        yield {**texts, **row}
 
 
 def _grey(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def _check_arguments(path: Any, task: str, split: str, splits: str, group_size: int | None) -> None:
+def _check_arguments(path: str | Path | None, task: str, split: str, splits: str, group_size: int | None) -> None:
     if not path:
         raise UserError("data.path is not set: data=hf expects a folder or a name on the hub")
     for name, value, allowed in (("split", split, (*SPLITS, "all")), ("splits", splits, ("auto", "hash"))):
@@ -288,12 +298,12 @@ def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Data
 
 
 def _name_splits(
-    found: Mapping[str | None, datasets.Dataset], saved: bool, splits: str
-) -> tuple[list[tuple[str | None, datasets.Dataset]], tuple[str, ...]]:
-    """Assign a split to each part (None: split by hash), and list notes on parts that are left out."""
+    listing: Listing, found: Mapping[str | None, datasets.Dataset], saved: bool, splits: str
+) -> list[tuple[str | None, datasets.Dataset]]:
+    """Assign a split to each part (None: split by hash); note parts that are left out."""
     # `load_dataset` names a single part train, whatever it holds.
     if splits == "hash" or (len(found) == 1 and not (saved and None not in found)):
-        return [(None, datasets.concatenate_datasets([*found.values()]))], ()
+        return [(None, datasets.concatenate_datasets([*found.values()]))]
     named: dict[str, datasets.Dataset] = {}
     notes = []
     for name, part in found.items():
@@ -305,8 +315,9 @@ def _name_splits(
         else:
             named[split] = part
     if not named:
-        return [(None, datasets.concatenate_datasets([*found.values()]))], ()
-    return list(named.items()), tuple(notes)
+        return [(None, datasets.concatenate_datasets([*found.values()]))]
+    listing.notes += notes
+    return [*named.items()]
 
 
 def _find_columns(path: str, task: str, named: Mapping[str, str | None], there: Sequence[str]) -> dict[str, str]:
@@ -322,13 +333,13 @@ def _find_columns(path: str, task: str, named: Mapping[str, str | None], there: 
     return columns
 
 
-def _lengths(column: Any) -> list[int]:
+def _lengths(column: ChunkedArray) -> list[int]:
     """Compute the length of each list in an Arrow column; 0 for a missing list."""
     return [length or 0 for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
 
 
 def _read_pictures(
-    where: str, pictures: Sequence[Any], truths: Sequence[Any], group: bool
+    where: str, pictures: Sequence[Stored], truths: Sequence[Stored], group: bool
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """Read the images and the masks of one sample."""
     if len(pictures) != len(truths):
@@ -340,7 +351,7 @@ def _read_pictures(
     return images, masks
 
 
-def _read_one(where: str, picture: Any, truth: Any, group: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_one(where: str, picture: Stored, truth: Stored, group: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read an image uint8 (H, W, 3) and its masks bool (n, H, W); in a group, empty masks are left out."""
     image = read_image(_file(where, picture))
     masks = read_all(partial(_read_mask, where, image, value) for value in _instances(where, truth))
@@ -351,7 +362,7 @@ def _read_one(where: str, picture: Any, truth: Any, group: bool) -> tuple[np.nda
     return image, np.array(masks, bool).reshape(-1, *image.shape[:2])
 
 
-def _instances(where: str, truth: Any) -> list[Any]:
+def _instances(where: str, truth: Stored) -> list[Stored]:
     """List one value per mask; a single image or segmentation gives a list of one."""
     truth = _parsed(where, truth)
     if truth is None:
@@ -366,7 +377,7 @@ def _instances(where: str, truth: Any) -> list[Any]:
     return [truth] if polygons else list(truth)
 
 
-def _read_mask(where: str, image: np.ndarray, value: Any) -> np.ndarray:
+def _read_mask(where: str, image: np.ndarray, value: Stored) -> np.ndarray:
     """Decode one value to a mask, bool (H, W), at the size of its image."""
     value = _parsed(where, value)
     if isinstance(value, dict) and "counts" not in value:
@@ -379,7 +390,7 @@ def _read_mask(where: str, image: np.ndarray, value: Any) -> np.ndarray:
         raise DataFault(f"{where}: unreadable segmentation: {error}") from None
 
 
-def _parsed(where: str, value: Any) -> Any:
+def _parsed(where: str, value: Stored) -> Stored:
     """Parse text as JSON; return other values unchanged."""
     if not isinstance(value, str | bytes):
         return value
@@ -389,7 +400,9 @@ def _parsed(where: str, value: Any) -> Any:
         raise DataFault(f"{where}: unreadable segmentation: not JSON: {error}") from None
 
 
-def _read_voids(where: str, pictures: Any, images: Sequence[np.ndarray]) -> tuple[np.ndarray, ...] | None:
+def _read_voids(
+    where: str, pictures: Sequence[Stored] | None, images: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...] | None:
     if pictures is None:
         return None
     if len(pictures) != len(images):
@@ -400,7 +413,9 @@ def _read_voids(where: str, pictures: Any, images: Sequence[np.ndarray]) -> tupl
     )
 
 
-def _per_mask(where: str, name: str, values: Any, masks: Sequence[np.ndarray], read: Any) -> Any:
+def _per_mask(
+    where: str, name: str, values: Sequence | None, masks: Sequence[np.ndarray], read: Callable[[list], T]
+) -> tuple[T, ...] | None:
     """List the per-mask values of each image; None if a row has none."""
     if values is None:
         return None
@@ -411,7 +426,7 @@ def _per_mask(where: str, name: str, values: Any, masks: Sequence[np.ndarray], r
     return None if any(value is None for row in rows for value in row) else tuple(read(row) for row in rows)
 
 
-def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+def _texts(values: list) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
@@ -426,7 +441,7 @@ class _Content(BytesIO):
         return self.name
 
 
-def _file(where: str, picture: Any) -> Path:
+def _file(where: str, picture: Stored) -> Path:
     """Convert a stored image to an object that the file readers open."""
     if not isinstance(picture, dict) or not (picture.get("bytes") or picture.get("path")):
         raise DataFault(f"{where}: no picture: expected an Image column")

@@ -11,21 +11,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from maskgym.data.layout.folders import (
-    Pair,
-    Place,
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    find_places,
-    left_out,
-    pair_files,
-    select,
-    split_in_name,
-)
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
-from maskgym.data.sample import Sample, split_of
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.names import split_in_name
+from maskgym.data.layout.pairs import Place, find_places, pair_files
+from maskgym.data.sample import Pair, Sample, split_of
 from maskgym.errors import UserError
 
 SPECKS = ("fault", "drop", "keep")
@@ -48,11 +38,11 @@ class Instances:
     void: np.ndarray | None
 
 
-class LabelMaps:
+class LabelMaps(Reader):
     """Photos with one picture each whose labels are instances; one photo per sample.
 
     A label is a palette's index, a grey level (of 8 or 16 bits) or a colour; 0 and black are background. Photos and
-    maps are found by the names that public sets use (see :mod:`maskgym.data.layout.folders`) and paired by stem. Where
+    maps are found by the names that public sets use (see :mod:`maskgym.data.layout.pairs`) and paired by stem. Where
     instances have a folder beside the one of masks (``Imgs``, ``GT``, ``Instance gt``, as in SOC), that is the one, and
     photos that have no map there, or a black one, show nothing salient: they are left out. To know the black ones,
     the maps of the split asked for are decoded at construction; elsewhere nothing is.
@@ -103,20 +93,18 @@ class LabelMaps:
         self.root = check_root("label_maps", root, task, ("sis", "sod"), split)
         check_specks(specks)
         self.task, self.split, self.specks = task, split, specks
+        listing = Listing(self.root, split)
         places = find_places(self.root, images, masks, instances=True)
-        faults: list[str] = []
-        pairs, uncertain, absent = _pair(self.root, places, faults)
+        pairs, uncertain, absent = _pair(listing, places)
         found = _find_lists(self.root, [place.masks.parent for place in places if not place.split], lists)
-        assigned, list_faults = _assign(self.root, [pair.key for pair in pairs], splits, found)
-        self.faults = (*faults, *list_faults)
-        asked = [pair for pair in pairs if select(split, assigned[pair.key])]
+        assigned = _assign(listing, [pair.key for pair in pairs], splits, found)
+        asked = [pair for pair in pairs if listing.selects(assigned[pair.key])]
         black = _find_black([pair for pair in asked if pair.key in uncertain], self.root)
-        if strict:
-            check_listing(self.root, split, (assigned[p.key] for p in pairs if p.key not in black), self.faults)
         by_folder = splits == "auto" and bool(places and places[0].split)
-        blank = [path for own, path in absent if not by_folder or select(split, own)]
+        blank = [path for own, path in absent if not by_folder or listing.selects(own)]
         names = sorted(path.name for path in (*blank, *black.values()))
-        self.notes = left_out(names, "without a salient object")
+        listing.leave_out(names, "without a salient object")
+        self.finish(listing, strict, (assigned[pair.key] for pair in pairs if pair.key not in black))
         excluded = check_excluded(exclude, assigned)
         self._pairs = [pair for pair in asked if pair.key not in black and pair.key not in excluded]
         self.keys = tuple(pair.key for pair in self._pairs)
@@ -185,9 +173,7 @@ def _filling_blocks(labels: np.ndarray) -> np.ndarray:
     return np.unique(centre[:, 1:-1][blocks])
 
 
-def _pair(
-    root: Path, places: Iterable[Place], faults: list[str]
-) -> tuple[list[Pair], set[str], list[tuple[str | None, Path]]]:
+def _pair(listing: Listing, places: Iterable[Place]) -> tuple[list[Pair], set[str], list[tuple[str | None, Path]]]:
     """Pair the photos and maps of all places.
 
     Returns:
@@ -198,29 +184,27 @@ def _pair(
     uncertain: set[str] = set()
     absent: list[tuple[str | None, Path]] = []
     for place in places:
-        found, lonely = pair_files(root, place, faults, optional=place.beside_masks)
+        found, lonely = pair_files(listing, listing.root, place, optional=place.beside_masks)
         pairs += found
         if place.beside_masks:
             uncertain |= {pair.key for pair in found}
             absent += [(split_in_name(place.split), path) for path in lonely]
-    if not pairs and not faults:
-        faults.append(
-            f"{root}: no pair of photo and label map: looked for images/ with gt/ (or image, imgs, … with Instance gt, "
-            "masks, …), the same in train/, val/, test/; data.images and data.masks name others"
+    if not pairs and not listing.faults:
+        listing.faults.append(
+            f"{listing.root}: no pair of photo and label map: looked for images/ with gt/ (or image, imgs, … with "
+            "Instance gt, masks, …), the same in train/, val/, test/; data.images and data.masks name others"
         )
     return pairs, uncertain, absent
 
 
-def _assign(
-    root: Path, keys: Sequence[str], splits: str, lists: dict[str, Path]
-) -> tuple[dict[str, str | None], list[str]]:
-    """Assign a split to each key, and list the faults of the lists; if only test photos are listed, the rest trains."""
-    assigned, faults = assign_splits(root, keys, splits, lists)
+def _assign(listing: Listing, keys: Sequence[str], splits: str, lists: dict[str, Path]) -> dict[str, str | None]:
+    """Assign a split to each key; if only test photos are listed, the rest is training and validation."""
+    assigned = listing.assign(keys, splits, lists)
     if splits == "auto" and set(lists) == {"test"}:
         for key in keys:
             rest = "validation" if split_of(key) == "validation" else "train"
             assigned[key] = assigned[key] or rest
-    return assigned, faults
+    return assigned
 
 
 def _find_lists(root: Path, folders: Sequence[Path], word: str | None) -> dict[str, Path]:

@@ -6,30 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
-from maskgym.data.layout.folders import (
-    Place,
-    absence,
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    find_home,
-    image_folders,
-    left_out,
-    list_pictures,
-    pair_files,
-    select,
-    split_in_name,
-    subfolders,
-)
 from maskgym.data.layout.images import SUFFIXES, DataFault, check_same_size, read_all, read_image, read_levels
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.names import find_home, image_folders, split_in_name, subfolders
+from maskgym.data.layout.pairs import Place, absence, list_pictures, pair_files
 from maskgym.data.readers.coco import Photo, read_json, read_sample
 from maskgym.data.readers.label_maps import check_specks, find_instances
-from maskgym.data.readers.refcoco import read_pickle
+from maskgym.data.readers.refcoco import read_list
+from maskgym.data.run_lengths import Segmentation
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
@@ -62,7 +49,7 @@ class Ranked:
 class Annotated:
     """Salient objects of a photo: segmentations by their number in the file, and one rank each."""
 
-    segmentations: dict[int, Any]
+    segmentations: dict[int, Segmentation]
     ranks: tuple[float, ...]
 
 
@@ -85,7 +72,7 @@ class Part:
         return self.objects.exists() or (self.orders is not None and self.orders.exists())
 
 
-class RankedObjects:
+class RankedObjects(Reader):
     """Photos whose salient objects have ranks; one photo per sample.
 
     Two layouts are understood:
@@ -145,18 +132,13 @@ class RankedObjects:
         self.shown, self.task, self.split, self.specks = task, "sis", split, specks
         parts = _find_parts(self.root)
         some = splits == "auto" and any(part.split == split for part in parts)
-        faults: list[str] = []
-        notes: list[str] = []
-        photos: list[Ranked] = []
-        for part in parts:
-            if part.split == split or not some:
-                photos += _list_part(part, source, faults, notes)
-        assigned, _ = assign_splits(self.root, [photo.key for photo in photos], splits)
-        self.faults, self.notes = tuple(faults), tuple(notes)
-        if strict:
-            check_listing(self.root, split, assigned.values(), self.faults)
+        listing = Listing(self.root, split)
+        listed = [part for part in parts if part.split == split or not some]
+        photos = [photo for part in listed for photo in _list_part(listing, part, source)]
+        assigned = listing.assign([photo.key for photo in photos], splits)
+        self.finish(listing, strict, assigned.values())
         excluded = check_excluded(exclude, assigned)
-        self._photos = [p for p in photos if select(split, assigned[p.key]) and p.key not in excluded]
+        self._photos = [p for p in photos if listing.selects(assigned[p.key]) and p.key not in excluded]
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[key] for key in self.keys)
 
@@ -212,16 +194,14 @@ def _split_folders(folder: Path) -> list[Path]:
     return [inside for images in image_folders(folder) for inside in subfolders(images) if split_in_name(inside.name)]
 
 
-def _list_part(part: Part, source: str, faults: list[str], notes: list[str]) -> list[Ranked]:
-    """List the photos of one split; record photos that are left out in ``faults`` or, without a fault, in ``notes``."""
+def _list_part(listing: Listing, part: Part, source: str) -> list[Ranked]:
+    """List the photos of one split."""
     if source == "grey" or (source == "auto" and not part.has_objects):
-        return _list_greys(part, faults, notes)
-    photos = list_pictures(part.home, part.images, faults)
-    annotated = (
-        _read_irsr(part, photos, faults, notes) if part.orders is None else _read_assr(part, photos, faults, notes)
-    )
+        return _list_greys(listing, part)
+    photos = list_pictures(listing, part.home, part.images)
+    annotated = _read_irsr(listing, part, photos) if part.orders is None else _read_assr(listing, part, photos)
     found = {name: record for name, record in annotated.items() if record.segmentations}
-    notes += left_out(sorted(annotated.keys() - found.keys()), f"in {part.images} without a salient object")
+    listing.leave_out(sorted(annotated.keys() - found.keys()), f"in {part.images} without a salient object")
     return [_ranked(part, name, photos[name], record) for name, record in found.items()]
 
 
@@ -232,73 +212,64 @@ def _ranked(part: Part, name: str, image: Path, record: Annotated) -> Ranked:
     return Ranked(key, image, Photo(key, image, None, instances, (), part.objects, {}), record.ranks)
 
 
-def _list_greys(part: Part, faults: list[str], notes: list[str]) -> list[Ranked]:
+def _list_greys(listing: Listing, part: Part) -> list[Ranked]:
     if not part.greys.is_dir():
-        faults.append(f"{part.greys}: no such folder: expected the pictures of ranks")
+        listing.faults.append(f"{part.greys}: no such folder: expected the pictures of ranks")
         return []
-    pairs, _ = pair_files(part.home, Place(part.name, part.images, part.greys), faults)
+    pairs, _ = pair_files(listing, part.home, Place(part.name, part.images, part.greys))
     by_name = {pair.key.removeprefix(f"{part.name}/"): pair for pair in pairs}
-    names = _read_names(part, {name: pair.image for name, pair in by_name.items()}, faults, notes)
+    names = _read_names(listing, part, {name: pair.image for name, pair in by_name.items()})
     share = 0.0 if part.orders is None else SALIENT
     return [Ranked(by_name[n].key, by_name[n].image, grey=by_name[n].mask, share=share) for n in names]
 
 
-def _read_names(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> list[str]:
+def _read_names(listing: Listing, part: Part, photos: Mapping[str, Path]) -> list[str]:
     """List the names of the photos to use: those on the split's list, if it exists, in its order."""
     if part.listed is None or not part.listed.is_file():
         return sorted(photos)
     lines = part.listed.read_text(encoding="utf-8", errors="replace").splitlines()
     names = list(dict.fromkeys(_stem(line.strip()) for line in lines if line.strip()))
-    faults += [f"{part.listed}: {absence(name, photos, part.images)}" for name in names if name not in photos]
-    notes += left_out(sorted(photos.keys() - {*names}), f"in {part.images} that are not in {part.listed.name}")
+    listing.faults += [f"{part.listed}: {absence(name, photos, part.images)}" for name in names if name not in photos]
+    listing.leave_out(sorted(photos.keys() - {*names}), f"in {part.images} that are not in {part.listed.name}")
     return [name for name in names if name in photos]
 
 
-def _read_assr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
+def _read_assr(listing: Listing, part: Part, photos: Mapping[str, Path]) -> dict[str, Annotated]:
     """Read the salient objects of each photo whose order has one rank per object."""
     assert part.orders is not None
-    objects = _read_objects(part.objects, faults)
-    if objects is None:
-        return {}
-    found = {}
-    for name in _read_names(part, photos, faults, notes):
-        path = part.orders / f"{name}.json"
-        try:
-            order = _read_order(path)
-        except DataFault as error:
-            faults += error.faults
-            continue
-        if name not in objects:
-            faults.append(f"{part.objects}: no objects of '{name}'")
-        elif len(order) != len(objects[name]):
-            faults.append(
-                f"{path}: {len(order)} ranks, but {part.objects} has {len(objects[name])} objects of '{name}'"
-            )
-        else:
-            salient = [number for number, value in enumerate(order) if value > SALIENT]
-            segmentations = {number: objects[name][number] for number in salient}
-            found[name] = Annotated(segmentations, tuple(order[number] for number in salient))
+    found: dict[str, Annotated] = {}
+    with listing.collecting():  # without the objects there is nothing to read
+        objects = _read_objects(listing, part.objects)
+        for name in _read_names(listing, part, photos):
+            with listing.collecting():
+                order = _read_order(path := part.orders / f"{name}.json")
+                if name not in objects:
+                    raise DataFault(f"{part.objects}: no objects of '{name}'")
+                if len(order) != (count := len(objects[name])):
+                    raise DataFault(f"{path}: {len(order)} ranks, but {part.objects} has {count} objects of '{name}'")
+                salient = [number for number, value in enumerate(order) if value > SALIENT]
+                segmentations = {number: objects[name][number] for number in salient}
+                found[name] = Annotated(segmentations, tuple(order[number] for number in salient))
     return found
 
 
-def _read_objects(path: Path, faults: list[str]) -> dict[str, list[Any]] | None:
-    """Read the segmentations of each photo in the order of the file; None if the whole file is faulty."""
-    try:
-        records = read_json(path)
-    except DataFault as error:
-        faults += error.faults
-        return None
+def _read_objects(listing: Listing, path: Path) -> dict[str, list[Segmentation]]:
+    """Read the segmentations of each photo in the order of the file.
+
+    Raises:
+        DataFault: If the whole file is faulty.
+    """
+    records = read_json(path)
     if not isinstance(records, list):
-        faults.append(f"{path}: a {type(records).__name__}: expected a list of photos with img and object_data")
-        return None
-    objects: dict[str, list[Any]] = {}
+        raise DataFault(f"{path}: a {type(records).__name__}: expected a list of photos with img and object_data")
+    objects: dict[str, list[Segmentation]] = {}
     for place, record in enumerate(records):
         known = record if isinstance(record, dict) else {}
         name, values = known.get("img"), _segmentations(known.get("object_data"))
         if not isinstance(name, (str, int)) or values is None:
-            faults.append(f"{path}: [{place}] (img {name}) has no usable img and object_data")
+            listing.faults.append(f"{path}: [{place}] (img {name}) has no usable img and object_data")
         elif _stem(str(name)) in objects:
-            faults.append(f"{path}: [{place}]: '{name}' is listed before")
+            listing.faults.append(f"{path}: [{place}]: '{name}' is listed before")
         else:
             objects[_stem(str(name))] = values
     return objects
@@ -312,24 +283,18 @@ def _read_order(path: Path) -> list[float]:
     return order
 
 
-def _read_irsr(part: Part, photos: Mapping[str, Path], faults: list[str], notes: list[str]) -> dict[str, Annotated]:
+def _read_irsr(listing: Listing, part: Part, photos: Mapping[str, Path]) -> dict[str, Annotated]:
     """Read the objects of each photo in the pickle; all are salient."""
     try:
-        records = read_pickle(part.objects)
+        records = read_list(part.objects, "photos")
     except DataFault as error:
-        faults.append(f"{error}; data.source=grey reads {part.greys} instead")
+        listing.faults.append(f"{error}; data.source=grey reads {part.greys} instead")
         return {}
-    if not isinstance(records, list):
-        faults.append(f"{part.objects}: a {type(records).__name__}: expected a list of photos")
-        return {}
-    found: dict[str, Annotated] = {}
+    faults, found = listing.faults, dict[str, Annotated]()
     for place, record in enumerate(records):
         known = record if isinstance(record, dict) else {}
-        file, values, ranks = (
-            known.get("file_name"),
-            _segmentations(known.get("annotations")),
-            _numbers(known.get("rank")),
-        )
+        file, values = known.get("file_name"), _segmentations(known.get("annotations"))
+        ranks = _numbers(known.get("rank"))
         name = _stem(file) if isinstance(file, str) else ""
         if not name or values is None or ranks is None:
             faults.append(f"{part.objects}: [{place}] ({file}) has no usable file_name, annotations and rank")
@@ -341,18 +306,18 @@ def _read_irsr(part: Part, photos: Mapping[str, Path], faults: list[str], notes:
             faults.append(f"{part.objects}: [{place}]: '{name}' is listed before")
         else:
             found[name] = Annotated(dict(enumerate(values)), tuple(ranks))
-    notes += left_out(sorted(photos.keys() - found.keys()), f"in {part.images} that are not in {part.objects.name}")
+    listing.leave_out(sorted(photos.keys() - found.keys()), f"in {part.images} that are not in {part.objects.name}")
     return found
 
 
-def _segmentations(records: Any) -> list[Any] | None:
+def _segmentations(records: object) -> list[Segmentation] | None:
     """Read the segmentation of each object; None if the format is wrong."""
     if not isinstance(records, list) or not all(isinstance(r, dict) and "segmentation" in r for r in records):
         return None
     return [record["segmentation"] for record in records]
 
 
-def _numbers(values: Any) -> list[float] | None:
+def _numbers(values: object) -> list[float] | None:
     """Read finite numbers; None if a value is not a finite number."""
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in values):
         return None

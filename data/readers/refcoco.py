@@ -8,18 +8,13 @@ import pickletools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
-from maskgym.data.layout.folders import (
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    find_home,
-    link_fault,
-    select,
-)
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.names import find_home
+from maskgym.data.layout.pairs import link_fault
 from maskgym.data.readers.coco import Photo, read_coco, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
@@ -33,7 +28,7 @@ _BEYOND_ASCII = re.compile(rb"\\x[89a-f]")
 _DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
-class RefCOCO:
+class RefCOCO(Reader):
     """Sentences that each refer to one object of a COCO photo; one sentence per sample, as in most evaluations.
 
     The sentence is ``need``, and its object is the only mask. Photos lie in COCO's ``train2014`` and are named by
@@ -87,20 +82,18 @@ class RefCOCO:
         home, refs_path = _find_files(self.root, version, split_by)
         if partition not in ("both", "testA", "testB"):
             raise UserError(f"data.partition={partition}: expected testA, testB or both")
-        faults: list[str] = []
-        folder = _find_photos(self.root, images, faults)
-        photos, owns = _list_sentences(home / "instances.json", refs_path, folder, faults) if folder else ([], [])
+        listing = Listing(self.root, split)
+        folder = _find_photos(listing, images)
+        photos, owns = _list_sentences(listing, home / "instances.json", refs_path, folder) if folder else ([], [])
         if partition != "both":
             kept = [row for row, own in enumerate(owns) if _SPLITS[own] != "test" or own == partition]
             photos, owns = [photos[row] for row in kept], [owns[row] for row in kept]
         names = [photo.key.partition("#")[0] for photo in photos]
-        by_name, _ = assign_splits(self.root, names, splits)
+        by_name = {} if splits == "auto" else listing.assign(names, splits)
         assigned = [_SPLITS[own] for own in owns] if splits == "auto" else [by_name[name] for name in names]
-        self.faults, self.notes = tuple(faults), ()
-        if strict:
-            check_listing(self.root, split, assigned, self.faults)
+        self.finish(listing, strict, assigned)
         excluded = check_excluded(exclude, names)
-        chosen = [row for row, own in enumerate(assigned) if select(split, own) and names[row] not in excluded]
+        chosen = [row for row, own in enumerate(assigned) if listing.selects(own) and names[row] not in excluded]
         self._photos = [photos[row] for row in chosen]
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[row] for row in chosen)
@@ -134,6 +127,14 @@ def read_pickle(path: Path) -> Any:
         raise DataFault(f"{path}: not a pickle of plain values: {error}") from None
 
 
+def read_list(path: Path, named: str) -> list[Any]:
+    """Read a pickle that holds a list of plain values; arguments and errors are those of `read_pickle`."""
+    records = read_pickle(path)
+    if not isinstance(records, list):
+        raise DataFault(f"{path}: a {type(records).__name__}: expected a list of {named}")
+    return records
+
+
 def _check_numbers(content: bytes) -> None:
     """Raise a ValueError if a memo index exceeds the pickle's size, because Python would allocate memory for it."""
     as_ascii = _BEYOND_ASCII.sub(rb"\\x4", content)  # genops reads only ASCII texts of Python 2; lengths stay
@@ -145,10 +146,10 @@ def _check_numbers(content: bytes) -> None:
 class _PlainUnpickler(pickle.Unpickler):
     """Unpickler that refuses every name, so that a pickle can neither build objects of a class nor call functions."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, identity: Any) -> Any:
+    def persistent_load(self, identity: object) -> NoReturn:
         raise pickle.UnpicklingError("it asks for an object outside of it")
 
 
@@ -168,8 +169,9 @@ def _find_files(root: Path, version: str, split_by: str | None) -> tuple[Path, P
     return folder, path
 
 
-def _find_photos(root: Path, images: str | None, faults: list[str]) -> Path | None:
+def _find_photos(listing: Listing, images: str | None) -> Path | None:
     """Find the folder of the photos; None, with a fault, if it is behind a link that was not requested."""
+    root = listing.root
     if images is not None:
         given = root / images
         if not given.is_dir():
@@ -182,30 +184,30 @@ def _find_photos(root: Path, images: str | None, faults: list[str]) -> Path | No
         )
     place, folder = found[0]
     if fault := link_fault(place, folder):
-        faults.append(f"{fault}; data.images may name it")
+        listing.faults.append(f"{fault}; data.images may name it")
         return None
     return folder
 
 
 def _list_sentences(
-    instances: Path, expressions: Path, folder: Path, faults: list[str]
+    listing: Listing, instances: Path, expressions: Path, folder: Path
 ) -> tuple[list[Photo], list[str]]:
     """List, for each sentence, the photo with its one annotation and the split in the sentence's record."""
-    records, annotations, categories = read_coco(instances, faults)
+    records, annotations, categories = read_coco(listing, instances)
     images = {record["id"]: record for record in records}
     by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
     there = {path.name.casefold(): path.name for path in folder.iterdir()}
     paths: dict[int, Path | None] = {}
     photos: list[Photo] = []
     owns: list[str] = []
-    for place, record in _read_expressions(expressions, faults) if records else ():
+    for place, record in _read_expressions(listing, expressions) if records else ():
         annotation, image = by_number.get(record["ann_id"]), images.get(record["image_id"])
         if annotation is None or image is None or annotation["image_id"] != record["image_id"]:
             named = f"annotation {record['ann_id']} of image {record['image_id']}"
-            faults.append(f"{expressions}: [{place}] means {named}, which {instances} has not")
+            listing.faults.append(f"{expressions}: [{place}] means {named}, which {instances} has not")
             continue
         if record["image_id"] not in paths:
-            paths[record["image_id"]] = _find_photo(folder, there, instances, image["file_name"], faults)
+            paths[record["image_id"]] = _find_photo(listing, folder, there, instances, image["file_name"])
         if (path := paths[record["image_id"]]) is None:
             continue
         size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
@@ -216,16 +218,11 @@ def _list_sentences(
     return photos, owns
 
 
-def _read_expressions(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the usable records with their positions; add the faults of the others to ``faults``."""
-    try:
-        records = read_pickle(path)
-    except DataFault as error:
-        faults += error.faults
-        return
-    if not isinstance(records, list):
-        faults.append(f"{path}: a {type(records).__name__}: expected a list of expressions")
-        return
+def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonObject]]:
+    """Yield the usable records with their positions; the others are faults."""
+    faults, records = listing.faults, list[JsonObject]()
+    with listing.collecting():
+        records = read_list(path, "expressions")
     seen: set[int] = set()
     for place, record in enumerate(records):
         known = record if isinstance(record, dict) else {}
@@ -243,11 +240,11 @@ def _read_expressions(path: Path, faults: list[str]) -> Iterator[tuple[int, dict
             yield place, known
 
 
-def _is_sentence(value: Any) -> bool:
+def _is_sentence(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("sent"), str) and isinstance(value.get("sent_id"), int)
 
 
-def _find_photo(folder: Path, there: Mapping[str, str], source: Path, file_name: str, faults: list[str]) -> Path | None:
+def _find_photo(listing: Listing, folder: Path, there: Mapping[str, str], source: Path, file_name: str) -> Path | None:
     """Find the file of a photo; ``there`` maps case-folded names to names."""
     path = folder / PurePosixPath(file_name.replace("\\", "/")).name
     twin = there.get(path.name.casefold())
@@ -255,5 +252,5 @@ def _find_photo(folder: Path, there: Mapping[str, str], source: Path, file_name:
     if twin != path.name:
         fault = f"{source}: no file {path.name} in {folder}" + (f": {twin} differs in case" if twin else "")
     if fault:
-        faults.append(fault)
+        listing.faults.append(fault)
     return None if fault else path

@@ -10,17 +10,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from maskgym.data.layout.folders import (
-    absence,
-    assign_splits,
-    check_excluded,
-    check_listing,
-    check_root,
-    left_out,
-    list_pictures,
-    select,
-)
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
+from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.pairs import absence, list_pictures
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
@@ -60,7 +52,7 @@ class Files:
     objects: Path | None
 
 
-class VOC:
+class VOC(Reader):
     """Photos of PASCAL VOC 2012 with the masks of its segmentation task.
 
     With task ``semantic`` a sample is a photo and a class that it shows: one mask, of that class, whose name is
@@ -107,20 +99,16 @@ class VOC:
         self.shown, self.split = task, split
         self.task = "sod" if task == "semantic" else task
         home = _find_home(self.root)
-        faults: list[str] = []
-        listed = _read_lists(home, faults)
-        photos = _find_files(home, listed, task == "sis", faults)
-        assigned, _ = assign_splits(self.root, photos, splits)
-        if splits == "auto":
-            assigned = _by_list(photos, listed, split)
+        listing = Listing(self.root, split)
+        listed = _read_lists(listing, home)
+        photos = _find_files(listing, home, listed, task == "sis")
+        assigned = _by_list(photos, listed, split) if splits == "auto" else listing.assign(photos, splits)
         excluded = check_excluded(exclude, photos)
-        chosen = {name: photos[name] for name in photos if select(split, assigned[name]) and name not in excluded}
-        found = _list_classes(chosen, faults) if task == "semantic" else {name: [0] for name in chosen}
+        chosen = {name: photos[name] for name in photos if listing.selects(assigned[name]) and name not in excluded}
+        found = _list_classes(listing, chosen) if task == "semantic" else {name: [0] for name in chosen}
         bare = [name for name, classes in found.items() if not classes]
-        self.faults = tuple(faults)
-        self.notes = left_out(bare, "without a class")
-        if strict:
-            check_listing(self.root, split, (assigned[name] for name in photos if name not in bare), self.faults)
+        listing.leave_out(bare, "without a class")
+        self.finish(listing, strict, (assigned[name] for name in photos if name not in bare))
         self._samples = [(name, photos[name], index) for name, classes in found.items() for index in classes]
         self.keys = tuple(f"{name}/{CLASSES[index - 1]}" if index else name for name, _, index in self._samples)
         self.splits = tuple(assigned[name] for name, _, _ in self._samples)
@@ -173,18 +161,18 @@ def _find_home(root: Path) -> Path:
     raise UserError(f"data.root={root}: no JPEGImages and ImageSets here, in VOC2012 or in VOCdevkit/VOC2012")
 
 
-def _read_lists(home: Path, faults: list[str]) -> dict[str, str]:
+def _read_lists(listing: Listing, home: Path) -> dict[str, str]:
     """Read the names on the two lists in their order, each with ``train`` or ``validation``."""
     listed: dict[str, str] = {}
     for split in _LISTS:
         path = _list_of(home, split)
         if not path.is_file():
-            faults.append(f"{path}: no such file")
+            listing.faults.append(f"{path}: no such file")
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             name = line.strip()
             if name in listed:
-                faults.append(f"{path}: line {number}: '{name[:80]}' is on {_LISTS[listed[name]]} before")
+                listing.faults.append(f"{path}: line {number}: '{name[:80]}' is on {_LISTS[listed[name]]} before")
             elif name:
                 listed[name] = split
     return listed
@@ -194,16 +182,16 @@ def _list_of(home: Path, split: str) -> Path:
     return home / "ImageSets" / "Segmentation" / _LISTS[split]
 
 
-def _find_files(home: Path, listed: Mapping[str, str], objects: bool, faults: list[str]) -> dict[str, Files]:
-    """Find the files of each name that has them all; add absent files to ``faults``."""
+def _find_files(listing: Listing, home: Path, listed: Mapping[str, str], objects: bool) -> dict[str, Files]:
+    """Find the files of each name that has them all; absent files are faults."""
     folders = [home / name for name in (_FOLDERS if objects else _FOLDERS[:2])]
-    found = [list_pictures(home, folder, faults) for folder in folders]
+    found = [list_pictures(listing, home, folder) for folder in folders]
     files = {}
     for name, split in listed.items():
         absent = [(paths, folder) for paths, folder in zip(found, folders, strict=True) if name not in paths]
         for paths, folder in absent:
             kind = "photo" if folder is folders[0] else "annotation"
-            faults.append(f"{_list_of(home, split)}: {absence(name, paths, folder, kind)}")
+            listing.faults.append(f"{_list_of(home, split)}: {absence(name, paths, folder, kind)}")
         if not absent:
             image, classes, *rest = (paths[name] for paths in found)
             files[name] = Files(image, classes, rest[0] if rest else None)
@@ -216,20 +204,16 @@ def _by_list(photos: Iterable[str], listed: Mapping[str, str], split: str) -> di
     return {name: "train" if listed[name] == "train" else held_out for name in photos}
 
 
-def _list_classes(photos: Mapping[str, Files], faults: list[str]) -> dict[str, list[int]]:
+def _list_classes(listing: Listing, photos: Mapping[str, Files]) -> dict[str, list[int]]:
     """List the class indices in each photo, without photos whose class picture is faulty."""
     found = {}
     for name, files in tqdm(photos.items(), desc="list VOC", unit="photo", disable=None if photos else True):
-        try:
-            classes = read_classes(files.classes)
-        except DataFault as error:
-            faults += error.faults
-            continue
-        found[name] = [int(index) + 1 for index in np.flatnonzero(_count(classes))]
+        with listing.collecting():
+            found[name] = [int(index) + 1 for index in np.flatnonzero(_count_pixels(read_classes(files.classes)))]
     return found
 
 
-def _count(classes: np.ndarray) -> np.ndarray:
+def _count_pixels(classes: np.ndarray) -> np.ndarray:
     """Count the pixels of each class, int (20,)."""
     return np.bincount(classes.ravel(), minlength=VOID + 1)[1 : len(CLASSES) + 1]
 
@@ -245,7 +229,7 @@ def _read(image_path: Path, *annotations: Path) -> list[np.ndarray]:
 
 def _class_under(mask: np.ndarray, classes: np.ndarray) -> str | None:
     """Find the most frequent class of a mask's pixels; None if no pixel has a class."""
-    counts = _count(classes[mask])
+    counts = _count_pixels(classes[mask])
     return CLASSES[int(counts.argmax())] if counts.any() else None
 
 

@@ -16,8 +16,8 @@ from typing import Protocol
 from tqdm import tqdm
 
 from maskgym.aliases import JsonObject
-from maskgym.data.layout.folders import first
 from maskgym.data.layout.images import DataFault
+from maskgym.data.layout.listing import preview
 from maskgym.experiments.wiring import run_folder
 
 CHUNK = 50  # images that are scored and stored together
@@ -104,7 +104,7 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
 
 def shorten(statement: str, names: Sequence[str]) -> str:
     """Append the first of the names to a statement."""
-    return f"{statement}: {first(names)}"
+    return f"{statement}: {preview(names)}"
 
 
 def _measure_chunks(

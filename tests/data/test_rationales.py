@@ -13,7 +13,7 @@ from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 
 
-class Keyed:
+class Keyed(data.Dataset):
     """Counts what is read of another data set, whose keys it knows."""
 
     def __init__(self, dataset) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from maskgym import data
 from maskgym.data import run_lengths
-from maskgym.data.layout.folders import image_folders
 from maskgym.data.layout.images import is_picture, read_image
+from maskgym.data.layout.names import image_folders
 from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations
 from maskgym.data.scenes import FULL
 from maskgym.errors import UserError

@@ -101,7 +101,7 @@ def test_photos_outside_any_group(groups, photo, mask):
     root = groups(cat=1)
     photo(root / "images" / "loose.jpg")
     mask(root / "masks" / "loose.png")
-    with pytest.raises(DataFault, match=r"loose\.jpg: in no group: expected one folder a group \(1 such photos\)"):
+    with pytest.raises(DataFault, match=r"loose\.jpg: in no group: expected one folder per group \(1 such photos\)"):
         Groups(root, split="all")
 
 

@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from maskgym.data.layout.folders import absence, find_home, find_pairs, link_fault, list_pictures
 from maskgym.data.layout.images import DataFault
+from maskgym.data.layout.listing import Listing
+from maskgym.data.layout.names import find_home
+from maskgym.data.layout.pairs import absence, find_pairs, link_fault, list_pictures
 from maskgym.data.readers.folder import Folder
+
+
+def pairs_and_faults(root, *folders):
+    listing = Listing(root)
+    return find_pairs(listing, *folders), listing.faults
 
 
 @pytest.fixture
@@ -45,13 +52,16 @@ def test_links_inside_are_followed_and_a_linked_root_is_no_link_out(root, tmp_pa
     (root / "images" / "b.jpg").symlink_to(root / "images" / "a.jpg")
     (root / "masks" / "b.png").symlink_to("a.png")
     (tmp_path / "link").symlink_to(root)
-    assert find_pairs(root)[1] == [] and [pair.key for pair in find_pairs(tmp_path / "link")[0]] == ["a", "b"]
+    assert pairs_and_faults(root)[1] == [] and [pair.key for pair in pairs_and_faults(tmp_path / "link")[0]] == [
+        "a",
+        "b",
+    ]
 
 
 def test_a_link_to_a_folder_around_it_ends(root):
     (root / "images" / "again").symlink_to(root)
     (root / "masks" / "itself").symlink_to(root / "masks")
-    pairs, faults = find_pairs(root)
+    pairs, faults = pairs_and_faults(root)
     assert [pair.key for pair in pairs] == ["a"]
     assert sorted(fault.rpartition("/")[2] for fault in faults) == [
         "again: a link to a folder around it",
@@ -61,8 +71,8 @@ def test_a_link_to_a_folder_around_it_ends(root):
 
 def test_folders_that_are_named_may_be_outside(root, tmp_path, photo):
     photo(tmp_path / "photos" / "a.jpg")
-    assert find_pairs(root, str(tmp_path / "photos"), "masks")[1] == []
-    assert find_pairs(root, "../photos", "masks")[1] == []
+    assert pairs_and_faults(root, str(tmp_path / "photos"), "masks")[1] == []
+    assert pairs_and_faults(root, "../photos", "masks")[1] == []
 
 
 def test_a_link_to_nothing_is_read_as_absent(root):
@@ -75,7 +85,7 @@ def test_a_link_to_nothing_is_read_as_absent(root):
 def test_names_that_differ_in_case_are_one_fault(root, photo, mask):
     photo(root / "images" / "N01.jpg")
     mask(root / "masks" / "n01.PNG")
-    pairs, faults = find_pairs(root)
+    pairs, faults = pairs_and_faults(root)
     assert [pair.key for pair in pairs] == ["a"]
     assert faults == [
         f"{root}/images/N01.jpg: its mask {root}/masks/n01.PNG differs in case: expected the same name",
@@ -85,15 +95,15 @@ def test_names_that_differ_in_case_are_one_fault(root, photo, mask):
 def test_hidden_files_of_windows_and_macos_are_passed_over(root):
     for name in ("images/Thumbs.db", "masks/desktop.ini", "masks/._a.png", "images/.DS_Store"):
         (root / name).write_bytes(b"junk")
-    assert find_pairs(root)[1] == []
+    assert pairs_and_faults(root)[1] == []
 
 
 def test_helpers(root, tmp_path):
     assert find_home(tmp_path, lambda folder: (folder / "masks").is_dir()) == root
     assert find_home(tmp_path, lambda folder: False) is None
-    faults = []
-    assert list_pictures(root, root / "absent", faults) == {} and faults == []
-    found = list_pictures(root, root / "images", faults)
+    listing = Listing(root)
+    assert list_pictures(listing, root, root / "absent") == {} and listing.faults == []
+    found = list_pictures(listing, root, root / "images")
     assert absence("A", found, root) == f"no photo 'A' in {root}: a.jpg differs in case"
     assert absence("b", found, root, "mask") == f"no mask 'b' in {root}"
     assert link_fault(root, root / "images") is None
