@@ -22,9 +22,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskgym.data import Dataset
-
 import maskgym
+from maskgym.data import Dataset
 from maskgym.policies.needs.need_encoder import NeedEncoder
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 
