@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from maskgym.aliases import JsonObject, Observation, Settings
 from maskgym.errors import UserError
+from maskgym.segmenters.frozen import DTYPES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
 TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
 # The pattern names the language part because the vision encoder has layers of the same names.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -65,14 +69,14 @@ class LanguagePolicy:
         self.dtype = DTYPES[dtype]
 
     @cached_property
-    def processor(self) -> Any:
+    def processor(self) -> ProcessorMixin:
         """Processor with chat template, left-padding tokenizer and image processor."""
         processor = _load(AutoProcessor, self.path)
         processor.tokenizer.padding_side = "left"
         return processor
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """Model on `device`, with adapters; frozen parts have no gradient."""
         model, report = _load(Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True)
         _check_keys(self.path, report)
@@ -82,7 +86,7 @@ class LanguagePolicy:
             model = self._with_adapters(model)
         return model.to(self.device)
 
-    def _with_adapters(self, model: Any) -> Any:
+    def _with_adapters(self, model: PreTrainedModel) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
@@ -90,7 +94,7 @@ class LanguagePolicy:
         )
         return get_peft_model(model, config)
 
-    def prompt(self, observation: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    def prompt(self, observation: Observation) -> tuple[list[JsonObject], list[Image.Image]]:
         """Build the messages of an observation, image placeholders before the instruction, and list its images."""
         images = observation["images"] if "images" in observation else [observation["image"]]
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": observation["instruction"]}]
@@ -98,7 +102,7 @@ class LanguagePolicy:
 
     def generate(
         self,
-        observations: Sequence[Mapping[str, Any]],
+        observations: Sequence[Observation],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         batch_size: int = 64,
@@ -118,7 +122,7 @@ class LanguagePolicy:
         return answers
 
     def sample(
-        self, observations: Sequence[Mapping[str, Any]], max_new_tokens: int = 128, temperature: float = 1.0
+        self, observations: Sequence[Observation], max_new_tokens: int = 128, temperature: float = 1.0
     ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Sample one answer per observation in a single batch, with the log-probabilities of its tokens.
 
@@ -141,16 +145,15 @@ class LanguagePolicy:
 
     def _generate(
         self,
-        observations: Sequence[Mapping[str, Any]],
+        observations: Sequence[Observation],
         max_new_tokens: int,
         temperature: float,
         with_logits: bool = False,
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """Generate the tokens (B, T) of one batch of answers and, on request, T logits (B, vocabulary)."""
         model, processor = self.model, self.processor  # loading outside inference mode keeps the weights trainable
-        settings: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
-        settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        settings["suppress_tokens"] = vision_token_ids(model.config, processor.tokenizer)
+        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+        suppressed = vision_token_ids(model.config, processor.tokenizer)
         prompts = [self.prompt(observation) for observation in observations]
         texts = [
             processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -161,7 +164,15 @@ class LanguagePolicy:
         was_training = model.training
         model.eval()
         with torch.inference_mode():
-            found = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=with_logits)
+            found = model.generate(
+                **inputs,
+                do_sample=temperature > 0,
+                max_new_tokens=max_new_tokens,
+                suppress_tokens=suppressed,
+                return_dict_in_generate=True,
+                output_logits=with_logits,
+                **sampling,
+            )
         model.train(was_training)
         return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits or ()
 
@@ -223,7 +234,7 @@ def _load(kind: Any, path: str, **arguments: Any) -> Any:
         raise UserError(f"policy.path={path}: {reason}") from error
 
 
-def _check_keys(path: str, report: Mapping[str, Any]) -> None:
+def _check_keys(path: str, report: Settings) -> None:
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name if isinstance(name, str) else name[0]) for name in report.get(fault, ()))
         if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,26 +37,24 @@ class MaskCache:
         for image, row in zip(images, expressions, strict=True):
             pixels = pixels_key(image) if row else b""
             keys.append([(pixels, uniform_phrase(phrase)) for phrase in row])
-        bits = {key: self.kept.get(key) for row in keys for key in row}
-        missing = [[key[1] for key in row if bits[key] is None] for row in keys]
+        bits = {key: kept for row in keys for key in row if (kept := self.kept.get(key)) is not None}
+        missing = [[key[1] for key in row if key not in bits] for row in keys]
         found = self.segmenter.segment(images, missing) if any(missing) else []
         new: dict[tuple[bytes, str], np.ndarray] = {}
-        for own, phrases, masks in zip(keys, missing, found, strict=False):
-            new |= {(own[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
+        for row, phrases, masks in zip(keys, missing, found, strict=False):
+            new |= {(row[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
         self.misses += len(new)
         self.hits += sum(map(len, keys)) - len(new)
         bits |= new
-        for key, value in bits.items():
-            self.kept.keep(key, value)
+        for key in itertools.chain(*keys):
+            self.kept.keep(key, bits[key])
         return [
-            np.stack([_unpacked(bits[key], image.shape[:2]) for key in row]) if row else _nothing(image)
+            np.stack([_unpacked(bits[key], image.shape[:2]) for key in row])
+            if row
+            else np.zeros((0, *image.shape[:2]), np.float32)
             for image, row in zip(images, keys, strict=True)
         ]
 
 
 def _unpacked(bits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.unpackbits(bits, count=size[0] * size[1]).reshape(size).astype(np.float32)
-
-
-def _nothing(image: np.ndarray) -> np.ndarray:
-    return np.zeros((0, *image.shape[:2]), np.float32)
