@@ -15,8 +15,8 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
 from maskgym.experiments.wiring.run_folder import to_json
@@ -29,9 +29,11 @@ try:
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, RedirectResponse, Response
     from starlette.routing import Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
     raise UserError("the page needs starlette and uvicorn: pip install 'maskgym[play]'") from error
 
+Answer = JsonObject | list[JsonObject] | bytes | None  # sent as JSON; bytes as PNG
 COOKIE = "maskgym_token"
 LARGEST_BODY = 100_000  # bytes of a request, unless a page says otherwise
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -43,7 +45,7 @@ ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewpo
 def make_app(
     page: Path,
     reading: Mapping[str, Callable],
-    changing: Mapping[str, Callable[[dict[str, Any]], Any]],
+    changing: Mapping[str, Callable[[JsonObject], Answer]],
     hosts: Sequence[str] = LOCAL,
     token: str | None = None,
     largest_body: int = LARGEST_BODY,
@@ -89,7 +91,7 @@ def _reading(act: Callable) -> Callable:
     return answer
 
 
-def _changing(act: Callable[[dict[str, Any]], Any], largest_body: int) -> Callable:
+def _changing(act: Callable[[JsonObject], Answer], largest_body: int) -> Callable:
     async def answer(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             return _json({"error": "expected JSON"}, 415)
@@ -103,7 +105,7 @@ def _changing(act: Callable[[dict[str, Any]], Any], largest_body: int) -> Callab
     return answer
 
 
-async def _answered(act: Callable[[], Any]) -> Response:
+async def _answered(act: Callable[[], Answer]) -> Response:
     """Run an action in a thread; errors become one line."""
     try:
         found = await run_in_threadpool(act)
@@ -112,12 +114,12 @@ async def _answered(act: Callable[[], Any]) -> Response:
     return Response(found, media_type="image/png") if isinstance(found, bytes) else _json(found)
 
 
-def _json(found: Any, status: int = 200) -> Response:
+def _json(found: Answer, status: int = 200) -> Response:
     """Return JSON as ASCII: the name of a file, and what a person types, may hold what has no UTF-8."""
     return Response(to_json(found), status, media_type="application/json")
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes) -> JsonObject:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -142,16 +144,16 @@ class Guard:
         (b"cache-control", b"no-store"),
     )
 
-    def __init__(self, app: Any, hosts: tuple[str, ...], token: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], token: str | None) -> None:
         self._app, self._hosts, self._token = app, hosts, token
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def hardened(message: Any) -> None:
+        async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *self.HEADERS]}
             await send(message)

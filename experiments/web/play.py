@@ -21,92 +21,38 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from PIL import Image
 
 from maskgym import agents
-from maskgym.aliases import Config
-from maskgym.chat.asker import data_url, to_png
+from maskgym.agents.base import Action, Agent
+from maskgym.agents.base import Chooser as Policy
+from maskgym.aliases import Config, JsonObject, Observations
+from maskgym.chat.asker import to_png
 from maskgym.data import SPLITS, Sample
-from maskgym.data.run_lengths import decode_counts, encode, runs
-from maskgym.data.sample import CATEGORIES
-from maskgym.envs.base import SampleVectorEnv, unwrap
-from maskgym.envs.letterbox import fitted_size
+from maskgym.envs.base import SampleVectorEnv, info_of, unwrap
 from maskgym.envs.rendering import PALETTE
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation import rollout
 from maskgym.experiments.evaluation.rollout import first_rows
 from maskgym.experiments.evaluation.trajectories import EPISODES
 from maskgym.experiments.web import local_server as pages
+from maskgym.experiments.web.kinds import MOST_TEXT, Episode, Kind, Step, TextKind, kind_of, picture, shown_runs
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
-from maskgym.rewards import parse, without_reasoning
-from maskgym.rewards.answers import TAGS
 
 PAGE = Path(__file__).with_name("play.html")
 PICTURES = "pictures"
-MOST_TEXT, LARGEST_BODY = 20_000, 2_000_000  # characters of an answer; bytes of a request
-LARGEST = 1024  # pixels of a side that is shown: larger images are made smaller, and their masks likewise
+LARGEST_BODY = 2_000_000  # bytes of a request
 REFERENCES = {  # agents that need no training: what they are called here, and how they do it
     "oracle": ("Oracle", "it knows the truth"),
     "referring": ("Segmenter", "the need taken as a phrase"),
 }
-# What an answer in words holds, by task: what to begin with, and what its tags mean.
-FORMS = {
-    "sod": (
-        "<rg></rg>",
-        (
-            ("<rg>…</rg>", "a phrase for a salient region; as many as there are"),
-            ("<rg>[semantic] dog</rg>", "a bare category: all that belongs to it"),
-        ),
-    ),
-    "sis": ("<ins></ins>", (("<ins>…</ins>", "a phrase for one salient instance, told apart by place or looks"),)),
-    "cosod": ("<rg>[semantic] </rg>", (("<rg>[semantic] …</rg>", "the one category that all images share; once"),)),
-}
-# Called with the number of steps so far and the observations of one sub-environment: an action, None for no more.
-Chooser = Callable[[int, Any], Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its action, reward and outcome.
-
-    Attributes:
-        action: Action that the environment received.
-        reward, terms: The reward, and the values of its terms by name.
-        iou: Of the mask, of all expressions together, or with the object that is scored.
-        masks: For each image bool (m, H, W).
-        facts: Of clicks ``patch``, ``label`` and ``repeated``, of ranking ``found``.
-    """
-
-    action: Any
-    reward: float
-    terms: dict[str, float]
-    iou: float
-    masks: tuple[np.ndarray, ...]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """An episode, to its end or not.
-
-    Attributes:
-        observation: Observation after the last step.
-        steps: Steps so far.
-        ended: ``terminated``, ``truncated``, or empty where it goes on.
-    """
-
-    observation: dict[str, Any]
-    steps: tuple[Step, ...]
-    ended: str
+# Maps the number of steps so far and the observations of one sub-environment to an action; None ends the episode.
+Chooser = Callable[[int, Observations], Action | None]
 
 
 class Journal:
@@ -123,7 +69,7 @@ class Journal:
         self.folder, self.file = folder, folder / EPISODES
         self._lines()
 
-    def add(self, row: Mapping[str, Any], picture: np.ndarray) -> None:
+    def add(self, row: Mapping[str, object], picture: np.ndarray) -> None:
         """Add an episode and its picture, uint8 (H, W, 3).
 
         Raises:
@@ -170,18 +116,23 @@ class Game:
     """
 
     def __init__(
-        self, config: dict[str, Any], parts: Mapping[str, Any], journal: Journal, policy: Any = None, title: str = ""
+        self,
+        config: JsonObject,
+        parts: Mapping[str, object],
+        journal: Journal,
+        policy: Agent | None = None,
+        title: str = "",
     ) -> None:
         env = {**config["env"], "num_envs": 1, "render_mode": "rgb_array"}
         self.config: Config = {**config, "env": env}
         self.tasks, self.journal = tuple(env["gym_ids"]), journal
         self._parts, self._policy, self._title = parts, policy, title
-        self._envs: dict[tuple[str, str], Any] = {}
+        self._envs: dict[tuple[str, str], VectorEnv] = {}
         self._sample = lru_cache(maxsize=16)(self._read)
         self._busy = Lock()  # Environments and networks are not thread-safe.
         self.split = self._first_split(config["evaluation"]["split"])
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> JsonObject:
         """Return the data that is the same for all samples."""
         return {
             "env": self.config["env"]["name"],
@@ -192,7 +143,7 @@ class Game:
             "out": str(self.journal.file),
         }
 
-    def show(self, given: dict[str, Any]) -> dict[str, Any]:
+    def show(self, given: JsonObject) -> JsonObject:
         """Start an episode on a sample.
 
         Raises:
@@ -201,108 +152,96 @@ class Game:
         with self._busy:
             task, split, index = self._place(given)
             env, sample = self._env(task, split), self._sample(task, split, index)
-            episode = self._play(env, index, repeating([]))
+            kind = kind_of(env)
             return {
-                "count": env.unwrapped.num_samples,
+                "count": unwrap(env, SampleVectorEnv).num_samples,
                 "key": sample.key,
-                "kind": kind_of(env),
-                "images": [_picture(image) for image in sample.images],
-                "asks": _asks(env, sample),
-                "others": self._others(task, env, sample),
-                **_rules(env),
-                "outcome": self._outcome(env, sample, episode),
+                "kind": kind.name,
+                "images": [picture(image) for image in sample.images],
+                "asks": kind.asks(sample),
+                "others": self._others(task, kind, sample),
+                **kind.rules(),
+                "outcome": outcome(kind, sample, self._play(env, index, repeating([]))),
             }
 
-    def check(self, given: dict[str, Any]) -> dict[str, Any]:
+    def check(self, given: JsonObject) -> JsonObject:
         """Check the form of a text without its masks.
 
         Raises:
             UserError: If it is no text, or too long.
         """
         with self._busy:
-            env = self._env(*self._place(given)[:2])
-        return describe_text(_text(given.get("text")), env)
+            kind = kind_of(self._env(*self._place(given)[:2]))
+        if not isinstance(kind, TextKind):
+            raise UserError("an answer: expected an environment of text")
+        text = given.get("text")
+        if not isinstance(text, str) or len(text) > MOST_TEXT:
+            raise UserError(f"an answer: expected a text of at most {MOST_TEXT} characters")
+        return kind.describe(text)
 
-    def step(self, given: dict[str, Any]) -> dict[str, Any]:
+    def step(self, given: JsonObject) -> JsonObject:
         """Play actions from the start of the episode; a finished episode is saved.
 
         Raises:
-            UserError: If an action cannot be taken.
+            UserError: If an action is invalid.
         """
         with self._busy:
             task, split, index = self._place(given)
             env, sample = self._env(task, split), self._sample(task, split, index)
-            actions = _actions(given.get("actions"), env, sample)
+            kind, asked = kind_of(env), given.get("actions")
+            if not isinstance(asked, list):
+                raise UserError("actions: expected a list")
+            actions = [kind.read(one, sample) for one in asked]
             episode = self._play(env, index, repeating(actions))
             if len(episode.steps) < len(actions):
                 raise UserError(f"{len(actions)} actions: the episode is over after {len(episode.steps)}")
-            outcome = self._outcome(env, sample, episode)
+            found = outcome(kind, sample, episode)
             if episode.ended:
                 row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": _seconds(given.get("seconds"))}
                 row |= {"env": self.config["env"]["name"], "task": task, "data": self.config["data"]["name"]}
-                row |= {"split": split, "index": index, **_row(env, sample, episode)}
-                outcome["fault"] = self._save(row | {"peeked": given.get("peeked") is True}, env.render()[0])
-            return outcome
+                row |= {"split": split, "index": index, **_row(kind, sample, episode)}
+                (drawn,) = unwrap(env, SampleVectorEnv).render() or ()
+                found["fault"] = self._save({**row, "peeked": given.get("peeked") is True}, drawn)
+            return found
 
-    def against(self, given: dict[str, Any]) -> dict[str, Any]:
+    def against(self, given: JsonObject) -> JsonObject:
         """Play the sample by another player: ``truth``, ``reference`` or ``policy``.
 
         Raises:
-            UserError: If there is no such other.
+            UserError: If there is no such player.
         """
         with self._busy:
             task, split, index = self._place(given)
             env, sample = self._env(task, split), self._sample(task, split, index)
-            who = given.get("who")
-            if who not in [other["who"] for other in self._others(task, env, sample)]:
+            kind, who = kind_of(env), given.get("who")
+            if who not in [other["who"] for other in self._others(task, kind, sample)]:
                 raise UserError(f"who {who!r}: nobody of this name plays here")
             if who == "truth":
-                return {"masks": _all_runs(_truth(env, sample)), "steps": []}
-            if who == "policy":
-                choose = chooser(self._policy, env)
-            elif kind_of(env) == "text":
-                choose = repeating([_rationale(env, sample)])
+                return {"masks": shown_runs(kind.ground_truth(sample)), "steps": []}
+            rationale = kind.rationale(sample)
+            if who == "reference" and rationale is not None:
+                choose = repeating([rationale])
             else:
-                choose = chooser(self._reference(task, env), env)
-            return self._outcome(env, sample, self._play(env, index, choose))
+                agent = self._policy if who == "policy" else self._reference(task, env)
+                assert agent is not None  # `_others` lists the policy only if there is one
+                choose = chooser(agent, env)
+            return outcome(kind, sample, self._play(env, index, choose))
 
-    def _play(self, env: Any, index: int, choose: Chooser) -> Episode:
-        """Play a sample from its start: chance is the same each time, whoever plays."""
+    def _play(self, env: VectorEnv, index: int, choose: Chooser) -> Episode:
+        """Play a sample from its start, with the same seed each time, whoever plays."""
         seen, _ = env.reset(seed=self.config["seed"], options={"index": index})
         steps: list[Step] = []
         ended = ""
         while not ended and (action := choose(len(steps), seen)) is not None:
             seen, values, terminated, truncated, infos = env.step([action])
             ended = "terminated" if terminated[0] else "truncated" if truncated[0] else ""
-            steps.append(_step(action, float(values[0]), infos))
+            steps.append(Step.of(action, float(values[0]), info_of(infos, 0)))
         return Episode(first_rows(seen, 1)[0], tuple(steps), ended)
 
-    def _outcome(self, env: Any, sample: Sample, episode: Episode) -> dict[str, Any]:
-        """Build the page's view of an episode."""
-        kind, steps = kind_of(env), episode.steps
-        found: dict[str, Any] = {
-            "steps": [{"reward": s.reward, "terms": s.terms, "iou": s.iou, **s.facts} for s in steps],
-            "reward": sum(step.reward for step in steps),
-            "ended": episode.ended,
-            "masks": _all_runs(_masks(env, episode)),
-        }
-        if kind == "text" and steps:
-            found["answer"] = describe_text(steps[-1].action, env)
-        if kind == "clicks":  # prompts are the clicks that the episode began with, in shares of the image
-            (state,) = env.unwrapped.get_state()
-            points = (state.points[: len(state.labels) - len(steps)] / env.unwrapped.image_size).tolist()
-            found["prompts"] = [[*point, int(label)] for point, label in zip(points, state.labels, strict=False)]
-        if kind == "masks":  # what is left to find; the padding is nothing to draw on
-            height, width = fitted_size(sample.images[0].shape, env.unwrapped.image_size)
-            found["now"] = _picture(episode.observation["image"][:height, :width], shrink=False)
-        if episode.ended:
-            found["truth"] = _all_runs(_truth(env, sample))
-        return found
-
-    def _others(self, task: str, env: Any, sample: Sample) -> list[dict[str, str]]:
+    def _others(self, task: str, kind: Kind, sample: Sample) -> list[dict[str, str]]:
         """List the other players of a sample with their names."""
         found: dict[str, tuple[str, str]] = {}
-        if kind_of(env) == "text":
+        if isinstance(kind, TextKind):
             found |= {"reference": ("Rationale", "that of the data")} if sample.rationale else {}
         elif name := self._reference_name(task):
             found |= {"reference": REFERENCES[name]}
@@ -313,13 +252,13 @@ class Game:
     def _reference_name(self, task: str) -> str | None:
         return next((name for name in REFERENCES if task in agents.get(name).tasks), None)
 
-    def _reference(self, task: str, env: Any) -> Any:
+    def _reference(self, task: str, env: VectorEnv) -> Agent:
         name = self._reference_name(task)
         assert name is not None  # else nobody could ask
         segmenter = {"segmenter": self._parts["segmenter"]} if name == "referring" else {}
         return agents.make(name, env=env, **segmenter)
 
-    def _save(self, row: Mapping[str, Any], picture: np.ndarray) -> str:
+    def _save(self, row: Mapping[str, object], picture: np.ndarray) -> str:
         """Save an episode; return what went wrong, if anything: the outcome is shown all the same."""
         try:
             self.journal.add(row, picture)
@@ -338,19 +277,19 @@ class Game:
                 faults.append(error)
         raise faults[0]
 
-    def _env(self, task: str, split: str) -> Any:
+    def _env(self, task: str, split: str) -> VectorEnv:
         if (task, split) not in self._envs:
             self._envs[task, split] = build.make_env(self.config, task, split, self._parts)
         return self._envs[task, split]
 
     def _read(self, task: str, split: str, index: int) -> Sample:
-        return self._env(task, split).unwrapped.dataset[index]
+        return unwrap(self._env(task, split), SampleVectorEnv).dataset[index]
 
-    def _place(self, given: Mapping[str, Any]) -> tuple[str, str, int]:
+    def _place(self, given: Mapping[str, object]) -> tuple[str, str, int]:
         task, split, index = given.get("task"), given.get("split"), given.get("index")
         if not isinstance(task, str) or task not in self.tasks or not isinstance(split, str) or split not in SPLITS:
             raise UserError(f"task {task!r}, split {split!r}: expected one of {', '.join((*self.tasks, *SPLITS))}")
-        count = self._env(task, split).unwrapped.num_samples
+        count = unwrap(self._env(task, split), SampleVectorEnv).num_samples
         if type(index) is not int or not 0 <= index < count:
             raise UserError(f"sample {index!r}: the {split} split has samples 0 to {count - 1}")
         return task, split, index
@@ -427,213 +366,51 @@ def make_app(game: Game, hosts: Sequence[str] = pages.LOCAL, token: str | None =
     )
 
 
-def kind_of(env: VectorEnv) -> str:
-    """Return the kind of actions: ``text``, ``clicks`` or ``masks``."""
-    return unwrap(env, SampleVectorEnv).action_kind
-
-
-def repeating(actions: Sequence[Any]) -> Chooser:
+def repeating(actions: Sequence[Action]) -> Chooser:
     """Build a chooser that replays these actions."""
     return lambda step, seen: actions[step] if step < len(actions) else None
 
 
-def chooser(agent: Any, env: Any) -> Chooser:
+def chooser(agent: Agent, env: VectorEnv) -> Chooser:
     """Build the greedy chooser of an agent; a searching agent searches when the first action is asked for."""
 
     @cache
-    def begin() -> rollout.Chooser:
+    def begin() -> Policy:
         return agent.begin(env, 1)
 
     return lambda step, seen: begin()(step, seen)[0]
 
 
-def describe_text(text: str, env: Any) -> dict[str, Any]:
-    """Describe how an answer is parsed.
-
-    Returns:
-        ``text``; ``findings``, pairs of whether it is right and what it is; ``expressions``; ``tagged``. Of a task
-        whose answers have a form of their own, ``findings`` is empty.
-    """
-    base = env.unwrapped
-    task, reasoning = getattr(base, "task", ""), getattr(base, "reasoning", True)
-    if task not in TAGS:
-        return {"text": text, "findings": [], "expressions": [], "tagged": False}
-    answer, tag = parse(text, task, reasoning), TAGS[task]
-    findings = [_block(text, name) for name in (("think", "answer") if reasoning else ("answer",))]
-    if all(right for right, _ in findings) and not answer.structured:
-        findings.append((False, "<think> goes before <answer>"))
-    form = "one <rg>[semantic] …</rg>" if task == "cosod" else f"<{tag}>…</{tag}>, once or more"
-    count = len(answer.expressions)
-    said = f"{count} expression{'s' * (count != 1)}" if count else f"inside <answer>, nothing but {form}"
-    findings.append((answer.tagged, said))
-    return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
+def outcome(kind: Kind, sample: Sample, episode: Episode) -> JsonObject:
+    """Describe an episode for the page; the ground truth is part of it once the episode is over."""
+    found: JsonObject = {
+        "steps": [{"reward": s.reward, "terms": s.terms, "iou": s.iou, **s.facts} for s in episode.steps],
+        "reward": sum(step.reward for step in episode.steps),
+        "ended": episode.ended,
+        "masks": shown_runs(kind.masks(episode.steps)),
+        **kind.details(sample, episode),
+    }
+    return found | ({"truth": shown_runs(kind.ground_truth(sample))} if episode.ended else {})
 
 
-def _block(text: str, name: str) -> tuple[bool, str]:
-    """Return whether a block is there, as `parse` wants it, and what it is or should be."""
-    opened, closed = text.count(f"<{name}>"), text.count(f"</{name}>")
-    if opened == closed == 1 and text.index(f"<{name}>") < text.index(f"</{name}>"):
-        return True, f"one <{name}> block"
-    return False, f"<{name}> and </{name}> once each, in this order: there are {opened} and {closed}"
-
-
-def _rules(env: Any) -> dict[str, Any]:
-    """Build the environment's action rules for the page."""
-    base, kind = env.unwrapped, kind_of(env)
-    if kind == "clicks":
-        own = base.label_source == "policy"
-        labels = "" if own else base.label_source
-        return {"grid": base.grid, "most": base.horizon, "labels": labels, "repeats": base.allow_repeated_clicks}
-    if kind == "masks":
-        return {"most": getattr(base, "steps", 1)}
-    task = getattr(base, "task", "")
-    if task not in FORMS:
-        return {"most": MOST_TEXT, "tag": "", "skeleton": "", "help": []}
-    inside, tags = FORMS[task]
-    blocks = [("<answer>…</answer>", "holds these, and nothing else")]
-    if getattr(base, "reasoning", True):
-        blocks = [("<think>…</think>", "how you come to it: anything, even nothing"), *blocks]
-    skeleton = f"{'<think></think>' if len(blocks) > 1 else ''}<answer>{inside}</answer>"
-    return {"most": MOST_TEXT, "tag": TAGS[task], "skeleton": skeleton, "help": [*blocks, *tags]}
-
-
-def _asks(env: Any, sample: Sample) -> str:
-    """Describe the request in words."""
-    base, kind = env.unwrapped, kind_of(env)
-    if kind == "text":
-        return getattr(base, "instruction", "")
-    if sample.need and getattr(base, "need", True):
-        return sample.need
-    if kind == "masks":
-        return "the most salient object that is left" if hasattr(base, "steps") else "what is salient"
-    return CATEGORIES.get(base.task) or sample.category or "what is salient"
-
-
-def _rationale(env: Any, sample: Sample) -> str:
-    assert sample.rationale is not None  # else nobody could ask
-    return sample.rationale if getattr(env.unwrapped, "reasoning", True) else without_reasoning(sample.rationale)
-
-
-def _step(action: Any, reward: float, infos: Mapping[str, Any]) -> Step:
-    """Build the record of one step of one sub-environment."""
-    terms = {name: float(values[0]) for name, values in infos["reward_terms"].items() if name[0] != "_"}
-    facts = {name: infos[name][0].item() for name in ("label", "repeated", "found") if name in infos}
-    if "point" in infos:
-        facts["patch"] = int(np.ravel(action)[0])
-    return Step(action, reward, terms, float(infos["iou"][0]), tuple(infos["masks"][0]), facts)
-
-
-def _masks(env: Any, episode: Episode) -> tuple[np.ndarray, ...]:
-    """Return what an episode came to, for each image bool (m, H, W): of masks those that say anything, in order."""
-    kind, steps = kind_of(env), episode.steps
-    if kind == "clicks":  # at the start that of the first prompts
-        return tuple(mask[None] for mask, _ in env.unwrapped.masks_and_targets())
-    if not steps:
-        return ()
-    if kind == "text":
-        return steps[-1].masks
-    drawn = [step.masks[0] for step in steps if step.masks[0].any()]
-    return (np.concatenate(drawn or [steps[0].masks[0][:0]]),)
-
-
-def _truth(env: Any, sample: Sample) -> tuple[np.ndarray, ...]:
-    """Return the ground-truth masks of each image; those of a ranking in its order."""
-    if kind_of(env) != "masks" or sample.ranks is None:
-        return sample.masks
-    return tuple(
-        masks[np.argsort(-ranks, kind="stable")] for masks, ranks in zip(sample.masks, sample.ranks, strict=True)
-    )
-
-
-def _row(env: Any, sample: Sample, episode: Episode) -> dict[str, Any]:
+def _row(kind: Kind, sample: Sample, episode: Episode) -> JsonObject:
     """Build the saved row of an episode."""
-    steps = episode.steps
     return {
         "key": sample.key,
-        "asks": _asks(env, sample),
-        "actions": [_as_json(step.action) for step in steps],
-        "rewards": [step.reward for step in steps],
-        "terms": [step.terms for step in steps],
-        "iou": [step.iou for step in steps],
-        "reward": sum(step.reward for step in steps),
+        "asks": kind.asks(sample),
+        "actions": [kind.to_json(step.action) for step in episode.steps],
+        "rewards": [step.reward for step in episode.steps],
+        "terms": [step.terms for step in episode.steps],
+        "iou": [step.iou for step in episode.steps],
+        "reward": sum(step.reward for step in episode.steps),
         "ended": episode.ended,
     }
 
 
-def _as_json(action: Any) -> Any:
-    return encode(action > 0.5) if isinstance(action, np.ndarray) and action.ndim == 2 else action
-
-
-def _actions(given: Any, env: Any, sample: Sample) -> list[Any]:
-    """Convert the page's actions to the environment's.
-
-    Raises:
-        UserError: If they are none of its kind.
-    """
-    kind, base = kind_of(env), env.unwrapped
-    if not isinstance(given, list):
-        raise UserError("actions: expected a list")
-    if kind == "text":
-        return [_text(one) for one in given]
-    if kind == "clicks":
-        return [_click(one, base) for one in given]
-    return [_drawn(one, sample.images[0].shape, base.image_size) for one in given]
-
-
-def _text(given: Any) -> str:
-    if not isinstance(given, str) or len(given) > MOST_TEXT:
-        raise UserError(f"an answer: expected a text of at most {MOST_TEXT} characters")
-    return given
-
-
-def _click(given: Any, base: Any) -> Any:
-    """Return a click; the label that comes with it counts where the agent labels."""
-    fits = isinstance(given, list) and len(given) == 2 and all(type(number) is int for number in given)
-    if not fits or not 0 <= given[0] < base.grid**2 or given[1] not in (0, 1):
-        raise UserError(f"a click: expected a patch from 0 to {base.grid**2 - 1} and a label 0 or 1")
-    return tuple(given) if base.label_source == "policy" else given[0]
-
-
-def _drawn(given: Any, shape: Sequence[int], side: int) -> np.ndarray:
-    """Return a mask float32 (S, S) from run lengths over the part of the square that shows the image."""
-    height, width = fitted_size(tuple(shape), side)
-    mask = np.zeros((side, side), np.float32)
-    if not isinstance(given, list) or not all(type(length) is int for length in given):
-        raise UserError("a mask: expected run lengths")
-    try:
-        mask[:height, :width] = decode_counts(given, (height, width))
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"a mask: expected run lengths of {width}x{height} pixels") from error
-    return mask
-
-
-def _seconds(given: Any) -> float | None:
-    fits = type(given) in (int, float) and math.isfinite(given) and given >= 0
-    return round(float(given), 2) if fits else None
-
-
-def _picture(image: np.ndarray, shrink: bool = True) -> dict[str, Any]:
-    """Return uint8 (H, W, 3) as the page shows it: a URL that holds it, and its size."""
-    height, width = _shown_size(image.shape) if shrink else image.shape[:2]
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    return {"url": data_url(to_png(resized)), "height": height, "width": width}
-
-
-def _shown_size(shape: Sequence[int]) -> tuple[int, int]:
-    return fitted_size(tuple(shape), min(LARGEST, max(shape[:2])))
-
-
-def _all_runs(masks: Sequence[np.ndarray]) -> list[list[list[int]]]:
-    """Return the run lengths, as shown, of each mask of each image."""
-    return [[runs(_nearest(mask)) for mask in rows] for rows in masks]
-
-
-def _nearest(mask: np.ndarray) -> np.ndarray:
-    """Return bool (H, W) at the size that is shown."""
-    rows, columns = (
-        np.arange(shown) * side // shown for shown, side in zip(_shown_size(mask.shape), mask.shape, strict=True)
-    )
-    return mask[rows[:, None], columns]
+def _seconds(given: object) -> float | None:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given < math.inf:
+        return None
+    return round(float(given), 2)
 
 
 def _is_object(line: bytes) -> bool:

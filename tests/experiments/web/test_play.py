@@ -27,7 +27,7 @@ from maskgym.experiments.evaluation import evaluation
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-from maskgym.experiments.web import play
+from maskgym.experiments.web import kinds, play
 from maskgym.experiments.wiring import build
 
 HOSTILE = '<img src=x onerror="document.title=1"> & </script><script>document.title="2"</script>'
@@ -156,7 +156,7 @@ def test_several_tasks_and_images_in_a_group(tmp_path):
 
 
 def test_large_images_are_shown_smaller_with_their_masks(photo_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(play, "LARGEST", 16)
+    monkeypatch.setattr(kinds, "LARGEST", 16)
     small = game(tmp_path / "out", "env=sod", "data=folder", f"data.root={photo_folder}")
     place = at(small, split=small.split)
     (image,) = small.show(place)["images"]
