@@ -23,10 +23,27 @@ from maskgym.rewards import Reward, Transition
 CACHED_SAMPLES = 256  # Decoded samples are kept, because a step scores what the reset before it decoded.
 
 
+class Outcome(NamedTuple):
+    """Effect of one action on one episode.
+
+    Attributes:
+        transition: Transition that the reward scores.
+        terminated: Whether the task is over.
+        truncated: Whether the steps ran out.
+        info: Info of the step, without the terms of the reward.
+    """
+
+    transition: Transition
+    terminated: bool
+    truncated: bool
+    info: Infos
+
+
 class SampleVectorEnv(VectorEnv, ABC):
     """Vector environment whose sub-environments show samples of one data set.
 
-    A subclass sets its single spaces, calls `_allocate`, begins episodes with `_draw`, and implements `_frame`.
+    A subclass sets its single spaces, calls `_allocate`, and implements `_start` (with `_draw`),
+    `_respond`, `_observe` and `_frame`.
 
     Args:
         num_envs: Number of sub-environments.
@@ -101,6 +118,70 @@ class SampleVectorEnv(VectorEnv, ABC):
         """Drop the cached samples from a pickle."""
         return {**self.__dict__, "_cache": OrderedDict()}
 
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Settings | None = None
+    ) -> tuple[Observations, Infos]:
+        """Begin episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
+
+        Raises:
+            UserError: If the data set has no such index, or a sample cannot be shown.
+        """
+        rows, wanted = self._begin_reset(seed, options)
+        infos = batch_infos(self.num_envs, self._start(rows, [wanted[i] for i in rows]))
+        return self._observe(), infos
+
+    def step(self, actions: Sequence[Any]) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Apply one action per sub-environment; the class describes the results.
+
+        Raises:
+            UserError: If an action is invalid; no episode has changed then.
+        """
+        live, resting = self._live(), np.flatnonzero(self._done)
+        values = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        infos: dict[int, Infos] = {}
+        if len(live):
+            outcomes = self._respond(live, actions)
+            values[live], terms = self.reward([outcome.transition for outcome in outcomes])
+            for row, (i, outcome) in enumerate(zip(live, outcomes, strict=True)):
+                terminated[i], truncated[i] = outcome.terminated, outcome.truncated
+                infos[i] = {**outcome.info, "reward_terms": {name: float(term[row]) for name, term in terms.items()}}
+        ended = np.flatnonzero(terminated | truncated)
+        self._done[ended] = True
+        if len(resting):  # In NEXT_STEP, this step only begins their episodes.
+            infos |= self._start(resting, [None] * len(resting))
+        elif len(ended) and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            last = self._observe()
+            finals = {i: {name: value[i] for name, value in last.items()} for i in ended}
+            started = self._start(ended, [None] * len(ended))
+            infos |= {i: {"final_obs": finals[i], "final_info": infos[i], **started[i]} for i in ended}
+        if self.render_mode == "human":
+            self.render()
+        return self._observe(), values, terminated, truncated, batch_infos(self.num_envs, infos)
+
+    @abstractmethod
+    def _respond(self, live: np.ndarray, actions: Sequence[Any]) -> list[Outcome]:
+        """Apply the actions of the live sub-environments, after a check of all.
+
+        Args:
+            live: int (n,), the sub-environments.
+            actions: Actions of all sub-environments.
+
+        Returns:
+            n outcomes.
+
+        Raises:
+            UserError: If an action is invalid; no episode has changed then.
+        """
+
+    @abstractmethod
+    def _start(self, rows: np.ndarray, indices: Sequence[int | None]) -> dict[int, Infos]:
+        """Begin the episodes of sub-environments with the samples of indices, or random ones; return their infos."""
+
+    @abstractmethod
+    def _observe(self) -> Observations:
+        """Build the observations of all sub-environments."""
+
     @abstractmethod
     def _frame(self, i: int) -> np.ndarray:
         """Draw the picture of sub-environment ``i``, uint8 (H, W, 3)."""
@@ -166,26 +247,10 @@ class SampleVectorEnv(VectorEnv, ABC):
         return live
 
 
-class Outcome(NamedTuple):
-    """Effect of one action on one episode.
-
-    Attributes:
-        transition: Transition that the reward scores.
-        terminated: Whether the task is over.
-        truncated: Whether the steps ran out.
-        info: Info of the step, without the terms of the reward.
-    """
-
-    transition: Transition
-    terminated: bool
-    truncated: bool
-    info: Infos
-
-
 class RowwiseVectorEnv(SampleVectorEnv):
     """Vector environment that begins and observes episodes one by one.
 
-    A subclass implements `_observe` and `_respond`, and extends `_begin` and `_start_info`.
+    A subclass implements `_respond` and `_observe_row`, and extends `_begin` and `_start_info`.
     """
 
     def _allocate(self, num_envs: int) -> None:
@@ -194,64 +259,23 @@ class RowwiseVectorEnv(SampleVectorEnv):
         self._last: list[Transition | None] = [None] * num_envs
 
     @abstractmethod
-    def _observe(self, i: int) -> Observation:
+    def _observe_row(self, i: int) -> Observation:
         """Build the observation of sub-environment ``i``."""
-
-    @abstractmethod
-    def _respond(self, live: np.ndarray, actions: Sequence[Any]) -> list[Outcome]:
-        """Apply the actions of the live sub-environments, each indexed by its sub-environment.
-
-        Raises:
-            UserError: If an action is invalid; no episode has changed then.
-        """
-
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: Settings | None = None
-    ) -> tuple[Observations, Infos]:
-        """Begin episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
-
-        Raises:
-            UserError: If the data set has no such index, or a sample cannot be shown.
-        """
-        rows, wanted = self._begin_reset(seed, options)
-        infos = batch_infos(self.num_envs, {i: self._start(i, wanted[i]) for i in rows})
-        return self._batched(), infos
-
-    def step(self, actions: Sequence[Any]) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Apply one action per sub-environment; the class describes the results.
-
-        Raises:
-            UserError: If an action is invalid.
-        """
-        live, resting = self._live(), np.flatnonzero(self._done)
-        values = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
-        outcomes = self._respond(live, actions) if len(live) else []
-        infos = {i: self._start(i, None) for i in resting}  # In NEXT_STEP, this step only begins the next episode.
-        if outcomes:
-            values[live], terms = self.reward([outcome.transition for outcome in outcomes])
-        for row, (i, (transition, over, out, info)) in enumerate(zip(live, outcomes, strict=True)):
-            terminated[i], truncated[i], self._done[i], self._last[i] = over, out, over or out, transition
-            info["reward_terms"] = {name: float(term[row]) for name, term in terms.items()}
-            if self._done[i] and self.autoreset_mode is AutoresetMode.SAME_STEP:
-                info = {"final_obs": self._observations[i], "final_info": info, **self._start(i, None)}
-            infos[i] = info
-        if self.render_mode == "human":
-            self.render()
-        return self._batched(), values, terminated, truncated, batch_infos(self.num_envs, infos)
-
-    def _start(self, i: int, index: int | None) -> Infos:
-        """Begin an episode of sub-environment ``i``; return its info."""
-        sample = self._draw(i, index)
-        self._last[i] = None
-        self._begin(i, sample)
-        self._observations[i] = self._observe(i)
-        return self._start_info(i, sample)
 
     def _begin(self, i: int, sample: Sample) -> None:
         """Set up the state of an episode, before its first observation."""
 
-    def _batched(self) -> Observations:
+    def _start(self, rows: np.ndarray, indices: Sequence[int | None]) -> dict[int, Infos]:
+        infos = {}
+        for i, index in zip(rows, indices, strict=True):
+            sample = self._draw(i, index)
+            self._last[i] = None
+            self._begin(i, sample)
+            self._observations[i] = self._observe_row(i)
+            infos[i] = self._start_info(i, sample)
+        return infos
+
+    def _observe(self) -> Observations:
         space = self.single_observation_space
         batch: Any = concatenate(space, self._observations, create_empty_array(space, self.num_envs))
         return batch

@@ -80,7 +80,7 @@ class MaskVectorEnv(RowwiseVectorEnv):
         outcomes = []
         for i, soft in zip(live, maps, strict=True):
             transition, terminated, truncated = self._take(i, soft)
-            self._observations[i] = self._observe(i)
+            self._last[i], self._observations[i] = transition, self._observe_row(i)
             outcomes.append(Outcome(transition, terminated, truncated, self._step_info(i, transition, soft)))
         return outcomes
 
@@ -101,7 +101,7 @@ class MaskVectorEnv(RowwiseVectorEnv):
             "soft": (soft[None],),
         }
 
-    def _observe(self, i: int) -> Observation:
+    def _observe_row(self, i: int) -> Observation:
         need = (self._shown(i).need or "")[:MAX_NEED] if self.need else ""
         return {"image": letterbox(self._picture(i), self.image_size), "need": need}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,8 +114,8 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         self._observation = super()._observe() | {"need": self._needs.copy()}
         return dict(self._observation)
 
-    def _step_info(self, i: int, click: Click, terms: Mapping[str, float]) -> Infos:
-        return super()._step_info(i, click, terms) | {"need": self._words(self._shown(i))}
+    def _step_info(self, i: int, click: Click) -> Infos:
+        return super()._step_info(i, click) | {"need": self._words(self._shown(i))}
 
 
 class UserNeedPointEnv(PointPromptEnv):

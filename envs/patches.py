@@ -1,4 +1,4 @@
-"""Geometry of the patch grid: centres of patches, means over patches, and images stretched to the observed square."""
+"""Geometry of the observed square: patch centres, means over patches, stretched images, points of a target."""
 
 from __future__ import annotations
 
@@ -40,3 +40,24 @@ def stretch(image: np.ndarray, side: int) -> np.ndarray:
     if image.shape[:2] == (side, side):
         return image
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def random_prompts(target: np.ndarray, side: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a point of the foreground and one of the background (Algorithm 1, line 2).
+
+    Args:
+        target: bool (H, W).
+        side: Side of the observed square, pixels.
+        generator: Source of randomness.
+
+    Returns:
+        Points (k, 2), (x, y) in pixels of the square, and labels (k,); k is 1 for an empty or full target, else 2.
+    """
+    points, labels = [], []
+    for label, where in ((1, target), (0, ~target)):
+        cells = np.flatnonzero(where)
+        if len(cells):
+            y, x = divmod(int(generator.choice(cells)), target.shape[1])
+            points.append((np.array([x, y]) + 0.5) / target.shape[::-1] * side)
+            labels.append(label)
+    return np.array(points), np.array(labels)

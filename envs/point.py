@@ -6,7 +6,7 @@ sub-environments in one call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import ClassVar
 
@@ -15,12 +15,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from maskgym import segmenters
-from maskgym.aliases import Infos, Observations, Settings
+from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
 from maskgym.envs.attention_maps import AttentionMaps
-from maskgym.envs.base import SampleVectorEnv, ScalarEnv, make_dataset
-from maskgym.envs.infos import batch_infos
-from maskgym.envs.patches import patch_centres, stretch
+from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, make_dataset
+from maskgym.envs.patches import patch_centres, random_prompts, stretch
 from maskgym.envs.point_episodes import EpisodeBatch, PointState
 from maskgym.envs.point_settings import ClickSettings
 from maskgym.envs.rendering import clicks_picture
@@ -161,48 +160,6 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self._episodes = EpisodeBatch(num_envs, self.horizon + 2, self.grid)  # At most two prompts are no clicks.
         self._observation: Observations = {}  # the last one
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: Settings | None = None
-    ) -> tuple[Observations, Infos]:
-        """Begin episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
-
-        Raises:
-            UserError: If the data set has no such index, or the sample has several images.
-        """
-        rows, wanted = self._begin_reset(seed, options)
-        infos = batch_infos(self.num_envs, self._start(rows, [wanted[i] for i in rows]))
-        return self._observe(), infos
-
-    def step(
-        self, actions: np.ndarray | Sequence[Sequence[int]]
-    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Click one patch per sub-environment; the class describes the results.
-
-        Raises:
-            UserError: If an action names no patch; no episode has changed then.
-        """
-        live, resting, episodes = self._live(), np.flatnonzero(self._done), self._episodes
-        values, truncated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        infos: dict[int, Infos] = {}
-        if len(live):
-            previous, clicks = [episodes.masks[i] for i in live], self._click(live, actions)
-            self._decode(live)
-            transitions = [
-                Transition(self.task, self._shown(i), click, (episodes.masks[i],), previous_masks=(before,))
-                for i, click, before in zip(live, clicks, previous, strict=True)
-            ]
-            values[live], terms = self.reward(transitions)
-            for row, (i, click) in enumerate(zip(live, clicks, strict=True)):
-                infos[i] = self._step_info(i, click, {name: float(term[row]) for name, term in terms.items()})
-            truncated[live] = [len(episodes.patches[i]) >= self.horizon for i in live]
-            self._done |= truncated
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            infos |= self._restart(np.flatnonzero(truncated), infos)
-        elif len(resting):  # In NEXT_STEP, this step only begins the next episode.
-            infos |= self._start(resting, [None] * len(resting))
-        terminated = np.zeros(self.num_envs, bool)
-        return self._observe(), values, terminated, truncated, batch_infos(self.num_envs, infos)
-
     def unprompted(self) -> Observations:
         """Compute the observation before any prompt, from which ``recalibration`` selects the first ones."""
         everywhere = np.ones((self.num_envs, 1, self.grid, self.grid), np.float32)
@@ -273,10 +230,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         samples = dict(zip(rows, self._load_samples(rows, indices), strict=True))
         if self.initial_prompts == "truth":
             for i, sample in samples.items():
-                self._episodes.set_prompts(i, *self._truthful_prompts(i, sample.union()))
+                self._episodes.set_prompts(i, *random_prompts(sample.union(), self.image_size, self.generators[i]))
         elif self.initial_prompts == "srm":
-            probable = self._recalibrate(self._observe())[rows].reshape(len(rows), -1)
-            for i, ends in zip(rows, np.stack([probable.argmax(axis=1), probable.argmin(axis=1)], axis=1), strict=True):
+            probable = self._recalibrate(self._observe())
+            for i in rows:
+                ends = [probable[i].argmax(), probable[i].argmin()]
                 self._episodes.set_prompts(i, self.centres()[ends], np.array([1, 0]))
         if self.initial_prompts != "none":
             self._decode(rows)
@@ -308,16 +266,16 @@ class PointPromptVectorEnv(SampleVectorEnv):
         tensors = {name: torch.from_numpy(value) for name, value in observations.items()}
         return self.recalibration.probabilities(tensors).numpy()
 
-    def _truthful_prompts(self, i: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a point of the foreground and one of the background, (k, 2), and their labels (k,)."""
-        points, labels = [], []
-        for label, where in ((1, target), (0, ~target)):
-            cells = np.flatnonzero(where)
-            if len(cells):  # An empty or full target has only one of the two.
-                y, x = divmod(int(self.generators[i].choice(cells)), target.shape[1])
-                points.append((np.array([x, y]) + 0.5) / target.shape[::-1] * self.image_size)
-                labels.append(label)
-        return np.array(points), np.array(labels)
+    def _respond(self, live: np.ndarray, actions: np.ndarray | Sequence[Sequence[int]]) -> list[Outcome]:
+        masks, outcomes = self._episodes.masks, []
+        before = [masks[i] for i in live]
+        clicks = self._click(live, actions)
+        self._decode(live)
+        for i, click, previous in zip(live, clicks, before, strict=True):
+            shown = Transition(self.task, self._shown(i), click, (masks[i],), previous_masks=(previous,))
+            over = len(self._episodes.patches[i]) >= self.horizon
+            outcomes.append(Outcome(shown, False, over, self._step_info(i, click)))
+        return outcomes
 
     def _click(self, live: np.ndarray, actions: np.ndarray | Sequence[Sequence[int]]) -> list[Click]:
         """Add the click of each live sub-environment to its prompts."""
@@ -343,19 +301,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         self._episodes.set_masks(rows, logits, self.segmenter.resize(logits, [self._episodes.size(i) for i in rows]))
 
     def _observe(self) -> Observations:
-        """Pool the feature maps into the observations of all sub-environments."""
-        episodes = self._episodes
-        embeddings = self.segmenter.spatial(episodes.embeddings).float()
-        found = {"state": episodes.pool(embeddings * episodes.probabilities[:, None])}
-        if self.text is not None:
-            found["semantic"] = episodes.pool(embeddings * episodes.attention[:, None])
-        found["mask"] = episodes.pool(episodes.probabilities[:, None]).clip(0, 1)
-        if not self.allow_repeated_clicks:
-            found["clicked"] = episodes.clicked().astype(np.float32).reshape(-1, 1, self.grid, self.grid)
-        self._observation = found
-        return dict(found)
+        spatial = self.segmenter.spatial(self._episodes.embeddings)
+        self._observation = self._episodes.observe(spatial, self.text is not None, not self.allow_repeated_clicks)
+        return dict(self._observation)
 
-    def _step_info(self, i: int, click: Click, terms: Mapping[str, float]) -> Infos:
+    def _step_info(self, i: int, click: Click) -> Infos:
         return {
             "sample_key": self._shown(i).key,
             "index": int(self._indices[i]),
@@ -364,17 +314,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
             "label": click.label,
             "repeated": click.repeated,
             "masks": (self._episodes.masks[i],),
-            "reward_terms": terms,
         }
-
-    def _restart(self, rows: np.ndarray, infos: Mapping[int, Infos]) -> dict[int, Infos]:
-        """Begin the next episodes of SAME_STEP; return their infos, with the end of the last ones."""
-        if not len(rows):
-            return {}
-        last = self._observe()
-        finals = {i: {name: value[i] for name, value in last.items()} for i in rows}
-        started = self._start(rows, [None] * len(rows))
-        return {i: {"final_obs": finals[i], "final_info": infos[i], **started[i]} for i in rows}
 
     def _frame(self, i: int) -> np.ndarray:
         sample, (points, labels) = self._shown(i), self._episodes.prompts(i)

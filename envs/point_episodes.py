@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from maskgym.aliases import Observations
 from maskgym.data import Sample
 from maskgym.envs.patches import pooling_weights
 
@@ -135,6 +136,23 @@ class EpisodeBatch:
         for row, patches in zip(marks, self.patches, strict=True):
             row[list(patches)] = True
         return marks
+
+    def observe(self, spatial: torch.Tensor, attended: bool, clicked: bool) -> Observations:
+        """Compute the observations of all episodes, averaged over each patch.
+
+        Args:
+            spatial: Features of the images, (B, C, h, w).
+            attended: Whether the attention is observed.
+            clicked: Whether the clicked patches are observed.
+        """
+        features = spatial.float()
+        maps = {"state": self.pool(features * self.probabilities[:, None])}
+        if attended:
+            maps["semantic"] = self.pool(features * self.attention[:, None])
+        maps["mask"] = self.pool(self.probabilities[:, None]).clip(0, 1)
+        if clicked:
+            maps["clicked"] = self.clicked().astype(np.float32).reshape(-1, 1, self.grid, self.grid)
+        return maps
 
     def pool(self, maps: torch.Tensor) -> np.ndarray:
         """Compute the mean over each patch, (B, C, g, g), of maps (B, C, h, w)."""

@@ -120,7 +120,7 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         """Task in words; a subclass may word it differently."""
         return instruction(self.task, self.reasoning)
 
-    def _observe(self, i: int) -> Observation:
+    def _observe_row(self, i: int) -> Observation:
         images, size = self._shown(i).images, self.image_size
         if self.task == "cosod":
             assert size is not None
@@ -138,8 +138,9 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
 
     def _respond(self, live: np.ndarray, actions: Sequence[str]) -> list[Outcome]:
         transitions = self._segment([str(actions[i]) for i in live], [self._shown(i) for i in live])
-        infos = [self._step_info(i, transition) for i, transition in zip(live, transitions, strict=True)]
-        return [Outcome(transition, True, False, info) for transition, info in zip(transitions, infos, strict=True)]
+        for i, transition in zip(live, transitions, strict=True):
+            self._last[i] = transition
+        return [Outcome(last, True, False, self._step_info(i, last)) for i, last in zip(live, transitions, strict=True)]
 
     def _segment(self, texts: Sequence[str], samples: Sequence[Sample]) -> list[Transition]:
         """Turn one answer per sample into masks, with one call of the segmenter."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import gc
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from gymnasium import spaces
 from PIL import Image
 from torch.nn import functional as F
 
 from maskgym.data import Sample
-from maskgym.envs.base import SampleVectorEnv
-from maskgym.envs.spaces import FreeText
-from maskgym.metrics import iou
+from maskgym.envs.need import UserNeedVectorEnv
 
 WORDS = (
     "the",
@@ -334,38 +330,20 @@ class Squares:
         return Sample(f"squares{index}", (image,), (masks[wanted],), need=need)
 
 
-class SquaresVectorEnv(SampleVectorEnv):
-    """Shows an image and a need, is answered with a mask, and rewards its IoU."""
+class SquaresVectorEnv(UserNeedVectorEnv):
+    """Shows squares, records every index that was asked for, and rewards the IoU."""
 
     def __init__(self, num_envs: int = 8, split: str = "train", size: int = 16, need: str | None = None) -> None:
-        reward = SimpleNamespace(range=(0.0, 1.0))
-        super().__init__(num_envs, Squares(split, size), reward, None, "Disabled")
-        self.single_observation_space = spaces.Dict(
-            {"image": spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8), "need": FreeText(100)}
-        )
-        self.single_action_space = spaces.Box(0, 1, (SIDE, SIDE), np.float32)
-        self._allocate(num_envs)
-        self.need, self.shown = need, []  # every index that was asked for
+        self.words, self.shown = need, []
+        super().__init__(num_envs, Squares(split, size), reward="iou", image_size=SIDE, autoreset_mode="Disabled")
 
     def reset(self, *, seed=None, options=None):
-        rows, wanted = self._begin_reset(seed, options)
-        samples, infos = [self._draw(i, wanted[i]) for i in rows], {}
+        found = super().reset(seed=seed, options=options)
         self.shown += self._indices.tolist()
-        for i, sample in zip(rows, samples, strict=True):
-            infos = self._add_info(infos, self._start_info(i, sample), i)
-        needs = tuple(sample.need if self.need is None else self.need for sample in samples)
-        return {"image": np.stack([sample.images[0] for sample in samples]), "need": needs}, infos
+        return found
 
-    def step(self, actions):
-        assert actions in self.action_space
-        samples = [self._shown(i) for i in self._live()]
-        values = np.array([iou(mask > 0.5, sample.union()) for mask, sample in zip(actions, samples, strict=True)])
-        self._done[:] = True
-        over = np.ones(self.num_envs, bool)
-        return {}, values, over, ~over, {"iou": values, "_iou": over}
-
-    def _frame(self, i):
-        return self._shown(i).images[0]
+    def _observe_row(self, i):
+        return super()._observe_row(i) | ({} if self.words is None else {"need": self.words})
 
 
 @pytest.fixture
