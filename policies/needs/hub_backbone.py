@@ -1,8 +1,8 @@
 """Build saliency backbones from an image encoder of transformers, Swin or DINOv3, and a light decoder.
 
-The encoder comes with its published weights; the decoder is small and is trained here, as a salient-object detector.
-Both take prompts. In a plain ViT they are tokens before the others. In Swin, whose attention stays in windows, each
-window sees all of them, as keys and values without a place.
+The encoder has published weights; the small decoder is trained as a salient-object detector. Both take prompts. In a
+plain ViT, prompts are tokens in front of the others. In Swin, which attends within windows, every window attends to all
+prompts, as keys and values without a position.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from maskgym.policies.needs.prompted import PromptedBlock, normalise, per_place,
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.segmenters.hub import HubNetwork
 
-PROMPTED = "maskgym_prompted"  # the attention of Swin's windows, by the name that transformers calls it
-VIT_SCALES = (4.0, 2.0, 1.0, 1.0)  # cells of the decoder's grids a patch, for features of four depths of a ViT
+PROMPTED = "maskgym_prompted"  # name of the window attention in the registry of transformers
+VIT_SCALES = (4.0, 2.0, 1.0, 1.0)  # cells of the decoder's grid per patch, for features of four depths of a ViT
 
 
 class HubBackbone(SaliencyBackbone):
-    """An encoder of transformers and a `LightDecoder`. A subclass gives `encode` and calls this constructor.
+    """An encoder of transformers and a `LightDecoder`; a subclass implements `encode`.
 
     Args:
         encoder: The network.
         feature_dims: Channels of the features that `encode` returns, finest or shallowest first.
-        scales: Side of the decoder's grid of each feature over the side of the feature.
-        encoder_prompt_dims: Width of each place for prompts in the encoder.
-        patch: Side of a patch, pixels.
-        size_divisor: Sides of images are multiples of it.
+        scales: Ratio of the side of the decoder's grid to the side of each feature.
+        encoder_prompt_dims: Width of the prompt tokens of each place in the encoder.
+        patch: Side of a patch, in pixels.
+        size_divisor: Divisor of the sides of images, in pixels.
         width: Channels of the decoder, a multiple of 8.
-        heads: Heads of its attention; they divide ``width``.
+        heads: Heads of the decoder's attention, a divisor of ``width``.
         weights: Weights of the whole backbone for `load`; None leaves the decoder random.
 
     Raises:
-        UserError: If a size does not fit, or the weights do not.
+        UserError: If a size or the weights do not fit.
     """
 
     def __init__(
@@ -72,21 +72,21 @@ class HubBackbone(SaliencyBackbone):
 
 
 class SwinBackbone(HubBackbone):
-    """Swin with a light decoder: four scales, 1/4 to 1/32 of the image's side where patches are of 4 pixels.
+    """Swin with a light decoder: four scales, 1/4 to 1/32 of the image's side with patches of 4 pixels.
 
-    Each block of the encoder takes prompts. Its windows, shifted or not, have them all: they are normalised and
-    projected like the window's tokens and join its keys and values, with no relative position and no mask. That is what
-    transformers' own interface for attention is for, so no module of it is replaced or copied.
+    Each block of the encoder takes prompts. They are normalised and projected like the tokens of a window and join the
+    keys and values of every window, without relative position and mask. The attention interface of transformers
+    supports this, so that no module is replaced or copied.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        pretrained: Load its weights; False reads its config alone and draws them at random.
+        checkpoint: See `HubNetwork`.
+        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
         width: See `HubBackbone`.
         heads: See `HubBackbone`.
         weights: See `HubBackbone`.
 
     Raises:
-        UserError: If the checkpoint is missing, cannot be read, or is of another model; else see `HubBackbone`.
+        UserError: If the checkpoint is missing, cannot be read, or holds another model; see also `HubBackbone`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SwinBackbone(HubBackbone):
         )
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Return features of each stage, before they are merged; the last normalised as Swin does."""
+        """Compute the features of each stage before merging, the last with Swin's final normalisation."""
         places = iter(per_place(prompts, self.encoder_prompt_dims))
         hidden, grid = self.encoder.embeddings(normalise(pixels, self.size_divisor), interpolate_pos_encoding=True)
         features = []
@@ -126,7 +126,7 @@ class SwinBackbone(HubBackbone):
             for layer in stage.blocks:
                 prompt = next(places)
                 given = {} if prompt is None else {"prompts": layer.layernorm_before(prompt)}
-                # Told to partition always: else a layer that once saw a small image keeps smaller windows.
+                # Without always_partition, a layer keeps the smaller windows of an earlier small image.
                 hidden, _ = layer(hidden, grid, always_partition=True, **given)
             last = self.encoder.layernorm(hidden) if stage.downsample is None else hidden
             features.append(to_maps(last, grid[0]))
@@ -136,22 +136,21 @@ class SwinBackbone(HubBackbone):
 
 
 class Dinov3Backbone(HubBackbone):
-    """A DINOv3 ViT with a light decoder: one scale, that of its patches, at four depths.
+    """A DINOv3 ViT with a light decoder: one scale, the grid of patches, at four depths.
 
-    Each block of the encoder takes prompts, before its other tokens, where rotary positions leave them alone as they do
-    class and register tokens.
+    Each block of the encoder takes prompts, in front of its other tokens, where they get no rotary position, like class
+    and register tokens.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub, where the published
-            weights ask for consent to their licence first.
-        pretrained: Load its weights; False reads its config alone and draws them at random.
+        checkpoint: See `HubNetwork`; the hub asks for consent to the licence of the published weights.
+        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
         width: See `HubBackbone`.
         heads: See `HubBackbone`.
         weights: See `HubBackbone`.
 
     Raises:
-        UserError: If the checkpoint is missing, cannot be read, is of another model or of fewer than four blocks; else
-            see `HubBackbone`.
+        UserError: If the checkpoint is missing, cannot be read, or holds another model or fewer than four blocks; see
+            also `HubBackbone`.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class Dinov3Backbone(HubBackbone):
         encoder = read_encoder(_Dinov3, checkpoint, pretrained)
         depth, dim, levels = encoder.config.num_hidden_layers, encoder.config.hidden_size, len(VIT_SCALES)
         if depth < levels:
-            raise UserError(f"{checkpoint}: has {depth} blocks: expected at least {levels}, whose features are decoded")
+            raise UserError(f"{checkpoint}: has {depth} blocks: expected at least {levels}, one per decoded feature")
         self._depths = [depth * level // levels - 1 for level in range(1, levels + 1)]
         patch = _side(encoder.config.patch_size)
         super().__init__(
@@ -181,7 +180,7 @@ class Dinov3Backbone(HubBackbone):
         )
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Return features of four depths, shallow first, all of the grid of patches; the last normalised."""
+        """Compute features of four depths on the grid of patches, shallow first, the last normalised."""
         places = per_place(prompts, self.encoder_prompt_dims)
         pixels = normalise(pixels, self.size_divisor)
         hidden, positions = self.encoder.embeddings(pixels), self.encoder.rope_embeddings(pixels)
@@ -197,17 +196,17 @@ class Dinov3Backbone(HubBackbone):
 
 
 class LightDecoder(nn.Module):
-    """From features to logits at the finest grid, coarse to fine, as feature pyramids do.
+    """Decode features to logits at the finest grid, coarse to fine, as feature pyramids do.
 
-    Every feature is projected to one width and joined with what comes from the coarser one. At all but the finest grid
-    a block of self-attention follows, which takes prompts: unlike attention to prompts alone, it is trained as part of
-    a plain detector too. Then a convolution.
+    Every feature is projected to one width and added to the result of the coarser level. At all grids except the
+    finest, a block of self-attention with prompts follows; unlike attention to prompts only, it is also trained in a
+    plain detector. Each level ends with a convolution.
 
     Args:
         feature_dims: Channels of the features, finest first.
-        scales: Side of the grid of each over the feature's.
-        width: Channels, a multiple of 8.
-        heads: Heads of the attention; they divide ``width``.
+        scales: Ratio of the side of the decoder's grid to the side of each feature.
+        width: Number of channels, a multiple of 8.
+        heads: Heads of the attention, a divisor of ``width``.
 
     Raises:
         UserError: If width or heads do not fit.
@@ -230,14 +229,14 @@ class LightDecoder(nn.Module):
         self.head = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, features: Sequence[Tensor], prompts: Sequence[Tensor | None]) -> Tensor:
-        """Return logits (B, 1, H, W) of the finest grid for features, finest first, and a prompt a block."""
+        """Compute logits (B, 1, H, W) of the finest grid from features, finest first, with one prompt per block."""
         joined: Tensor | None = None
         for level in reversed(range(len(features))):
             side = int(features[level].shape[-1] * self.scales[level])
             maps = to_maps(self.projections[level](to_tokens(features[level])), features[level].shape[-1])
             maps = _resize(maps, side) if joined is None else _resize(maps, side) + _resize(joined, side)
             if level > 0:
-                place = len(features) - 1 - level  # the coarsest is the first
+                place = len(features) - 1 - level  # blocks are in order of use, coarsest first
                 maps = to_maps(self.blocks[place](to_tokens(maps), prompts[place]), side)
             joined = self.convolutions[level](maps)
         return self.head(joined)
@@ -245,7 +244,7 @@ class LightDecoder(nn.Module):
 
 class _Encoder(HubNetwork):
     def draw(self) -> PreTrainedModel:
-        """Return the model of the checkpoint's config, its weights drawn at random."""
+        """Build the model of the checkpoint's config with random weights."""
         model = getattr(transformers, self.architecture)
         return model(self._read(model.config_class))
 
@@ -263,15 +262,15 @@ class _Dinov3(_Encoder):
 
 
 def read_encoder(kind: type[_Encoder], checkpoint: str | Path | None, pretrained: bool) -> PreTrainedModel:
-    """Return the encoder of a checkpoint, on the CPU, in float32, its weights free to train.
+    """Load a trainable encoder on the CPU, in float32.
 
     Args:
-        kind: Which model is expected.
-        checkpoint: A folder, or a name on the hub.
-        pretrained: False draws the weights at random, for the checkpoint's config.
+        kind: Expected model.
+        checkpoint: See `HubNetwork`.
+        pretrained: Whether to load the weights; False initialises them at random.
 
     Raises:
-        UserError: If the checkpoint is missing, cannot be read, or is of another model.
+        UserError: If the checkpoint is missing, cannot be read, or holds another model.
     """
     loader = kind(checkpoint, device="cpu")
     return loader.network.requires_grad_(True) if pretrained else loader.draw()
@@ -288,21 +287,21 @@ def attend_prompted(
     prompts: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attend in the windows of Swin, to prompts as well: an attention function as transformers calls it.
+    """Attend within the windows of Swin and to prompts, with the signature of transformers' attention functions.
 
     Args:
         module: The attention layer.
-        query: (windows of B images, heads, N, d), the windows of an image together.
-        key: The same.
-        value: The same.
-        attention_mask: What is added to the logits, (windows or 1, heads or 1, N, N).
+        query: (windows of B images, heads, N, d), grouped by image.
+        key: Keys of the same shape.
+        value: Values of the same shape.
+        attention_mask: Added to the logits, (windows or 1, heads or 1, N, N).
         scaling: Factor of the logits.
-        dropout: Share of the weights dropped.
+        dropout: Dropout rate of the attention weights.
         prompts: Normalised tokens (B, T, D), or None.
-        unused: What transformers hands to every attention.
+        **unused: Further arguments that transformers passes to every attention function.
 
     Returns:
-        (windows of B images, N, heads, d), and no weights.
+        (windows of B images, N, heads, d), and None for the attention weights.
     """
     if prompts is not None:
         windows = len(key) // len(prompts)

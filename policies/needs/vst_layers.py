@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 from maskgym.policies.needs.prompted import Mlp, PromptedBlock, to_maps, to_tokens
 
-DIVISOR = 16  # pixels a side of the coarsest cell
-PATCH, SMALL_PATCH = (7, 4, 2), (3, 2, 1)  # kernel, stride and padding of a split: of pixels, of tokens
+DIVISOR = 16  # side of the coarsest cell, in pixels
+PATCH, SMALL_PATCH = (7, 4, 2), (3, 2, 1)  # kernel, stride and padding of a soft split of pixels, and of tokens
 
 
 class Predictions(NamedTuple):
-    """What VST is supervised on, coarse to fine: 1/16, 1/8, 1/4 and the whole of the image's side.
+    """Outputs of VST at 1/16, 1/8, 1/4 and the whole of the image's side, which training supervises.
 
     Attributes:
-        saliency: Four logits (B, 1, H, W).
-        contours: As many of the objects' boundary.
-        features: (B, D, S/8, S/8), the decoder's tokens of an eighth.
+        saliency: Four saliency logits (B, 1, H, W), coarse to fine.
+        contours: Four logits of the objects' boundaries, likewise.
+        features: (B, D, S/8, S/8), the decoder's tokens at 1/8.
     """
 
     saliency: list[Tensor]
@@ -50,7 +50,7 @@ class T2TViT(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, pixels: Tensor, prompts: Sequence[Tensor | None]) -> list[Tensor]:
-        """Return maps of 1/4, 1/8 and 1/16 for normalised pixels (B, 3, S, S)."""
+        """Compute maps at 1/4, 1/8 and 1/16 from normalised pixels (B, 3, S, S)."""
         side, split = pixels.shape[-1], self.tokens_to_token
         quarter = to_maps(split["attention1"](soft_split(pixels, PATCH)), side // 4)
         eighth = to_maps(split["attention2"](soft_split(quarter, SMALL_PATCH)), side // 8)
@@ -71,9 +71,9 @@ class T2TViT(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """The attention of a soft split: patches (B, N, dim) to tokens (B, N, token_dim).
+    """Attention of a soft split, from patches (B, N, dim) to tokens (B, N, token_dim).
 
-    Widths differ, so that the values stand in for the tokens in the skip connection.
+    Because the widths differ, the skip connection adds the values instead of the tokens.
     """
 
     def __init__(self, dim: int, token_dim: int) -> None:
@@ -83,10 +83,10 @@ class SplitAttention(nn.Module):
             {"qkv": nn.Linear(dim, 3 * token_dim, bias=False), "proj": nn.Linear(token_dim, token_dim)}
         )
         self.norm2, self.mlp = nn.LayerNorm(token_dim), Mlp(token_dim, token_dim)
-        self.scale = dim**-0.5  # the reference's: of the patches' width, not the keys'
+        self.scale = dim**-0.5  # as in the reference: from the width of the patches, not of the keys
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Return tokens."""
+        """Compute tokens (B, N, token_dim) from patches (B, N, dim)."""
         query, key, value = self.attn["qkv"](self.norm1(patches)).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         tokens = value + self.attn["proj"](mixed)
@@ -94,7 +94,7 @@ class SplitAttention(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks and a last normalisation, whose name checkpoints spell in two ways."""
+    """Blocks and a last normalisation, which has one of two names in checkpoints."""
 
     def __init__(self, dim: int, depth: int, heads: int, mlp_ratio: float, norm: str = "norm") -> None:
         super().__init__()
@@ -103,14 +103,14 @@ class Blocks(nn.Module):
         self.add_module(norm, nn.LayerNorm(dim))
 
     def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> Tensor:
-        """Return tokens (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D), with one prompt per block."""
         for block, prompt in zip(self.blocks, prompts, strict=True):
             tokens = block(tokens, prompt)
         return self.get_submodule(self.last)(tokens)
 
 
 class TokenInference(nn.Module):
-    """Patch-task attention: each place asks one task token, and takes in as much of it as a sigmoid says."""
+    """Patch-task attention: each place attends to one task token with a weight from a sigmoid."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -119,14 +119,14 @@ class TokenInference(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, task: Tensor) -> Tensor:
-        """Return (B, N, D) for places (B, N, D) and the task's token (B, 1, D)."""
-        told = self.norm(task)
-        weights = self.q(self.norm(tokens)) @ self.k(told).transpose(1, 2) * tokens.shape[-1] ** -0.5  # (B, N, 1)
-        return tokens + self.proj(weights.sigmoid() * self.v(told))
+        """Compute (B, N, D) from places (B, N, D) and the task's token (B, 1, D)."""
+        normed = self.norm(task)
+        weights = self.q(self.norm(tokens)) @ self.k(normed).transpose(1, 2) * tokens.shape[-1] ** -0.5  # (B, N, 1)
+        return tokens + self.proj(weights.sigmoid() * self.v(normed))
 
 
 class Carried(NamedTuple):
-    """What goes from one scale of the decoder to the next: places (B, N, D) and both tasks' tokens (B, 1, D)."""
+    """State between scales of the decoder: places (B, N, D) and the token (B, 1, D) of each task."""
 
     saliency: Tensor
     places: Tensor
@@ -147,8 +147,7 @@ class TaskTokens(nn.Module):
     def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Carried]:
         """Compute saliency and boundary features (B, N, D) and the tokens for the next scale."""
         places = self.mlp_s(self.norm(tokens))
-        tasks = (token.expand(len(places), -1, -1) for token in (self.saliency_token, self.contour_token))
-        saliency, contour = tasks
+        saliency, contour = (token.expand(len(places), -1, -1) for token in (self.saliency_token, self.contour_token))
         carried = attend(self.encoderlayer, Carried(saliency, places, contour), prompts)
         return (
             self.saliency_token_pre(carried.places, carried.saliency),
@@ -171,7 +170,7 @@ class TaskScale(nn.Module):
     def forward(
         self, tokens: Tensor, before: Carried, prompts: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor, Carried]:
-        """Return saliency and boundary features (B, N, token_dim), and what is carried on."""
+        """Compute saliency and boundary features (B, N, token_dim) and the state for the next scale."""
         carried = before._replace(places=self.mlp(self.norm(tokens)))
         carried = attend(self.encoderlayer, carried, prompts)
         saliency = self.saliency_token_pre(carried.places, carried.saliency)
@@ -180,10 +179,10 @@ class TaskScale(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """RT2T: each token becomes a patch of smaller tokens, and where patches overlap they add up.
+    """RT2T: each token becomes a patch of smaller tokens, and overlapping patches are summed.
 
-    That is a transposed convolution whose bias has a kernel too, and is computed as one: patches of all channels, laid
-    out side by side first, took most of the time of a small network.
+    The layer computes this as a transposed convolution whose bias has a kernel too, because it is faster than a linear
+    layer and a fold.
     """
 
     def __init__(self, token_dim: int, patch: tuple[int, int, int]) -> None:
@@ -192,11 +191,12 @@ class Upsampling(nn.Module):
         self.project = nn.Linear(token_dim, token_dim * patch[0] ** 2)
 
     def forward(self, tokens: Tensor, last: nn.Linear | None = None) -> Tensor:
-        """Return maps (B, C, stride · H, stride · H) for tokens (B, H², D).
+        """Compute maps (B, C, stride · H, stride · H) from tokens (B, H², D) of a square grid.
 
         Args:
-            tokens: Tokens of a square grid.
-            last: A layer that follows at each place; joined with this one, its few channels are all that is made.
+            tokens: Tokens of the grid.
+            last: Linear layer that follows at each place. It is merged into this layer, so that only its few output
+                channels are computed.
         """
         kernel, stride, padding = self.patch
         maps = to_maps(tokens, math.isqrt(tokens.shape[1]))
@@ -212,7 +212,7 @@ class Upsampling(nn.Module):
 
 
 class Fusion(Upsampling):
-    """RT2T of the decoder's tokens, narrowed first, then joined with the encoder's of that scale."""
+    """RT2T of the decoder's tokens, narrowed first, then joined with the encoder's tokens of that scale."""
 
     def __init__(self, dim: int, token_dim: int, dropout: float) -> None:
         super().__init__(token_dim, SMALL_PATCH)
@@ -221,13 +221,13 @@ class Fusion(Upsampling):
         self.norm, self.mlp = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
 
     def fuse(self, places: Tensor, encoded: Tensor) -> Tensor:
-        """Return tokens (B, 4N, C) for places (B, N, D) and maps (B, C, H, W)."""
+        """Compute tokens (B, 4N, C) from places (B, N, D) and the encoder's maps (B, C, H, W)."""
         finer = to_tokens(self(self.mlp(self.norm(places))))
         return self.att(self.concatFuse(torch.cat([finer, to_tokens(encoded)], dim=2)))
 
 
 class Performer(nn.Module):
-    """Attention of linear cost: positive random features stand in for the exponential (Choromanski et al., 2021)."""
+    """Attention of linear cost, with positive random features for the exponential (Choromanski et al., 2021)."""
 
     w: Tensor
 
@@ -241,8 +241,8 @@ class Performer(nn.Module):
         self.register_buffer("w", nn.init.orthogonal_(torch.empty(features, dim)) * math.sqrt(features))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, N, D)."""
-        key, query, value = self.kqv(self.norm1(tokens)).chunk(3, dim=-1)  # in this order
+        """Map tokens (B, N, D) to (B, N, D)."""
+        key, query, value = self.kqv(self.norm1(tokens)).chunk(3, dim=-1)  # checkpoints have this order
         key, query = self._features(key), self._features(query)  # (B, N, m)
         total = query @ key.sum(dim=1)[:, :, None]  # (B, N, 1)
         mixed = query @ (key.transpose(1, 2) @ value) / (total + 1e-8)
@@ -254,7 +254,7 @@ class Performer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From 1/16 to the whole image: fuse, attend and predict at each scale."""
+    """Decoder from 1/16 to the whole image that fuses, attends and predicts at each scale."""
 
     def __init__(self, dim: int, token_dim: int, depth: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -281,58 +281,60 @@ class Decoder(nn.Module):
         middle: Sequence[Tensor | None],
         fine: Sequence[Tensor | None],
     ) -> Predictions:
-        """Return the logits of all scales.
+        """Compute the logits of all scales.
 
         Args:
             coarsest: Output of `TaskTokens`.
-            eighth: Features of the encoder, (B, C, S/8, S/8).
-            quarter: The same, (B, C, S/4, S/4).
-            middle: Prompts of the blocks of 1/8.
-            fine: Prompts of the blocks of 1/4.
+            eighth: The encoder's features at 1/8, (B, C, S/8, S/8).
+            quarter: The encoder's features at 1/4, (B, C, S/4, S/4).
+            middle: Prompts of the blocks at 1/8.
+            fine: Prompts of the blocks at 1/4.
         """
         saliency, contour, carried = coarsest
-        shown = [(self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))]
+        scales = {"1_16": (self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))}
         saliency, contour, carried = self.token_pre_1_8(self.decoder1.fuse(carried.places, eighth), carried, middle)
-        shown.append((saliency, contour))
+        scales["1_8"] = saliency, contour
         features = to_maps(carried.places, eighth.shape[-1])
         saliency, contour, _ = self.token_pre_1_4(self.decoder2.fuse(carried.places, quarter), carried, fine)
-        shown.append((saliency, contour))
-        maps: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for scale, pair in zip(("1_16", "1_8", "1_4"), shown, strict=True):
-            for logits, tokens, suffix in zip(maps, pair, ("", "_c"), strict=True):
-                layer = self.get_submodule(f"pre_{scale}{suffix}")
-                logits.append(to_maps(layer(tokens), math.isqrt(tokens.shape[1])))
-        maps[0].append(self.decoder3(saliency, self.pre_1_1))
-        maps[1].append(self.decoder3_c(contour, self.pre_1_1_c))
-        return Predictions(*maps, features)
+        scales["1_4"] = saliency, contour
+        saliencies = [self._logits(f"pre_{scale}", tokens) for scale, (tokens, _) in scales.items()]
+        contours = [self._logits(f"pre_{scale}_c", tokens) for scale, (_, tokens) in scales.items()]
+        return Predictions(
+            [*saliencies, self.decoder3(saliency, self.pre_1_1)],
+            [*contours, self.decoder3_c(contour, self.pre_1_1_c)],
+            features,
+        )
+
+    def _logits(self, layer: str, tokens: Tensor) -> Tensor:
+        return to_maps(self.get_submodule(layer)(tokens), math.isqrt(tokens.shape[1]))
 
 
 def attend(blocks: Blocks, carried: Carried, prompts: Sequence[Tensor | None]) -> Carried:
-    """Apply blocks to both task tokens and the places together."""
+    """Apply blocks to the concatenation of both task tokens and the places."""
     tokens = blocks(torch.cat(carried, dim=1), prompts)  # (B, 1 + N + 1, D)
     return Carried(tokens[:, :1], tokens[:, 1:-1], tokens[:, -1:])
 
 
 def projection(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return two linear layers with a GELU between them, under the names that checkpoints give such a pair."""
+    """Build two linear layers with a GELU between them, under the names of checkpoints."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 def soft_split(maps: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Return overlapping patches (B, N, C · kernel²) of maps (B, C, H, W)."""
+    """Cut maps (B, C, H, W) into overlapping patches (B, N, C · kernel²)."""
     kernel, stride, padding = patch
     return F.unfold(maps, kernel, padding=padding, stride=stride).transpose(1, 2)
 
 
 def sinusoids(positions: int, dim: int) -> Tensor:
-    """Return (1, positions, dim): sines in even channels, cosines in odd ones, of Vaswani et al., 2017."""
+    """Compute the position table (1, positions, dim) of Vaswani et al., 2017, with interleaved sines and cosines."""
     channel = torch.arange(dim, dtype=torch.float64)
     angles = torch.arange(positions)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angles.sin(), angles.cos()).float()[None]
 
 
 def small_weights(module: nn.Module) -> None:
-    """Draw the weights of a linear layer as those of vision transformers; its bias is zero."""
+    """Initialise a linear layer as vision transformers do: a narrow normal distribution, and bias zero."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

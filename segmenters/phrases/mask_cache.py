@@ -32,7 +32,7 @@ class MaskCache:
         self.hits = self.misses = 0
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Return float32 (n_i, H_i, W_i), 0 or 1; arguments and errors are those of the segmenter."""
+        """Compute or look up masks float32 (n_i, H_i, W_i) of 0 and 1; see `ReferringSegmenter`."""
         keys = []
         for image, row in zip(images, expressions, strict=True):
             pixels = pixels_key(image) if row else b""
@@ -41,8 +41,8 @@ class MaskCache:
         missing = [[key[1] for key in row if key not in bits] for row in keys]
         found = self.segmenter.segment(images, missing) if any(missing) else []
         new: dict[tuple[bytes, str], np.ndarray] = {}
-        for row, phrases, masks in zip(keys, missing, found, strict=False):
-            new |= {(row[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
+        for own, phrases, masks in zip(keys, missing, found, strict=False):
+            new |= {(own[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
         self.misses += len(new)
         self.hits += sum(map(len, keys)) - len(new)
         bits |= new
