@@ -96,7 +96,6 @@ def data_reason(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Write the page of a finished run again, or one page that compares several."""
-    from maskgym.experiments.report import compare_report
     from maskgym.experiments.report import report as pages
 
     options: list[tuple[str, dict]] = [
@@ -104,10 +103,7 @@ def report(arguments: Sequence[str]) -> int:
         ("--out", {"type": Path, "help": "the page (report.html of the run; of several comparison.html, here)"}),
     ]
     given = _parse("report", report, arguments, options)
-    if len(given.runs) == 1:
-        print(pages.write(given.runs[0], given.out))
-    else:
-        print(compare_report.write(given.runs, given.out or Path("comparison.html")))
+    print(pages.write(given.runs, given.out))
     return 0
 
 

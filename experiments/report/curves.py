@@ -1,167 +1,103 @@
-"""Curves as inline SVG: light gridlines, lines that differ in colour and dashes, and a table of the values."""
+"""Panels of curves: positions of lines and ticks, moving averages and tables of values, for the template to draw."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from maskgym.experiments.report.report_page import table
+import numpy as np
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 48, 24, 10, 12  # figure size and margins in view box units
-STYLES = 7  # number of line styles in `report_page.STYLE`
+from maskgym.experiments.report.run_data import Points
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 50, 24, 10, 12  # size and margins of a panel in SVG units
 SMOOTHED_FROM = 40  # curves with more points are smoothed
 WINDOWS = 12  # approximate number of smoothing windows along a curve
-TICKS = 7  # approximate maximum number of ticks per axis
-ROWS = 8  # maximum number of rows in the table
+ROWS = 8  # maximum number of rows in the table of values
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line.
-
-    Attributes:
-        name: Name in the legend.
-        points: (step, value) in order, at least one.
-        style: Index of the line style.
-        band: (step, low, high) in order; empty for no band.
-    """
+    """A named line of a panel."""
 
     name: str
-    points: Sequence[tuple[float, float]]
-    style: int = 0
-    band: Sequence[tuple[float, float, float]] = ()
+    points: Points  # at least one
+    style: int = 0  # index of the line style
+    band: Sequence[tuple[float, float, float]] = ()  # (step, low, high) in order
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether the line is a moving average, with the logged values drawn faintly behind it."""
+        return len(self.points) > SMOOTHED_FROM
+
+    @property
+    def line(self) -> Points:
+        """The points, or their centred moving average, whose window shrinks symmetrically at the ends."""
+        if not self.is_smoothed:
+            return self.points
+        steps, values = zip(*self.points, strict=True)
+        sums, place = np.cumsum([0.0, *values]), np.arange(len(steps))
+        reach = np.minimum(len(steps) // WINDOWS // 2, np.minimum(place, place[::-1]))
+        return list(zip(steps, (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1), strict=True))
+
+    @property
+    def outline(self) -> Points:
+        """Corners of the band; none if the band has no width."""
+        if all(low == high for _, low, high in self.band):
+            return []
+        return [(step, high) for step, _, high in self.band] + [(step, low) for step, low, _ in reversed(self.band)]
+
+    @property
+    def summary(self) -> str:
+        """The line in words."""
+        values = [value for _, value in self.points]
+        first, last, low, high = map(number, (values[0], values[-1], min(values), max(values)))
+        return first if len(values) == 1 else f"from {first} to {last}, between {low} and {high}"
 
 
-def figure(title: str, curves: Sequence[Curve]) -> str:
-    """Draw curves with axes, a legend and a table of values as HTML."""
-    x = _Axis([step for curve in curves for step, _ in curve.points], LEFT, WIDTH - RIGHT, whole=True)
-    y = _y_axis(curves)
-    grid = [f'<path class="grid" d="M{LEFT} {y.place(value):.1f}H{WIDTH - RIGHT}"/>' for value in y.ticks]
-    labels = [
-        f'<text x="{LEFT - 6}" y="{y.place(value) + 4:.1f}" text-anchor="end">{text}</text>'
-        for value, text in zip(y.ticks, y.labels, strict=True)
-    ] + [
-        f'<text x="{x.place(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{text}</text>'
-        for value, text in zip(x.ticks, x.labels, strict=True)
-    ]
-    lines = [_line(curve, x, y) for curve in curves]
-    told = "; ".join(f"{curve.name} {_told(curve)}" for curve in curves)
-    legend = "".join(
-        f"<li>{key(curve.style)}{escape(curve.name)} <b>{shown(curve.points[-1][1])}</b></li>" for curve in curves
-    )
-    return (
-        f'<figure class="panel"><h4>{escape(title)}</h4><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{title} by update: {told}", quote=True)}">{"".join(grid + labels + lines)}</svg>'
-        f'<figcaption><ul class="legend">{legend}</ul><details><summary>Values</summary>{_values(title, curves)}'
-        "</details></figcaption></figure>"
-    )
+class Axis:
+    """Axis between two places in SVG units; Matplotlib chooses round ticks.
 
+    Attributes:
+        ticks: (place, label) of each tick.
+    """
 
-def key(style: int) -> str:
-    """Draw a short line of a style for a legend."""
-    path = f'<path class="curve c{style % STYLES}" d="M1 4H25"/>'
-    return f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true">{path}</svg>'
+    def __init__(self, values: Iterable[float], start: float, end: float, whole: bool = False) -> None:
+        from matplotlib.ticker import MaxNLocator
 
-
-def is_smoothed(points: Sequence[tuple[float, float]]) -> bool:
-    """Check whether a curve is smoothed, with the logged values drawn faintly behind it."""
-    return len(points) > SMOOTHED_FROM
-
-
-def shown(value: float) -> str:
-    """Format a number with three significant digits, or with thousands separators from 1000."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-class _Axis:
-    """Axis that maps values to positions, with round numbers as ticks."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = False) -> None:
-        low, high = min(values), max(values)
-        if high == low:
-            spread = 0.5 if whole or not low else abs(low) / 10
-            low, high = low - spread, high + spread
-        self._low, self._high = low, high
+        known = list(values)
+        locator = MaxNLocator(6, steps=[1, 2, 5, 10], integer=whole)
+        self._low, self._high = locator.nonsingular(min(known), max(known))  # spreads limits that are equal
         self._start, self._end = start, end
-        step = _round_step((self._high - self._low) / TICKS)
-        if whole:
-            step = max(1, round(step))
-        first, last = math.ceil(self._low / step - 1e-9), math.floor(self._high / step + 1e-9)
-        self.ticks = [number * step for number in range(first, last + 1)]
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        self.labels = [
-            f"{tick:.3g}" if decimals > 5 else shown(tick) if decimals == 0 else f"{tick:.{decimals}f}"
-            for tick in self.ticks
-        ]
+        ticks = locator.tick_values(self._low, self._high) + 0.0  # no tick is -0.0
+        self.ticks = [(self.place(tick), f"{tick:,.10g}") for tick in ticks if self._low <= tick <= self._high]
 
     def place(self, value: float) -> float:
+        """Compute the place of a value."""
         return self._start + (value - self._low) / (self._high - self._low) * (self._end - self._start)
 
 
-def _y_axis(curves: Sequence[Curve]) -> _Axis:
-    values = [value for curve in curves for _, value in curve.points]
-    values += [end for curve in curves for _, low, high in curve.band for end in (low, high)]
-    return _Axis(values, HEIGHT - BOTTOM, TOP)
+class Panel:
+    """Curves on common axes, with a heading."""
+
+    def __init__(self, title: str, curves: Sequence[Curve]) -> None:
+        self.title, self.curves = title, curves
+        points = [point for curve in curves for point in (*curve.points, *curve.outline)]
+        self.x = Axis((step for step, _ in points), LEFT, WIDTH - RIGHT, whole=True)
+        self.y = Axis((value for _, value in points), HEIGHT - BOTTOM, TOP)
+
+    def path(self, points: Points) -> str:
+        """Build the SVG path through some points."""
+        return "M" + "L".join(f"{self.x.place(step):.1f} {self.y.place(value):.1f}" for step, value in points)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Table of the values at evenly spread steps that include the first and the last."""
+        steps = sorted({step for curve in self.curves for step, _ in curve.points})
+        kept = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, min(ROWS, len(steps)))]
+        known = [dict(curve.points) for curve in self.curves]
+        return [[f"{step:.0f}", *(number(one[step]) if step in one else "–" for one in known)] for step in kept]
 
 
-def _round_step(about: float) -> float:
-    """Round a step up to 1, 2 or 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(about))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= about * (1 - 1e-9))
-
-
-def _line(curve: Curve, x: _Axis, y: _Axis) -> str:
-    """Draw the band, the line and the points of a curve; a curve with many points has a smoothed line instead."""
-
-    def joined(points: Sequence[tuple[float, float]]) -> str:
-        return " ".join(f"{x.place(step):.1f},{y.place(value):.1f}" for step, value in points)
-
-    kind, parts = f"c{curve.style % STYLES}", []
-    if any(high > low for _, low, high in curve.band):
-        around = [(step, high) for step, _, high in curve.band] + [(step, low) for step, low, _ in reversed(curve.band)]
-        parts.append(f'<polygon class="band {kind}" points="{joined(around)}"/>')
-    many = is_smoothed(curve.points)
-    if many:
-        parts.append(f'<polyline class="raw {kind}" points="{joined(curve.points)}"/>')
-    line = _smoothed(curve.points) if many else curve.points
-    title = f"<title>{escape(curve.name)}: {escape(_told(curve))}</title>"
-    # The last point is repeated, so that round caps draw a curve of one point as a dot.
-    parts.append(f'<polyline class="curve {kind}" points="{joined(line)} {joined(line[-1:])}">{title}</polyline>')
-    if not many:
-        parts += [
-            f'<circle class="{kind}" cx="{x.place(step):.1f}" cy="{y.place(value):.1f}" r="2.5"><title>'
-            f"{escape(curve.name)}, update {step:.0f}: {shown(value)}</title></circle>"
-            for step, value in curve.points
-        ]
-    return "".join(parts)
-
-
-def _told(curve: Curve) -> str:
-    values = [value for _, value in curve.points]
-    if len(values) == 1:
-        return shown(values[0])
-    return f"from {shown(values[0])} to {shown(values[-1])}, between {shown(min(values))} and {shown(max(values))}"
-
-
-def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Compute a centred moving average, whose window shrinks symmetrically at the ends."""
-    reach = max(1, len(points) // WINDOWS // 2)
-    sums = [0.0, *itertools.accumulate(value for _, value in points)]
-    found = []
-    for place, (step, _) in enumerate(points):
-        near = min(reach, place, len(points) - 1 - place)
-        found.append((step, (sums[place + near + 1] - sums[place - near]) / (2 * near + 1)))
-    return found
-
-
-def _values(title: str, curves: Sequence[Curve]) -> str:
-    """Build a table of evenly spread steps that include the first and the last."""
-    steps = sorted({step for curve in curves for step, _ in curve.points})
-    count = min(ROWS, len(steps))
-    kept = [steps[round(number * (len(steps) - 1) / max(1, count - 1))] for number in range(count)]
-    known = [dict(curve.points) for curve in curves]
-    rows = [[f"{step:.0f}", *(shown(one[step]) if step in one else "–" for one in known)] for step in kept]
-    return table(f"{title}: values", ["update", *(curve.name for curve in curves)], rows)
+def number(value: float) -> str:
+    """Format a number with three significant digits, or with thousands separators from 1000."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,19 +1,31 @@
-"""Report of a run: one page without external requests, made from the files of the run folder only."""
+"""Reports: one HTML page about one run or several, made from the files of their run folders only.
+
+The page makes no requests. Its templates escape all text from data, models and file names.
+"""
 
 from __future__ import annotations
 
+import base64
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from maskgym.experiments.report import curves, finished_run, report_page
-from maskgym.experiments.report.finished_run import SECONDS, Points, Run, better, differences, reward_gain
+import numpy as np
+
+from maskgym.aliases import JsonObject
+from maskgym.envs.instructions import INSTRUCTIONS
+from maskgym.envs.rendering import PALETTE
+from maskgym.errors import UserError
+from maskgym.experiments.report import run_data
+from maskgym.experiments.report.curves import SMOOTHED_FROM, Curve, Panel, number
+from maskgym.experiments.report.groups import ABSENT, Group, conclusions, flat, group_runs, mean, settings
+from maskgym.experiments.report.run_data import SECONDS, Run, reward_gain
 from maskgym.experiments.wiring import composition, run_folder
+from maskgym.rewards import parse
 
-# Groups of panels, with the pattern of logged names for each panel title; the first match wins.
+SHOWN = 8  # maximum number of samples in the gallery of several runs
+# Groups of panels of one run, with the pattern of the logged names of each panel; the first match wins.
 PANELS = {
     "Learning": {
         "Reward and its terms": r"reward$|reward/",
@@ -34,62 +46,149 @@ PANELS = {
         "Losses of policy and value": r"train/(policy_gradient|value)_loss$",
         "Loss of the recalibration": r"recalibration/loss$",
         "Explained variance of returns": r"train/explained_variance$",
-        "Divergence from the policy before": r"kl$|train/approx_kl$",
+        "KL divergence from the previous policy": r"kl$|train/approx_kl$",
         "Clip fraction": r"clip_ratio/region_mean$|train/clip_fraction$",
         "Learning rate": r"(train/)?learning_rate$",
         "Gradient norm": r"(train/)?grad_norm$",
     },
     "Cost": {
-        "Seconds an update": rf"{SECONDS}$",
-        "Tokens generated an update": r"generated_tokens$",
-        "Rewards computed an update": r"reward_calls$",
-        "Scoring, seconds an update": r"(scoring|reward)_seconds$",
+        "Seconds per update": rf"{SECONDS}$",
+        "Tokens generated per update": r"generated_tokens$",
+        "Rewards computed per update": r"reward_calls$",
+        "Scoring, seconds per update": r"(scoring|reward)_seconds$",
         "Scoring, share of the time": r"scoring_share$",
         "Peak memory (MiB)": r"peak_memory_mib$",
     },
 }
-ORDERS = {  # orders of the gallery: the name of the CSS variable, and the label of the control
-    "turn": "losses and gains in turn",
-    "loss": "largest loss first",
-    "gain": "largest gain first",
-    "data": "as in the data",
-}
+# Curves of several runs that are shown unfolded, besides those of the main measures.
+LEARNING = ("reward", "iou", "cgpo/confidence", "entropy", "train/entropy", "completions/mean_length")
+COST = (SECONDS, "generated_tokens", "reward_calls", "peak_memory_mib")
+Side = tuple[Group, Run, JsonObject]  # a sample as one group answers it
 
 
-def write(folder: Path, file: Path | None = None) -> Path:
-    """Write the report of a run folder to ``file``, by default its ``report.html``; return the path.
+def write(folders: Sequence[Path], file: Path | None = None) -> Path:
+    """Write the report of some runs, and return its path.
+
+    Args:
+        folders: Folders of finished runs, at least one.
+        file: Path of the page. The default is ``report.html`` in the folder of a single run, and ``comparison.html``
+            in the working directory for several.
 
     Raises:
         UserError: As in `render`, or if the file cannot be written.
     """
-    file = file or folder / run_folder.REPORT
-    report_page.save(file, render(folder))
+    file = file or (folders[0] / run_folder.REPORT if len(folders) == 1 else Path("comparison.html"))
+    page = render(folders)
+    try:
+        run_folder.write(file, page)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
     return file
 
 
-def render(folder: Path) -> str:
-    """Build the report of a run folder as HTML.
+def render(folders: Sequence[Path]) -> str:
+    """Build the report of some runs as HTML.
 
     Raises:
-        UserError: If the run is not finished, or a file of the run cannot be read.
+        UserError: If a folder holds no finished run, a file cannot be read, or a run is given twice.
     """
-    run = finished_run.read(folder)
-    versions = ", ".join(f"{name} {version}" for name, version in run.results["versions"].items())
-    config = escape(composition.dump(run.config))
-    sections = {
-        "Before and after": _scores(run),
-        "Training": _training(run),
-        "Samples": _samples(run),
-        "Config": f"<details><summary>Every setting of the run</summary><pre>{config}</pre></details>"
-        f'<p class="soft">{escape(versions)}</p>',
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environments: dict[str, list[Run]] = {}
+    for run in _read(folders):
+        environments.setdefault(run.results["env"], []).append(run)
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    templates = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+    )
+    templates.filters |= {"gain": reward_gain, "inline": _inline, "number": number, "yaml": composition.dump}
+    templates.globals |= {
+        function.__name__: function for function in (answer, conclusions, cost, costs, panels, places, settings, sides)
     }
-    return report_page.document(run.title, "report of a run", _head(run), sections)
+    grouped = {name: group_runs(runs) for name, runs in environments.items()}
+    return templates.get_template("page.html.j2").render(
+        environments=grouped, alone=len(folders) == 1, marks=_mark_colours(), smoothed_from=SMOOTHED_FROM
+    )
 
 
 def panel_of(name: str) -> str | None:
-    """Return the title of the panel of a logged name, or None if no panel matches."""
-    panels = (pair for group in PANELS.values() for pair in group.items())
-    return next((title for title, pattern in panels if re.match(pattern, name)), None)
+    """Find the title of the panel of a logged name, or None if no panel matches."""
+    groups = (pair for group in PANELS.values() for pair in group.items())
+    return next((title for title, pattern in groups if re.match(pattern, name)), None)
+
+
+def panels(groups: Sequence[Group], alone: bool) -> dict[str, list[Panel]]:
+    """Draw the curves of some runs: panels by heading, those of no heading last.
+
+    A panel of a run alone holds related curves. A panel of several runs holds one logged name: per group, the mean over
+    its seeds at each step, in the band of their range.
+    """
+    found: dict[str, list[Curve]] = {}
+    for group in groups:
+        by_name: dict[str, dict[float, list[float]]] = {}
+        for name, points in itertools.chain.from_iterable(run.curves().items() for run in group.runs):
+            for step, value in points:
+                by_name.setdefault(name, {}).setdefault(step, []).append(value)
+        for name, by_step in by_name.items():
+            steps = sorted(by_step.items())
+            line = [(step, sum(values) / len(values)) for step, values in steps]
+            band = [(step, min(values), max(values)) for step, values in steps]
+            panel = found.setdefault((alone and panel_of(name)) or name, [])
+            panel.append(Curve(name, line, len(panel)) if alone else Curve(group.name, line, group.style, band))
+    main = [f"held_out/{name}" for group in groups for name in group.runs[0].main]
+    layout = PANELS if alone else {"Learning": (*main, *LEARNING), "Cost": COST}
+    drawn = {title: Panel(title, curves) for title, curves in found.items()}
+    shown = {heading: [drawn.pop(title) for title in titles if title in drawn] for heading, titles in layout.items()}
+    return shown | {"": list(drawn.values())}
+
+
+def places(run: Run) -> list[tuple[JsonObject, dict[str, int]]]:
+    """Order the samples with a picture, losses and gains in turn, each with its place in every order of the gallery."""
+    rows = [row for row in run.samples if run.picture(row)]
+    worst = sorted(rows, key=reward_gain)
+    falling = [row for row in worst if reward_gain(row) < 0]
+    rising = [row for row in reversed(worst) if reward_gain(row) >= 0]
+    turn = [row for pair in itertools.zip_longest(falling, rising) for row in pair if row is not None]
+    orders = {"turn": turn, "loss": worst, "gain": worst[::-1], "data": rows}
+    place = {name: {id(row): place for place, row in enumerate(order)} for name, order in orders.items()}
+    return [(row, {name: place[name][id(row)] for name in orders}) for row in turn]
+
+
+def sides(groups: Sequence[Group]) -> list[list[Side]]:
+    """Select the samples with pictures of several groups whose rewards after training are furthest apart."""
+    found: dict[tuple[str, str], dict[str, Side]] = {}
+    for group in groups:
+        for run, row in ((one, row) for one in group.runs for row in one.samples if one.picture(row)):
+            found.setdefault((row["task"], str(row["key"])), {}).setdefault(group.name, (group, run, row))
+
+    def spread(sample: Sequence[Side]) -> float:
+        rewards = [row["after"]["reward"] for _, _, row in sample]
+        return max(rewards) - min(rewards)
+
+    shared = [list(sample.values()) for sample in found.values() if len(sample) > 1]
+    return sorted(shared, key=spread, reverse=True)[:SHOWN]
+
+
+def answer(text: str | None, task: str) -> list[tuple[str, int | None]]:
+    """Split a text answer into pieces, each with the index of its mask's colour; no pieces for clicks and masks.
+
+    Only the expressions of a well-formed answer have colours.
+    """
+    if not text or task not in INSTRUCTIONS:
+        return []
+    if not parse(text, task).tagged:
+        return [(text, None)]
+    head, opening, rest = text.partition("<answer>")
+    pieces: list[tuple[str, int | None]] = [(head + opening, None)]
+    place = itertools.count()
+    for piece in re.split(r"(</?(?:rg|ins)>)", rest):
+        pieces.append((piece, next(place) % len(PALETTE) if pieces[-1][0] in ("<rg>", "<ins>") else None))
+    return pieces
 
 
 def cost(run: Run) -> str:
@@ -101,129 +200,55 @@ def cost(run: Run) -> str:
     }
     told = ", ".join(f"{value:,.0f} {name}" for name, value in parts.items() if value is not None)
     updates = f"{run.results['steps']:,} update" + "s" * (run.results["steps"] != 1)
-    time = finished_run.duration(run.results["wall_s"])
-    return f"{updates} in {time} on {run.results['device']}" + f": {told}" * bool(told) + "."
+    return f"{updates} in {duration(run.results['wall_s'])} on {run.results['device']}" + f": {told}" * bool(told) + "."
 
 
-def _head(run: Run) -> str:
-    """Build the head of the report: the cost of the run and its main measures."""
-    entries = [
-        (
-            f"{name}, before → after",
-            f"{report_page.number(run.results['before'].get(name))} → {report_page.number(run.results['after'][name])}",
-            f"gain {_gain_cell(run, name)}",
-        )
-        for name in run.main
+def costs(group: Group) -> list[str]:
+    """Format the cost of a group's runs: their number, and the mean updates, time, tokens, rewards and memory."""
+    time = mean([run.results["wall_s"] for run in group.runs])
+    counts = [mean([run.total(name) for run in group.runs]) for name in ("generated_tokens", "reward_calls")]
+    counts.append(mean([run.peak_memory_mib for run in group.runs]))
+    cells = [ABSENT if count is None else f"{count:,.0f}" for count in counts]
+    updates = f"{group.runs[0].results['steps']:,}"
+    return [str(len(group.runs)), updates, ABSENT if time is None else duration(time), *cells]
+
+
+def duration(seconds: float) -> str:
+    """Format a duration, such as ``3 min 20 s``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _read(folders: Sequence[Path]) -> list[Run]:
+    """Read every run; raise a UserError if one is given twice."""
+    places: set[Path] = set()
+    configs: dict[str, Path] = {}
+    runs = []
+    for folder in folders:
+        if folder.resolve() in places:
+            raise UserError(f"{folder}: is given twice: expected each run once")
+        places.add(folder.resolve())
+        run = run_data.read(folder)
+        same = configs.setdefault(f"{run.config['seed']} {flat(run.config)}", folder)
+        if same != folder:
+            raise UserError(f"{folder}: is the same run as {same}: its config and its seed are the same")
+        runs.append(run)
+    return runs
+
+
+def _mark_colours() -> list[tuple[tuple[int, ...], str]]:
+    """Pair each mask colour with black or white text, whichever has more contrast by relative luminance."""
+    share = PALETTE / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    bright = linear @ (0.2126, 0.7152, 0.0722) > 0.179
+    return [
+        (tuple(colour), "#000" if light else "#fff") for colour, light in zip(PALETTE.tolist(), bright, strict=True)
     ]
-    return f'<p class="lead">{escape(cost(run))}</p>{report_page.tiles(entries)}'
 
 
-def _scores(run: Run) -> str:
-    """Build the table of scores before and after, with intervals for scores that are means over samples."""
-    rows = [
-        [
-            escape(name),
-            report_page.number(run.results["before"].get(name), run.values(name, "before")),
-            report_page.number(value, run.values(name, "after")),
-            _gain_cell(run, name),
-        ]
-        for name, value in run.results["after"].items()
-    ]
-    return (
-        f'<p class="soft">Greedy answers to the same {len(run.samples):,} held-out samples '
-        f"({escape(run.results['split'])} split). Intervals: 95 %, bootstrap over samples; gains are paired, and "
-        "coloured where their interval excludes 0. Measures of a whole set have none.</p>"
-        + report_page.table("Measures before and after", ["measure", "before", "after", "gain"], rows)
-    )
-
-
-def _gain_cell(run: Run, name: str) -> str:
-    gains = differences(run.values(name, "before"), run.values(name, "after"))
-    return report_page.number(run.gain(name), gains, better(name))
-
-
-def _training(run: Run) -> str:
-    """Build the curves in groups of panels; curves without a panel are folded up."""
-    logged, parts = run.curves(), []
-    if not logged:
-        return '<p class="soft">Nothing was logged.</p>'
-    for group, titles in PANELS.items():
-        panels = {title: {name: logged[name] for name in logged if panel_of(name) == title} for title in titles}
-        drawn = "".join(_panel(title, found) for title, found in panels.items() if found)
-        parts.append(f'<h3>{group}</h3><div class="panels">{drawn}</div>' * bool(drawn))
-    if rest := [_panel(name, {name: points}) for name, points in logged.items() if panel_of(name) is None]:
-        parts.append(folded_panels(rest))
-    return smoothing_note(logged.values()) + "".join(parts)
-
-
-def folded_panels(panels: Sequence[str]) -> str:
-    """Fold up secondary panels."""
-    return (
-        f"<details><summary>Everything else that was logged: {len(panels)} more</summary>"
-        f'<div class="panels">{"".join(panels)}</div></details>'
-    )
-
-
-def smoothing_note(drawn: Iterable[Points]) -> str:
-    """Return a note on smoothed curves, or an empty text if there are none."""
-    if not any(map(curves.is_smoothed, drawn)):
-        return ""
-    return (
-        f'<p class="soft">Curves of more than {curves.SMOOTHED_FROM} points are means of their neighbours; '
-        "the faint line is what was logged.</p>"
-    )
-
-
-def _panel(title: str, found: Mapping[str, Points]) -> str:
-    return curves.figure(
-        title, [curves.Curve(name, points, style) for style, (name, points) in enumerate(found.items())]
-    )
-
-
-def _samples(run: Run) -> str:
-    """Build the gallery of samples with a picture, and the control of its order."""
-    moved = [reward_gain(row) for row in run.samples]
-    up, down = sum(gain > 0 for gain in moved), sum(gain < 0 for gain in moved)
-    still = len(moved) - up - down
-    told = f"Of {len(moved):,} samples the reward rose in {up:,}, fell in {down:,} and stayed in {still:,}."
-    places = _places([row for row in run.samples if run.picture(row)])
-    if not places:
-        return f'<p class="soft">{told} No picture was kept.</p>'
-    choices = "".join(
-        f'<label><input type="radio" name="order" value="{name}"{" checked" * (name == "turn")}>{text}</label>'
-        for name, text in ORDERS.items()
-    )
-    figures = "".join(_figure(run, row, kept) for row, kept in places)
-    return (
-        f'<p class="soft">{told} Below are those where it moved most. Expressions have the colours of their masks; '
-        f"clicks are numbered.</p><fieldset><legend>Order:</legend>{choices}</fieldset>"
-        f'<div class="gallery">{figures}</div>'
-    )
-
-
-def _places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, int]]]:
-    """Order samples with losses and gains in turn; return each with its place in every order."""
-    worst = sorted(rows, key=reward_gain)
-    falling = [row for row in worst if reward_gain(row) < 0]
-    rising = [row for row in reversed(worst) if reward_gain(row) >= 0]
-    both = itertools.chain.from_iterable(itertools.zip_longest(falling, rising))
-    turn = [row for row in both if row is not None]
-    orders = {"turn": turn, "loss": worst, "gain": worst[::-1], "data": rows}
-    place = {name: {id(row): place for place, row in enumerate(order)} for name, order in orders.items()}
-    return [(row, {name: place[name][id(row)] for name in ORDERS}) for row in turn]
-
-
-def _figure(run: Run, row: Mapping[str, Any], places: Mapping[str, int]) -> str:
-    """Build the figure of a sample: picture, rewards and answers, with its place in each order as CSS variables."""
-    picture, key, gain = run.picture(row), str(row["key"]), reward_gain(row)
-    assert picture is not None  # `_samples` skips rows without a picture
-    kind = "good" if gain > 0 else "bad" if gain < 0 else ""
-    rewards = f"reward {row['before']['reward']:.3f} → {row['after']['reward']:.3f}"
-    said = {when: report_page.answer(row[when].get("answer"), row["task"]) for when in ("before", "after")}
-    answers = "".join(f"<p><strong>{when}</strong> {text}</p>" for when, text in said.items() if text)
-    style = "; ".join(f"--{name}: {place}" for name, place in places.items())
-    return (
-        f'<figure style="{style}">{report_page.picture(picture, f"{key}: image, truth, before and after")}'
-        f'<figcaption><p><strong>{escape(key)}</strong>: {rewards} <span class="{kind}">({gain:+.3f})</span></p>'
-        f"{answers}</figcaption></figure>"
-    )
+def _inline(file: Path) -> str:
+    """Encode a PNG file as the source of an image."""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

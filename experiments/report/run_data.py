@@ -1,0 +1,114 @@
+"""Finished runs as reports read them: the files of a run folder, with scores, costs and curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maskgym.aliases import Config, JsonObject
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation.measures import MAIN
+from maskgym.experiments.wiring import composition, run_folder
+
+SECONDS = "seconds_an_update"  # curve that is computed from the times in the log
+Points = list[tuple[float, float]]  # (step, value) in order
+When = Literal["before", "after", "gain"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Files of a finished run."""
+
+    folder: Path
+    config: Config  # as `composition.load` reads it
+    results: JsonObject  # results.json
+    rows: list[dict[str, float]]  # metrics.csv
+    samples: list[JsonObject]  # samples/answers.jsonl: rows of `evaluation.compare`
+
+    @property
+    def main(self) -> list[str]:
+        """Names of the main measures: the reward, and one quality measure per task."""
+        split = [(name, *name.rpartition("/")[::2]) for name in self.results["after"]]
+        return [
+            name for name, task, last in split if last in ("reward", MAIN.get(task or self.results["env"], "reward"))
+        ]
+
+    def samples_of(self, name: str) -> list[JsonObject]:
+        """Select the samples of a measure: those of the task in its prefix, or all if there is one task."""
+        several = len({row["task"] for row in self.samples}) > 1
+        return [row for row in self.samples if not several or row["task"] == name.rpartition("/")[0]]
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """List the keys of the samples of a measure."""
+        return tuple(str(row["key"]) for row in self.samples_of(name))
+
+    def score(self, name: str, when: When) -> float | None:
+        """Look up a measure, or compute its gain; None if it is undefined before or after training."""
+        if when != "gain":
+            return self.results[when].get(name)
+        old, new = self.score(name, "before"), self.score(name, "after")
+        return None if old is None or new is None else new - old
+
+    def values(self, name: str, when: When) -> list[float] | None:
+        """Collect a measure, or its paired gain, of each sample; None if it is defined on the whole set only."""
+        if when == "gain":
+            old, new = self.values(name, "before"), self.values(name, "after")
+            return None if old is None or new is None else [b - a for a, b in zip(old, new, strict=True)]
+        found = [row[when].get(name.rpartition("/")[2]) for row in self.samples_of(name)]
+        return None if None in found or not found else found
+
+    def curves(self) -> dict[str, Points]:
+        """Build a curve of the finite values per logged name, and the curve of the seconds per update."""
+        found: dict[str, Points] = {}
+        for row in self.rows:
+            for name, value in row.items():
+                if name not in ("step", "wall_s") and math.isfinite(value):
+                    found.setdefault(name, []).append((row["step"], value))
+        for old, new in zip(self.rows, self.rows[1:], strict=False):
+            if (updates := new["step"] - old["step"]) > 0:  # The row of an evaluation repeats the step of its update.
+                found.setdefault(SECONDS, []).append((new["step"], (new["wall_s"] - old["wall_s"]) / updates))
+        return found
+
+    def total(self, name: str) -> float | None:
+        """Add up a column over all updates; None if it was not logged."""
+        found = [row[name] for row in self.rows if name in row]
+        return sum(found) if found else None
+
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """Peak memory in MiB, or None if it was not logged."""
+        return max((row["peak_memory_mib"] for row in self.rows if "peak_memory_mib" in row), default=None)
+
+    def picture(self, row: JsonObject) -> Path | None:
+        """Locate the picture of a sample; None if there is none among the run's samples."""
+        name = row.get("picture")
+        file = (
+            self.folder / run_folder.SAMPLES / Path(str(name)).name
+        )  # The name alone, so that no path leads elsewhere.
+        return file if name and file.is_file() else None
+
+
+def read(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: If the folder holds no run, the run is not finished, or a file cannot be read.
+    """
+    config, answers = composition.load(folder / run_folder.CONFIG), folder / run_folder.ANSWERS
+    if not (folder / run_folder.RESULTS).exists():
+        raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
+    results = run_folder.read_json(folder / run_folder.RESULTS)
+    rows = run_folder.read_metrics(folder / run_folder.METRICS)
+    try:
+        samples = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{answers}: cannot be read: {error}") from error
+    return Run(folder, config, results, rows, samples)
+
+
+def reward_gain(row: JsonObject) -> float:
+    """Compute the change of a sample's reward."""
+    return row["after"]["reward"] - row["before"]["reward"]
