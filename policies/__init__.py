@@ -1,8 +1,23 @@
 """Register policies, the networks that agents train."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
 from maskgym.registry import Registry
 
-_registry = Registry("policy")
+if TYPE_CHECKING:
+    from maskgym.policies.needs.need_encoder import NeedEncoder
+    from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
+
+
+class Policy(Protocol):
+    """Network that an agent trains, or the sizes of one."""
+
+    tasks: ClassVar[tuple[str, ...]]  # tasks whose observations and actions it handles
+
+
+_registry: Registry[Policy] = Registry("policy")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
@@ -15,7 +30,7 @@ register("usersal", "maskgym.policies.needs.usersal:UserSal")  # masks: a frozen
 register("usersal_plus", "maskgym.policies.needs.usersal:UserSalPlus")  # UserSal with appearance similarity
 
 # Backbones and need encoders are parts of the need policies, so each kind has its own registry.
-_backbones = Registry("backbone")
+_backbones: Registry[SaliencyBackbone] = Registry("backbone")
 register_backbone, make_backbone, backbone_names = _backbones.register, _backbones.make, _backbones.names
 
 register_backbone("vst", "maskgym.policies.needs.vst:VST")  # published sizes by default, weights by checkpoint
@@ -23,7 +38,7 @@ register_backbone("vst_tiny", "maskgym.policies.needs.vst:vst_tiny")  # the same
 register_backbone("swin", "maskgym.policies.needs.hub_backbone:SwinBackbone")  # transformers, with a light decoder
 register_backbone("dinov3", "maskgym.policies.needs.hub_backbone:Dinov3Backbone")  # the same with a plain ViT
 
-_need_encoders = Registry("need encoder")
+_need_encoders: Registry[NeedEncoder] = Registry("need encoder")
 register_need_encoder, make_need_encoder = _need_encoders.register, _need_encoders.make
 need_encoder_names = _need_encoders.names
 
@@ -36,6 +51,7 @@ register_need_encoder("clip_tiny", "maskgym.policies.needs.need_encoders:clip_ti
 register_need_encoder("bag_of_words", "maskgym.policies.needs.bag_of_words:BagOfWords")  # a table, without order
 
 __all__ = [
+    "Policy",
     "backbone_names",
     "get",
     "make",

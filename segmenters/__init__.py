@@ -1,9 +1,16 @@
 """Register segmenters, frozen networks that turn prompts into masks, or texts into attention maps."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from maskgym.registry import Registry
 from maskgym.segmenters.contracts import AttentionSegmenter, ReferringSegmenter, TextEncoder
 
-_registry = Registry("segmenter")
+if TYPE_CHECKING:
+    from maskgym.segmenters.points.promptable import PromptableSegmenter
+
+_registry: Registry[ReferringSegmenter | PromptableSegmenter] = Registry("segmenter")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("evf_sam", "maskgym.segmenters.phrases.evf_sam:EvfSamSegmenter")  # referring: paper's model, by checkpoint
@@ -16,14 +23,13 @@ register("sam2", "maskgym.segmenters.points.sam_hf:Sam2Segmenter")  # promptable
 register("sam_tiny", "maskgym.segmenters.points.sam:sam_tiny")  # promptable: bundled, the default
 
 # Attention segmenters have another contract, so they have their own registry.
-_attentions = Registry("attention")
+_attentions: Registry[AttentionSegmenter] = Registry("attention")
 register_attention, make_attention, attention_names = _attentions.register, _attentions.make, _attentions.names
 get_attention = _attentions.get
 
-register_attention(
-    "clip_surgery", "maskgym.segmenters.attention.clip_surgery:ClipSurgery"
-)  # any CLIP ViT, without training
-register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")  # the same on the bundled CLIP
+# Both are CLIP Surgery: on any CLIP ViT, and on the bundled CLIP.
+register_attention("clip_surgery", "maskgym.segmenters.attention.clip_surgery:ClipSurgery")
+register_attention("clip_tiny", "maskgym.segmenters.attention.clip_surgery:clip_tiny")
 
 __all__ = [
     "AttentionSegmenter",

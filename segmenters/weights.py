@@ -116,7 +116,7 @@ def load_strictly(
     module.load_state_dict(state, strict=True, assign=assign)
 
 
-def refuse_mismatch(source: Path, **problems: Sequence[str]) -> None:
+def refuse_mismatch(source: Path | str, **problems: Sequence[str]) -> None:
     """Raise one UserError with the count and first few names of each kind of problem, if there are problems."""
     parts = []
     for kind, names in problems.items():

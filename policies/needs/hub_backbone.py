@@ -97,7 +97,7 @@ class SwinBackbone(HubBackbone):
         heads: int = 4,
         weights: str | Path | None = None,
     ) -> None:
-        encoder = read_encoder(_Swin, checkpoint, pretrained)
+        encoder = _Swin(checkpoint, device="cpu").trainable(pretrained)
         if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
             raise UserError(f"swin: expected transformers 5.24 or newer: {transformers.__version__} is installed")
         encoder.set_attn_implementation(PROMPTED)
@@ -161,7 +161,7 @@ class Dinov3Backbone(HubBackbone):
         heads: int = 4,
         weights: str | Path | None = None,
     ) -> None:
-        encoder = read_encoder(_Dinov3, checkpoint, pretrained)
+        encoder = _Dinov3(checkpoint, device="cpu").trainable(pretrained)
         depth, dim, levels = encoder.config.num_hidden_layers, encoder.config.hidden_size, len(VIT_SCALES)
         if depth < levels:
             raise UserError(f"{checkpoint}: has {depth} blocks: expected at least {levels}, one per decoded feature")
@@ -243,8 +243,10 @@ class LightDecoder(nn.Module):
 
 
 class _Encoder(HubNetwork):
-    def draw(self) -> PreTrainedModel:
-        """Build the model of the checkpoint's config with random weights."""
+    def trainable(self, pretrained: bool) -> PreTrainedModel:
+        """Load the encoder with trainable weights, or build it with random weights."""
+        if pretrained:
+            return self.network.requires_grad_(True)
         model = getattr(transformers, self.architecture)
         return model(self._read(model.config_class))
 
@@ -259,21 +261,6 @@ class _Dinov3(_Encoder):
     published = "facebook/dinov3-vits16-pretrain-lvd1689m"
     architecture = "DINOv3ViTModel"
     model_types = ("dinov3_vit",)
-
-
-def read_encoder(kind: type[_Encoder], checkpoint: str | Path | None, pretrained: bool) -> PreTrainedModel:
-    """Load a trainable encoder on the CPU, in float32.
-
-    Args:
-        kind: Expected model.
-        checkpoint: See `HubNetwork`.
-        pretrained: Whether to load the weights; False initialises them at random.
-
-    Raises:
-        UserError: If the checkpoint is missing, cannot be read, or holds another model.
-    """
-    loader = kind(checkpoint, device="cpu")
-    return loader.network.requires_grad_(True) if pretrained else loader.draw()
 
 
 def attend_prompted(

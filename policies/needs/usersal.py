@@ -363,12 +363,7 @@ def _encoder(given: NeedEncoder | Settings) -> NeedEncoder:
 def _part(kind: str, make: Callable[..., _Part], settings: Settings) -> _Part:
     if "name" not in settings:
         raise UserError(f"policy.{kind}={dict(settings)}: expected a name, and settings beside it")
-    try:
-        return make(**settings)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise UserError(f"policy.{kind}={settings['name']}: {error}") from error
+    return make(**settings)
 
 
 def _read_description(file: Path) -> JsonObject:

@@ -6,6 +6,7 @@ The vision encoder is frozen and LoRA trains the language part, as in Saliency-R
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from maskgym.aliases import JsonObject, Observation, Settings
+from maskgym.aliases import JsonObject, Observation
 from maskgym.errors import UserError
 from maskgym.segmenters.frozen import DTYPES
+from maskgym.segmenters.weights import refuse_mismatch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -79,20 +81,20 @@ class LanguagePolicy:
     def model(self) -> PreTrainedModel:
         """Model on `device`, with adapters; frozen parts have no gradient."""
         model, report = _load(Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True)
-        _check_keys(self.path, report)
+        refuse_mismatch(
+            f"policy.path={self.path}",
+            missing=sorted(report["missing_keys"]),
+            unexpected=sorted(report["unexpected_keys"]),
+            misshaped=sorted(entry[0] for entry in report["mismatched_keys"]),
+        )
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self.lora_rank is not None:
-            model = self._with_adapters(model)
+            from peft import LoraConfig, get_peft_model
+
+            scale = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
+            model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS, task_type="CAUSAL_LM", **scale))
         return model.to(self.device)
-
-    def _with_adapters(self, model: PreTrainedModel) -> PreTrainedModel:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"
-        )
-        return get_peft_model(model, config)
 
     def prompt(self, observation: Observation) -> tuple[list[JsonObject], list[Image.Image]]:
         """Build the messages of an observation, image placeholders before the instruction, and list its images."""
@@ -185,8 +187,6 @@ class LanguagePolicy:
         shutil.rmtree(unfinished, ignore_errors=True)
         model = self.model
         if self.lora_rank is not None:
-            import copy
-
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(unfinished)
         self.processor.save_pretrained(unfinished)
@@ -232,11 +232,3 @@ def _load(kind: Any, path: str, **arguments: Any) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"policy.path={path}: {reason}") from error
-
-
-def _check_keys(path: str, report: Settings) -> None:
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name if isinstance(name, str) else name[0]) for name in report.get(fault, ()))
-        if names:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise UserError(f"policy.path={path}: {len(names)} {fault.replace('_', ' ')} in the weights: {shown}")

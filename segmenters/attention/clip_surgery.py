@@ -222,11 +222,7 @@ class ClipSurgery(HubNetwork):
 
 
 def clip_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> ClipSurgery:
-    """Build CLIP Surgery on the bundled CLIP, trained on captions of synthetic scenes.
-
-    Raises:
-        UserError: If the package was installed without its weights.
-    """
+    """Build CLIP Surgery on the bundled CLIP, trained on captions of synthetic scenes."""
     return ClipSurgery(bundled(EMBEDDED), templates=("{}",), device=device, dtype=dtype, batch_size=batch_size)
 
 

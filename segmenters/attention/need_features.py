@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from maskgym.errors import UserError
 from maskgym.segmenters.attention.clip_surgery import ClipSurgery, clip_tiny
+from maskgym.segmenters.contracts import AttentionSegmenter
 from maskgym.segmenters.text import split_semantic
 
 
@@ -20,12 +22,18 @@ class NeedFeatures:
 
     Attributes:
         levels: Number of features per need, 1, the feature that CLIP compares with images.
+
+    Raises:
+        UserError: If the attention segmenter has no text encoder.
     """
 
     levels = 1
 
-    def __init__(self, clip: ClipSurgery | None = None) -> None:
-        self.clip = clip_tiny() if clip is None else clip
+    def __init__(self, clip: AttentionSegmenter | None = None) -> None:
+        clip = clip_tiny() if clip is None else clip
+        if not isinstance(clip, ClipSurgery):
+            raise UserError(f"attention={type(clip).__name__}: has no text encoder: expected ClipSurgery")
+        self.clip = clip
 
     @property
     def width(self) -> int:

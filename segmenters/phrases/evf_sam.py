@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.segmenters.phrases.beit3 import Beit3, Beit3Config
 from maskgym.segmenters.phrases.referring import ReferringNetwork
@@ -60,17 +59,6 @@ class EvfSamConfig:
 
     sam: SamConfig = field(default_factory=SamConfig)
     beit3: Beit3Config = field(default_factory=Beit3Config)
-
-    @classmethod
-    def from_dict(cls, values: JsonObject) -> EvfSamConfig:
-        """Build the config from the output of `dataclasses.asdict`.
-
-        Raises:
-            TypeError: If a key is not a setting.
-        """
-        sam = dict(values["sam"])
-        sam["global_attention_layers"] = tuple(sam["global_attention_layers"])
-        return cls(sam=SamConfig(**sam), beit3=Beit3Config(**values["beit3"]))
 
 
 class EvfSam(nn.Module):
@@ -214,11 +202,7 @@ class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
 
 
 def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
-    """Build the bundled EVF-SAM, trained on synthetic scenes.
-
-    Raises:
-        UserError: If the package was installed without its weights.
-    """
+    """Build the bundled EVF-SAM, trained on synthetic scenes."""
     return EvfSamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 
 
@@ -237,7 +221,7 @@ def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
     try:
         values = json.loads(file.read_text())
         if "beit3" in values:
-            return EvfSamConfig.from_dict(values)
+            return EvfSamConfig(SamConfig.from_json(values["sam"]), Beit3Config(**values["beit3"]))
         scales = values.get("sam_scale", "huge"), values.get("mm_extractor_scale", "large")
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file: expected the config of an EVF-SAM") from error

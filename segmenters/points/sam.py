@@ -60,6 +60,11 @@ class SamConfig:
     decoder_mlp_dim: int = 2048
     iou_head_dim: int = 256
 
+    @classmethod
+    def from_json(cls, values: JsonObject) -> SamConfig:
+        """Build the config from parsed JSON, in which tuples are lists."""
+        return cls(**{**values, "global_attention_layers": tuple(values["global_attention_layers"])})
+
     def build(self) -> Sam:
         """Build a randomly initialised ``segment_anything`` model of these sizes."""
         grid = self.image_size // self.patch_size
@@ -173,13 +178,7 @@ class SamSegmenter(PromptableSegmenter):
 
 
 def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Build the bundled SAM, trained on synthetic scenes.
-
-    It was trained on clicks only, so its masks for boxes are poor.
-
-    Raises:
-        UserError: If the package was installed without its weights.
-    """
+    """Build the bundled SAM, trained on synthetic scenes with clicks only, so that its masks for boxes are poor."""
     return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 
 
@@ -259,9 +258,7 @@ def read_config(file: Path) -> SamConfig:
         UserError: If the file is missing or cannot be read.
     """
     try:
-        values: JsonObject = json.loads(file.read_text())
-        values["global_attention_layers"] = tuple(values["global_attention_layers"])
-        return SamConfig(**values)
+        return SamConfig.from_json(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file: expected the config of a SAM") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

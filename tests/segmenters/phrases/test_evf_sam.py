@@ -264,9 +264,10 @@ def test_official_config_has_the_published_names_and_shapes():
     assert state == {name: entry["shape"] for name, entry in expected.items()}
 
 
-def test_config_survives_json():
-    config = parity_config()
-    assert EvfSamConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+def test_config_survives_json(tmp_path):
+    config, file = parity_config(), tmp_path / "config.json"
+    file.write_text(json.dumps(asdict(config)))
+    assert evf_sam.read_config(file) == config
 
 
 WORDS = ["[semantic] a red dog", "blue car on the left side"]
