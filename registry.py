@@ -1,25 +1,33 @@
-"""A registry: names to the classes or functions that make one kind of part."""
+"""Registries of components: each maps the names of one kind to the classes or functions that make it."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from maskgym.errors import UserError
 
 PLUGIN_GROUP = "maskgym.plugins"
 _plugins_loaded = False
 
+Part = TypeVar("Part")
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
-class Registry:
-    """Names to factories of one kind of part (data, segmenters, rewards, policies, agents).
 
-    A target is a callable, or a string ``"module:attribute"`` that is imported when first used, so that a
-    registry costs nothing at import.
+class Registry(Generic[Part]):
+    """Names of one kind of component (data set, segmenter, reward, policy, agent), and their factories.
+
+    A factory is a callable, or a string ``"module:attribute"`` that is imported at its first use, so that a registry
+    costs nothing at import.
+
+    Args:
+        kind: Name of the kind, for errors.
 
     Example:
         >>> shapes = Registry("shape")
@@ -27,36 +35,55 @@ class Registry:
         ... class Square:
         ...     def __init__(self, side=1):
         ...         self.side = side
-        >>> shapes.make("square", side=3).side
-        3
+        >>> shapes.register("big_square", Square, side=9)
+        >>> shapes.make("square", side=3).side, shapes.make("big_square").side
+        (3, 9)
         >>> shapes.names()
-        ('square',)
+        ('big_square', 'square')
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._targets: dict[str, Callable[..., Any] | str] = {}
+        self._targets: dict[str, Callable[..., Part] | str] = {}
+        self._presets: dict[str, Mapping[str, Any]] = {}
 
-    def register(self, name: str, target: Callable[..., Any] | str | None = None) -> Any:
-        """Register ``target`` under ``name``; without a target, return a decorator.
+    @overload
+    def register(self, name: str) -> Callable[[_Decorated], _Decorated]: ...
+
+    @overload
+    def register(self, name: str, target: Callable[..., Part] | str, **preset: Any) -> None: ...
+
+    def register(
+        self, name: str, target: Callable[..., Part] | str | None = None, **preset: Any
+    ) -> Callable[[_Decorated], _Decorated] | None:
+        """Register a factory under a name; without a factory, return a decorator.
+
+        Args:
+            name: New name.
+            target: Factory.
+            preset: Arguments of the factory that this name fixes.
 
         Raises:
             ValueError: If the name is taken.
         """
         if target is None:
-            return lambda decorated: self.register(name, decorated)
+            return partial(self._decorate, name)
         if name in self._targets:
             raise ValueError(f"{self.kind} '{name}' is registered already")
-        self._targets[name] = target
-        return target
+        self._targets[name], self._presets[name] = target, preset
+        return None
+
+    def _decorate(self, name: str, decorated: _Decorated) -> _Decorated:
+        self.register(name, decorated)
+        return decorated
 
     def names(self) -> tuple[str, ...]:
-        """Return every registered name, sorted, plugins included."""
+        """List every registered name, sorted, with those of plugins."""
         load_plugins()
         return tuple(sorted(self._targets))
 
-    def get(self, name: str) -> Callable[..., Any]:
-        """Return the factory registered under ``name``.
+    def get(self, name: str) -> Callable[..., Part]:
+        """Look up the factory of a name.
 
         Raises:
             UserError: If the name is unknown; the message lists the closest names.
@@ -69,17 +96,79 @@ class Registry:
         target = self._targets[name]
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
-            target = getattr(importlib.import_module(module), attribute)
-            self._targets[name] = target
-        return target
+            target = self._targets[name] = getattr(importlib.import_module(module), attribute)
+        return partial(target, **self._presets[name]) if self._presets[name] else target
 
-    def make(self, name: str, **kwargs: Any) -> Any:
-        """Return ``get(name)(**kwargs)``."""
-        return self.get(name)(**kwargs)
+    def make(self, name: str, **arguments: Any) -> Part:
+        """Make the component of a name.
+
+        Raises:
+            UserError: If the name is unknown, or an argument is unknown or missing.
+        """
+        target = self.get(name)
+        check_arguments(target, arguments, f"{self.kind} '{name}'")
+        return target(**arguments)
+
+
+class ClassRegistry(Registry[Part]):
+    """Registry whose factories are classes, so that their attributes can be read before one is made."""
+
+    def get(self, name: str) -> type[Part]:
+        """Look up the class of a name.
+
+        Raises:
+            UserError: If the name is unknown; the message lists the closest names.
+        """
+        found = super().get(name)
+        assert isinstance(found, type), f"{self.kind} '{name}' is registered as {found}: expected a class"
+        return found
+
+
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], owner: str, prefix: str = "") -> None:
+    """Check the names of arguments before a factory is called.
+
+    A class with ``**settings`` takes the arguments of the base class that it passes them to. A function with
+    ``**settings`` takes any.
+
+    Args:
+        target: Factory.
+        arguments: Arguments by name.
+        owner: Name of the component, for errors.
+        prefix: Prefix of each argument, for errors, such as ``env.``.
+
+    Raises:
+        UserError: If an argument is unknown, or one without a default is missing.
+
+    Example:
+        >>> check_arguments(Path.exists, {"self": 0, "strict": True}, "path")
+        Traceback (most recent call last):
+        maskgym.errors.UserError: unknown key 'strict': path does not take it
+    """
+    try:
+        own = inspect.signature(target).parameters.values()
+    except ValueError:  # Some built-in types have no signature.
+        return
+    known, takes_any = {parameter.name for parameter in own}, any(one.kind is one.VAR_KEYWORD for one in own)
+    factory = target.func if isinstance(target, partial) else target
+    if takes_any and isinstance(factory, type):
+        for base in factory.__mro__[1:]:
+            if "__init__" not in vars(base):
+                continue
+            inherited = inspect.signature(vars(base)["__init__"]).parameters.values()
+            known |= {parameter.name for parameter in inherited}
+            takes_any = any(one.kind is one.VAR_KEYWORD for one in inherited)
+            if not takes_any:
+                break
+    for name in arguments:
+        if name not in known and not takes_any:
+            raise UserError(f"unknown key '{prefix}{name}': {owner} does not take it")
+    for one in own:
+        if one.name not in arguments and one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
+            raise UserError(f"missing key '{prefix}{one.name}': {owner} needs it")
 
 
 def plugin_folders() -> tuple[Path, ...]:
-    """Return the folder of each plugin's module, imported or not, in order of name."""
+    """List the folder of each plugin's package, by name; no plugin is imported."""
     places = []
     for plugin in sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name):
         spec = importlib.util.find_spec(plugin.module.partition(".")[0])
@@ -88,7 +177,7 @@ def plugin_folders() -> tuple[Path, ...]:
 
 
 def load_plugins() -> None:
-    """Import every installed ``maskgym.plugins`` entry point, once; importing one registers its parts."""
+    """Import every installed ``maskgym.plugins`` entry point once, which registers its components."""
     global _plugins_loaded
     if not _plugins_loaded:
         _plugins_loaded = True

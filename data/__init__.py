@@ -7,7 +7,7 @@ from maskgym.data.rationales import WithRationales
 from maskgym.data.sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
 from maskgym.registry import Registry
 
-_registry = Registry("data set")
+_registry: Registry[Dataset] = Registry("data set")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("scenes", "maskgym.data.scenes:Scenes")  # procedural and offline; the default

@@ -83,8 +83,10 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         super().__init__(num_envs, task=task, text=text, **settings)
 
     def _allocate(self, num_envs: int) -> None:
+        shown = self.single_observation_space
+        assert isinstance(shown, spaces.Dict)
         feature = spaces.Box(-np.inf, np.inf, (self.encoder.width,), np.float32)
-        self.single_observation_space = spaces.Dict({**self.single_observation_space, "need": feature})
+        self.single_observation_space = spaces.Dict({**shown.spaces, "need": feature})
         super()._allocate(num_envs)
         self._needs = np.zeros((num_envs, self.encoder.width), np.float32)
 

@@ -16,7 +16,6 @@ environment takes any name; a term comes as a sum of one. A user's own term is a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from maskgym.errors import UserError
@@ -38,7 +37,7 @@ from maskgym.rewards.terms import (
 from maskgym.rewards.transition import Click, Ranked, Transition, Unscored
 from maskgym.rewards.weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
 
-_registry = Registry("reward")
+_registry: Registry[Reward | Term] = Registry("reward")
 register, names, get = _registry.register, _registry.names, _registry.get
 
 
@@ -73,7 +72,7 @@ def weighted(terms: Mapping[str, float]) -> WeightedSum:
 register("s_measure", SMeasure)
 register("iou", IoU)
 register("iasm", IASM)  # strict: what is unmatched scores 0
-register("iasm_published", partial(IASM, published=True))  # what is unmatched is scored against an empty mask
+register("iasm_published", IASM, published=True)  # what is unmatched is scored against an empty mask
 register("correctness", Correctness)  # by task: S-measure, or the strict IASM
 register("format", Format)
 register("foreground_hit", ForegroundHit)  # of point prompts: AlignSAM's

@@ -6,7 +6,7 @@ import pytest
 
 from maskgym import registry
 from maskgym.errors import UserError
-from maskgym.registry import Registry
+from maskgym.registry import ClassRegistry, Registry
 
 
 class Square:
@@ -40,6 +40,43 @@ def test_register_as_a_decorator_leaves_the_class_as_it_is(shapes):
         pass
 
     assert isinstance(shapes.make("circle"), Circle)
+
+
+def test_a_name_can_fix_arguments(shapes):
+    shapes.register("big", Square, side=9)
+    assert shapes.make("big").side == 9 and shapes.make("big", side=2).side == 2
+
+
+class Oblong(Square):
+    def __init__(self, length: int, **settings: int) -> None:
+        super().__init__(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("square", {"colour": 1}, "unknown key 'colour': shape 'square' does not take it"),
+        ("big", {"colour": 1}, "unknown key 'colour': shape 'big' does not take it"),
+        ("oblong", {"length": 1, "colour": 1}, "unknown key 'colour': shape 'oblong' does not take it"),
+        ("oblong", {"side": 1}, "missing key 'length': shape 'oblong' needs it"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(shapes, name, arguments, expected):
+    shapes.register("oblong", Oblong)
+    shapes.register("big", Square, side=9)
+    with pytest.raises(UserError) as caught:
+        shapes.make(name, **arguments)
+    assert str(caught.value) == expected
+    assert shapes.make("oblong", length=2, side=4).side == 4
+
+
+def test_a_class_registry_gives_classes():
+    shapes = ClassRegistry("shape")
+    shapes.register("square", Square)
+    assert shapes.get("square") is Square and shapes.make("square").side == 1
+    shapes.register("function", lambda: None)
+    with pytest.raises(AssertionError, match="shape 'function' is registered as .*: expected a class"):
+        shapes.get("function")
 
 
 def test_names_are_sorted(shapes):
