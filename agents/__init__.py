@@ -1,8 +1,26 @@
 """Register the agents: training algorithms that own a policy and read data only through environments."""
 
+from maskgym.agents.base import Agent, FrozenAgent
+from maskgym.errors import UserError
 from maskgym.registry import Registry
 
-_registry = Registry("agent")
+
+class _Agents(Registry[Agent]):
+    """Registry that refuses targets which are no agents."""
+
+    def get(self, name: str) -> type[Agent]:
+        """Look up an agent.
+
+        Raises:
+            UserError: If the name is unknown, or its target is no subclass of `Agent`.
+        """
+        target = super().get(name)
+        if not (isinstance(target, type) and issubclass(target, Agent)):
+            raise UserError(f"agent '{name}': got {target!r}: expected a subclass of maskgym.agents.Agent")
+        return target
+
+
+_registry = _Agents("agent")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
 register("random", "maskgym.agents.random_agent:RandomAgent")  # well-formed random answers, random clicks
@@ -20,10 +38,10 @@ register("grpo_clicks", "maskgym.agents.clicks.click_grpo:GRPOAgent")  # GRPO on
 register("cgpo_clicks", "maskgym.agents.clicks.click_grpo:CGPOAgent")  # CGPO on clicks: return minus confidence
 register("oracle", "maskgym.agents.clicks.oracle:OracleAgent")  # search with the ground truth: the upper bound
 register("referring", "maskgym.agents.masks.referring:ReferringAgent")  # frozen segmenter (RefCOCO evaluation)
-register("openai", "maskgym.agents.text.served:ServedAgent")  # served model without training (Table 3)
+register("chat_model", "maskgym.agents.text.served:ServedAgent")  # served model without training (Table 3)
 register("usersal", "maskgym.agents.masks.supervised:UserSalAgent")  # supervised masks of needs
 register("usersal_plus", "maskgym.agents.masks.supervised:UserSalPlusAgent")  # UserSal with the appearance loss
 register("grpo_masks", "maskgym.agents.masks.mask_grpo:GRPOAgent")  # GRPO on masks, groups of masks of one need
 register("cgpo_masks", "maskgym.agents.masks.mask_grpo:CGPOAgent")  # CGPO on masks: reward minus confidence
 
-__all__ = ["get", "make", "names", "register"]
+__all__ = ["Agent", "FrozenAgent", "get", "make", "names", "register"]

@@ -1,29 +1,28 @@
-"""Random baseline: well-formed answers of random descriptions, random clicks, and masks of random boxes."""
+"""Random baseline: well-formed answers with random descriptions, random clicks, and masks of random boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
-from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import VectorEnv
 
-from maskgym.agents.base import FrozenAgent
+from maskgym.agents.base import Action, FrozenAgent, Policy
+from maskgym.aliases import Observation
 from maskgym.data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
 from maskgym.rewards import format_answer
 
 
 class RandomAgent(FrozenAgent):
-    """Answer with one to three random descriptions in the right form, click a random patch, or mask a random box.
-
-    The agent never learns.
+    """Answer with one to three random descriptions in the required form, click a random patch, or mask a random box.
 
     Args:
         policy: Unused; present because all agents share one constructor.
-        env: A vector environment with the action space of clicks or masks; text needs none.
+        env: Vector environment with the action space of clicks or masks; text needs none.
         seed: Seed of the words, clicks and boxes.
         output: Unused.
     """
@@ -34,40 +33,53 @@ class RandomAgent(FrozenAgent):
     )
 
     def __init__(
-        self, policy: Any = None, env: VectorEnv | None = None, seed: int = 0, output: str | Path | None = None
+        self,
+        policy: Policy | None = None,
+        env: VectorEnv | None = None,
+        seed: int = 0,
+        output: str | Path | None = None,
     ) -> None:
         self.seed = seed
         self.action_space = None if env is None else env.single_action_space
 
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[Any]:
-        """Return one answer, click or mask per observation."""
-        return [self._answer(observation) for observation in observations]
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> list[Action]:
+        """Draw one answer, click or mask per observation."""
+        return [self._draw(observation) for observation in observations]
 
-    def _answer(self, observation: Mapping[str, Any]) -> Any:
+    def _draw(self, observation: Observation) -> Action:
         shown = next(observation[name] for name in ("images", "image", "state") if name in observation)
         # The draw depends on the observation, not on call order, so evaluations repeat exactly at any batch size.
         generator = np.random.default_rng([self.seed, crc32(np.ascontiguousarray(shown).data)])
-        if "state" in observation:
-            space: Any = self.action_space
-            if "clicked" in observation:
-                patch = generator.choice(np.flatnonzero(observation["clicked"] == 0))
-                return np.array([patch, generator.integers(2)]) if isinstance(space, MultiDiscrete) else patch
-            return generator.integers(space.nvec if isinstance(space, MultiDiscrete) else space.n)
+        space = self.action_space
+        if isinstance(space, MultiDiscrete | Discrete):
+            return _click(generator, space, observation.get("clicked"))
+        return _box(generator, space.shape) if isinstance(space, Box) else _text(generator, observation)
 
-        if isinstance(self.action_space, Box):
-            return _box(generator, self.action_space.shape)
 
-        def pick(words: Sequence[str]) -> str:
-            return words[int(generator.integers(len(words)))]
+def _click(
+    generator: np.random.Generator, space: MultiDiscrete | Discrete, clicked: np.ndarray | None
+) -> np.ndarray | int:
+    """Draw a patch, with a label if the space has labels, among the patches that were not clicked if these count."""
+    if clicked is not None:
+        patch = int(generator.choice(np.flatnonzero(clicked == 0)))
+        return np.array([patch, generator.integers(2)]) if isinstance(space, MultiDiscrete) else patch
+    return generator.integers(space.nvec) if isinstance(space, MultiDiscrete) else int(generator.integers(int(space.n)))
 
-        if "images" in observation:
-            return format_answer("", [f"[semantic] {pick(SHAPES)}"], "cosod")
-        task = "sis" if "<ins>" in observation["instruction"] else "sod"
-        phrases = [
-            f"a {pick(list(COLOURS))} {pick(SHAPES)} at {pick(ROWS)} {pick(COLUMNS)}"
-            for _ in range(generator.integers(1, 4))
-        ]
-        return format_answer("", phrases, task)
+
+def _text(generator: np.random.Generator, observation: Observation) -> str:
+    """Draw an answer to the instruction."""
+
+    def pick(words: Sequence[str]) -> str:
+        return words[int(generator.integers(len(words)))]
+
+    if "images" in observation:
+        return format_answer("", [f"[semantic] {pick(SHAPES)}"], "cosod")
+    task = "sis" if "<ins>" in observation["instruction"] else "sod"
+    phrases = [
+        f"a {pick(list(COLOURS))} {pick(SHAPES)} at {pick(ROWS)} {pick(COLUMNS)}"
+        for _ in range(generator.integers(1, 4))
+    ]
+    return format_answer("", phrases, task)
 
 
 def _box(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

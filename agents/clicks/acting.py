@@ -1,24 +1,25 @@
-"""Base of the click agents: a policy over the patch grid, the jointly trained module, and checkpoints."""
+"""Base of the click agents: a policy over the patch grid, the jointly trained module, and statistics of rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch.nn import functional as F
 
-from maskgym.agents.base import Agent
 from maskgym.agents.clicks.sb3 import GridPolicy
-from maskgym.agents.common.checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
+from maskgym.agents.common.checkpoints import CheckpointedAgent, TrainingState, read_checkpoint, write_checkpoint
+from maskgym.aliases import Observation, Settings
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 
-CHECKPOINT = "clicks.pt"
 
-
-class ClickAgent(Agent):
+class ClickAgent(CheckpointedAgent):
     """Run, save and resume a `GridPolicy`; a subclass trains it.
 
     A recalibration module that labels the clicks is trained jointly, after every action (Eq. 13).
@@ -35,21 +36,21 @@ class ClickAgent(Agent):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
+    checkpoint_name: ClassVar[str] = "clicks.pt"
 
     def __init__(self, policy: GridPolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
-        check_at_least(1, save_every=save_every)
-        base: Any = env.unwrapped
-        self.policy, self.seed, self.output, self.save_every = policy, seed, Path(output), save_every
-        self.recalibration, self.along = base.recalibration, TrainedAlong(base)
+        super().__init__(seed, output, save_every)
+        base = unwrap(env, PointPromptVectorEnv)
+        self.policy, self.recalibration = policy, base.recalibration
+        self.recalibration_trainer = RecalibrationTrainer(base)
 
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
-        """Return one action per observation, the most probable one or a sampled one."""
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> np.ndarray:
+        """Compute one action per observation, the most probable one or a sampled one."""
         batch = {name: np.stack([row[name] for row in observations]) for name in observations[0]}
         return self.policy.predict(batch, deterministic=greedy)[0]
 
     def save(self, path: str | Path) -> None:
         """Write the weights atomically to ``policy.pt`` in a folder."""
-        Path(path).mkdir(parents=True, exist_ok=True)
         write_checkpoint(Path(path) / "policy.pt", self._weights())
 
     def load(self, path: str | Path) -> None:
@@ -58,62 +59,50 @@ class ClickAgent(Agent):
         Raises:
             UserError: If the file is missing.
         """
-        self._load(read_checkpoint(Path(path) / "policy.pt"))
+        self._load_weights(read_checkpoint(Path(path) / "policy.pt"))
 
-    def checkpoint(self, update: int) -> None:
-        """Write the state that later updates need; random draws are seeded by the update's number."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        state = self._weights() | {"optimizer": self.policy.optimizer.state_dict(), "update": update}
-        state["agent"] = type(self).__name__
+    def training_state(self) -> TrainingState:
+        """Collect the weights and the states of the optimisers."""
+        state = self._weights() | {"optimizer": self.policy.optimizer.state_dict()}
         if self.recalibration is not None:
             state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()
-        write_checkpoint(self.output / CHECKPOINT, state)
+        return state
 
-    def restore(self) -> int:
-        """Load the checkpoint in ``output``, if any; return its number of finished updates.
-
-        Raises:
-            UserError: If another algorithm wrote it.
-        """
-        file = self.output / CHECKPOINT
-        if not file.exists():
-            return 0
-        state = read_checkpoint(file)
-        check_agent(self, state, file)
-        self._load(state)
+    def load_training_state(self, state: Settings, file: Path) -> None:
+        """Load what `training_state` returned."""
+        self._load_weights(state)
         self.policy.optimizer.load_state_dict(state["optimizer"])
         if self.recalibration is not None:
             self.recalibration.optimizer.load_state_dict(state["recalibration_optimizer"])
-        return state["update"]
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self) -> TrainingState:
         state = {"policy": self.policy.state_dict()}
         return state if self.recalibration is None else state | {"recalibration": self.recalibration.state_dict()}
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load_weights(self, state: Settings) -> None:
         self.policy.load_state_dict(state["policy"])
         if self.recalibration is not None:
             self.recalibration.load_state_dict(state["recalibration"])
 
 
-class TrainedAlong:
+class RecalibrationTrainer:
     """Train the recalibration module of an environment, if it has one, on the episodes that are played.
 
     Args:
-        env: Unwrapped environment of the episodes.
+        env: Environment of the episodes.
     """
 
-    def __init__(self, env: Any) -> None:
-        self.env = env
+    def __init__(self, env: PointPromptVectorEnv) -> None:
+        self.env, self.module = env, env.recalibration
         self.truth = torch.empty(0)  # (num_envs, g, g)
 
     def begin(self, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
-        """Keep the ground truth of episodes that begin and train the module on them; return its loss, if any.
+        """Store the ground truth of episodes that begin and train the module on them; return its loss, if any.
 
         Args:
             targets: Ground-truth masks of each sub-environment's sample.
         """
-        if self.env.recalibration is None:
+        if self.module is None:
             return []
         unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
         self.truth = torch.stack([patch_shares(union, self.env.grid) for union in unions])
@@ -122,10 +111,31 @@ class TrainedAlong:
 
     def learn(self, observation: Mapping[str, np.ndarray]) -> list[float]:
         """Train the module q times on the observation of an action (Section 4.1); return its loss, if any."""
-        if self.env.recalibration is None:
+        if self.module is None:
             return []
         tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
-        return [self.env.recalibration.learn(tensors, self.truth)]
+        return [self.module.learn(tensors, self.truth)]
+
+
+@dataclass
+class RolloutStatistics:
+    """Means over sub-environments, one per step, and the losses of the recalibration module."""
+
+    rewards: list[float] = field(default_factory=list)
+    ious: list[float] = field(default_factory=list)
+    repeats: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, rewards: np.ndarray, ious: Sequence[float], repeated: Sequence[bool]) -> None:
+        """Add a step."""
+        self.rewards.append(float(np.mean(rewards)))
+        self.ious.append(float(np.mean(ious)))
+        self.repeats.append(float(np.mean(repeated)))
+
+    def scalars(self) -> dict[str, float]:
+        """Compute the return, the final IoU, the share of repeated clicks, and the loss of the module, if any."""
+        found = {"reward": sum(self.rewards), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
+        return found | ({"recalibration/loss": float(np.mean(self.losses))} if self.losses else {})
 
 
 def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:

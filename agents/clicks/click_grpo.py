@@ -9,8 +9,7 @@ supervised steps; a recalibration module is trained jointly, as in PPO.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from stable_baselines3.common.distributions import Distribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskgym.agents.clicks.acting import ClickAgent
 from maskgym.agents.clicks.sb3 import GridPolicy
-from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.agents.common.objectives import clipped_loss, confidence_advantages, group_advantages
-from maskgym.errors import UserError
+from maskgym.agents.common.policy_gradient import PolicyGradientAgent
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.policies.clicks.point import PointActorCritic
 
 
@@ -51,17 +51,22 @@ class Episodes:
     repeated: float
     losses: list[float]
 
+    def scalars(self) -> dict[str, float]:
+        """Compute the mean return, the mean IoU, the share of repeated clicks, and the loss of the module, if any."""
+        found = {"reward": float(self.returns.mean()), "iou": float(self.ious.mean()), "repeated": self.repeated}
+        return found | ({"recalibration/loss": float(np.mean(self.losses))} if self.losses else {})
 
-class EpisodeAgent(ClickAgent):
+
+class EpisodeAgent(PolicyGradientAgent[Episodes], ClickAgent):
     """Train by clipped policy gradients; every step has the advantage of its episode.
 
     Args:
-        policy: A `maskgym.policies.clicks.point.PointActorCritic`; its critic is not used.
-        env: A vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
+        policy: Sizes of the networks; the critic is not used.
+        env: Vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         group_size: Episodes per sample, a divisor of the number of sub-environments.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate for Adam.
         clip_range: Clip range ε of the ratio of new to old probability.
         epochs: Passes over the episodes; with one pass the ratio is 1.
         minibatch_size: Steps per gradient.
@@ -76,7 +81,8 @@ class EpisodeAgent(ClickAgent):
         policy: PointActorCritic,
         env: VectorEnv,
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         group_size: int = 1,
         learning_rate: float = 3e-4,
         clip_range: float = 0.2,
@@ -84,62 +90,35 @@ class EpisodeAgent(ClickAgent):
         minibatch_size: int = 240,
         save_every: int = 10,
     ) -> None:
-        check_at_least(1, group_size=group_size, epochs=epochs, minibatch_size=minibatch_size)
-        if env.num_envs % group_size:
-            raise UserError(f"algo.group_size={group_size}: expected a divisor of env.num_envs={env.num_envs}")
-        base: Any = env.unwrapped
-        self.group_size, self.clip_range = group_size, clip_range
-        self.epochs, self.minibatch_size = epochs, minibatch_size
+        self.set_up(env, group_size, clip_range, epochs, minibatch_size)
+        base = unwrap(env, PointPromptVectorEnv)
         low, high = base.reward.range
         self.return_range = (low * base.horizon, high * base.horizon)
         torch.manual_seed(seed)
         spaces = env.single_observation_space, env.single_action_space
         made = GridPolicy(*spaces, lambda _: learning_rate, networks=policy)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(made.to(device), env, seed, output, save_every)
-
-    @abstractmethod
-    def advantages(self, episodes: Episodes) -> Tensor:
-        """Compute the advantages, float32 (B,), one per episode."""
-
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: one episode per sub-environment, then epochs over their steps.
-
-        Args:
-            envs: List that holds only the environment of the agent.
-            updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Callback after each update, with its number, from 1, and named scalars.
-            resume: Whether to continue from the checkpoint in ``output``, if any.
-        """
-        for update in range(self.restore() if resume else 0, updates):
-            numbers = np.random.SeedSequence([self.seed, update]).generate_state(2)
-            torch.manual_seed(int(numbers[0]))
-            episodes = self.play(envs[0], int(numbers[1] % 2**31))
-            losses = self.improve(episodes)
-            values = {"reward": float(episodes.returns.mean()), "iou": float(episodes.ious.mean())}
-            values |= {"repeated": episodes.repeated} | losses
-            values |= {"recalibration/loss": float(np.mean(episodes.losses))} if episodes.losses else {}
-            on_log(update + 1, values)
-            if (update + 1) % self.save_every == 0:
-                self.checkpoint(update + 1)
+        made = made.to("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(made, env, seed, output, save_every)
+        self.optimizer = self.policy.optimizer
 
     def play(self, env: VectorEnv, seed: int) -> Episodes:
         """Play one episode per sub-environment; a group begins at the same sample with the same prompts."""
-        base: Any = env.unwrapped
+        base = unwrap(env, PointPromptVectorEnv)
         groups = env.num_envs // self.group_size
         drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)
         _, infos = env.reset(seed=seed, options={"index": drawn.repeat(self.group_size)})
         first = base.get_state()[:: self.group_size]
         observation = base.set_state([state for state in first for _ in range(self.group_size)])
-        losses = self.along.begin(infos["target"])
+        losses = self.recalibration_trainer.begin(infos["target"])
         seen, actions, chances, rewards, repeated = [], [], [], [], []
         for _ in range(base.horizon):
             tensors, _ = self.policy.obs_to_tensor(observation)
+            assert isinstance(tensors, dict)
             with torch.no_grad():
                 distribution = self.policy.get_distribution(tensors)
                 chosen = distribution.get_actions()
                 chances.append(distribution.log_prob(chosen))
-            losses += self.along.learn(observation)
+            losses += self.recalibration_trainer.learn(observation)
             seen.append(tensors)
             actions.append(chosen)
             observation, values, _, _, infos = env.step(chosen.cpu().numpy())
@@ -155,36 +134,25 @@ class EpisodeAgent(ClickAgent):
             losses=losses,
         )
 
-    def improve(self, episodes: Episodes) -> dict[str, float]:
-        """Run the gradient steps of one update; return named scalars."""
-        advantages = self.advantages(episodes)
-        steps = len(episodes.actions)
-        observations = {name: value.flatten(0, 1) for name, value in episodes.observations.items()}
-        actions, old = episodes.actions.flatten(0, 1), episodes.log_probabilities.flatten()
-        each = advantages.to(old.device).repeat(steps)  # (T·B,), in the order of the flattened steps
-        losses, clipped, entropies = [], [], []
-        for _ in range(self.epochs):
-            for rows in torch.randperm(len(old), device=old.device).split(self.minibatch_size):
-                distribution = self.policy.get_distribution({name: value[rows] for name, value in observations.items()})
-                loss, share = self.loss(distribution, actions[rows], old[rows], each[rows])
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 0.5)
-                self.policy.optimizer.step()
-                losses.append(loss.item())
-                clipped.append(share)
-                entropy = distribution.entropy()
-                assert entropy is not None  # both distributions of patches have one
-                entropies.append(entropy.mean().item())
-        found = {"train/loss": losses, "train/clip_fraction": clipped, "train/entropy": entropies}
-        spread = {"train/advantage_deviation": float(advantages.std(unbiased=False))}
-        return {name: float(np.mean(values)) for name, values in found.items()} | spread
+    def minibatches(self, rollout: Episodes) -> Iterator[Tensor]:
+        """Yield indices of the flattened steps, int64 (minibatch_size,) on their device."""
+        old = rollout.log_probabilities
+        yield from torch.randperm(old.numel(), device=old.device).split(self.minibatch_size)
 
-    def loss(
-        self, distribution: Distribution, actions: Tensor, old: Tensor, advantages: Tensor
-    ) -> tuple[Tensor, float]:
-        """Compute the clipped loss (Eq. 9 of AlignSAM, with PPO's ratio) and the share of clipped ratios."""
-        return clipped_loss(distribution.log_prob(actions), old, advantages, self.clip_range)
+    def minibatch_loss(self, rollout: Episodes, rows: Tensor, advantages: Tensor) -> tuple[Tensor, float, float]:
+        """Compute the clipped loss of some steps, the share of clipped ratios, and the policy's mean entropy."""
+        observations = {name: value.flatten(0, 1)[rows] for name, value in rollout.observations.items()}
+        old = rollout.log_probabilities.flatten()[rows]
+        of_steps = advantages.to(old.device).repeat(len(rollout.actions))  # (T·B,), in the order of the flattened steps
+        distribution = self.policy.get_distribution(observations)
+        new = distribution.log_prob(rollout.actions.flatten(0, 1)[rows])
+        entropy = distribution.entropy()
+        assert entropy is not None  # Both distributions of patches have one.
+        return *clipped_loss(new, old, of_steps[rows], self.clip_range), entropy.mean().item()
+
+    def learned_parameters(self) -> Sequence[nn.Parameter]:
+        """List the parameters of the policy."""
+        return list(self.policy.parameters())
 
 
 class GRPOAgent(EpisodeAgent):
@@ -198,9 +166,9 @@ class GRPOAgent(EpisodeAgent):
         check_at_least(2, group_size=group_size)
         super().__init__(policy, env, group_size=group_size, **settings)
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, rollout: Episodes) -> Tensor:
         """Compute the advantages, float32 (B,); a zero-variance group has 0."""
-        return group_advantages(episodes.returns, self.group_size)
+        return group_advantages(rollout.returns, self.group_size)
 
 
 class CGPOAgent(EpisodeAgent):
@@ -217,7 +185,7 @@ class CGPOAgent(EpisodeAgent):
         super().__init__(policy, env, **settings)
         self.center_advantage = center_advantage
 
-    def advantages(self, episodes: Episodes) -> Tensor:
+    def advantages(self, rollout: Episodes) -> Tensor:
         """Compute the advantages, float32 (B,) in [-1, 1]."""
-        confidence = episodes.log_probabilities.exp().mean(dim=0).cpu()
-        return confidence_advantages(episodes.returns, self.return_range, confidence, self.center_advantage)
+        confidence = rollout.log_probabilities.exp().mean(dim=0).cpu()
+        return confidence_advantages(rollout.returns, self.return_range, confidence, self.center_advantage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from maskgym.agents.clicks.acting import ClickAgent
+from maskgym.agents.base import OnLog
+from maskgym.agents.clicks.acting import ClickAgent, RolloutStatistics
 from maskgym.agents.clicks.sb3 import GridPolicy, SampleVecEnv
-from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.checkpoints import check_at_least
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.policies.clicks.point import PointActorCritic
 
 
@@ -26,11 +29,11 @@ class PPOAgent(ClickAgent):
     """Train by PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), raw advantages (Eq. 7).
 
     Args:
-        policy: A `maskgym.policies.clicks.point.PointActorCritic`.
-        env: A vector environment with the spaces of the policy.
+        policy: Sizes of the networks.
+        env: Vector environment with the spaces of the policy.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate for Adam.
         gamma: Discount factor γ.
         gae_lambda: λ of generalised advantage estimation; 1 is Eq. 6.
         clip_range: Clip range ε of Eq. 9.
@@ -46,14 +49,15 @@ class PPOAgent(ClickAgent):
         UserError: If a number is out of range.
     """
 
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP  # required of the environment
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
 
     def __init__(
         self,
         policy: PointActorCritic,
         env: VectorEnv,
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         learning_rate: float = 3e-4,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
@@ -66,11 +70,11 @@ class PPOAgent(ClickAgent):
         save_every: int = 10,
     ) -> None:
         check_at_least(1, epochs=epochs, minibatch_size=minibatch_size)
-        base: Any = env.unwrapped
+        self.vector = SampleVecEnv(env)
         self.model = PPO(
             GridPolicy,
-            SampleVecEnv(env),
-            n_steps=base.horizon,
+            self.vector,
+            n_steps=unwrap(env, PointPromptVectorEnv).horizon,
             batch_size=minibatch_size,
             learning_rate=learning_rate,
             gamma=gamma,
@@ -84,7 +88,8 @@ class PPOAgent(ClickAgent):
             seed=seed,
             device="auto",
         )
-        made: Any = self.model.policy
+        made = self.model.policy
+        assert isinstance(made, GridPolicy)
         super().__init__(made, env, seed, output, save_every)
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
@@ -93,14 +98,14 @@ class PPOAgent(ClickAgent):
         Args:
             envs: List that holds only the environment of the agent.
             updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Callback after each update, with its number, from 1, and named scalars.
+            on_log: Receiver of each update's number, from 1, and its named scalars.
             resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         first = self.restore() if resume else 0
         if first < updates:
             steps = self.model.n_steps * self.model.n_envs * (updates - first)
-            never: Any = None  # Stable-Baselines3 then prints no table
-            self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=never)
+            # An interval that training does not reach keeps Stable-Baselines3 from printing a table.
+            self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=updates + 1)
 
 
 class _Rollouts(BaseCallback):
@@ -109,29 +114,27 @@ class _Rollouts(BaseCallback):
     def __init__(self, agent: PPOAgent, first: int, on_log: OnLog) -> None:
         super().__init__()
         self.agent, self.update, self.on_log = agent, first, on_log
-        self.totals: list[float] = []
-        self.ious: list[float] = []
-        self.repeats: list[float] = []
-        self.losses: list[float] = []
+        self.statistics = RolloutStatistics()
 
     def _on_rollout_start(self) -> None:
         self._finish()
         numbers = np.random.SeedSequence([self.agent.seed, self.update]).generate_state(3)
         torch.manual_seed(int(numbers[0]))
-        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with this generator
-        environment: Any = self.model.env
-        environment.seed(int(numbers[2] % 2**31))
-        self.model._last_obs = environment.reset()
-        self.model._last_episode_starts = np.ones(environment.num_envs, bool)
-        self.totals, self.ious, self.repeats = [], [], []
-        self.losses = self.agent.along.begin(environment.targets)
+        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with this generator.
+        vector = self.agent.vector
+        vector.seed(int(numbers[2] % 2**31))
+        self.model._last_obs = vector.reset()
+        self.model._last_episode_starts = np.ones(vector.num_envs, bool)
+        self.statistics = RolloutStatistics(losses=self.agent.recalibration_trainer.begin(vector.targets))
 
     def _on_step(self) -> bool:
-        seen: Any = self.model._last_obs  # the observation that the action was chosen for
-        self.losses += self.agent.along.learn(seen)
-        self.totals.append(float(np.mean(self.locals["rewards"])))
-        self.ious.append(float(np.mean([info["iou"] for info in self.locals["infos"]])))
-        self.repeats.append(float(np.mean([info["repeated"] for info in self.locals["infos"]])))
+        shown = self.model._last_obs  # the observation that the action was chosen for
+        assert isinstance(shown, dict)
+        self.statistics.losses += self.agent.recalibration_trainer.learn(shown)
+        infos = self.locals["infos"]
+        self.statistics.add(
+            self.locals["rewards"], [info["iou"] for info in infos], [info["repeated"] for info in infos]
+        )
         return True
 
     def _on_training_end(self) -> None:
@@ -139,12 +142,7 @@ class _Rollouts(BaseCallback):
 
     def _finish(self) -> None:
         """Log the finished rollout and the update that followed it."""
-        if not self.totals:
-            return
-        self.update += 1
-        losses = {name: float(v) for name, v in self.logger.name_to_value.items() if name.startswith("train/")}
-        rollout = {"reward": sum(self.totals), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
-        rollout |= {"recalibration/loss": float(np.mean(self.losses))} if self.losses else {}
-        self.on_log(self.update, rollout | losses)
-        if self.update % self.agent.save_every == 0:
-            self.agent.checkpoint(self.update)
+        if self.statistics.rewards:
+            self.update += 1
+            losses = {name: float(v) for name, v in self.logger.name_to_value.items() if name.startswith("train/")}
+            self.agent.finish_update(self.update, self.statistics.scalars() | losses, self.on_log)

@@ -8,9 +8,10 @@ Stich, arXiv 1805.09767).
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -21,15 +22,20 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from torch import Tensor
+from torch import Tensor, nn
 
-from maskgym.agents.clicks.acting import ClickAgent, TrainedAlong
+from maskgym.agents.base import OnLog
+from maskgym.agents.clicks.acting import ClickAgent, RecalibrationTrainer, RolloutStatistics
 from maskgym.agents.clicks.sb3 import GridPolicy
-from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.checkpoints import TrainingState, check_at_least
+from maskgym.aliases import Infos, Observations, Settings
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
 
 try:
+    from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
     from ray.rllib.core import DEFAULT_MODULE_ID
@@ -53,8 +59,8 @@ class RLlibPPOAgent(ClickAgent):
     """Train by PPO with AlignSAM's settings on RLlib's new API stack; see `maskgym.agents.clicks.ppo.PPOAgent`.
 
     Args:
-        policy: A `maskgym.policies.clicks.point.PointActorCritic`.
-        env: A vector environment with the spaces of the policy.
+        policy: Sizes of the networks.
+        env: Vector environment with the spaces of the policy.
         make_env: Function that builds such an environment in another process, for a number of sub-environments.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
@@ -62,7 +68,7 @@ class RLlibPPOAgent(ClickAgent):
         cpus_per_worker: CPUs per worker.
         use_gpu: Whether each worker gets a GPU, with as many learners on a GPU each; a single worker shares its GPU
             with the learner. If False, this process learns on the CPU.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate for Adam.
         gamma: Discount factor γ.
         gae_lambda: λ of generalised advantage estimation; 1 is Eq. 6.
         clip_range: Clip range ε of Eq. 9.
@@ -76,9 +82,9 @@ class RLlibPPOAgent(ClickAgent):
         UserError: If a number is out of range, or the sub-environments cannot be divided evenly.
     """
 
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.NEXT_STEP  # required by RLlib
+    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.NEXT_STEP
     scales: ClassVar[tuple[str, ...]] = ("ray",)
-    starts_workers: ClassVar[bool] = True  # RLlib starts them itself
+    starts_workers: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"make_env"})
 
     def __init__(
@@ -87,7 +93,8 @@ class RLlibPPOAgent(ClickAgent):
         env: VectorEnv,
         make_env: Callable[[int], VectorEnv],
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         num_workers: int = 1,
         cpus_per_worker: int = 1,
         use_gpu: bool = False,
@@ -108,8 +115,8 @@ class RLlibPPOAgent(ClickAgent):
         torch.manual_seed(seed)
         made = GridPolicy(*self.spaces, lambda _: learning_rate, networks=policy)
         super().__init__(made, env, seed, output, save_every)
-        base: Any = env.unwrapped
-        steps, learners = base.horizon * env.num_envs, num_workers if use_gpu and num_workers > 1 else 0
+        steps = unwrap(env, PointPromptVectorEnv).horizon * env.num_envs
+        learners = num_workers if use_gpu and num_workers > 1 else 0
         register_env(ENV, lambda context: RolloutEnv(make_env(context["num_envs"])))
         self.config = (
             PPOConfig()
@@ -149,7 +156,7 @@ class RLlibPPOAgent(ClickAgent):
         Args:
             envs: Unused, because other processes play the episodes.
             updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Callback after each update, with its number, from 1, and named scalars.
+            on_log: Receiver of each update's number, from 1, and its named scalars.
             resume: Whether to continue from the checkpoint in ``output``, if any.
 
         Raises:
@@ -163,18 +170,15 @@ class RLlibPPOAgent(ClickAgent):
         try:
             self._send(algorithm)
             for update in range(first, updates):
-                values = self._improve(algorithm, update)
-                on_log(update + 1, values)
-                if (update + 1) % self.save_every == 0:
-                    self.checkpoint(update + 1)
+                self.finish_update(update + 1, self._improve(algorithm, update), on_log)
         finally:
             algorithm.stop()
-            shutil.rmtree(algorithm.logdir, ignore_errors=True)  # RLlib makes it for logs that nothing reads
+            shutil.rmtree(algorithm.logdir, ignore_errors=True)  # Nothing reads these logs.
 
-    def _improve(self, algorithm: Any, update: int) -> dict[str, float]:
+    def _improve(self, algorithm: Algorithm, update: int) -> dict[str, float]:
         """Run one update and copy the learned weights to this process; return named scalars."""
         algorithm.learner_group.foreach_learner(partial(SeededLearner.begin, numbers=(self.seed, update)))
-        # RLlib also sends weights, but skips a worker whose reply is late.
+        # RLlib sends weights too, but skips a worker whose reply is late.
         module = None if self.recalibration is None else _state(self.recalibration)
         begin = partial(
             RolloutRunner.begin, numbers=(self.seed, update), weights=_by_part(self.policy), recalibration=module
@@ -193,12 +197,12 @@ class RLlibPPOAgent(ClickAgent):
         learned = results["learners"][DEFAULT_MODULE_ID]
         return values | {ours: float(learned[theirs]) for theirs, ours in LOGGED.items()}
 
-    def _send(self, algorithm: Any) -> None:
+    def _send(self, algorithm: Algorithm) -> None:
         """Send the weights and the optimiser's state to the learners."""
         state = {"policy": _by_part(self.policy), "optimizer": self.policy.optimizer.state_dict()}
         algorithm.learner_group.foreach_learner(partial(_set_learner, state=state))
 
-    def _take(self, algorithm: Any) -> None:
+    def _take(self, algorithm: Algorithm) -> None:
         """Copy the weights and the optimiser's state from a learner."""
         state = next(iter(algorithm.learner_group.foreach_learner(_get_learner))).get()
         _load_parts(self.policy, state["policy"])
@@ -210,21 +214,18 @@ class GridModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """Build the networks for the spaces."""
-        seen: Any = self.observation_space
-        acted: Any = self.action_space
-        settings: Any = self.model_config  # RLlib adds keys of its own
-        networks = PointActorCritic(**settings["networks"])
+        seen, acted = self.observation_space, self.action_space
+        networks = PointActorCritic(**self.model_config["networks"])
         self.trunk, self.actor, self.critic = networks.trunk(seen), networks.actor(seen, acted), networks.critic(seen)
         if isinstance(acted, spaces.MultiDiscrete):
             lengths = [int(count) for count in acted.nvec]
-            distribution: Any = TorchMultiCategorical
-            self.action_dist_cls = distribution.get_partial_dist_cls(input_lens=lengths)
+            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=lengths)
 
-    def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+    def _forward(self, batch: Settings, **_: bool) -> dict[str, Tensor]:
         features = self.trunk(batch[Columns.OBS])
         return {Columns.ACTION_DIST_INPUTS: self.actor(features), Columns.EMBEDDINGS: features}
 
-    def compute_values(self, batch: Mapping[str, Any], embeddings: Tensor | None = None) -> Tensor:
+    def compute_values(self, batch: Settings, embeddings: Tensor | None = None) -> Tensor:
         """Compute the state values (B,)."""
         return self.critic(self.trunk(batch[Columns.OBS]) if embeddings is None else embeddings)[:, 0]
 
@@ -238,8 +239,8 @@ class SeededLearner(PPOTorchLearner):
         """Store the seed of the next update."""
         self.numbers = numbers
 
-    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Seed all generators; RLlib shuffles minibatches with NumPy's global one."""
+    def before_gradient_based_update(self, *, timesteps: dict[str, int]) -> None:
+        """Seed all generators, because RLlib shuffles minibatches with NumPy's global one."""
         super().before_gradient_based_update(timesteps=timesteps)
         drawn = np.random.SeedSequence(self.numbers).generate_state(2)
         torch.manual_seed(int(drawn[0]))
@@ -254,41 +255,32 @@ class RolloutEnv(VectorWrapper):
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
-        self.along, self.next_seed = TrainedAlong(env.unwrapped), 0
-        self.rewards: list[float] = []
-        self.ious: list[float] = []
-        self.repeats: list[float] = []
-        self.losses: list[float] = []
-        self.seen: Any = None
+        self.base = unwrap(env, PointPromptVectorEnv)
+        self.recalibration_trainer, self.next_seed = RecalibrationTrainer(self.base), 0
+        self.statistics = RolloutStatistics()
+        self.shown: Observations = {}
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, Infos]:
         """Start a rollout with the seed that was set for it; RLlib's own seed never changes."""
         observations, infos = self.env.reset(seed=self.next_seed, options=options)
-        self.rewards, self.ious, self.repeats, self.seen = [], [], [], observations
-        self.losses = self.along.begin(infos["target"])
+        self.shown, self.statistics = observations, RolloutStatistics()
+        self.statistics.losses = self.recalibration_trainer.begin(infos["target"])
         return observations, {}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Infos]:
         """Take a step and train the module on it."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self.losses += self.along.learn(self.seen)
-        self.seen = observations
-        self.rewards.append(float(np.mean(rewards)))
-        self.ious.append(float(np.mean(infos["iou"])))
-        self.repeats.append(float(np.mean(infos["repeated"])))
+        self.statistics.losses += self.recalibration_trainer.learn(self.shown)
+        self.shown = observations
+        self.statistics.add(rewards, infos["iou"], infos["repeated"])
         return observations, rewards, terminated, truncated, {}
-
-    def account(self) -> dict[str, float]:
-        """Compute named scalars of the rollout."""
-        found = {"reward": sum(self.rewards), "iou": self.ious[-1], "repeated": float(np.mean(self.repeats))}
-        return found | ({"recalibration/loss": float(np.mean(self.losses))} if self.losses else {})
 
 
 class RolloutRunner(SingleAgentEnvRunner):
     """RLlib environment runner that is seeded before each rollout."""
 
     def begin(
-        self, numbers: tuple[int, int], weights: Mapping[str, Any], recalibration: Mapping[str, Any] | None
+        self, numbers: tuple[int, int], weights: Mapping[str, TrainingState], recalibration: TrainingState | None
     ) -> None:
         """Seed all generators by the run's seed and the update's number; load the policy and the module."""
         drawn = np.random.SeedSequence([*numbers, self.worker_index]).generate_state(2)
@@ -296,23 +288,22 @@ class RolloutRunner(SingleAgentEnvRunner):
         self.rollout.next_seed = int(drawn[1] % 2**31)
         _load_parts(self.module, weights)
         if recalibration is not None:
-            _restore(self.rollout.unwrapped.recalibration, recalibration)
+            _restore(self.rollout.base.recalibration, recalibration)
 
-    def end(self) -> tuple[dict[str, float], dict[str, Any] | None] | None:
+    def end(self) -> tuple[dict[str, float], TrainingState | None] | None:
         """Return named scalars of the rollout and the recalibration module, or None before the first rollout."""
-        if not self.rollout.ious:
+        if not self.rollout.statistics.rewards:
             return None
-        module = self.rollout.unwrapped.recalibration
-        return self.rollout.account(), None if module is None else _state(module)
+        module = self.rollout.base.recalibration
+        return self.rollout.statistics.scalars(), None if module is None else _state(module)
 
     @property
-    def rollout(self) -> Any:
+    def rollout(self) -> RolloutEnv:
         """The environment inside RLlib's own wrapper."""
-        wrapper: Any = self.env
-        return wrapper.env
+        return self.env.env
 
 
-def _parts(networks: Any) -> dict[str, torch.nn.Module]:
+def _parts(networks: nn.Module) -> dict[str, nn.Module]:
     """Map names to the modules that the policies of both libraries share."""
     if isinstance(networks, GridPolicy):
         return {
@@ -323,56 +314,57 @@ def _parts(networks: Any) -> dict[str, torch.nn.Module]:
     return {"trunk": networks.trunk, "actor": networks.actor, "critic": networks.critic}
 
 
-def _by_part(networks: Any) -> dict[str, Any]:
+def _by_part(networks: nn.Module) -> dict[str, TrainingState]:
     return {name: _on_cpu(part.state_dict()) for name, part in _parts(networks).items()}
 
 
-def _load_parts(networks: Any, weights: Mapping[str, Any]) -> None:
+def _load_parts(networks: nn.Module, weights: Mapping[str, TrainingState]) -> None:
     for name, part in _parts(networks).items():
         part.load_state_dict(weights[name])
 
 
-def _set_learner(learner: Any, state: Mapping[str, Any]) -> None:
+def _set_learner(learner: PPOTorchLearner, state: Settings) -> None:
     _load_parts(learner.module[DEFAULT_MODULE_ID].unwrapped(), state["policy"])
-    if state["optimizer"]["state"]:  # only in a resumed run
+    if state["optimizer"]["state"]:  # The state is empty except in a resumed run.
         learner.get_optimizer(DEFAULT_MODULE_ID).load_state_dict(state["optimizer"])
 
 
-def _get_learner(learner: Any) -> dict[str, Any]:
+def _get_learner(learner: PPOTorchLearner) -> TrainingState:
     networks = learner.module[DEFAULT_MODULE_ID].unwrapped()
     return {"policy": _by_part(networks), "optimizer": _on_cpu(learner.get_optimizer(DEFAULT_MODULE_ID).state_dict())}
 
 
-def _state(module: Any) -> dict[str, Any]:
-    return {"weights": _on_cpu(module.state_dict()), "optimizer": _on_cpu(module.optimizer.state_dict())}
+def _state(module: nn.Module) -> TrainingState:
+    return _on_cpu({"weights": module.state_dict(), "optimizer": module.optimizer.state_dict()})
 
 
-def _restore(module: Any, state: Mapping[str, Any]) -> None:
+def _restore(module: nn.Module, state: TrainingState) -> None:
     module.load_state_dict(state["weights"])
     module.optimizer.load_state_dict(state["optimizer"])
 
 
-def _on_cpu(values: Any) -> Any:
+def _on_cpu(state: TrainingState) -> TrainingState:
     """Copy nested tensors to the CPU."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().clone()
-    if isinstance(values, dict):
-        return {name: _on_cpu(value) for name, value in values.items()}
-    return [_on_cpu(value) for value in values] if isinstance(values, list) else values
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    return torch.load(stream, map_location="cpu", weights_only=True)
 
 
-def _mean(states: Sequence[Any]) -> Any:
-    """Average nested structures of tensors; values other than tensors come from the first one."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.stack([state.double() for state in states]).mean(0).to(first.dtype)
-    if isinstance(first, dict):
-        return {name: _mean([state[name] for state in states]) for name in first}
-    return first
+def _mean(states: Sequence[dict]) -> dict:
+    """Average nested dictionaries of tensors; other values come from the first one."""
+    found = {}
+    for name, first in states[0].items():
+        values = [state[name] for state in states]
+        if isinstance(first, Tensor):
+            found[name] = torch.stack([value.double() for value in values]).mean(0).to(first.dtype)
+        else:
+            found[name] = _mean(values) if isinstance(first, dict) else first
+    return found
 
 
 @contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Suppress log messages up to warnings, because RLlib warns about its own future versions."""
     logging.disable(logging.WARNING)
     try:

@@ -6,16 +6,21 @@ Any algorithm of Stable-Baselines3 for discrete actions can play the environment
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import Wrapper, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from maskgym.aliases import Infos, JsonObject
+from maskgym.envs.base import unwrap
+from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
 
@@ -24,7 +29,7 @@ class SampleVecEnv(VecEnv):
     """Adapt a native vector environment to the interface of Stable-Baselines3.
 
     Args:
-        env: A vector environment; stepping needs ``autoreset_mode=SAME_STEP``.
+        env: Vector environment; stepping needs ``autoreset_mode=SAME_STEP``.
 
     Attributes:
         targets: Ground-truth masks of each sub-environment's sample, on the training split.
@@ -33,21 +38,21 @@ class SampleVecEnv(VecEnv):
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self.targets: list[Any] = [None] * env.num_envs
+        self.targets: list[tuple[np.ndarray, ...]] = [()] * env.num_envs
         self._actions: np.ndarray = np.empty(0)
 
-    def reset(self) -> Any:
+    def reset(self) -> dict[str, np.ndarray]:
         """Start every episode; return the observations."""
         observations, infos = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
-        self._note_targets(infos)
+        self._store_targets(infos)
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
         """Store the actions for `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict]]:
         """Take the step; the last observation of an episode is in its info as ``terminal_observation``.
 
         Raises:
@@ -57,17 +62,17 @@ class SampleVecEnv(VecEnv):
             raise UserError(f"autoreset_mode={self.env.metadata['autoreset_mode']}: Stable-Baselines3 needs SAME_STEP")
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         over = terminated | truncated
-        each: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        each: list[JsonObject] = [{} for _ in range(self.num_envs)]
         for i, info in enumerate(each):
             source = infos["final_info"] if over[i] else infos
             info["iou"], info["repeated"] = float(source["iou"][i]), bool(source["repeated"][i])
             if over[i]:
                 info["terminal_observation"] = infos["final_obs"][i]
                 info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        self._note_targets(infos)
+        self._store_targets(infos)
         return observations, rewards.astype(np.float32), over, each
 
-    def _note_targets(self, infos: dict[str, Any]) -> None:
+    def _store_targets(self, infos: Infos) -> None:
         for i in np.flatnonzero(infos.get("_target", ())):
             self.targets[i] = infos["target"][i]
 
@@ -75,23 +80,22 @@ class SampleVecEnv(VecEnv):
         """Close the environment."""
         self.env.close()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return a shared attribute, repeated per sub-environment."""
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list:
+        """Return an attribute, which all sub-environments share, once per sub-environment."""
         return [getattr(self.env.unwrapped, attr_name) for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> NoReturn:
         """Raise an error, because sub-environments share their attributes."""
         raise NotImplementedError("the sub-environments of a native vector environment share their attributes")
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list:
         """Return ``action_masks()`` for MaskablePPO, bool (actions,) per sub-environment; refuse other methods."""
         if method_name != "action_masks":
             raise NotImplementedError("the sub-environments of a native vector environment share their methods")
-        base: Any = self.env.unwrapped
-        masks = base.action_masks()
+        masks = unwrap(self.env, PointPromptVectorEnv).action_masks()
         return [masks[i] for i in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type[Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Return False per sub-environment."""
         return [False for _ in self._get_indices(indices)]
 
@@ -110,24 +114,32 @@ class GridFeatures(BaseFeaturesExtractor):
 
 
 class GridPolicy(ActorCriticPolicy):
-    """Actor and critic over the patch grid; see `maskgym.policies.clicks.point`."""
+    """Actor and critic over the patch grid; see `maskgym.policies.clicks.point`.
 
-    def __init__(self, observation_space: Any, action_space: Any, *args: Any, networks: Any, **kwargs: Any) -> None:
+    Args:
+        observation_space: Space with the patch grid.
+        action_space: Patches, or patches and labels.
+        lr_schedule: Function from the remaining share of training to the learning rate.
+        networks: Sizes of the networks.
+        **settings: Further arguments that Stable-Baselines3 passes to its policies.
+    """
+
+    observation_space: spaces.Dict
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        networks: PointActorCritic,
+        **settings: Any,
+    ) -> None:
         self.networks = networks
-        settings = {"networks": networks}
-        super().__init__(
-            observation_space,
-            action_space,
-            *args,
-            **{
-                **kwargs,
-                "net_arch": [],
-                "features_extractor_class": GridFeatures,
-                "features_extractor_kwargs": settings,
-            },
-        )
+        settings |= {"net_arch": [], "features_extractor_class": GridFeatures}
+        settings["features_extractor_kwargs"] = {"networks": networks}
+        super().__init__(observation_space, action_space, lr_schedule, **settings)
 
-    def _build(self, lr_schedule: Any) -> None:
+    def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = self.networks.actor(self.observation_space, self.action_space)
         self.value_net = self.networks.critic(self.observation_space)

@@ -1,31 +1,85 @@
-"""Helpers of training loops: the logging callback, atomic checkpoints, and checks of numbers."""
+"""Atomic checkpoints of training loops, and checks of numbers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 
+from maskgym import files
+from maskgym.agents.base import Agent, OnLog
+from maskgym.agents.common import parallel
+from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
 
-OnLog = Callable[[int, Mapping[str, float]], None]  # takes an update's number, from 1, and named scalars
+TrainingState = dict[str, JsonObject]  # state dictionaries of modules and optimisers, and descriptions, by name
 
 
-def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers and names atomically."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
+class CheckpointedAgent(Agent):
+    """Agent that writes its own checkpoints, so that a resumed training gives the same numbers.
+
+    Random draws of an update must depend only on the seed and the update's number.
+
+    Args:
+        seed: Seed of all random draws in training.
+        output: Folder of the checkpoints.
+        save_every: Updates between checkpoints.
+
+    Raises:
+        UserError: If save_every is below 1.
+    """
+
+    checkpoint_name: ClassVar[str]  # file name
+
+    def __init__(self, seed: int, output: str | Path, save_every: int) -> None:
+        check_at_least(1, save_every=save_every)
+        self.seed, self.output, self.save_every = seed, Path(output), save_every
+
+    @abstractmethod
+    def training_state(self) -> TrainingState:
+        """Collect the weights and the states of optimisers."""
+
+    @abstractmethod
+    def load_training_state(self, state: Settings, file: Path) -> None:
+        """Load what `training_state` returned; ``file`` is for errors."""
+
+    def finish_update(self, number: int, values: dict[str, float], on_log: OnLog) -> None:
+        """Report an update, counted from 1, and write a checkpoint if one is due."""
+        on_log(number, values)
+        if number % self.save_every == 0:
+            self.checkpoint(number)
+
+    def checkpoint(self, number: int) -> None:
+        """Write the state after a number of updates; rank 0 writes, because the state is the same on all workers."""
+        if not parallel.rank():
+            state = {**self.training_state(), "update": number, "agent": type(self).__name__}
+            write_checkpoint(self.output / self.checkpoint_name, state)
+
+    def restore(self) -> int:
+        """Load the checkpoint in ``output``, if any; return its number of finished updates.
+
+        Raises:
+            UserError: If another algorithm wrote the checkpoint, or the policy's settings differ.
+        """
+        file = self.output / self.checkpoint_name
+        if not file.exists():
+            return 0
+        state = read_checkpoint(file)
+        if state["agent"] != type(self).__name__:
+            raise UserError(f"{file}: a checkpoint of {state['agent']}: expected one of {type(self).__name__}")
+        self.load_training_state(state, file)
+        return state["update"]
+
+
+def write_checkpoint(file: Path, state: Settings) -> None:
+    """Write tensors, numbers and names atomically; missing folders are created."""
+    with files.replacing(file) as temporary:
         torch.save(state, temporary)
-    except BaseException:  # on a full disk or Ctrl-C the older file stays and the partial one is removed
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, file)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path) -> Settings:
     """Load a checkpoint of `write_checkpoint` to the CPU.
 
     Raises:
@@ -37,15 +91,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: no such file of weights") from error
 
 
-def check_agent(agent: Any, state: Mapping[str, Any], file: Path) -> None:
-    """Raise a UserError if another algorithm wrote the checkpoint, whose ``agent`` names the agent's class."""
-    expected = type(agent).__name__
-    if state.get("agent") != expected:
-        raise UserError(f"{file}: a checkpoint of {state.get('agent')}: expected one of {expected}")
-
-
-def check_at_least(least: int, **numbers: int) -> None:
-    """Raise a UserError that names the setting if a number is too small."""
+def check_at_least(least: float, **numbers: float) -> None:
+    """Raise a UserError that names the setting if a number is too small or NaN."""
     for name, value in numbers.items():
-        if value < least:
+        if not value >= least:
             raise UserError(f"algo.{name}={value}: expected at least {least}")

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from maskgym.agents.base import Agent
-from maskgym.agents.common import parallel
-from maskgym.agents.common.checkpoints import check_agent, check_at_least, read_checkpoint, write_checkpoint
+from maskgym.agents.common.checkpoints import CheckpointedAgent, TrainingState
+from maskgym.aliases import Observation, Settings
 from maskgym.envs.letterbox import letterbox
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
 
-CHECKPOINT = "masks.pt"
 SHOWN_AT_ONCE = 16  # images per forward pass without learning
 
 
-class MaskAgent(Agent):
+class MaskAgent(CheckpointedAgent):
     """Run, save and resume a `UserSal`; a subclass trains it.
 
     Args:
-        policy: A `UserSal`.
+        policy: Detector of needs.
         env: Vector environment that shows an image and a need and takes a mask of the observed square.
         seed: Seed of all random draws in training.
         output: Folder of the checkpoints.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate for Adam.
         save_every: Updates between checkpoints.
 
     Raises:
@@ -39,39 +38,34 @@ class MaskAgent(Agent):
 
     tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
     kinds: ClassVar[tuple[str, ...]] = ("usersal", "usersal_plus")  # kinds of policy
+    checkpoint_name: ClassVar[str] = "masks.pt"
 
     def __init__(
-        self,
-        policy: UserSal,
-        env: VectorEnv,
-        seed: int = 0,
-        output: str | Path = "checkpoints",
-        learning_rate: float = 1e-4,
-        save_every: int = 10,
+        self, policy: UserSal, env: VectorEnv, seed: int, output: str | Path, learning_rate: float, save_every: int
     ) -> None:
-        check_at_least(1, save_every=save_every)
+        super().__init__(seed, output, save_every)
         given = policy.kind if isinstance(policy, UserSal) else type(policy).__name__
         if given not in self.kinds:
             raise UserError(f"policy={given}: expected {' or '.join(self.kinds)}")
-        space: Any = env.single_observation_space
-        self.side, divisor = space["image"].shape[0], policy.backbone.size_divisor
+        square = env.single_action_space
+        assert isinstance(square, Box)
+        self.side, divisor = square.shape[0], policy.backbone.size_divisor
         if self.side % divisor:
             raise UserError(f"env.image_size={self.side}: expected a multiple of {divisor}, for the policy's backbone")
-        self.policy, self.seed, self.output, self.save_every = policy, seed, Path(output), save_every
-        self.learning_rate = learning_rate
+        self.policy, self.learning_rate = policy, learning_rate
         self.optimizer = torch.optim.Adam(policy.trainable_parameters(), lr=learning_rate)
 
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> np.ndarray:
         """Compute the maps, float32 (B, S, S) in [0, 1]; a detector is deterministic, so ``greedy`` has no effect."""
-        return torch.cat([logits.sigmoid() for _, logits in self.logits(observations)])[:, 0].cpu().numpy()
+        return torch.cat([logits.sigmoid() for logits in self.logits(observations)])[:, 0].cpu().numpy()
 
     @torch.no_grad()
-    def logits(self, observations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the observations' indices in small batches, with their logits (b, 1, S, S)."""
+    def logits(self, observations: Sequence[Observation]) -> Iterator[Tensor]:
+        """Yield the logits (b, 1, S, S) of the observations in small batches."""
         for start in range(0, len(observations), SHOWN_AT_ONCE):
             rows = observations[start : start + SHOWN_AT_ONCE]
             pixels = to_pixels([row["image"] for row in rows], self.policy.device)
-            yield slice(start, start + len(rows)), self.policy(pixels, [row["need"] for row in rows])
+            yield self.policy(pixels, [row["need"] for row in rows])
 
     def save(self, path: str | Path) -> None:
         """Write the trained weights to a folder; see `UserSal.save`."""
@@ -85,33 +79,20 @@ class MaskAgent(Agent):
         """
         self.policy.load(path)
 
-    def checkpoint(self, update: int) -> None:
-        """Write the state that later updates need; random draws and sample order follow from the update's number.
+    def training_state(self) -> TrainingState:
+        """Collect the trained weights, the description of the policy, and the state of the optimiser."""
+        description, optimizer = self.policy.describe(), self.optimizer.state_dict()
+        return {"policy": self.policy.trained_state(), "description": description, "optimizer": optimizer}
 
-        Rank 0 writes; the state is the same on all workers.
-        """
-        if parallel.rank():
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        state = {"policy": self.policy.trained_state(), "description": self.policy.describe(), "update": update}
-        state |= {"optimizer": self.optimizer.state_dict(), "agent": type(self).__name__}
-        write_checkpoint(self.output / CHECKPOINT, state)
-
-    def restore(self) -> int:
-        """Load the checkpoint in ``output``, if any; return its number of finished updates.
+    def load_training_state(self, state: Settings, file: Path) -> None:
+        """Load what `training_state` returned.
 
         Raises:
-            UserError: If another algorithm wrote it, or the policy's backbone, encoder or settings differ.
+            UserError: If the policy's backbone, encoder or settings differ.
         """
-        file = self.output / CHECKPOINT
-        if not file.exists():
-            return 0
-        state = read_checkpoint(file)
-        check_agent(self, state, file)
         self.policy.check(state["description"], file)
         self.policy.load_trained_state(state["policy"], file)
         self.optimizer.load_state_dict(state["optimizer"])
-        return state["update"]
 
 
 def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
@@ -130,7 +111,8 @@ def to_targets(masks: Sequence[np.ndarray], side: int, device: torch.device) -> 
     found = []
     for mask in masks:
         union = np.logical_or.reduce(mask, axis=0).astype(np.uint8) * 255
-        found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])  # resized like the image
+        # The union has three channels, so that it is resized exactly like the image.
+        found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])
     return torch.from_numpy(np.stack(found)).to(device)[:, None].float() / 255
 
 

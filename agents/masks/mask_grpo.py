@@ -14,8 +14,7 @@ ranking, only the first is learned.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.agents.common.objectives import clipped_loss, confidence_advantages, group_advantages
+from maskgym.agents.common.policy_gradient import PolicyGradientAgent
 from maskgym.agents.masks.acting import MaskAgent, content, to_pixels
+from maskgym.aliases import Observation
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
 
@@ -57,20 +59,25 @@ class Masks:
     ious: np.ndarray
     changed: float
 
+    def scalars(self) -> dict[str, float]:
+        """Compute the mean return, the mean IoU, the share of changed cells, and the number of rewards."""
+        means = {"reward": float(self.returns.mean()), "iou": float(self.ious.mean())}
+        return {**means, "changed": self.changed, "reward_calls": float(len(self.returns))}
 
-class MaskPolicyAgent(MaskAgent):
+
+class MaskPolicyAgent(PolicyGradientAgent[Masks], MaskAgent):
     """Train by clipped policy gradients on the cells of masks.
 
     Args:
-        policy: A supervised `maskgym.policies.needs.usersal.UserSal`; its ``checkpoint`` names the weights.
-        env: A vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
+        policy: Supervised detector; its ``checkpoint`` names the weights.
+        env: Vector environment with the spaces of the policy and ``autoreset_mode=DISABLED``.
         seed: Seed of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         group_size: Masks per sample, a divisor of the number of sub-environments.
         grid: Cells along a side, g.
         temperature: Divisor of the cells' logits; above 1, draws vary more.
         margin: Smallest distance from zero of a changed cell's mean logit.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate for Adam.
         clip_range: Clip range ε of the ratio of new to old probability.
         epochs: Passes over the masks; with one pass the ratio is 1.
         minibatch_size: Samples per gradient, with all their masks.
@@ -85,7 +92,8 @@ class MaskPolicyAgent(MaskAgent):
         policy: UserSal,
         env: VectorEnv,
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         group_size: int = 1,
         grid: int = 8,
         temperature: float = 1.0,
@@ -96,64 +104,37 @@ class MaskPolicyAgent(MaskAgent):
         minibatch_size: int = 16,
         save_every: int = 10,
     ) -> None:
-        check_at_least(1, group_size=group_size, grid=grid, epochs=epochs, minibatch_size=minibatch_size)
+        check_at_least(1, grid=grid)
         super().__init__(policy, env, seed, output, learning_rate, save_every)
-        if env.num_envs % group_size:
-            raise UserError(f"algo.group_size={group_size}: expected a divisor of env.num_envs={env.num_envs}")
+        self.set_up(env, group_size, clip_range, epochs, minibatch_size)
         if self.side % grid:
             raise UserError(f"algo.grid={grid}: expected a divisor of env.image_size={self.side}")
         if not temperature > 0 or margin < 0:
             raise UserError(
                 f"algo.temperature={temperature}, algo.margin={margin}: expected more than 0, and at least 0"
             )
-        base: Any = env.unwrapped
-        self.group_size, self.grid, self.temperature, self.margin = group_size, grid, temperature, margin
-        self.clip_range, self.epochs, self.minibatch_size = clip_range, epochs, minibatch_size
-        self.return_range = base.reward.range
+        self.grid, self.temperature, self.margin = grid, temperature, margin
+        self.return_range = unwrap(env, SampleVectorEnv).reward.range
 
-    @abstractmethod
-    def advantages(self, masks: Masks) -> Tensor:
-        """Compute the advantages, float32 (B,), one per mask."""
-
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> np.ndarray:
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> np.ndarray:
         """Compute the maps, float32 (B, S, S) in [0, 1]: the detector's own, or sampled ones."""
         if greedy:
             return super().act(observations, greedy)
-        found = [self.mask(logits, self.draw(self.cell_logits(logits))) for _, logits in self.logits(observations)]
+        found = [self.mask(logits, self.draw(self.cell_logits(logits))) for logits in self.logits(observations)]
         return torch.cat(found).cpu().numpy()
-
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: one mask per sub-environment, then epochs over them.
-
-        Args:
-            envs: Environments of the training split, with the agent's spaces; each update uses one.
-            updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Callback after each update, with its number, from 1, and named scalars.
-            resume: Whether to continue from the checkpoint in ``output``, if any.
-        """
-        self.policy.eval()
-        for update in range(self.restore() if resume else 0, updates):
-            numbers = np.random.SeedSequence([self.seed, update]).generate_state(2)
-            torch.manual_seed(int(numbers[0]))
-            masks = self.play(envs[update % len(envs)], int(numbers[1] % 2**31))
-            values = {"reward": float(masks.returns.mean()), "iou": float(masks.ious.mean())}
-            values |= {"changed": masks.changed, "reward_calls": float(len(masks.returns))}
-            on_log(update + 1, values | self.improve(masks))
-            if (update + 1) % self.save_every == 0:
-                self.checkpoint(update + 1)
 
     @torch.no_grad()
     def play(self, env: VectorEnv, seed: int) -> Masks:
         """Draw one mask per sub-environment; those of a group show the same sample."""
-        base: Any = env.unwrapped
+        self.policy.eval()
         groups = env.num_envs // self.group_size
-        drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)
+        drawn = np.random.default_rng(seed).integers(unwrap(env, SampleVectorEnv).num_samples, size=groups)
         observations, _ = env.reset(seed=seed, options={"index": drawn.repeat(self.group_size)})
         rows = [
             {"image": observations["image"][i].copy(), "need": str(observations["need"][i])}
             for i in range(0, env.num_envs, self.group_size)
         ]
-        logits = torch.cat([found for _, found in self.logits(rows)]).repeat_interleave(self.group_size, dim=0)
+        logits = torch.cat(list(self.logits(rows))).repeat_interleave(self.group_size, dim=0)
         of_cells = self.cell_logits(logits)  # (B, g, g)
         cells = self.draw(of_cells)
         _, returns, _, _, infos = env.step(self.mask(logits, cells).cpu().numpy())
@@ -170,30 +151,23 @@ class MaskPolicyAgent(MaskAgent):
             changed=(cells != (of_cells > 0))[shown].float().mean().item(),
         )
 
-    def improve(self, masks: Masks) -> dict[str, float]:
-        """Run the gradient steps of one update; return named scalars."""
-        group = self.group_size
-        advantages = self.advantages(masks).to(masks.cells.device)
-        losses, clipped, entropies = [], [], []
-        for _ in range(self.epochs):
-            for samples in torch.randperm(len(masks.needs)).split(self.minibatch_size):
-                rows = (samples[:, None] * group + torch.arange(group)).flatten().to(masks.cells.device)
-                here = samples.to(masks.pixels.device)
-                logits = self.policy(masks.pixels[here], [masks.needs[i] for i in samples.tolist()])
-                of_cells = self.cell_logits(logits).repeat_interleave(group, dim=0)
-                loss, share = self.loss(of_cells, masks, rows, advantages)
-                if loss.requires_grad:  # False where no sample has a need
-                    self.optimizer.zero_grad()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), 0.5)
-                    self.optimizer.step()
-                losses.append(loss.item())
-                clipped.append(share)
-                bernoulli = torch.distributions.Bernoulli(logits=of_cells.detach())
-                entropies.append(bernoulli.entropy()[masks.shown[rows]].mean().item())
-        found = {"train/loss": losses, "train/clip_fraction": clipped, "train/entropy": entropies}
-        spread = {"train/advantage_deviation": float(advantages.std(unbiased=False))}
-        return {name: float(np.mean(values)) for name, values in found.items()} | spread
+    def minibatches(self, rollout: Masks) -> Iterator[Tensor]:
+        """Yield indices of samples, int64 (minibatch_size,) on the CPU."""
+        yield from torch.randperm(len(rollout.needs)).split(self.minibatch_size)
+
+    def minibatch_loss(self, rollout: Masks, rows: Tensor, advantages: Tensor) -> tuple[Tensor, float, float]:
+        """Compute the clipped loss of all masks of some samples, the share of clipped ratios, and the mean entropy."""
+        device = rollout.cells.device
+        of_masks = (rows[:, None] * self.group_size + torch.arange(self.group_size)).flatten().to(device)
+        logits = self.policy(rollout.pixels[rows.to(device)], [rollout.needs[i] for i in rows.tolist()])
+        of_cells = self.cell_logits(logits).repeat_interleave(self.group_size, dim=0)
+        entropy = torch.distributions.Bernoulli(logits=of_cells.detach()).entropy()[rollout.shown[of_masks]]
+        loss, clipped = self.loss(of_cells, rollout, of_masks, advantages.to(device))
+        return loss, clipped, entropy.mean().item()
+
+    def learned_parameters(self) -> Sequence[nn.Parameter]:
+        """List the trained parameters of the policy."""
+        return self.policy.trainable_parameters()
 
     def loss(self, of_cells: Tensor, masks: Masks, rows: Tensor, advantages: Tensor) -> tuple[Tensor, float]:
         """Compute the clipped loss, a mean over the shown cells, and the share of clipped ratios.
@@ -237,9 +211,9 @@ class GRPOAgent(MaskPolicyAgent):
         check_at_least(2, group_size=group_size)
         super().__init__(policy, env, group_size=group_size, **settings)
 
-    def advantages(self, masks: Masks) -> Tensor:
+    def advantages(self, rollout: Masks) -> Tensor:
         """Compute the advantages, float32 (B,); a zero-variance group has 0."""
-        return group_advantages(masks.returns, self.group_size)
+        return group_advantages(rollout.returns, self.group_size)
 
 
 class CGPOAgent(MaskPolicyAgent):
@@ -254,11 +228,11 @@ class CGPOAgent(MaskPolicyAgent):
         super().__init__(policy, env, **settings)
         self.center_advantage = center_advantage
 
-    def advantages(self, masks: Masks) -> Tensor:
+    def advantages(self, rollout: Masks) -> Tensor:
         """Compute the advantages, float32 (B,) in [-1, 1]."""
-        chances, shown = masks.log_probabilities.exp(), masks.shown.float()
+        chances, shown = rollout.log_probabilities.exp(), rollout.shown.float()
         confidence = ((chances * shown).sum((1, 2)) / shown.sum((1, 2))).cpu()
-        return confidence_advantages(masks.returns, self.return_range, confidence, self.center_advantage)
+        return confidence_advantages(rollout.returns, self.return_range, confidence, self.center_advantage)
 
 
 def log_probability(of_cells: Tensor, cells: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from maskgym.agents.base import FrozenAgent
+from maskgym.agents.base import FrozenAgent, Policy
+from maskgym.aliases import Observation
 from maskgym.errors import UserError
 from maskgym.segmenters import ReferringSegmenter
 
@@ -38,7 +39,7 @@ class ReferringAgent(FrozenAgent):
 
     def __init__(
         self,
-        policy: Any = None,
+        policy: Policy | None = None,
         env: VectorEnv | None = None,
         seed: int = 0,
         output: str | Path | None = None,
@@ -49,7 +50,7 @@ class ReferringAgent(FrozenAgent):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.segmenter, self.prefix = segmenter, prefix
 
-    def act(self, observations: Sequence[Mapping[str, Any]], greedy: bool = True) -> list[np.ndarray]:
+    def act(self, observations: Sequence[Observation], greedy: bool = True) -> list[np.ndarray]:
         """Compute one probability map per observation, float32 (S, S)."""
         phrases = [self._phrase(observation["need"]) for observation in observations]
         images = [observation["image"] for observation in observations]

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from maskgym.agents.base import OnLog
 from maskgym.agents.common import parallel
-from maskgym.agents.common.checkpoints import OnLog, check_at_least
+from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.agents.masks.acting import MaskAgent, to_pixels, to_targets
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
 
@@ -27,8 +29,8 @@ class UserSalAgent(MaskAgent):
     """Train on the policy's own loss: mean squared error, and in UserSal+ the appearance loss (Eq. 2, 5).
 
     Args:
-        policy: A `maskgym.policies.needs.usersal.UserSal`.
-        env: A vector environment that resets by index, with ``autoreset_mode=DISABLED``; see `MaskAgent`.
+        policy: Detector of needs.
+        env: Vector environment that resets by index, with ``autoreset_mode=DISABLED``; see `MaskAgent`.
         seed: Seed of the order of samples.
         output: Folder of the checkpoints.
         batch_size: Global batch: samples per update over all workers (see `maskgym.agents.common.parallel`).
@@ -42,14 +44,15 @@ class UserSalAgent(MaskAgent):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal",)
-    scales: ClassVar[tuple[str, ...]] = ("local", "ray")  # supports several workers
+    scales: ClassVar[tuple[str, ...]] = ("local", "ray")
 
     def __init__(
         self,
         policy: UserSal,
         env: VectorEnv,
         seed: int = 0,
-        output: str | Path = "checkpoints",
+        *,
+        output: str | Path,
         batch_size: int = 16,
         learning_rate: float = 1e-4,
         decay_epoch: int = 60,
@@ -69,22 +72,20 @@ class UserSalAgent(MaskAgent):
         Args:
             envs: Environments of the training split, with the agent's spaces; each batch uses one.
             updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Callback after each update, with its number, from 1, and named scalars.
+            on_log: Receiver of each update's number, from 1, and its named scalars.
             resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         self.policy.train()
         for update in range(self.restore() if resume else 0, updates):
             torch.manual_seed(int(np.random.SeedSequence([self.seed, update]).generate_state(1)[0]))
             env, turn = envs[update % len(envs)], update // len(envs)
-            base: Any = env.unwrapped
-            indices = batch_of(turn, self.batch_size, base.num_samples, self.seed)
+            samples = unwrap(env, SampleVectorEnv).num_samples
+            indices = batch_of(turn, self.batch_size, samples, self.seed)
             chances = np.random.default_rng([self.seed, update]).random(self.batch_size)
-            epoch = turn * self.batch_size // base.num_samples
+            epoch = turn * self.batch_size // samples
             own = np.arange(parallel.rank(), self.batch_size, parallel.size())
             values = self.learn(*self.show(env, indices[own], chances[own]), epoch)
-            on_log(update + 1, {**values, "epoch": epoch})
-            if (update + 1) % self.save_every == 0:
-                self.checkpoint(update + 1)
+            self.finish_update(update + 1, {**values, "epoch": epoch}, on_log)
         self.policy.eval()
 
     def show(
@@ -132,9 +133,9 @@ class UserSalAgent(MaskAgent):
             objects: Masks bool (n, H, W) per sub-environment, most salient first.
             chances: Random numbers in [0, 1), one per sample in use: the share of its objects that is detected.
         """
-        base: Any = env.unwrapped
+        steps = unwrap(env, SampleVectorEnv).horizon
         shares = np.resize(chances, env.num_envs)
-        depths = (shares * [min(base.steps, len(masks)) for masks in objects]).astype(int)
+        depths = (shares * [min(steps, len(masks)) for masks in objects]).astype(int)
         for step in range(depths.max()):
             # A sub-environment without remaining detections gets an empty mask, which ends its episode.
             actions = to_targets([masks[step : step + 1] for masks in objects], self.side, torch.device("cpu"))
@@ -142,22 +143,22 @@ class UserSalAgent(MaskAgent):
             for i in np.flatnonzero(depths == step + 1):
                 images[i] = observations["image"][i].copy()
             over = terminated | truncated
-            if over.any():  # reset, so that the others can step
+            if over.any():  # The others can step only after these are reset.
                 env.reset(options={"index": indices, "reset_mask": over})
         return images, [masks[depth : depth + 1] for masks, depth in zip(objects, depths, strict=True)]
 
     def learn(self, pixels: torch.Tensor, needs: Sequence[str], targets: torch.Tensor, epoch: int) -> dict[str, float]:
-        """Run one gradient step; return named scalars."""
+        """Take one gradient step; return named scalars."""
         rate = self.learning_rate * (self.decay_factor if epoch >= self.decay_epoch else 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, terms = self.policy.loss(pixels, needs, targets)
         self.optimizer.zero_grad()
-        if loss.requires_grad:  # False where no sample has a need, because then only the frozen backbone answers
+        if loss.requires_grad:  # False if no sample has a need, because then only the frozen backbone answers.
             loss.backward()
         norm, parameters = 0.0, self.policy.trainable_parameters()
         if parallel.average_gradients(parameters):
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, torch.inf))  # measured, not clipped
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, torch.inf))  # An infinite limit only measures.
             self.optimizer.step()
         names = ("loss", *self.policy.terms)
         sums = parallel.total([terms.get(name, 0.0) for name in names])
@@ -166,7 +167,7 @@ class UserSalAgent(MaskAgent):
 
 
 class UserSalPlusAgent(UserSalAgent):
-    """Train a `maskgym.policies.needs.usersal.UserSalPlus` the same way."""
+    """Train a `maskgym.policies.needs.usersal.UserSalPlus` likewise."""
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal_plus",)
 

@@ -26,7 +26,7 @@ from maskgym.agents.text.cgpo import (
     InterleavedOptimizer,
     clipped_objective,
 )
-from maskgym.agents.text.response_types import confidence, geometric_confidence, masked_mean
+from maskgym.agents.text.response_types import CONFIDENCES, masked_mean
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
@@ -38,7 +38,6 @@ ABLATIONS = {
     "beta": 0.0,
     "isr_shared_optimizer": False,
 }
-CONFIDENCES = {"mean_probability": confidence, "exp_mean_log": geometric_confidence}
 EDGE = 1e-6  # Eq. 11 is infinite at confidences 0 and 1.
 
 

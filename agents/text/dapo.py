@@ -186,9 +186,12 @@ class DAPOTrainer(GroupTrainer):
         prompts = with_images(rows) if {"image", "images"} & set(rows[0]) else [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, completions, _, _, images, _ = super()._generate(prompts)
         rewards = self._local(super()._calculate_rewards(rows, prompts, completions, completion_ids), len(rows))
-        columns = rows, prompt_ids, completion_ids, completions, images or [], rewards
-        parts = [slice(start, start + self.num_generations) for start in range(0, len(rows), self.num_generations)]
-        return [Group(*(column[part] for column in columns)) for part in parts]
+        images, groups = images or [], []
+        for start in range(0, len(rows), self.num_generations):
+            part = slice(start, start + self.num_generations)
+            columns = prompt_ids[part], completion_ids[part], completions[part], images[part], rewards[part]
+            groups.append(Group(rows[part], *columns))
+        return groups
 
     def _compared(self, rewards_of_terms: Tensor) -> Tensor:
         """Compute the rewards without the penalty, which is the last term if it is on."""

@@ -40,6 +40,10 @@ def geometric_confidence(log_probabilities: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(log_probabilities, mask).exp() * mask.any(1)
 
 
+# Forms of confidence by the value of the setting ``confidence``.
+CONFIDENCES = {"mean_probability": confidence, "exp_mean_log": geometric_confidence}
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Average ``values`` (B, T) over each row's ``mask`` (B, T): (B,), 0 for an empty mask."""
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)

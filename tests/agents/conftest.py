@@ -228,10 +228,11 @@ def make_algorithm(tmp_path, make_model, tokenizer, processor, text_rows, image_
     The model comes from a folder, where a reference model finds it again.
     """
     from maskgym import agents
+    from maskgym.agents.text.training import METHODS
 
     def make(name, folder=None, sees=False, rows=None, reward_funcs=share_of_red, callbacks=None, **changes):
         agent = agents.get(name)
-        source = make_model(sees)
+        method, source = METHODS[agent.method], make_model(sees)
         source.save_pretrained(tmp_path / f"model-{sees}")
         settings = {
             "per_device_train_batch_size": 8,
@@ -249,10 +250,10 @@ def make_algorithm(tmp_path, make_model, tokenizer, processor, text_rows, image_
             "disable_tqdm": True,
         }
         own = {**agent.defaults, **({"key_columns": ["prompt"]} if name == "spo" else {})}
-        return agent.trainer(
+        return method.trainer(
             model=type(source).from_pretrained(tmp_path / f"model-{sees}"),
             reward_funcs=reward_funcs,
-            args=agent.config(output_dir=str(folder or tmp_path / "run"), **{**settings, **own, **changes}),
+            args=method.config(output_dir=str(folder or tmp_path / "run"), **{**settings, **own, **changes}),
             train_dataset=rows if rows is not None else image_rows if sees else text_rows,
             processing_class=processor if sees else tokenizer,
             callbacks=callbacks,

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from maskgym.agents import Agent
+
 ANSWERS = ("the dark part", "the bright part", "the circle")
 
 
-class FirstWords:
+class FirstWords(Agent):
     """Answer every image with the same words: those with the best reward in training."""
 
     tasks = ("sod",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -82,15 +84,18 @@ def test_a_group_begins_alike_and_the_first_ratio_is_one(sam, tmp_path, label):
 
 
 def test_the_loss_is_the_clipped_one(sam, tmp_path):
-    agent = make_agent("cgpo", make_env(sam), tmp_path)
-
-    class Said:
-        def log_prob(self, actions):
-            return torch.tensor([0.55, 0.6, 0.1]).log()
-
-    old = torch.tensor([0.5, 0.3, 0.2]).log()  # ratios 1.1, 2 and 0.5
-    loss, out = agent.loss(Said(), torch.zeros(3), old, torch.tensor([1.0, 1.0, -1.0]))
-    assert loss.item() == pytest.approx(-(1.1 + 1.2 - 0.8) / 3, abs=1e-6) and out == pytest.approx(2 / 3)
+    env = make_env(sam)
+    agent = make_agent("cgpo", env, tmp_path)
+    played = agent.play(env, seed=3)
+    rows, wanted = torch.tensor([9, 17, 25]), [1.1, 2.0, 0.5]  # ratios of three steps, all of the second episode
+    played.log_probabilities.view(-1)[rows] -= torch.tensor(wanted).log()
+    advantages = torch.full((8,), math.nan)
+    advantages[1] = 1.0
+    loss, out, entropy = agent.minibatch_loss(played, rows, advantages)
+    assert loss.item() == pytest.approx(-(1.1 + 1.2 + 0.5) / 3, abs=1e-5) and out == pytest.approx(2 / 3)
+    assert 0 < entropy <= math.log(64)
+    loss, out, _ = agent.minibatch_loss(played, rows, -advantages)
+    assert loss.item() == pytest.approx((1.1 + 2.0 + 0.8) / 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

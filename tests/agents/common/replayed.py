@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from trl import RLOOTrainer
 
 from maskgym import agents, policies
 from maskgym.agents.common import parallel
+from maskgym.agents.text.training import METHODS
 from maskgym.envs.reasoning import ReasoningVectorEnv
 
 UPDATES, BATCH = 5, 8
@@ -73,7 +75,8 @@ def train(case: str, folder: Path) -> list[dict[str, float]]:
     policy = policies.make("qwen2_5_vl_tiny", device="cpu")
     settings = {"batch_size": BATCH, "learning_rate": 1e-4, "save_every": 1000, "output": folder / case}
     agent = agents.make(case.partition(",")[0], policy=policy, **settings, **CASES[case])
-    agent.trainer = type("Trainer", (Replayed, agent.trainer), {})
+    method = METHODS[agent.method]
+    METHODS[agent.method] = replace(method, trainer=type("Trainer", (Replayed, method.trainer), {}))
     logged: list[dict[str, float]] = []
     sharded = "sharded" in case
     if sharded and dist.is_initialized():
@@ -81,6 +84,7 @@ def train(case: str, folder: Path) -> list[dict[str, float]]:
     before = {name: value.clone() for name, value in policy.model.state_dict().items()} if sharded else {}
     for updates in (UPDATES - 2, UPDATES) if sharded else (UPDATES,):
         agent.train([env], updates, lambda step, values: logged.append(values | lacking(policy)), resume=sharded)
+    METHODS[agent.method] = method
     if sharded and not parallel.rank():
         moved = [(value - before[name]).norm() for name, value in policy.model.state_dict().items()]
         logged.append({"moved": float(torch.stack(moved).norm())})

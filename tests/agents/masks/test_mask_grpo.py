@@ -63,10 +63,10 @@ def test_a_drawn_mask_changes_what_it_must_and_no_more(make_agent):
     torch.testing.assert_close(within, torch.linspace(-0.1, 0.1, 16).repeat(32, 2), atol=1e-4, rtol=0)
 
 
-def test_greedy_is_the_detectors_own_map_and_draws_follow_the_temperature(make_agent, squares_env):
+def test_greedy_is_the_detectors_own_map_and_draws_follow_the_temperature(make_agent, squares_env, tmp_path):
     env = squares_env(8)
     cold, hot = make_agent(env=env, temperature=1e-3), make_agent(env=env, temperature=50.0)
-    plain = UserSalAgent(cold.policy, env).act(observations(env))
+    plain = UserSalAgent(cold.policy, env, output=tmp_path).act(observations(env))
     np.testing.assert_array_equal(cold.act(observations(env)), plain)
     torch.manual_seed(0)
     np.testing.assert_allclose(cold.act(observations(env), greedy=False), plain, atol=1e-6)
@@ -144,7 +144,7 @@ def test_a_group_shows_one_sample_and_the_first_ratio_is_one(make_agent, squares
 def test_reinforcement_goes_on_from_supervision(make_agent, squares_env, detector, need_encoder, kind, tmp_path):
     env, every = squares_env(64), squares_env(16)
     torch.manual_seed(0)
-    taught = UserSalAgent(UserSal(detector, need_encoder, hidden=16), env, learning_rate=3e-3)
+    taught = UserSalAgent(UserSal(detector, need_encoder, hidden=16), env, output=tmp_path, learning_rate=3e-3)
     train(taught, env, 9)
     taught.save(tmp_path / "supervised")
     agent = make_agent(kind, env, learning_rate=1e-3, epochs=2)

@@ -189,9 +189,9 @@ def test_what_does_not_fit_is_refused(make_agent, squares_env, detector, need_en
     env = squares_env(4)
     assert agents.get("usersal") is UserSalAgent and agents.get("usersal_plus") is UserSalPlusAgent
     with pytest.raises(UserError, match="policy=usersal: expected usersal_plus"):
-        UserSalPlusAgent(UserSal(detector, need_encoder), env)
+        UserSalPlusAgent(UserSal(detector, need_encoder), env, output=tmp_path)
     with pytest.raises(UserError, match="policy=object: expected usersal"):
-        UserSalAgent(object(), env)
+        UserSalAgent(object(), env, output=tmp_path)
     with pytest.raises(UserError, match="algo.batch_size=0: expected at least 1"):
         make_agent(batch_size=0)
     with pytest.raises(UserError, match="algo.decay_epoch=-1: expected at least 0"):
