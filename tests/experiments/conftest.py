@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from maskgym.experiments import run
+
+SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
+RUNS = {  # those that train keep a checkpoint of every update, so that a killed one can be compared
+    "text": ("env=sis", "algo=random"),
+    "cgpo": (
+        *("env=sis", "algo=cgpo", "env.default_batch_size=4", "algo.updates=4", "algo.save_every=1"),
+        *("algo.isr_period=3", "algo.isr_sft_steps=1"),
+    ),
+    "ppo": (
+        *("env=point_prompt", "algo=ppo", "env.label_source=policy", "env.horizon=5"),
+        *("algo.updates=3", "algo.epochs=2", "algo.save_every=1"),
+    ),
+    "usersal": ("env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=2"),
+    "ranking": ("env=ranking", "algo=random"),
+}
 
 
 @pytest.fixture
@@ -23,6 +40,31 @@ def maskgym_run(capfd):
         return status, out, error.splitlines()
 
     return call
+
+
+class FinishedRuns:
+    """The runs that tests share: each is made once, by the process of pytest-xdist that first asks for it."""
+
+    def __init__(self, shared: Path) -> None:
+        self.shared = shared
+        self.shared.mkdir(exist_ok=True)
+
+    def arguments(self, name: str) -> list[str]:
+        return [*RUNS[name], *SMALL]
+
+    def __call__(self, name: str) -> Path:
+        """Return the folder of a run of `RUNS`; copy it to change it."""
+        folder = self.shared / name
+        with FileLock(self.shared / f"{name}.lock"):
+            if not (folder / "report.html").exists():
+                assert run.main([*self.arguments(name), f"out={folder}"]) == 0
+        return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> FinishedRuns:
+    base = tmp_path_factory.getbasetemp()
+    return FinishedRuns((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished")
 
 
 @pytest.fixture

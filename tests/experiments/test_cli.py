@@ -69,17 +69,9 @@ def test_rewards_audit(capsys):
     assert "cosod, 3 samples" in table and "the truth" in table
 
 
-def test_evaluate_repeats_what_the_run_found(capsys, tmp_path):
-    given = [
-        "env=sis",
-        "algo=cgpo",
-        "algo.updates=0",
-        "evaluation.samples=4",
-        "evaluation.pictures=0",
-        "env.num_envs=4",
-    ]
-    assert cli.main(["run", *given, f"out={tmp_path}/run"]) == 0
+def test_evaluate_repeats_what_the_run_found(capsys, finished_run):
+    folder = finished_run("cgpo")
     capsys.readouterr()
-    assert cli.main(["evaluate", f"{tmp_path}/run"]) == 0
+    assert cli.main(["evaluate", str(folder)]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores == json.loads((tmp_path / "run" / "results.json").read_text())["after"]
+    assert scores == json.loads((folder / "results.json").read_text())["after"]

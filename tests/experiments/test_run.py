@@ -24,8 +24,8 @@ from maskgym.experiments import run
 from maskgym.experiments.training import samples
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 
-SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
 TEXT = "cgpo, chat_model, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
+SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -59,18 +59,25 @@ def test_pictures_are_of_what_fell_and_rose_most():
     assert samples.most_moved(rows, 0) == [] and samples.most_moved(rows, 9) == [1, 3, 0, 2, 4]
 
 
-@pytest.mark.parametrize("env", ["sod", "sis", "cosod", "saliency"])
-def test_a_run_writes_every_file(maskgym_run, tmp_path, env):
+@pytest.mark.parametrize("env", ["sod", "cosod", "saliency"])
+def test_a_run_tells_where_its_report_is_and_writes_every_file(maskgym_run, tmp_path, env):
     status, out, error = maskgym_run(f"env={env}", *RANDOM, "seed=3", f"out={tmp_path}/run")
     assert (status, error) == (0, [])
     assert str(tmp_path / "run" / "report.html") in out
-    folder = tmp_path / "run"
+    check_files(tmp_path / "run", env, seed=3)
+
+
+def test_a_run_of_one_task_writes_every_file(finished_run):
+    check_files(finished_run("text"), "sis", seed=0)
+
+
+def check_files(folder, env, seed):
     tasks = ["sod", "sis", "cosod"] if env == "saliency" else [env]
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["env"]["name"], config["algo"]["name"], config["seed"]) == (env, "random", 3)
+    assert (config["env"]["name"], config["algo"]["name"], config["seed"]) == (env, "random", seed)
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= {"env", "algo", "seed", "device", "wall_s", "steps", "before", "after", "versions"}
-    assert (results["env"], results["algo"], results["seed"], results["steps"]) == (env, "random", 3, 0)
+    assert (results["env"], results["algo"], results["seed"], results["steps"]) == (env, "random", seed, 0)
     expected = {"reward", "s_measure", "iou", "mae", "format", "f_max", "e_max"}
     for task in tasks:
         prefix = f"{task}/" if env == "saliency" else ""
@@ -151,7 +158,7 @@ def refused(outcome) -> str:
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, dapo, dr_grpo"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),
@@ -215,7 +222,7 @@ def refused(outcome) -> str:
 def test_bad_values_end_with_status_2_and_one_line(maskgym_run, tmp_path, monkeypatch, arguments, expected):
     monkeypatch.chdir(tmp_path)
     resuming = arguments[0].startswith("resume")
-    given = arguments if resuming else ["env=sis", *RANDOM, "algo.updates=0", "out=run", *arguments]
+    given = arguments if resuming else ["env=sis", *RANDOM, "algo.updates=1", "out=run", *arguments]
     assert expected in refused(maskgym_run(*given))
     assert not list(tmp_path.rglob("*.*"))  # nothing is left behind
 
@@ -363,24 +370,30 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path
 # --- Clicks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algo", ["random", "ppo"])
-def test_a_run_of_clicks_writes_every_file(maskgym_run, tmp_path, algo):
+def test_a_run_of_chance_clicks_writes_every_file(maskgym_run, tmp_path):
+    settings = ["env.label_source=policy", "env.horizon=5"]
+    assert maskgym_run("env=point_prompt", "algo=random", *SMALL, *settings, f"out={tmp_path}/run")[::2] == (0, [])
+    results = check_files_of_clicks(tmp_path / "run")
+    assert results["before"] == results["after"]
+
+
+def test_a_run_of_learned_clicks_writes_every_file_and_can_be_evaluated(finished_run):
     from maskgym.experiments import cli
 
-    settings = ["env.label_source=policy", "env.horizon=5"]
-    settings += ["algo.updates=2", "algo.epochs=1"] if algo == "ppo" else []
-    status, _, error = maskgym_run("env=point_prompt", f"algo={algo}", *SMALL, *settings, f"out={tmp_path}/run")
-    assert (status, error) == (0, [])
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = check_files_of_clicks(finished_run("ppo"))
+    assert results["before"] != results["after"]
+    assert cli.main(["evaluate", str(finished_run("ppo"))]) == 0
+
+
+def check_files_of_clicks(folder):
+    results = json.loads((folder / "results.json").read_text())
     wanted = {"reward", "repeated", "iou", "iou@1", "iou@5", "noc85", "noc90", "s_measure", "mae", "f_max", "e_max"}
     assert wanted <= set(results["after"]) and "iou@10" not in results["after"]
     assert 0 < results["after"]["iou"] < 1 and results["after"]["iou"] == results["after"]["iou@5"]
-    assert (results["before"] == results["after"]) == (algo == "random")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "samples" / "answers.jsonl").read_text().splitlines()]
     assert all(len(row["after"]["answer"].split()) == 5 for row in rows)
-    assert len(list((tmp_path / "run" / "samples").glob("point_prompt-*.png"))) == 2
-    if algo == "ppo":
-        assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    assert len(list((folder / "samples").glob("point_prompt-*.png"))) == 2
+    return results
 
 
 def test_a_finished_run_is_evaluated_with_something_changed(maskgym_run, tmp_path, capfd):
@@ -406,14 +419,11 @@ def test_a_finished_run_is_evaluated_with_something_changed(maskgym_run, tmp_pat
         assert message in capfd.readouterr().err
 
 
-def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, tmp_path):
-    settings = ["env.horizon=3", "algo.updates=3", "algo.epochs=2", "algo.save_every=1"]
-    given = ["env=point_prompt", "algo=ppo", *SMALL, *settings]
-    assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
+def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, finished_run, tmp_path):
     killed = tmp_path / "killed"
-    kill(given, killed, lambda: (killed / "checkpoints" / "clicks.pt").exists())
+    kill(finished_run.arguments("ppo"), killed, lambda: (killed / "checkpoints" / "clicks.pt").exists())
     assert maskgym_run(f"resume={killed}")[0] == 0
-    whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    whole, resumed = (json.loads((folder / "results.json").read_text()) for folder in (finished_run("ppo"), killed))
     assert resumed["before"] == whole["before"] and resumed["after"] == whole["after"]
 
 
@@ -486,21 +496,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
     assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
 
 
-def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, tmp_path):
-    settings = [
-        "algo.updates=4",
-        "algo.save_every=1",
-        "env.default_batch_size=4",
-        "algo.isr_period=3",
-        "algo.isr_sft_steps=1",
-    ]
-    given = ["env=sis", "algo=cgpo", *SMALL, *settings]
-    assert maskgym_run(*given, f"out={tmp_path}/whole")[0] == 0
+def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, finished_run, tmp_path):
     killed = tmp_path / "killed"
-    kill(given, killed, lambda: "\n2," in read(killed / "metrics.csv"))
+    kill(finished_run.arguments("cgpo"), killed, lambda: "\n2," in read(killed / "metrics.csv"))
     assert not (killed / "results.json").exists()
     assert maskgym_run(f"resume={killed}")[0] == 0
-    whole, resumed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    whole, resumed = (json.loads((folder / "results.json").read_text()) for folder in (finished_run("cgpo"), killed))
     assert resumed["before"] == whole["before"]
     assert resumed["after"] == whole["after"] != whole["before"]
     steps = [row["step"] for row in csv.DictReader((killed / "metrics.csv").open())]

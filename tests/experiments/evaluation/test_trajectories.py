@@ -47,8 +47,8 @@ def mask(code: dict) -> np.ndarray:
     return decode_counts(code["counts"], tuple(code["size"]))
 
 
-def test_text_is_a_conversation_with_its_images(finished, tmp_path):
-    folder, out = finished("env=sis"), tmp_path / "out"
+def test_text_is_a_conversation_with_its_images(finished_run, tmp_path):
+    folder, out = finished_run("text"), tmp_path / "out"
     assert trajectories.main([str(folder), str(out), "--samples", "4"]) == 0
     rows = lines(out)
     assert [row["reward"] for row in rows] and len(rows) == 4
@@ -71,8 +71,8 @@ def test_text_is_a_conversation_with_its_images(finished, tmp_path):
     assert len(list((out / "images").iterdir())) == 4
 
 
-def test_a_trained_policy_is_played_and_its_stored_answers_are_the_same(finished, tmp_path):
-    folder = finished("env=sod", "algo=cgpo", "algo.max_new_tokens=96")
+def test_a_trained_policy_is_played_and_its_stored_answers_are_the_same(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run("cgpo"), tmp_path / "run")
     assert trajectories.export(folder, tmp_path / "played", samples=4) == 4
     shutil.rmtree(folder / "checkpoints")  # stored answers need no weights
     assert trajectories.export(folder, tmp_path / "stored", stored=True) == 4
@@ -124,8 +124,9 @@ def test_the_split_to_train_on_begins_with_prompts_and_is_what_was_trained_on(fi
 
 
 @pytest.mark.parametrize("env", ["user_need", "ranking"])
-def test_masks_have_every_action(finished, tmp_path, env):
-    folder, out = finished(f"env={env}"), tmp_path / "out"
+def test_masks_have_every_action(finished, finished_run, tmp_path, env):
+    folder = finished_run("ranking") if env == "ranking" else finished(f"env={env}")
+    out = tmp_path / "out"
     trajectories.export(folder, out, samples=4)
     rows = lines(out)
     assert np.mean([row["reward"] for row in rows]) == pytest.approx(results(folder)["reward"], abs=1e-5)
@@ -155,9 +156,9 @@ def test_needs_of_clicks_are_told(finished, tmp_path):
     assert all(row["need"].startswith("find ") for row in lines(tmp_path / "out"))
 
 
-def test_the_sft_trainer_of_trl_takes_a_step_on_it(finished, tmp_path):
-    folder, out = finished("env=sis"), tmp_path / "out"
-    trajectories.export(folder, out, samples=4)
+def test_the_sft_trainer_of_trl_takes_a_step_on_it(finished_run, tmp_path):
+    out = tmp_path / "out"
+    trajectories.export(finished_run("text"), out, samples=4)
     raw = datasets.load_dataset("json", data_files=str(out / "episodes.jsonl"), split="train")
     assert raw[0]["messages"] == lines(out)[0]["messages"]
     policy = policies.make("qwen2_5_vl_tiny", device="cpu")
@@ -201,28 +202,28 @@ def test_the_sft_trainer_of_trl_takes_a_step_on_it(finished, tmp_path):
         (["--frobnicate"], "maskgym export: unrecognized arguments: --frobnicate"),
     ],
 )
-def test_bad_arguments_are_one_line(finished, tmp_path, capfd, arguments, expected):
-    folder = finished("env=sod")
+def test_bad_arguments_are_one_line(finished_run, tmp_path, capfd, arguments, expected):
+    folder = finished_run("text")
     capfd.readouterr()
     assert status(trajectories.main, [str(folder), str(tmp_path / "out"), *arguments]) == 2
     assert capfd.readouterr().err == f"error: {expected}\n"
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_and_exports_that_are_not_there_are_named(finished, tmp_path):
+def test_runs_and_exports_that_are_not_there_are_named(finished_run, tmp_path):
     with pytest.raises(UserError, match="no such file: expected the folder of a run"):
         trajectories.export(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(UserError, match=r"no episodes\.jsonl there"):
         trajectories.read(tmp_path)
-    folder = finished("env=sod")
+    folder = shutil.copytree(finished_run("text"), tmp_path / "run")
     (folder / "results.json").rename(folder / "kept.json")
     with pytest.raises(UserError, match="its run is not finished"):
         trajectories.export(folder, tmp_path / "out")
 
 
-def test_stored_answers_of_other_samples_are_refused(finished, tmp_path):
-    folder = finished("env=sod")
+def test_stored_answers_of_other_samples_are_refused(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run("text"), tmp_path / "run")
     file = folder / "samples" / "answers.jsonl"
-    file.write_text(file.read_text().replace("sod-test-00128", "another"))
-    with pytest.raises(UserError, match="sample 128 of sod is no longer 'another': the data has changed"):
+    file.write_text(file.read_text().replace("sis-test-00128", "another"))
+    with pytest.raises(UserError, match="sample 128 of sis is no longer 'another': the data has changed"):
         trajectories.export(folder, tmp_path / "out", stored=True)
