@@ -62,7 +62,7 @@ def run(
     with loggers.open_logger(config, folder, versions()) as logger:
         results = training.finish(logger)
     run_folder.write_json(folder / run_folder.RESULTS, results)
-    pages.write(folder)
+    pages.write([folder])
     return results
 
 
