@@ -1,7 +1,7 @@
-"""The hook of MkDocs that writes what the code says: environments, parts, options, API; and mends links.
+"""MkDocs hook: adds the pages that come from code (environments, parts, options, API) and resolves links.
 
-Everything is read anew at each build: environments are made, played and drawn, parts come from their registries,
-options from the comments of ``experiments/conf``, the API from docstrings. So no page of these can go stale.
+Every build makes, plays and draws the environments, and reads registries, comments of ``experiments/conf`` and
+docstrings, so that these pages never go stale.
 """
 
 from __future__ import annotations
@@ -9,39 +9,37 @@ from __future__ import annotations
 import ast
 import html
 import inspect
-import io
 import logging
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from functools import cache, partial
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import yaml
+from episodes import CAPTIONS, environments, episode, first_row, make, png, strip
 from gymnasium import spaces
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from maskgym import agents, data, policies, rewards, segmenters
-from maskgym.agents.clicks.oracle import OracleAgent
+from maskgym.agents.base import Agent
 from maskgym.data.published import PUBLISHED, make_published
-from maskgym.envs.point import PointPromptEnv
-from maskgym.envs.rendering import GAP, PANEL, TITLE
+from maskgym.envs.base import SampleVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.wiring.composition import CONF, folders, groups, option
 from maskgym.registry import Registry
+from maskgym.rewards import Reward
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "build" / "package" / "maskgym"  # what mkdocstrings reads: see mkdocs.yml
-# Pages that are written elsewhere in the repository; the folder stands for what it holds.
+# Pages written elsewhere in the repository; a folder stands for the page that describes it.
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -49,11 +47,13 @@ ELSEWHERE = {
     "examples/README.md": "tutorials/examples.md",
     "examples": "tutorials/examples.md",
 }
-# In the order of reading; others of the same folder follow.
+# These are in the order of reading; other pages of the same folder follow.
 TUTORIALS = ("first_run", "your_own_parts", "examples", "your_own_checkpoint", "sweep", "scale", "paper_table")
-PARTS = ("data", "segmenters", "rewards", "policies", "agents")
 GUIDES = (
+    "for_newcomers",
     "commands",
+    "parts",
+    "rewards",
     "evaluation",
     "scaling",
     "integrations",
@@ -64,9 +64,19 @@ GUIDES = (
     "log",
 )
 CONFIG = "config"  # the root file of options
-SEED = 7  # of the episodes that are drawn
-FRAMES = 4  # most pictures of one episode
-WIDEST = 1000  # two pictures beside each other, pixels
+PageContent = str | bytes
+NavItem = str | dict[str, str] | dict[str, list["NavItem"]]  # as in the navigation of mkdocs.yml
+REGISTRIES: dict[str, tuple[str, str, dict[str, Callable[[], tuple[str, ...]]]]] = {  # page: title, group, arguments
+    "data": ("Data sets", "data", {"dataset": data.names}),
+    "segmenters": ("Segmenters", "segmenter", {"segmenter": segmenters.names, "attention": segmenters.attention_names}),
+    "rewards": ("Rewards", "reward", {"reward": rewards.names}),
+    "policies": (
+        "Policies",
+        "policy",
+        {"policy": policies.names, "backbone": policies.backbone_names, "encoder": policies.need_encoder_names},
+    ),
+    "agents": ("Algorithms", "algo", {"algo": agents.names}),
+}
 LINK = re.compile(
     r"(?P<code>^[ ]*```.*?^[ ]*```|`[^`\n]+`)|"
     r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<to>[^()\s]+)\)",
@@ -76,18 +86,18 @@ log = logging.getLogger(f"mkdocs.hooks.{__name__}")
 
 
 def on_startup(command: str, dirty: bool) -> None:
-    """Copy the packages to where mkdocstrings reads them: the root holds much else, its environment included."""
+    """Copy the packages to where mkdocstrings reads them, because the root also holds virtual environments."""
     shutil.rmtree(PACKAGE, ignore_errors=True)
     for file in [*ROOT.glob("*.py"), *(path for folder in _packages() for path in folder.rglob("*.py"))]:
         copy = PACKAGE / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        # The only name of this section that Griffe knows.
+        # Griffe knows this section as "Examples" only.
         copy.write_text(re.sub(r"(?m)^( +)Example:$", r"\1Examples:", file.read_text(encoding="utf-8")), "utf-8")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add every page that is not written in ``docs/``, and set the navigation."""
-    pages: dict[str, str | bytes] = {
+    pages: dict[str, PageContent] = {
         uri: (ROOT / place).read_text(encoding="utf-8") for place, uri in ELSEWHERE.items() if place.endswith(".md")
     }
     pages |= {**environment_pages(), **part_pages(), **option_pages(), **api_pages()}
@@ -98,34 +108,34 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to places of the repository into links to what the site has of them."""
+    """Change links to files of the repository into links to the pages of the site."""
     uri = page.file.src_uri
     origins = {uri: place for place, uri in reversed(ELSEWHERE.items())}
     if uri not in origins and page.file.abs_src_path is None:
-        return markdown  # written here
+        return markdown  # Generated pages link to pages already.
     return relink(markdown, origins.get(uri, f"docs/{uri}"), uri, files)
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link what names a part of the library in full, such as ``maskgym.data.Sample``."""
+    """Link full names in the library, such as ``maskgym.data.Sample``, to the API pages."""
     name = r"(maskgym(?:\.\w+)+)"
     return re.sub(rf"<code>{name}</code>", r'<autoref identifier="\1" optional><code>\1</code></autoref>', content)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Name the dialog of the search, which Material leaves without a name."""
+    """Label the search dialog for screen readers, because Material does not."""
     dialog = 'data-md-component="search" role="dialog"'
     return output.replace(dialog, f'{dialog} aria-label="Search"')
 
 
 def relink(markdown: str, origin: str, uri: str, files: Files) -> str:
-    """Return a page with its relative links changed to pages of the site, and to plain text where it has none.
+    """Change relative links to pages of the site, or to plain text where the site has no such page.
 
     Args:
-        markdown: The page.
-        origin: Where the repository has it.
-        uri: Where the site has it.
-        files: What the site has.
+        markdown: Text of the page.
+        origin: Path of the page in the repository.
+        uri: Path of the page in the site.
+        files: Files of the site.
     """
 
     def change(match: re.Match[str]) -> str:
@@ -146,7 +156,7 @@ def relink(markdown: str, origin: str, uri: str, files: Files) -> str:
 
 
 def page_of(place: str) -> str:
-    """Return where the site would have a file of the repository."""
+    """Compute the path that the site would give to a file of the repository."""
     if place in ELSEWHERE:
         return ELSEWHERE[place]
     if place.endswith(".py"):
@@ -154,17 +164,17 @@ def page_of(place: str) -> str:
     return place.removeprefix("docs/")
 
 
-def navigation(uris: Sequence[str]) -> list[Any]:
-    """Return the navigation of pages, as mkdocs.yml would have it."""
+def navigation(uris: Sequence[str]) -> list[NavItem]:
+    """Build the navigation of all pages, as it would stand in mkdocs.yml."""
 
-    def pages(folder: str, first: Sequence[str] = ()) -> list[Any]:
+    def pages(folder: str, first: Sequence[str] = ()) -> list[str]:
         names = {uri.rpartition("/")[2].removesuffix(".md"): uri for uri in uris if posixpath.dirname(uri) == folder}
         order = ["index", *first, *sorted(names)]
         return [names[name] for name in dict.fromkeys(order) if name in names and names[name] != "index.md"]
 
-    api: dict[str, list[Any]] = {}
+    api: dict[str, list[NavItem]] = {}
     for folder in sorted({posixpath.dirname(uri) for uri in uris if uri.startswith("api/")}):
-        # By the name of the module, where MkDocs would make a title of it.
+        # The label is the name of the module, where MkDocs would capitalise it.
         api[folder] = [uri if uri.endswith("index.md") else {Path(uri).stem: uri} for uri in pages(folder)]
         if folder != "api":
             api[posixpath.dirname(folder)].append({posixpath.basename(folder): api[folder]})
@@ -173,7 +183,7 @@ def navigation(uris: Sequence[str]) -> list[Any]:
         {"Tutorials": pages("tutorials", TUTORIALS)},
         {"Guides": pages("", GUIDES)},
         {"Environments": pages("environments", [id.partition("/")[2] for id in environments()])},
-        {"Parts": [*pages("parts", PARTS), {"Options": pages("options")}]},
+        {"Parts": [*pages("parts", list(REGISTRIES)), {"Options": pages("options")}]},
         {"API": api["api"]},
         {"Results": pages("results")},
     ]
@@ -182,80 +192,63 @@ def navigation(uris: Sequence[str]) -> list[Any]:
 # Environments
 
 
-def environment_pages() -> dict[str, str | bytes]:
-    """Return a page and two pictures an environment, and the page that shows them all."""
-    pages: dict[str, str | bytes] = {}
+def environment_pages() -> dict[str, PageContent]:
+    """Build a page with two pictures for each environment, and the page that shows them all."""
+    pages: dict[str, PageContent] = {}
     cards = []
     for id in environments():
         name = id.partition("/")[2]
         frames, quality = episode(id)
         pages[f"environments/{name}.png"] = png(strip(frames))
-        first_row = frames[-1][: TITLE + PANEL + GAP]
-        pages[f"environments/{name}-small.png"] = png(Image.fromarray(first_row))
+        pages[f"environments/{name}-small.png"] = png(first_row(frames[-1]))
         pages[f"environments/{name}.md"] = environment_page(id, len(frames), quality)
-        sees, answers, masks = overview()[id]
         cards.append(
             f'<div class="card" markdown>\n\n[![A rendered episode of {name}]({name}-small.png)]({name}.md)\n\n'
-            f"**[{name}]({name}.md)**\n\nThe agent sees {sees}. It answers with {answers}. Masks: {masks}.\n\n</div>\n"
+            f"**[{name}]({name}.md)**\n\nThe agent answers with {CAPTIONS[name]}.\n\n</div>\n"
         )
     pages["environments/index.md"] = (
-        "# Environments\n\nEach is registered with Gymnasium under `maskgym/`, by `import maskgym`. The pictures are "
+        "# Environments\n\n`import maskgym` registers them with Gymnasium under `maskgym/`. The pictures are "
         'episodes, drawn by `render()`.\n\n<div class="cards" markdown>\n\n' + "\n".join(cards) + "\n</div>\n"
     )
     return pages
 
 
-def environments() -> list[str]:
-    """Return the ids of our environments, in the order of their registration."""
-    return [id for id, spec in gym.registry.items() if spec.namespace == "maskgym"]
-
-
-@cache
-def overview() -> dict[str, list[str]]:
-    """Return what the README's table says of each environment: what is seen, the answer, the masks."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(maskgym/.+?)` \| (.+?) \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
-    return {id: said for id, *said in rows}
-
-
 def environment_page(id: str, pictures: int, quality: float) -> str:
-    """Return the page of one environment; ``quality`` is the IoU that the episode in its picture ended with."""
-    env: Any = gym.make(id).unwrapped
-    name, kind = id.partition("/")[2], env.vector_class
-    sections = sections_of(kind)
-    sees, answers, masks = overview()[id]
-    known = {"Arguments", "Raises", "Version History", "References"}
-    read = [
-        f"## {title}\n\n{details(title, env)}{as_list(text)}\n"
-        for title, text in sections.items()
-        if title not in known
+    """Build the page of one environment; ``quality`` is the last IoU of the episode in its picture."""
+    name, env = id.partition("/")[2], make(id)
+    kind = env.vector_class
+    tables = {
+        "Observation Space": spaces_table(env.observation_space),
+        "Action Space": spaces_table(env.action_space),
+        "Reward": reward_table(env.vector.reward),
+        "Arguments": arguments_table(kind, gym.spec(id).kwargs),
+    }
+    sections = {title: as_list(text) for title, text in sections_of(kind).items() if title != "Raises"}
+    sections["Arguments"] = ""  # its text is in the table
+    parts = [
+        f"# {name}",
+        f"`{id}`: the agent answers with {CAPTIONS[name]}.",
+        f"![A rendered episode of {name}: image, predicted masks and ground truth]({name}.png)",
+        f"An episode of the training split, as `render()` draws it{' after some of its steps' * (pictures > 1)}. The "
+        f"actions are made with the ground truth at hand; the IoU of the last mask is {quality:.2f}.",
+        f"## Make it\n\n```python\nimport gymnasium as gym\nimport maskgym  # registers the environments\n\n"
+        f'env = gym.make("{id}", render_mode="rgb_array")\n'
+        f'many = gym.make_vec("{id}", num_envs=8, vectorization_mode="vector_entry_point")\n```',
+        commands(id),
+        *(f"## {title}\n\n{tables.get(title, '')}\n\n{text}" for title, text in sections.items()),
+        f"The classes: `{kind.__module__}.{type(env).__name__}`, `{kind.__module__}.{kind.__name__}`.",
     ]
-    return "\n".join(
-        [
-            f"# {name}\n\n`{id}` · the agent sees {sees} · it answers with {answers} · masks: {masks}\n",
-            f"![A rendered episode of {name}: the image, the masks that were made and the true ones]({name}.png)\n",
-            f"An episode of the training split, as `render()` draws it{' after some of its steps' * (pictures > 1)}. "
-            f"The answers are made with the truth at hand; the last mask's IoU is {quality:.2f}.\n",
-            f"## Make it\n\n```python\nimport gymnasium as gym\nimport maskgym  # registers the environments\n\n"
-            f'env = gym.make("{id}", render_mode="rgb_array")\n'
-            f'many = gym.make_vec("{id}", num_envs=8, vectorization_mode="vector_entry_point")\n```\n',
-            commands(id),
-            *read,
-            f"## Arguments\n\n{arguments_table(kind, gym.spec(id).kwargs)}\n",
-            *(f"## {title}\n\n{as_list(sections[title])}\n" for title in ("Version History", "References")),
-            f"The classes: `{kind.__module__}.{type(env).__name__}`, `{kind.__module__}.{kind.__name__}`.\n",
-        ]
-    )
+    return "\n\n".join(parts) + "\n"
 
 
 def sections_of(kind: type) -> dict[str, str]:
-    """Return the sections of a class's docstring by title."""
+    """Split the docstring of a class into its sections by title."""
     _, *parts = re.split(r"(?m)^([A-Z][A-Za-z, ]+):$", inspect.getdoc(kind) or "")
     return {title: dedent(text).strip() for title, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def as_list(text: str) -> str:
-    """Return text whose lines of the form ``name: what it is`` are items of a list."""
+    """Change lines of the form ``name: meaning`` to items of a list, and link names of other environments."""
     named = re.sub(r"(?m)^([a-z_]\w*): ", r"\n- `\1`: ", text)
     others = {gym.spec(id).name: id.partition("/")[2] for id in environments()}
     return re.sub(
@@ -263,19 +256,8 @@ def as_list(text: str) -> str:
     )
 
 
-def details(title: str, env: Any) -> str:
-    """Return what the environment itself shows of a section: its spaces, or its reward."""
-    if title.startswith("Observation Space"):
-        return spaces_table(env.observation_space) + "\n\n"
-    if title.startswith("Action Space"):
-        return spaces_table(env.action_space) + "\n\n"
-    if title == "Reward":
-        return reward_table(env.vector.reward) + "\n\n"
-    return ""
-
-
 def spaces_table(space: spaces.Space) -> str:
-    """Return a space, or each field of a dictionary of them, as a table."""
+    """Build a table of a space, or of each field of a dictionary of spaces."""
     fields = space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]
     rows = [
         (code(name), code(type(one).__name__), code(one.shape or ""), code(np.dtype(one.dtype).name), span_of(one))
@@ -285,7 +267,7 @@ def spaces_table(space: spaces.Space) -> str:
 
 
 def span_of(space: spaces.Space) -> str:
-    """Return which values a space holds, in words."""
+    """Describe the values that a space holds."""
     if isinstance(space, spaces.Box):
         return f"{space.low.min():g} to {space.high.max():g}"
     if isinstance(space, spaces.MultiDiscrete):
@@ -297,19 +279,24 @@ def span_of(space: spaces.Space) -> str:
     return ""
 
 
-def reward_table(reward: Any) -> str:
-    """Return the terms of the default reward with their weights and ranges."""
+def reward_table(reward: Reward) -> str:
+    """Build a table of the terms of the default reward with their weights and ranges."""
     rows = [
         (code(term.name), f"{weight:g}", span(term.range))
         for term, weight in zip(reward.terms, reward.weights, strict=True)
     ]
-    return f"By default from {span(reward.range)}, the weighted sum of\n\n{table(('term', 'weight', 'range'), rows)}"
+    return f"The default, in {span(reward.range)}, is the weighted sum of\n\n{table(('term', 'weight', 'range'), rows)}"
 
 
-def arguments_table(kind: type, given: dict[str, Any]) -> str:
-    """Return the arguments of an environment's class and of those that it hands the rest to, with defaults."""
+def arguments_table(kind: type[SampleVectorEnv], given: Mapping[str, object]) -> str:
+    """Build a table of the arguments of an environment, including inherited ones, with their defaults.
+
+    Args:
+        kind: Class of the vector environment.
+        given: Arguments that its registration fixes.
+    """
     said: dict[str, str] = {}
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, object] = {}
     for one in inspect.getmro(kind):
         own = dict(re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", sections_of(one).get("Arguments", "")))
         said = {**own, **said}
@@ -317,105 +304,39 @@ def arguments_table(kind: type, given: dict[str, Any]) -> str:
         defaults = {p.name: p.default for p in parameters} | defaults
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    rows = [
-        (code(name), code(repr(given.get(name, getattr(default, "value", default)))), said[name])
-        for name, default in defaults.items()
-        if default is not inspect.Parameter.empty
-    ]
-    return table(("argument", "default", "what it is"), rows)
+    defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    shown = {name: value.value if isinstance(value, Enum) else value for name, value in (defaults | given).items()}
+    rows = [(code(name), code(repr(shown[name])), said[name]) for name in defaults]
+    return table(("argument", "default", "meaning"), rows)
 
 
 def commands(id: str) -> str:
-    """Return the commands that train on an environment, for each option that has it."""
+    """Build the block of commands that train on an environment, for each option of ``env`` that has it."""
     lines = []
-    for name in sorted(groups()["env"], key=lambda name: len(option("env", name)["gym_ids"])):  # its own first
+    for name in sorted(groups()["env"], key=lambda name: len(option("env", name)["gym_ids"])):  # its own option first
         if id in option("env", name)["gym_ids"].values():
-            fit = (algo for algo, kind in algorithms() if getattr(kind, "learns", True) and takes(kind, name))
+            fit = (algo for algo, kind in algorithms() if kind.learns and takes(kind, name))
             algorithm = next(algo for algo in fit if short_name(name, algo) == algo)
             lines.append(f"maskgym run env={name} algo={algorithm}")
-    return "```bash\n" + "\n".join(lines) + "\n```\n"
-
-
-def episode(id: str) -> tuple[list[np.ndarray], float]:
-    """Play one episode well, with the truth at hand; return some of its pictures and the last IoU."""
-    kind: Any = gym.envs.registration.load_env_creator(str(gym.spec(id).entry_point))
-    clicks = issubclass(kind, PointPromptEnv)
-    few: dict[str, Any] = {"initial_prompts": "none", "allow_repeated_clicks": False, "horizon": FRAMES}
-    env: Any = gym.make(id, render_mode="rgb_array", disable_env_checker=True, **(few if clicks else {}))
-    _, info = env.reset(seed=SEED)
-    frames = []
-    for action in good_actions(env, info):
-        _, _, terminated, truncated, info = env.step(action)
-        frames.append(env.render())
-        if terminated or truncated:
-            break
-    chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
-    return [frames[i] for i in chosen], info["iou"]
-
-
-def good_actions(env: gym.Env, info: dict[str, Any]) -> Iterator[Any]:
-    """Yield what to answer: the annotator's text, clicks that were searched for, or blurred true masks in order."""
-    base: Any = env.unwrapped
-    if isinstance(env.action_space, spaces.Text):
-        yield info["rationale"]
-    elif isinstance(env.action_space, spaces.Box):
-        truth = info["target"][0]
-        masks = truth[np.argsort(-info["ranks"][0])] if "ranks" in info else truth.any(axis=0)[None]
-        yield from (gaussian_filter(mask.astype(np.float32), 1).clip(0, 1) for mask in masks)
-    else:
-        (state,) = OracleAgent().search(base.vector)
-        yield from zip(state.patches, state.labels, strict=True)
-
-
-def strip(frames: Sequence[np.ndarray]) -> Image.Image:
-    """Return pictures below each other, in two columns where they are narrow."""
-    height, width = max(frame.shape[0] for frame in frames), max(frame.shape[1] for frame in frames)
-    columns = 2 if len(frames) > 1 and 2 * width <= WIDEST else 1
-    sheet = Image.new("RGB", (width * columns, height * -(-len(frames) // columns)), "white")
-    for number, frame in enumerate(frames):
-        sheet.paste(Image.fromarray(frame), (width * (number % columns), height * (number // columns)))
-    return sheet
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as the bytes of a file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+    return "```bash\n" + "\n".join(lines) + "\n```"
 
 
 # Parts
 
 
-def part_pages() -> dict[str, str | bytes]:
-    """Return a page a kind of part, from its registries."""
-    kinds: dict[str, tuple[str, str, dict[str, Callable]]] = {
-        "data": ("Data sets", "data", {"dataset": data.names}),
-        "segmenters": (
-            "Segmenters",
-            "segmenter",
-            {"segmenter": segmenters.names, "attention": segmenters.attention_names},
-        ),
-        "rewards": ("Rewards", "reward", {"reward": rewards.names}),
-        "policies": (
-            "Policies",
-            "policy",
-            {"policy": policies.names, "backbone": policies.backbone_names, "encoder": policies.need_encoder_names},
-        ),
-        "agents": ("Algorithms", "algo", {"algo": agents.names}),
-    }
-    pages: dict[str, str | bytes] = {}
-    for file, (title, group, registries) in kinds.items():
-        tables = [parts_table(group, list_of) for list_of in registries.values()]
+def part_pages() -> dict[str, PageContent]:
+    """Build a page per kind of part from its registries."""
+    pages: dict[str, PageContent] = {}
+    for file, (title, group, registries) in REGISTRIES.items():
         heads = [f"## `{argument}`\n\n" * (len(registries) > 1) for argument in registries]
-        more = pairs() if file == "agents" else ""
-        pages[f"parts/{file}.md"] = f"# {title}\n\n" + "\n\n".join(map("".join, zip(heads, tables, strict=True))) + more
+        tables = [head + parts_table(group, names) for head, names in zip(heads, registries.values(), strict=True)]
+        pages[f"parts/{file}.md"] = f"# {title}\n\n" + "\n\n".join(tables) + pairs() * (file == "agents")
     return pages
 
 
-def parts_table(group: str, list_of: Callable) -> str:
-    """Return every name of a registry: what it is, what makes it, and for rewards the range."""
-    registry: Registry = list_of.__self__  # type: ignore[attr-defined]
+def parts_table(group: str, names: Callable[[], tuple[str, ...]]) -> str:
+    """Build a table of every name of a registry with its meaning, its class, and for rewards the range."""
+    registry: Registry = names.__self__  # type: ignore[attr-defined]
     rows: list[list[str]] = []
     for name in registry.names():
         try:
@@ -428,52 +349,51 @@ def parts_table(group: str, list_of: Callable) -> str:
             kind = data.get(PUBLISHED[name].reader)
         said = "".join(text for key, _, text in keys_of(group, name) if key == "name")
         first = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
-        row = [
-            code(name),
-            plain(said) if isinstance(made, partial) and said else first,
-            link_to(kind, code(kind.__name__)),
-        ]
+        row = [code(name), plain(said) if isinstance(made, partial) and said else first]
+        row.append(link_to(kind, code(kind.__name__)))
         rows.append([*row, reward_range(made)] if group == "reward" else row)
-    return table(("name", "what it is", "made by", "range")[: len(rows[0])], rows)
+    return table(("name", "meaning", "made by", "range")[: len(rows[0])], rows)
 
 
-def link_to(kind: Any, text: str) -> str:
-    """Return a text that leads to a class or function of the library; the text alone for what has no page."""
+def link_to(kind: Callable[..., object], text: str) -> str:
+    """Link a text to a class or function of the library; what has no page stays plain text."""
     public = kind.__module__.startswith("maskgym.") and not kind.__name__.startswith("_")
     return f"[{text}][{kind.__module__}.{kind.__qualname__}]" if public else text
 
 
-def reward_range(made: Callable) -> str:
-    """Return the range of a reward, where its arguments have defaults."""
+def reward_range(made: Callable[..., Reward]) -> str:
+    """Describe the range of a reward, if its arguments have defaults."""
     if any(p.default is p.empty for p in inspect.signature(made).parameters.values()):
-        return "by its arguments"
+        return "depends on its arguments"
     return span(made().range)
 
 
 @cache
-def algorithms() -> tuple[tuple[str, Any], ...]:
-    """Return the agents that can be imported here, by name."""
+def algorithms() -> tuple[tuple[str, type[Agent]], ...]:
+    """List the agents that can be imported here, by name."""
     found = []
     for name in agents.names():
         try:
-            found.append((name, agents.get(name)))
+            kind = agents.get(name)
         except UserError:  # an extra is not installed
             continue
+        if isinstance(kind, type) and issubclass(kind, Agent):
+            found.append((name, kind))
     return tuple(found)
 
 
-def takes(agent: Any, env: str) -> bool:
-    """Return whether an agent knows every task of an environment."""
+def takes(agent: type[Agent], env: str) -> bool:
+    """Check whether an agent supports every task of an environment."""
     return set(option("env", env)["gym_ids"]) <= set(agent.tasks)
 
 
 def short_name(env: str, name: str) -> str:
-    """Return what ``algo=`` takes for an agent in an environment."""
+    """Return the value of ``algo=`` that selects an agent in an environment."""
     return {form: short for short, form in option("env", env).get("algo_aliases", {}).items()}.get(name, name)
 
 
 def pairs() -> str:
-    """Return which algorithms take which environments, by what ``algo=`` takes, with the agent that it means there."""
+    """Build a table of which values of ``algo=`` work in which environments, with links to the agents."""
     envs = groups()["env"]
     found: dict[str, dict[str, str]] = {}
     for name, kind in algorithms():
@@ -488,14 +408,14 @@ def pairs() -> str:
 # Options
 
 
-def option_pages() -> dict[str, str | bytes]:
-    """Return a page a group of options, and one of what the root file has, from the comments of the files."""
+def option_pages() -> dict[str, PageContent]:
+    """Build a page per group of options, and one for the keys of the root file, from the comments of the files."""
     root = [key for key in keys_in(CONF / f"{CONFIG}.yaml") if not key[0].startswith("defaults")]
     listed = "\n".join(f"- [{group}]({group}.md): {', '.join(map(code, names))}" for group, names in groups().items())
-    pages: dict[str, str | bytes] = {
+    pages: dict[str, PageContent] = {
         "options/index.md": "# Options\n\nA run is described by `key=value` arguments: `maskgym run env=sis seed=1 "
-        "evaluation.samples=64`. Of these groups it takes one option each:\n\n"
-        f"{listed}\n\nWhat belongs to no group:\n\n{keys_table('', root)}\n"
+        "evaluation.samples=64`. It takes one option of each of these groups:\n\n"
+        f"{listed}\n\nKeys outside the groups:\n\n{keys_table('', root)}\n"
     }
     for group, names in groups().items():
         sections = [option_section(group, name) for name in names]
@@ -505,30 +425,30 @@ def option_pages() -> dict[str, str | bytes]:
 
 
 def option_section(group: str, name: str) -> str:
-    """Return what one option says of itself and of its keys."""
+    """Build the section of one option with its keys."""
     keys = keys_of(group, name)
     parents = [parent for parent in option(group, name).get("defaults", []) if parent != "_self_"]
     said = "".join(text for key, _, text in keys if key == "name")
     rest = [key for key in keys if key[0] not in ("name", "defaults")]
     text = f"## `{group}={name}`\n\n" + f"{plain(said)}\n\n" * bool(said)
-    text += "".join(f"Has the keys of [`{group}={one}`](#{group}{one}).\n\n" for one in parents)
+    text += "".join(f"It has the keys of [`{group}={one}`](#{group}{one}).\n\n" for one in parents)
     return text + keys_table(f"{group}.", rest) * bool(rest) + "\n"
 
 
 def keys_table(prefix: str, keys: Iterable[tuple[str, str, str]]) -> str:
-    """Return keys with their defaults and comments."""
+    """Build a table of keys with their defaults and comments."""
     rows = [(code(prefix + key), code(default), plain(said)) for key, default, said in keys if default or said]
-    return table(("key", "default", "what it is"), rows)
+    return table(("key", "default", "meaning"), rows)
 
 
 def keys_of(group: str, name: str) -> list[tuple[str, str, str]]:
-    """Return each key of an option with its default and its comment; none if there is no such option."""
+    """List each key of an option with its default and its comment; empty if there is no such option."""
     files = [folder / group / f"{name}.yaml" for folder in folders()]
     return next((keys_in(file) for file in files if file.is_file()), [])
 
 
 def keys_in(file: Path) -> list[tuple[str, str, str]]:
-    """Return each key of a YAML file, nested ones with dots, with its default as written and its comment."""
+    """List each key of a YAML file with its default as written and its comment; nested keys have dots."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     found = []
@@ -549,9 +469,9 @@ def keys_in(file: Path) -> list[tuple[str, str, str]]:
 # API
 
 
-def api_pages() -> dict[str, str | bytes]:
-    """Return a page a module, whose docstrings mkdocstrings shows; that of a package lists its modules."""
-    pages: dict[str, str | bytes] = {}
+def api_pages() -> dict[str, PageContent]:
+    """Build a page per module, filled by mkdocstrings; the page of a package also lists its modules."""
+    pages: dict[str, PageContent] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         place = file.relative_to(PACKAGE)
         name = ".".join((PACKAGE.name, *place.with_suffix("").parts)).removesuffix(".__init__")
@@ -565,14 +485,14 @@ def api_pages() -> dict[str, str | bytes]:
 
 
 def own_names(file: Path) -> list[str]:
-    """Return the public functions and classes that a file defines: what it imports has its page elsewhere."""
+    """List the public functions and classes that a file defines, without those that it imports."""
     kinds = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, kinds)]
     return [node.name for node in nodes if not node.name.startswith("_")]
 
 
 def modules_table(folder: Path, name: str) -> str:
-    """Return the modules and packages of a folder with the first line of each docstring."""
+    """Build a table of the modules and packages of a folder with the first line of each docstring."""
     rows = []
     for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
         place = file.relative_to(folder)
@@ -580,26 +500,26 @@ def modules_table(folder: Path, name: str) -> str:
             first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
             page = page_of(place.as_posix()).removeprefix("api/")
             rows.append((f"[`{name}.{place.parts[0].removesuffix('.py')}`]({page})", first))
-    return table(("module", "what it is"), rows)
+    return table(("module", "contents"), rows)
 
 
 # Markdown
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are Markdown already; line ends and bars in them are dealt with."""
+    """Build a table of cells in Markdown; line ends and bars in cells are escaped."""
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
     lines = [heads, ["---"] * len(heads), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def code(value: Any) -> str:
-    """Return a value as code; nothing for an empty one."""
+def code(value: object) -> str:
+    """Format a value as code; an empty value stays empty."""
     return f"`{value}`" if str(value) else ""
 
 
 def plain(text: str) -> str:
-    """Return text so that nothing but code in backticks is markup."""
+    """Escape text so that only code in backticks is markup."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(
         part if part[:1] == "`" else re.sub(r"([\\*_\[\]{}])", r"\\\1", html.escape(part, quote=False))
@@ -608,10 +528,10 @@ def plain(text: str) -> str:
 
 
 def span(ends: tuple[float, float]) -> str:
-    """Return a range in words."""
+    """Describe a range."""
     return f"{ends[0]:g} to {ends[1]:g}"
 
 
 def _packages() -> list[Path]:
-    """Return the folders of the library."""
+    """List the folders of the library."""
     return [path.parent for path in ROOT.glob("*/__init__.py")]
