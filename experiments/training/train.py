@@ -81,7 +81,8 @@ class TrainingRun:
         more = {"supervised": supervised, "scorer": scorer}
         self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
-        if self.updates:
+        listed = composition.option("algo", config["algo"]["name"])
+        if self.updates or config["algo"].keys() - listed:  # Without training, only keys of the user's own can be wrong.
             self.agent.check_training()
 
     def open(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from maskgym.aliases import Config, Settings
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.process import seed_everything, silence_transformers
+from maskgym.registry import check_arguments
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -338,10 +338,7 @@ def _make(
     arguments = {key: value for key, value in settings.items() if key != "name"}
     for key in arguments.keys() & given.keys():
         raise UserError(f"{group}.{key}: is set by the run")
-    known = inspect.signature(target(name)).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        for key in arguments.keys() - known.keys():
-            raise UserError(f"unknown key '{group}.{key}': {group}={name} does not take it")
+    check_arguments(target(name), {**arguments, **given}, f"{group}={name}", f"{group}.")
     try:
         return make(name, **arguments, **given)
     except UserError:
