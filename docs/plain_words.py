@@ -1,7 +1,7 @@
 """Lint of prose: ``python docs/plain_words.py [FILE …]`` prints each line that breaks a rule of CONTRIBUTING.md.
 
-It reads comments and docstrings of Python, comments of YAML, and Markdown without code. ``make lint``, the pre-commit hook
-and the tests run it over all files that git tracks.
+It reads comments and docstrings of Python, comments of YAML, and Markdown without code. ``make lint``, the pre-commit
+hook and the tests run it over all files that git tracks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SKIPPED = ("tests/", "CHANGELOG.md", "docs/plain_words.py")
 COUNTED = (
-    "answer|batch|category|class|environment|episode|file|folder|group|image|instance|kind|line|object|phrase|prompt"
+    "answer|batch|category|class|environment|episode|file|folder|group|image|instance|kind|line|object|phrase|prompt|row"
+    "|run|sample|seed|split|step|sub-environment|task|token|update|worker"
 )
-COUNTED += "|row|run|sample|seed|split|step|sub-environment|task|token|update|worker"
-COUNTS = "answers?|calls?|clicks?|embeddings|episodes|examples|expressions?|files?|folders?|hours|lines?|masks?|minutes|numbers?"
-COUNTS += (
-    "|patches|photos|phrases?|pictures?|pixels|processes|prompts?|rows?|samples?|scenes|seconds|steps?|threads?|times"
+COUNTS = (
+    "answers?|calls?|clicks?|embeddings|episodes|examples|expressions?|files?|folders?|hours|lines?|masks?|minutes"
+    "|numbers?|patches|photos|phrases?|pictures?|pixels|processes|prompts?|rows?|samples?|scenes|seconds|steps?|threads?"
+    r"|times|tokens?|updates?|values?|words|MiB|GiB|MB|ms|s|\d[\d,.]*"
 )
-COUNTS += r"|tokens?|updates?|values?|words|MiB|GiB|MB|ms|s|\d[\d,.]*"
 # Each pattern with what to write instead.
 RULES = {
     r'^"""(Returns? (what|which|how|where|who)|What|Which|Where|How)\b': "begin with a verb and a noun",
