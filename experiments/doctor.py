@@ -137,12 +137,12 @@ def _answer() -> None:
     import gymnasium as gym
     from transformers.utils import logging
 
-    from maskgym import policies
+    from maskgym.policies.text.mllm import tiny_policy
 
     logging.disable_progress_bar()
     env = gym.make("maskgym/SIS-v0")
     observation, _ = env.reset(seed=0)
-    (text,) = policies.make("qwen2_5_vl_tiny").generate([observation])
+    (text,) = tiny_policy().generate([observation])
     _, _, _, _, info = env.step(text)
     assert info["reward_terms"]["format"] == 1, f"a malformed answer: {text[:80]}"
 
