@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -114,7 +114,7 @@ class Asker:
         file = self.folder / f"{fingerprint(self.chat.settings, parts, number)}.json"
         if (cached := read_reply(file)) is not None:
             return cached
-        reply = replace(self._request(parts), at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        reply = replace(self._request(parts), at=datetime.now(UTC).isoformat(timespec="seconds"))
         try:
             files.write(file, json.dumps(asdict(reply), indent=1) + "\n", shared=True)
         except OSError as error:
@@ -180,13 +180,16 @@ def backoff(pause: float, attempt: int, wanted: float | None = None) -> float:
     return min(pause * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
 
 
-def to_png(image: np.ndarray, largest: int | None = None) -> bytes:
-    """Encode uint8 (H, W, 3), or grey (H, W), as PNG, scaled down if a side exceeds ``largest`` pixels."""
+def to_png(image: np.ndarray, largest: int | None = None, compress_level: int = 6) -> bytes:
+    """Encode uint8 (H, W, 3), or grey (H, W), as PNG, scaled down if a side exceeds ``largest`` pixels.
+
+    ``compress_level`` ranges from 0 (fast) to 9 (small).
+    """
     picture = Image.fromarray(image)
     if largest is not None:
         picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "png")
+    picture.save(stream, "png", compress_level=compress_level)
     return stream.getvalue()
 
 

@@ -95,7 +95,8 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     if name not in (*READERS, *PUBLISHED):
         raise UserError(f"data={name}: expected one of {', '.join((*READERS, *PUBLISHED))} to check a folder")
     given = {} if task is None else {"task": task}
-    reader: Reader = make(name, root=root, split="all", strict=False, **given, **arguments)
+    reader = make(name, root=root, split="all", strict=False, **given, **arguments)
+    assert isinstance(reader, Reader)
     counts = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
     faults, notes = list(reader.faults), list(reader.notes)
     for index in tqdm(range(len(reader)), desc=f"check {Path(root).name}", unit="sample", disable=None):

@@ -8,8 +8,13 @@ from typing import TypedDict
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from maskgym.aliases import JsonObject
+
 Counts = str | bytes | Sequence[int]  # runs, compressed as text or listed
 Polygon = Sequence[float]  # x, y, x, y, …
+
+
+Segmentation = JsonObject | Sequence[Polygon]  # a run-length code as read from JSON, or polygons
 
 
 class RunLengths(TypedDict):
@@ -17,9 +22,6 @@ class RunLengths(TypedDict):
 
     size: list[int]
     counts: str | list[int]
-
-
-Segmentation = RunLengths | Sequence[Polygon]
 
 
 def encode(mask: np.ndarray) -> RunLengths:

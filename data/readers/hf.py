@@ -385,6 +385,8 @@ def _read_mask(where: str, image: np.ndarray, value: Stored) -> np.ndarray:
         check_same_size(Path(where), image, "its mask", mask.shape)
         return mask
     try:
+        if not isinstance(value, dict | list):
+            raise TypeError(f"a {type(value).__name__}")
         return rasterise(value, image.shape[:2])
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise DataFault(f"{where}: unreadable segmentation: {error}") from None

@@ -36,8 +36,8 @@ from tqdm import tqdm
 from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, count_tokens, to_png
 from maskgym.data import Sample
 from maskgym.data.rationales import read_rows
-from maskgym.envs.instructions import instruction
 from maskgym.envs.base import unwrap
+from maskgym.envs.instructions import instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.annotation import reasoning_prompts as prompts
@@ -290,9 +290,7 @@ def _main(arguments: Sequence[str]) -> None:
     from maskgym.experiments.wiring import build
 
     chat = _make_chat(given)
-    env = unwrap(
-        build.make_env(config, given.task, given.split, build.make_parts(config)), ReasoningVectorEnv
-    )
+    env = unwrap(build.make_env(config, given.task, given.split, build.make_parts(config)), ReasoningVectorEnv)
     folder = given.folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 SHORTEST, LONGEST = 3, 200  # characters
 MOST_WORDS = 40
-LETTERS = 0.6  # least share of letters among what is not space: language, not code
-# Our own wording of what Eq. 1 calls the extra prompt, Pmt.
+LETTERS = 0.6  # minimum share of letters among non-space characters, which separates language from code
+# Our own wording of the extra prompt, Pmt of Eq. 1.
 PROMPT = """The picture shows one object, cut out of a photo; all else is black. A detector calls it: {category}.
 Imagine {count} different people who look for this very object, each for a reason of their own.
 Write what each of them would say to a camera assistant: one short command in plain words, which names the object or
@@ -36,14 +36,14 @@ def fault_of(text: object) -> str | None:
     if len(text.split()) > MOST_WORDS:
         return f"{len(text.split())} words: expected at most {MOST_WORDS}"
     seen = [sign for sign in text if not sign.isspace()]
-    # Marks belong to letters: vowels of many scripts are marks.
+    # Marks count as letters, because the vowels of many scripts are marks.
     if sum(unicodedata.category(sign)[0] in "LM" for sign in seen) < LETTERS * len(seen):
         return "hardly any letters"
     return None
 
 
 def uniform(text: str) -> str:
-    """Return a command as it is stored: composed characters, one space between words."""
+    """Normalise a command for storage: composed characters, one space between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -83,7 +83,7 @@ def read_answer(answer: str, count: int) -> tuple[list[str], str | None]:
 
 def _first_list(answer: str) -> Sequence[object] | None:
     decoder, place = json.JSONDecoder(), answer.find("[")
-    for _ in range(20):  # more brackets than this are no answer
+    for _ in range(20):  # an answer with more brackets holds no list
         if place < 0:
             return None
         try:

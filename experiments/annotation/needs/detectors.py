@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs.masks import Box
 from maskgym.experiments.annotation.needs.sources import Item, Source
 from maskgym.segmenters.hub import HubNetwork
 
 ANNOTATIONS = "annotations"
-NO_CATEGORIES = ("n/a", "no object", "background")  # what some detectors call the classes that they do not use
+NO_CATEGORIES = ("n/a", "no object", "background")  # names of unused classes in some detectors
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Detector(Protocol):
 
 
 class Annotations:
-    """Detector that returns the annotations of the data set."""
+    """Detector that reads the annotations of the data set."""
 
     name = ANNOTATIONS
 
@@ -62,7 +63,7 @@ class Annotations:
         return self.name
 
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
-        """Return the annotations of an image."""
+        """List the annotations of an image."""
         return [
             Found(self.name, marked.box, marked.category, annotation=number)
             for number, marked in enumerate(source.annotations(item))
@@ -70,10 +71,10 @@ class Annotations:
 
 
 class HubDetector(HubNetwork):
-    """Any object detector of transformers: DETR, YOLOS, RT-DETR and their kin, each with its own categories.
+    """Any object detector of transformers, such as DETR, YOLOS or RT-DETR, with its own categories.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
+        checkpoint: Folder as ``save_pretrained`` writes it, or name on the Hugging Face hub.
         threshold: Minimum score.
         device: See `FrozenNetwork`.
 
@@ -111,13 +112,13 @@ class HubDetector(HubNetwork):
 
 
 def make_detectors(names: Sequence[str], threshold: float, device: str | None) -> list[Detector]:
-    """Return the detectors of these names.
+    """Build detectors by name.
 
     Raises:
-        UserError: If one is neither ``annotations`` nor an object detector, or is named twice.
+        UserError: If a name is neither ``annotations`` nor an object detector, or occurs twice.
     """
     if len(set(names)) < len(names):
-        raise UserError(f"--detector {' '.join(names)}: expected each one once")
+        raise UserError(f"--detector {' '.join(names)}: expected each name once")
     return [Annotations() if name == ANNOTATIONS else HubDetector(name, threshold, device) for name in names]
 
 
@@ -126,20 +127,20 @@ def merge(
 ) -> list[tuple[Found, dict[str, float | None]]]:
     """Merge detections by non-maximum suppression within a category, across detectors.
 
-    Boxes are cut to the image first. Annotations come first and suppress detections, but not each other; among
-    detections the higher score stays, and of equal scores the first.
+    Boxes are clipped to the image first. Annotations suppress detections, but not each other; among detections the
+    higher score stays, and of equal scores the first.
 
     Args:
         found: Detections of all detectors.
         size: (height, width) of the image.
         overlap: Intersection over union from which two boxes of one category are one object.
-        min_side: Boxes with a shorter side, in pixels, are left out.
+        min_side: Minimum side of a box in pixels; smaller boxes are dropped.
 
     Returns:
         The remaining detections, best first, each with the scores of all detectors that found it.
     """
     kept: list[tuple[Found, dict[str, float | None]]] = []
-    for one in sorted((_cut(one, size) for one in found), key=lambda one: -(2 if one.score is None else one.score)):
+    for one in sorted((_clip(one, size) for one in found), key=lambda one: -(2 if one.score is None else one.score)):
         sides = one.box[2] - one.box[0], one.box[3] - one.box[1]
         if min(sides) <= 0 or min(sides) < min_side:
             continue
@@ -159,7 +160,7 @@ def merge(
 
 
 def box_iou(first: Box, second: Box) -> float:
-    """Return intersection over union of two boxes that are not empty."""
+    """Compute the intersection over union of two boxes that are not empty."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     shared = max(0.0, width) * max(0.0, height)
@@ -167,7 +168,7 @@ def box_iou(first: Box, second: Box) -> float:
     return shared / (sum(areas) - shared)
 
 
-def record(one: Found, seen: Mapping[str, float | None], by: Mapping[str, Any]) -> dict[str, Any]:
+def record(one: Found, seen: Mapping[str, float | None], by: JsonObject) -> JsonObject:
     """Build the entry of an object in the record of an image, without its id.
 
     Args:
@@ -185,9 +186,9 @@ def record(one: Found, seen: Mapping[str, float | None], by: Mapping[str, Any]) 
     }
 
 
-def _cut(one: Found, size: tuple[int, int]) -> Found:
+def _clip(one: Found, size: tuple[int, int]) -> Found:
     height, width = size
     left, top, right, bottom = one.box
     box = (max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom))
-    category = one.category.strip().encode("utf-8", "replace").decode()  # JSON may hold halves of characters
+    category = one.category.strip().encode("utf-8", "replace").decode()  # JSON may hold unpaired surrogates
     return Found(one.detector, box, category, one.score, one.annotation)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from maskgym import files
+from maskgym.aliases import JsonObject
+from maskgym.chat.asker import to_png
 from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review
-from maskgym.experiments.annotation.needs.project import Project, to_json, write_changed
+from maskgym.experiments.annotation.needs.project import Outcome, Project, to_json, write_changed
 from maskgym.experiments.annotation.needs.sources import Item, Source
 from maskgym.experiments.wiring import run_folder
 
@@ -25,16 +24,16 @@ WAYS = ("copy", "link")
 
 
 def export(project: Project, source: Source, include: str = "accepted", way: str = "copy") -> dict[str, int]:
-    """Write the data set; files that are up to date stay untouched.
+    """Write the data set; files that are up to date are not touched.
 
     Args:
         project: Project whose decisions are exported.
         source: Source of its images.
-        include: ``accepted``, what people accepted; ``all``, whatever they did not reject.
+        include: ``accepted``: accepted objects; ``all``: all objects that are not rejected.
         way: ``copy`` the photos, or ``link`` to them; scenes are always written.
 
     Returns:
-        Numbers of images, annotations and needs, and of objects ``without_mask``, which are left out.
+        Number of images, annotations and needs, and of objects ``without_mask``, which are left out.
 
     Raises:
         UserError: If there is nothing to export, or an argument is unknown.
@@ -68,9 +67,7 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
     return {**totals, "without_mask": without_mask}
 
 
-def _content(
-    chosen: Sequence[tuple[review.Candidate, dict[str, Any], np.ndarray]], names: dict[Item, str]
-) -> dict[str, Any]:
+def _content(chosen: Sequence[tuple[review.Candidate, Outcome, np.ndarray]], names: dict[Item, str]) -> JsonObject:
     """Build the JSON in the project's order, so that it is deterministic."""
     categories = {
         name: number for number, name in enumerate(sorted({one.found["category"] for one, _, _ in chosen}), 1)
@@ -106,9 +103,9 @@ def _content(
 
 
 def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
-    """Return each image's file name: its path, as split folders may be meant, but no two with one stem.
+    """Choose the file name of each image: its path, which may hold split folders, with unique stems.
 
-    What is no text, or shares its stem with another, goes by the name of its records.
+    An image whose path is not valid text, or shares its stem with another, gets the name of its records.
     """
     names: dict[Item, str] = {}
     taken: set[str] = set()
@@ -130,9 +127,7 @@ def _bring(source: Source, item: Item, target: Path, way: str) -> None:
     file = source.file(item)
     target.parent.mkdir(parents=True, exist_ok=True)
     if file is None:
-        stream = io.BytesIO()
-        Image.fromarray(source.image(item)).save(stream, "png")
-        write_changed(target, stream.getvalue())
+        write_changed(target, to_png(source.image(item)))
         return
     if way == "link":
         if not (target.is_symlink() and target.resolve() == file.resolve()):
@@ -140,6 +135,5 @@ def _bring(source: Source, item: Item, target: Path, way: str) -> None:
             target.symlink_to(file.resolve())
         return
     if target.is_symlink() or not target.exists() or target.read_bytes() != file.read_bytes():
-        temporary = target.with_name(f"{target.name}.tmp")
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, target)
+        with files.replacing(target) as temporary:
+            shutil.copyfile(file, temporary)

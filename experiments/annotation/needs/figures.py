@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
-from maskgym.chat.asker import count_tokens
+from maskgym.aliases import JsonObject
+from maskgym.chat.asker import count_tokens, to_png
 from maskgym.data import run_lengths
 from maskgym.envs.rendering import overlay
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review
-from maskgym.experiments.annotation.needs.project import ANSWERS, DETECT, Project, write_changed
+from maskgym.experiments.annotation.needs.project import ANSWERS, DETECT, Outcome, Project, write_changed
 from maskgym.experiments.annotation.needs.sources import Source
 from maskgym.experiments.wiring import run_folder
 from maskgym.segmenters.attention.clip_surgery import EMBEDDED, encode_text
@@ -27,8 +26,8 @@ from maskgym.segmenters.hub import HubNetwork
 from maskgym.segmenters.text import tokenize
 
 FIGURES, SHEET = "figures.json", "sheet.png"
-TILE, TEXT, COLUMNS, TILES, GAP, LINE = 200, 74, 4, 16, 10, 14  # of the sheet: pixels, but for columns and tiles
-AROUND = 2.2  # how much larger than its object a tile's part of the image is
+TILE, TEXT, COLUMNS, TILES, GAP, LINE = 200, 74, 4, 16, 10, 14  # of the sheet, in pixels except columns and tiles
+AROUND = 2.2  # side of a tile's crop as a multiple of the object's longer side
 CHUNK = 64
 
 
@@ -36,8 +35,8 @@ class Clip(HubNetwork):
     """Similarity of pictures and texts by CLIP.
 
     Args:
-        checkpoint: A folder as ``save_pretrained`` writes it, or a hub name; None takes the bundled one, which knows
-            the words of scenes only.
+        checkpoint: Folder as ``save_pretrained`` writes it, or hub name; None takes the bundled model, which knows only
+            the words of scenes.
         device: See `FrozenNetwork`.
 
     Raises:
@@ -52,7 +51,7 @@ class Clip(HubNetwork):
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return float32 (n, C) of unit length; images are stretched to the model's square."""
+        """Encode images to unit vectors, float32 (n, C); images are stretched to the model's square."""
         side = self.network.config.vision_config.image_size
         squares = [np.array(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in images]
         found = [
@@ -63,7 +62,7 @@ class Clip(HubNetwork):
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return float32 (n, C) of unit length; longer texts than the model reads are cut."""
+        """Encode texts to unit vectors, float32 (n, C); too long texts are truncated."""
         longest = self.network.config.text_config.max_position_embeddings
         return torch.stack(
             [encode_text(self.network, tokenize(self.tokenizer, [text], longest)[0].to(self.device)) for text in texts]
@@ -78,8 +77,8 @@ class Clip(HubNetwork):
         return ((batch - mean) / deviation).to(self.device, self.dtype)
 
 
-def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
-    """Write ``figures.json`` and ``sheet.png``; return the figures.
+def measure(project: Project, source: Source, clip: Clip) -> JsonObject:
+    """Compute the figures, and write ``figures.json`` and ``sheet.png``.
 
     Raises:
         UserError: If nothing is detected yet.
@@ -102,8 +101,8 @@ def measure(project: Project, source: Source, clip: Clip) -> dict[str, Any]:
 
 
 def counts(
-    project: Project, source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+    project: Project, source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Outcome]
+) -> JsonObject:
     """Count the results of each stage."""
     records = [project.read(DETECT, item.name) for item in source.items]
     statuses = Counter(one["status"] for one in now.values())
@@ -121,7 +120,7 @@ def counts(
 
 
 def corrections(
-    objects: Sequence[review.Candidate], decisions: Mapping[str, Mapping[str, Any]]
+    objects: Sequence[review.Candidate], decisions: Mapping[str, JsonObject]
 ) -> dict[str, float | int | None]:
     """Compute the shares of rejected objects among all, and of corrected texts and masks among accepted ones.
 
@@ -141,24 +140,28 @@ def corrections(
 
 
 def similarity(
-    source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]], clip: Clip
-) -> dict[str, Any]:
+    source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Outcome], clip: Clip
+) -> JsonObject:
     """Compute the CLIP similarity of each command to its own object and to the others.
 
     Rejected objects and those without a mask or command are left out. ``own_first`` is the share of commands that are
     nearer to their own object than to the mean of the others; chance level is one half.
     """
-    chosen = [one for one in objects if now[one.id]["status"] != review.REJECTED]
-    chosen = [one for one in chosen if now[one.id]["needs"] and now[one.id]["segmentation"]]
-    known = {"clip": clip.fingerprint, "objects": len(chosen)}
+    chosen, codes = [], []
+    for one in objects:
+        state = now[one.id]
+        if state["status"] != review.REJECTED and state["needs"] and (code := state["segmentation"]):
+            chosen.append(one)
+            codes.append(code)
+    known: JsonObject = {"clip": clip.fingerprint, "objects": len(chosen)}
     if not chosen:
         return {**known, "own": None, "other": None, "own_first": None}
     shown = []
     image, item = np.zeros((1, 1, 3), np.uint8), None
-    for one in chosen:  # those of an image follow one another
+    for one, code in zip(chosen, codes, strict=True):  # objects of one image are neighbours
         if one.item != item:
             image, item = source.image(one.item), one.item
-        shown.append(masks.appearance(image, run_lengths.decode(now[one.id]["segmentation"]), one.found["box"]))
+        shown.append(masks.appearance(image, run_lengths.decode(code), one.found["box"]))
     texts = [(place, text) for place, one in enumerate(chosen) for text in now[one.id]["needs"]]
     near = clip.texts([text for _, text in texts]) @ clip.pictures(shown).T  # (commands, objects)
     owners = torch.tensor([place for place, _ in texts], device=near.device)
@@ -171,8 +174,8 @@ def similarity(
     return {**known, "other": round(other.mean().item(), 4), "own_first": round(first, 4)}
 
 
-def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Return a picture, PNG, of objects in their images with their needs."""
+def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str, Outcome]) -> bytes:
+    """Draw objects in their images with their needs, as PNG."""
     rows = -(-len(objects) // COLUMNS)
     columns = min(COLUMNS, len(objects))
     canvas = Image.new("RGB", (columns * (TILE + GAP) + GAP, rows * (TILE + TEXT + GAP) + GAP), "white")
@@ -194,13 +197,11 @@ def sheet(source: Source, objects: Sequence[review.Candidate], now: Mapping[str,
         ]
         for place, line in enumerate(lines[: TEXT // LINE]):
             draw.text((left, top + TILE + 4 + place * LINE), line, "black", font)
-    stream = io.BytesIO()
-    canvas.save(stream, "png")
-    return stream.getvalue()
+    return to_png(np.asarray(canvas))
 
 
 def _around(box: masks.Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of a square around a box, moved into the image (H, W), and as large as it lets it."""
+    """Compute rows and columns of a square around a box, shifted into the image (H, W) and clipped to its size."""
     left, top, right, bottom = box
     side = max(AROUND * max(right - left, bottom - top), 32)
 
@@ -211,8 +212,8 @@ def _around(box: masks.Box, size: tuple[int, int]) -> tuple[slice, slice]:
     return part((top + bottom) / 2, size[0]), part((left + right) / 2, size[1])
 
 
-def to_text(figures: Mapping[str, Any]) -> str:
-    """Return the figures for a terminal."""
+def to_text(figures: JsonObject) -> str:
+    """Format the figures for a terminal."""
     lines = []
     for title, values in figures.items():
         lines.append(title)
@@ -220,7 +221,7 @@ def to_text(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Mapping[str, int] | float | str | None) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{count} × {reason}" for reason, count in value.items()) or "none"
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
@@ -230,8 +231,8 @@ def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-def _font() -> Any:
-    """Return a font that has more scripts than Pillow's own: matplotlib's."""
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Load matplotlib's font, which covers more scripts than Pillow's."""
     from matplotlib import get_data_path
 
     file = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -239,7 +240,7 @@ def _font() -> Any:
 
 
 def make_clip(checkpoint: str | None, device: str | None) -> Clip:
-    """Return the CLIP of a command.
+    """Load the CLIP of a command.
 
     Raises:
         UserError: If it cannot be read.

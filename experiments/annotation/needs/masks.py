@@ -9,14 +9,14 @@ import numpy as np
 from maskgym.segmenters.points.embeddings import EmbeddingCache
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
-CACHE_BYTES = 2**28  # of embeddings, for images that a person comes back to
-PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, which its own padding comes to
-MARGIN = 0.08  # of the box's longer side, around an appearance
+CACHE_BYTES = 2**28  # of embeddings, for images that an annotator revisits
+PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, to which its padding with zeros is equivalent
+MARGIN = 0.08  # around an appearance, as a share of the box's longer side
 Box = Sequence[float]  # (left, top, right, bottom), pixels
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Return the box of bool (H, W), right and bottom exclusive; None for an empty mask."""
+    """Compute the bounding box of bool (H, W), right and bottom exclusive; None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return None
@@ -29,10 +29,10 @@ def appearance(image: np.ndarray, mask: np.ndarray | None, box: Box) -> np.ndarr
     Args:
         image: uint8 (H, W, 3).
         mask: bool (H, W); None or empty shows the whole box.
-        box: Where the object is, if there is no mask.
+        box: Box of the object, used if there is no mask.
 
     Returns:
-        uint8 (h, w, 3), black where the mask is not.
+        uint8 (h, w, 3), black outside the mask.
     """
     own_box = None if mask is None else box_of(mask)
     left, top, right, bottom = own_box or box
@@ -47,9 +47,9 @@ def appearance(image: np.ndarray, mask: np.ndarray | None, box: Box) -> np.ndarr
 
 
 class Prompted:
-    """Masks at an image's own size from boxes and clicks, by a promptable segmenter.
+    """Masks at the size of the image from boxes and clicks, by a promptable segmenter.
 
-    Images are padded to squares, right and below, as SAM does; each is encoded once.
+    Images are padded to squares at the right and bottom, as SAM does, and each is encoded once.
 
     Args:
         segmenter: The promptable segmenter.
@@ -66,13 +66,13 @@ class Prompted:
         points: Sequence[Sequence[Sequence[float]]] | None = None,
         labels: Sequence[Sequence[int]] | None = None,
     ) -> np.ndarray:
-        """Return bool (n, H, W), one row a box, a set of points, or both.
+        """Segment n objects, each from a box, points, or both; return bool (n, H, W).
 
         Args:
             image: uint8 (H, W, 3).
             boxes: n boxes, or None.
-            points: n lists of as many (x, y), pixels of the image; or None.
-            labels: n lists, 1 object, 0 not; or None.
+            points: n lists of equally many (x, y) in pixels, or None.
+            labels: n lists of 1 (object) and 0 (background), or None.
         """
         height, width = image.shape[:2]
         count = len(boxes if boxes is not None else points or ())

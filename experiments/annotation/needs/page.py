@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from maskgym.aliases import JsonObject
+from maskgym.chat.asker import to_png
 from maskgym.data import run_lengths
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import commands, masks, review
+from maskgym.experiments.annotation.needs.sources import Item
 from maskgym.experiments.web import local_server as pages
 
 PAGE = Path(__file__).with_name("page.html")
@@ -36,26 +36,26 @@ class Desk:
         self,
         objects: Sequence[review.Candidate],
         decisions: review.Decisions,
-        image: Callable[[Any], np.ndarray],
+        image: Callable[[Item], np.ndarray],
         prompted: masks.Prompted | None,
         annotator: str,
     ) -> None:
         self.objects, self.decisions, self.annotator = objects, decisions, annotator
         self._by_id = {one.id: one for one in objects}
         self._image = lru_cache(maxsize=16)(image)
-        self._prompted, self._busy = prompted, Lock()  # The network is not thread-safe.
+        self._prompted, self._busy = prompted, Lock()  # the network is not thread-safe
 
-    def overview(self) -> dict[str, Any]:
-        """Return every object's id and status, in order, and the totals."""
+    def overview(self) -> JsonObject:
+        """List the id and status of every object, in order, and the totals."""
         made = self.decisions.made
         listed = [[one.id, made.get(one.id, {}).get("status", review.UNDECIDED)] for one in self.objects]
         return {"objects": listed, "progress": review.progress(self.objects, self.decisions)}
 
-    def show(self, name: str) -> dict[str, Any]:
-        """Return the current state of an object.
+    def show(self, name: str) -> JsonObject:
+        """Describe the current state of an object.
 
         Raises:
-            UserError: If there is none of this name.
+            UserError: If no object has this name.
         """
         one = self._find(name)
         decision = self.decisions.made.get(name)
@@ -67,7 +67,9 @@ class Desk:
             "image": one.item.key,
             "height": image.shape[0],
             "width": image.shape[1],
-            **{field: one.found[field] for field in ("category", "box", "seen_by")},
+            "category": one.found["category"],
+            "box": one.found["box"],
+            "seen_by": one.found["seen_by"],
             "status": now["status"],
             "needs": now["needs"],
             "written": list(one.needs),
@@ -77,12 +79,10 @@ class Desk:
         }
 
     def picture(self, name: str) -> bytes:
-        """Return an object's image as a file of pixels that no browser turns or resizes: PNG."""
-        stream = io.BytesIO()
-        Image.fromarray(self._image(self._find(name).item)).save(stream, "png", compress_level=1)
-        return stream.getvalue()
+        """Encode the image of an object as PNG, whose pixels no browser rotates."""
+        return to_png(self._image(self._find(name).item), compress_level=1)
 
-    def mask(self, given: dict[str, Any]) -> dict[str, Any]:
+    def mask(self, given: JsonObject) -> JsonObject:
         """Segment an object from clicks.
 
         Raises:
@@ -92,11 +92,11 @@ class Desk:
         made = self._clicked(one, *_clicks(given, self._image(one.item).shape))
         return {"mask": None if made is None else run_lengths.runs(made)}
 
-    def decide(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Record a decision; the mask is made again here from its clicks.
+    def decide(self, given: JsonObject) -> JsonObject:
+        """Record a decision, with the mask recomputed from its clicks.
 
         Raises:
-            UserError: If it cannot be used; nothing is recorded then.
+            UserError: If the decision is invalid; then nothing is recorded.
         """
         one = self._find(given.get("id"))
         status, texts = given.get("status"), given.get("needs")
@@ -104,22 +104,22 @@ class Desk:
             raise UserError(f"status {status!r}: expected one of {', '.join(review.STATUSES)}")
         if not isinstance(texts, list) or len(texts) > MOST_NEEDS:
             raise UserError(f"needs: expected a list of at most {MOST_NEEDS} commands")
-        # What is not yet decided may be half done; what is rejected need not be right.
+        # Only accepted objects need valid commands and a mask.
         needs, faults = commands.check(texts)
         if status == review.ACCEPTED and (faults or not needs):
             raise UserError("; ".join(faults) or "no command: expected at least one")
         points, labels, boxed = _clicks(given, self._image(one.item).shape)
-        mended = self._mended(one, points, labels, boxed) if points else {}
-        code = mended.get("segmentation", one.segmentation)
+        corrected = self._corrected(one, points, labels, boxed) if points else {}
+        code = corrected.get("segmentation", one.segmentation)
         if status == review.ACCEPTED and (code is None or not run_lengths.decode(code).any()):
-            raise UserError("the mask is empty: mend it with clicks, or reject the object")
-        self.decisions.decide(one.id, self.annotator, status, needs, **mended)
+            raise UserError("the mask is empty: correct it with clicks, or reject the object")
+        self.decisions.decide(one.id, self.annotator, status, needs, corrected)
         return {"saved": True, "faults": faults, "progress": review.progress(self.objects, self.decisions)}
 
-    def _mended(
+    def _corrected(
         self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
-    ) -> dict[str, Any]:
-        """Return clicks and their mask, as decisions hold them; what was seen with the same clicks stays as it was."""
+    ) -> JsonObject:
+        """Build the clicks and their mask for a decision; with unchanged clicks the earlier mask is kept."""
         clicks = {"points": points, "labels": labels, "boxed": boxed}
         before = self.decisions.made.get(one.id, {})
         if "segmentation" in before and all(before[name] == value for name, value in clicks.items()):
@@ -131,24 +131,24 @@ class Desk:
     def _clicked(
         self, one: review.Candidate, points: list[list[float]], labels: list[int], boxed: bool
     ) -> np.ndarray | None:
-        """Return the mask bool (H, W) of clicks; without any, the segmenter's first one."""
+        """Compute the mask bool (H, W) for clicks; without clicks it is the mask of the stage ``segment``, if any."""
         if not points:
             return None if one.segmentation is None else run_lengths.decode(one.segmentation)
         if self._prompted is None:
-            raise UserError("no segmenter here turns clicks into masks")
+            raise UserError("this page has no segmenter for clicks")
         with self._busy:
             image = self._image(one.item)
             return self._prompted(image, [one.found["box"]] if boxed else None, [points], [labels])[0]
 
-    def _find(self, name: Any) -> review.Candidate:
+    def _find(self, name: str | None) -> review.Candidate:
         found = self._by_id.get(name) if isinstance(name, str) else None
         if found is None:
-            raise UserError(f"no object {name!r} here")
+            raise UserError(f"no object {name!r}")
         return found
 
 
 def make_app(desk: Desk, hosts: Sequence[str] = pages.LOCAL, token: str | None = None) -> pages.Starlette:
-    """Return the application of a desk; hosts and token are those of `pages.make_app`."""
+    """Build the application of a desk; hosts and token are those of `pages.make_app`."""
     return pages.make_app(
         PAGE,
         reading={
@@ -170,7 +170,7 @@ def serve(desk: Desk, host: str, port: int, announce: Callable[[str], object] = 
         desk.decisions.save()
 
 
-def _clicks(given: dict[str, Any], shape: Sequence[int]) -> tuple[list[list[float]], list[int], bool]:
+def _clicks(given: JsonObject, shape: Sequence[int]) -> tuple[list[list[float]], list[int], bool]:
     points, labels, boxed = given.get("points") or [], given.get("labels") or [], bool(given.get("boxed", True))
     try:
         places = np.array(points, np.float32).reshape(len(points), 2)

@@ -1,29 +1,32 @@
 """The folder of a digging project: its settings, one record per image and stage, and its lock.
 
-    PROJECT/project.json           where the images are from, and the settings, remembered from command to command
-    PROJECT/detect/NAME.json       one record an image: boxes and categories
+    PROJECT/project.json           source of the images and settings, remembered from command to command
+    PROJECT/detect/NAME.json       one record per image: boxes and categories
     PROJECT/segment/NAME.json      masks, as run-length codes of COCO
-    PROJECT/needs/NAME.json        the needs that a writer wrote, or why it wrote none
+    PROJECT/needs/NAME.json        needs of a writer, or the reason why there are none
     PROJECT/answers/HASH.json      each answer of a model, by the content of the question
-    PROJECT/corrections.jsonl      what people decided, in order; corrections.json is the outcome
+    PROJECT/corrections.jsonl      decisions of annotators, in order; corrections.json is the outcome
     PROJECT/export/                the data set
     PROJECT/figures.json           figures of quality; sheet.png shows samples
 
-A record holds a digest of what it was made from. Where that is the same, the record stands and nothing is done.
+A record holds a digest of its inputs. A stage skips the records whose digest is unchanged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from maskgym import files
+from maskgym.aliases import JsonObject
+from maskgym.aliases import Settings as Given
+from maskgym.data.run_lengths import RunLengths
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import run_folder
 
@@ -32,15 +35,40 @@ PROJECT = "project.json"
 DETECT, SEGMENT, NEEDS, ANSWERS = "detect", "segment", "needs", "answers"
 
 
+class DetectedObject(TypedDict):
+    """One object in the record of the stage ``detect``.
+
+    ``box`` is (left, top, right, bottom) in pixels, ``seen_by`` the score of each detector that found the object, and
+    ``annotation`` the index among the annotations of the image. Annotations have no score.
+    """
+
+    id: str
+    category: str
+    box: list[float]
+    score: float | None
+    seen_by: dict[str, float | None]
+    annotation: int | None
+    provenance: JsonObject
+
+
+class Outcome(TypedDict):
+    """Current state of an object: status, commands, mask, and the provenance of each field."""
+
+    status: str
+    needs: list[str]
+    segmentation: RunLengths | None
+    provenance: JsonObject
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a project; a command's options replace them and are stored.
+    """Settings of a project; the options of a command replace them and are stored.
 
     Attributes:
         images: Folder of photos, or None.
         dataset: ``scenes`` in place of a folder, or None.
         split, samples: Split and number of the scenes.
-        annotations: COCO-style JSON with true boxes, under ``images``; None looks for it.
+        annotations: COCO-style JSON with true boxes, under ``images``; None searches for it.
         detector: ``annotations``, and folders or hub names of object detectors.
         threshold: Minimum score of a detection.
         overlap: IoU from which two boxes of one category are one object.
@@ -55,11 +83,11 @@ class Settings:
         prompt: File with another prompt, which holds ``{category}`` and ``{count}``; or None.
         attempts: Answers per object, and tries per answer, before the object is given up.
         pause: Seconds before the second try; doubled before each further one.
-        timeout: Seconds that an answer may take.
+        timeout: Maximal seconds per answer.
         max_tokens, temperature: Generation limits of an answer; None leaves them to the server.
-        jobs: Requests to the server at a time.
+        jobs: Number of simultaneous requests to the server.
         prices: Prices per million tokens read and written, for the cost; or None.
-        device: PyTorch device of all models; None takes CUDA where there is one.
+        device: PyTorch device of all models; None takes CUDA if available.
     """
 
     images: str | None = None
@@ -108,14 +136,14 @@ class Project:
     """A project folder.
 
     Args:
-        folder: Made if it is not there.
+        folder: Folder of the project; created if absent.
         given: Settings of this command by name; None takes the stored value, else the default.
 
     Raises:
         UserError: If the folder cannot be written or is no project, or a setting cannot be used.
     """
 
-    def __init__(self, folder: str | Path, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, given: Given | None = None) -> None:
         self.folder = Path(folder).expanduser()
         file = self.folder / PROJECT
         if self.folder.is_dir() and not file.exists() and any(p for p in self.folder.iterdir() if p.name[0] != "."):
@@ -128,7 +156,9 @@ class Project:
                     f"{self.folder}: was dug from --{other} {kept[other]}: choose another folder for --{one}"
                 )
         known = {field.name for field in fields(Settings)}
-        self.settings = Settings(**{name: _tuples(value) for name, value in {**kept, **new}.items() if name in known})
+        settings = {name: value for name, value in {**kept, **new}.items() if name in known}
+        lists = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+        self.settings = Settings(**{**settings, **lists})
         if self.settings.images is not None:
             self.settings = replace(self.settings, images=str(Path(self.settings.images).expanduser().absolute()))
         content = json.dumps({"format": FORMAT, "settings": asdict(self.settings)}, indent=2) + "\n"
@@ -138,8 +168,8 @@ class Project:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
-    def read(self, stage: str, name: str) -> dict[str, Any] | None:
-        """Return the record of an image, or None if there is none.
+    def read(self, stage: str, name: str) -> JsonObject | None:
+        """Read the record of an image; None if there is none.
 
         Raises:
             UserError: If it cannot be read.
@@ -147,22 +177,22 @@ class Project:
         file = self.file(stage, name)
         return run_folder.read_json(file) if file.exists() else None
 
-    def write(self, stage: str, name: str, record: Mapping[str, Any]) -> None:
+    def write(self, stage: str, name: str, record: JsonObject) -> None:
         """Write the record of an image atomically."""
-        write(self.file(stage, name), to_json(record))
+        files.write(self.file(stage, name), to_json(record), flush=True)
 
     def file(self, stage: str, name: str) -> Path:
-        """Return the path of a record."""
+        """Build the path of a record."""
         return self.folder / stage / f"{name}.json"
 
     def alone(self, work: str) -> AbstractContextManager[None]:
-        """Hold the project for one kind of work; see `alone`."""
+        """Lock the project for one kind of work; see `alone`."""
         return alone(self.folder, work)
 
 
 @contextmanager
 def alone(folder: Path, work: str) -> Iterator[None]:
-    """Hold a folder for one kind of work; the system lets it go when the process ends, however it ends.
+    """Lock a folder for one kind of work; the operating system releases the lock when the process ends.
 
     Raises:
         UserError: If another process holds it.
@@ -172,27 +202,27 @@ def alone(folder: Path, work: str) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has none: two at a time are then the user's to avoid
+        except ImportError:  # Windows has no such locks
             pass
         except OSError:
             raise UserError(f"{folder}: another process is at work here ({work}): wait for it") from None
         yield
 
 
-def provenance(by: str, **details: Any) -> dict[str, Any]:
+def provenance(by: str, **details: str | JsonObject | None) -> JsonObject:
     """Build the provenance of a field: author, time (UTC), model, version and settings."""
     known = {name: value for name, value in details.items() if value is not None}
-    return {"by": by, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"), **known}
+    return {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds"), **known}
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """Compute a digest of 24 characters from parts of JSON types."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def to_json(value: Any) -> str:
-    """Return JSON that people can read; names of files that are no text at all come escaped."""
+def to_json(value: JsonObject) -> str:
+    """Convert to readable JSON; file names that are not valid text are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
     try:
         text.encode()
@@ -201,32 +231,17 @@ def to_json(value: Any) -> str:
     return text + "\n"
 
 
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file atomically and flush it to disk: write to a temporary name, then rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
 def write_changed(file: Path, content: str | bytes) -> None:
     """Write a file if its content differs."""
     data = content.encode() if isinstance(content, str) else content
     if not (file.exists() and file.read_bytes() == data):
-        write(file, data)
+        files.write(file, data, flush=True)
 
 
-def _remembered(file: Path) -> dict[str, Any]:
+def _remembered(file: Path) -> JsonObject:
     if not file.exists():
         return {}
     found = run_folder.read_json(file)
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("settings"), dict):
         raise UserError(f"{file}: is not a project of this version: expected format {FORMAT} with settings")
     return found["settings"]
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -1,8 +1,8 @@
 """Crash-safe journal of the annotators' decisions about objects: Man[·] of Eq. 1.
 
-Each decision is the whole outcome for one object: a line appended to ``corrections.jsonl`` and seen on the disk before
-it is answered. ``corrections.json`` is a snapshot, written whole now and then, so that opening reads few lines. A line
-that a crash cut off was never answered, and is taken away.
+Each decision is the whole outcome for one object: a line that is appended to ``corrections.jsonl`` and flushed to disk
+before the page receives its answer. ``corrections.json`` is a snapshot that keeps the journal's tail short. A line that
+a crash truncated was never answered, so it is removed.
 """
 
 from __future__ import annotations
@@ -10,53 +10,63 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
+from maskgym import files
+from maskgym.aliases import JsonObject
+from maskgym.data.run_lengths import RunLengths
 from maskgym.errors import UserError
-from maskgym.experiments.annotation.needs.project import DETECT, NEEDS, SEGMENT, Project, provenance, write
+from maskgym.experiments.annotation.needs.project import (
+    DETECT,
+    NEEDS,
+    SEGMENT,
+    DetectedObject,
+    Outcome,
+    Project,
+    provenance,
+)
 from maskgym.experiments.annotation.needs.sources import Item, Source
 from maskgym.experiments.wiring import run_folder
 
 JOURNAL, SNAPSHOT = "corrections.jsonl", "corrections.json"
 ACCEPTED, REJECTED, UNDECIDED = "accepted", "rejected", "undecided"
-STATUSES = (ACCEPTED, REJECTED, UNDECIDED)  # undecided: begun, and left for later
+STATUSES = (ACCEPTED, REJECTED, UNDECIDED)  # undecided includes objects that were begun and left for later
 SNAPSHOT_EVERY = 50  # decisions
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One object as the stages made it.
+    """One object with the results of the stages.
 
     Attributes:
         item: Image of the object.
         found: Id, category, box, score and the detectors that found it.
         segmentation: Run-length code of its mask, or None.
-        needs: Commands that a writer wrote.
+        needs: Commands of the writer.
         reason: Reason for missing needs, or None.
         provenance: Provenance of each field.
     """
 
     item: Item
-    found: Mapping[str, Any]
-    segmentation: Mapping[str, Any] | None
+    found: DetectedObject
+    segmentation: RunLengths | None
     needs: tuple[str, ...]
     reason: str | None
-    provenance: Mapping[str, Any]
+    provenance: JsonObject
 
     @property
     def id(self) -> str:
-        """The object's name, the same for the same box and category."""
+        """Name of the object, a digest of its image, box and category."""
         return self.found["id"]
 
 
 def candidates(project: Project, source: Source) -> list[Candidate]:
-    """Return every object of a project in the order of its images; what a later stage has not made is empty.
+    """List every object of a project in the order of its images; results of missing stages are empty.
 
     Raises:
-        UserError: If no image has been through the detectors.
+        UserError: If no image has a record of the detectors.
     """
     listed, records = [], 0
     for item in source.items:
@@ -74,33 +84,41 @@ def candidates(project: Project, source: Source) -> list[Candidate]:
 
 
 class Decisions:
-    """The decisions of a project, by object; one process at a time writes them.
+    """The decisions of a project, by object; only one process may write them.
 
     Args:
         project: Project of the decisions.
-        writing: Mend the journal where a crash cut it off; False only reads.
+        writing: Whether to remove a line that a crash truncated; False only reads.
 
     Raises:
-        UserError: If the journal holds something else in the middle.
+        UserError: If the journal holds a line that is no decision.
     """
 
     def __init__(self, project: Project, writing: bool = False) -> None:
         self._journal, self._snapshot = project.folder / JOURNAL, project.folder / SNAPSHOT
         self._lock, self._since = Lock(), 0
-        self.made: dict[str, dict[str, Any]] = {}
+        self.made: dict[str, JsonObject] = {}
         self._bytes = self._read(writing)
 
-    def decide(self, name: str, by: str, status: str, needs: Sequence[str], **more: Any) -> dict[str, Any]:
-        """Record the outcome for an object and see it on the disk; return it.
+    def decide(
+        self, name: str, by: str, status: str, needs: Sequence[str], corrected: JsonObject | None = None
+    ) -> None:
+        """Record the outcome for an object and flush it to disk.
 
         Args:
-            name: The object's id.
+            name: Id of the object.
             by: Name of the annotator.
             status: ``accepted``, ``rejected`` or ``undecided``.
             needs: The final commands.
-            **more: ``segmentation`` where the mask is another than the segmenter's, and the clicks that made it.
+            corrected: Corrected ``segmentation`` and the clicks that made it; None keeps the mask of the segmenter.
         """
-        made = {"object": name, "status": status, "needs": list(needs), **more, "provenance": provenance(by)}
+        made = {
+            "object": name,
+            "status": status,
+            "needs": list(needs),
+            **(corrected or {}),
+            "provenance": provenance(by),
+        }
         line = json.dumps(made, ensure_ascii=True) + "\n"
         with self._lock:
             with self._journal.open("ab") as stream:
@@ -112,7 +130,6 @@ class Decisions:
             self._since += 1
             if self._since >= SNAPSHOT_EVERY:
                 self._save()
-        return made
 
     def save(self) -> None:
         """Write the snapshot."""
@@ -120,11 +137,12 @@ class Decisions:
             self._save()
 
     def _save(self) -> None:
-        write(self._snapshot, json.dumps({"bytes": self._bytes, "decisions": self.made}, indent=1) + "\n")
+        content = json.dumps({"bytes": self._bytes, "decisions": self.made}, indent=1) + "\n"
+        files.write(self._snapshot, content, flush=True)
         self._since = 0
 
     def _read(self, writing: bool) -> int:
-        """Read the snapshot and the lines after it; return how long the journal is, a cut line left out."""
+        """Read the snapshot and the lines after it; return the bytes of the journal without a truncated line."""
         content = self._journal.read_bytes() if self._journal.exists() else b""
         whole = content.rfind(b"\n") + 1
         if writing and whole < len(content):
@@ -133,7 +151,7 @@ class Decisions:
         start = 0
         if self._snapshot.exists():
             found = run_folder.read_json(self._snapshot)
-            if found["bytes"] <= whole:  # else the journal is of an older copy: it alone counts
+            if found["bytes"] <= whole:  # otherwise the journal is an older copy, and the snapshot does not fit it
                 start, self.made = found["bytes"], found["decisions"]
         for number, line in enumerate(content[start:whole].splitlines(), start=1):
             try:
@@ -144,24 +162,21 @@ class Decisions:
         return whole
 
 
-def outcome(one: Candidate, decision: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the current state of an object: status, needs, segmentation, and the provenance of each field.
-
-    What a person left as it was keeps the provenance of what made it.
-    """
-    by = dict(one.provenance)
-    state = {"status": UNDECIDED, "needs": list(one.needs), "segmentation": one.segmentation}
-    if decision is not None:
-        who = decision["provenance"]
-        state |= {"status": decision["status"], "needs": decision["needs"]}
-        if decision["needs"] != list(one.needs):
-            by["needs"] = {**who, **({"from": by["needs"]} if "needs" in by else {})}
-        if decision.get("segmentation"):
-            state["segmentation"] = decision["segmentation"]
-            clicks = {name: decision[name] for name in ("points", "labels", "boxed", "segmenter") if name in decision}
-            by["segmentation"] = {**who, **clicks}
-        by["status"] = who
-    return {**state, "provenance": by}
+def outcome(one: Candidate, decision: JsonObject | None) -> Outcome:
+    """Combine an object with the decision about it; fields that the annotator left unchanged keep their provenance."""
+    if decision is None:
+        return Outcome(
+            status=UNDECIDED, needs=list(one.needs), segmentation=one.segmentation, provenance=dict(one.provenance)
+        )
+    who, by = decision["provenance"], dict(one.provenance)
+    if decision["needs"] != list(one.needs):
+        by["needs"] = {**who, **({"from": by["needs"]} if "needs" in by else {})}
+    segmentation = decision.get("segmentation") or one.segmentation
+    if decision.get("segmentation"):
+        clicks = {name: decision[name] for name in ("points", "labels", "boxed", "segmenter") if name in decision}
+        by["segmentation"] = {**who, **clicks}
+    by["status"] = who
+    return Outcome(status=decision["status"], needs=decision["needs"], segmentation=segmentation, provenance=by)
 
 
 def progress(objects: Sequence[Candidate], decisions: Decisions) -> dict[str, int]:
@@ -170,5 +185,5 @@ def progress(objects: Sequence[Candidate], decisions: Decisions) -> dict[str, in
     return {"objects": len(objects), **{status: statuses[status] for status in STATUSES}}
 
 
-def _by_id(record: Mapping[str, Any] | None) -> dict[str, Any]:
+def _by_id(record: JsonObject | None) -> JsonObject:
     return {} if record is None else {one["id"]: one for one in record["objects"]}

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from maskgym import data
+from maskgym.aliases import JsonObject
 from maskgym.data import run_lengths
 from maskgym.data.layout.images import is_picture, read_image
 from maskgym.data.layout.names import image_folders
-from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations
-from maskgym.data.scenes import FULL
+from maskgym.data.needs import Id, category_of
+from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations, read_json
+from maskgym.data.scenes import FULL, Scenes
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks
 from maskgym.experiments.annotation.needs.project import Settings
@@ -32,8 +32,8 @@ class Item:
     """One image of a source.
 
     Attributes:
-        key: Its path under the folder, or the scene's name.
-        name: Unique file name of its records.
+        key: Path under the folder, or name of the scene.
+        name: Unique file name of the records.
     """
 
     key: str
@@ -42,18 +42,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One object that is marked already.
+    """One annotated object.
 
     Attributes:
         category: Category of the object.
         box: (left, top, right, bottom), pixels.
         segmentation: Run-length code of its mask, or None.
-        phrases: Descriptions that the data has of it, ``a red star``.
+        phrases: Descriptions of the object in the data set, such as ``a red star``.
     """
 
     category: str
     box: tuple[float, float, float, float]
-    segmentation: dict[str, Any] | None
+    segmentation: run_lengths.RunLengths | None
     phrases: tuple[str, ...] = ()
 
 
@@ -71,17 +71,17 @@ class Source(Protocol):
         """Return a text that changes with the image."""
 
     def file(self, item: Item) -> Path | None:
-        """Return the image's own file, or None if it has none."""
+        """Return the file of the image, or None."""
 
     def annotations(self, item: Item) -> list[Annotation]:
-        """Return the objects that are marked already."""
+        """List the annotated objects."""
 
 
 def open_source(settings: Settings) -> Source:
-    """Return the source that the settings name.
+    """Build the source that the settings name.
 
     Raises:
-        UserError: If it cannot be used.
+        UserError: If a setting is invalid.
     """
     if settings.dataset is not None:
         if settings.dataset != "scenes":
@@ -92,7 +92,7 @@ def open_source(settings: Settings) -> Source:
 
 
 class SceneSource:
-    """Procedural scenes, whose objects are all known, pale ones included.
+    """Procedural scenes, in which every object is annotated, pale ones included.
 
     Args:
         split: Split of the scenes.
@@ -100,22 +100,22 @@ class SceneSource:
     """
 
     def __init__(self, split: str, samples: int) -> None:
-        self.scenes = data.make("scenes", task="sis", split=split, size=samples)
+        self.scenes = Scenes("sis", split, samples)
         self.items = [Item(f"scene-{split}-{index:05d}", f"scene-{split}-{index:05d}") for index in range(samples)]
 
     def image(self, item: Item) -> np.ndarray:
-        """Return uint8 (H, W, 3)."""
+        """Render uint8 (H, W, 3)."""
         return self.scenes.scene(self._index(item)).image
 
     def content(self, item: Item) -> str:
-        """Return the scene's name, which fixes it."""
+        """Return the scene's name, which determines it."""
         return item.key
 
     def file(self, item: Item) -> None:
         """Return None: a scene has no file."""
 
     def annotations(self, item: Item) -> list[Annotation]:
-        """Return the objects that are visible, in drawing order."""
+        """List the visible objects in drawing order."""
         scene = self.scenes.scene(self._index(item))
         found = []
         for thing, mask in zip(scene.objects, scene.masks, strict=True):
@@ -133,8 +133,8 @@ class PhotoSource:
     """Photos anywhere under a folder, in order of their paths; COCO-style JSON may mark objects in them.
 
     Args:
-        folder: Folder of the photos; if it holds ``images/`` or the like, only what lies in there.
-        annotations: The JSON, under the folder or anywhere; None looks for it when it is needed.
+        folder: Folder of the photos; if it holds ``images/`` or the like, only photos in there count.
+        annotations: The JSON, under the folder or anywhere; None searches for it when it is needed.
 
     Raises:
         UserError: If there is no photo.
@@ -153,7 +153,7 @@ class PhotoSource:
         self._json = annotations
 
     def image(self, item: Item) -> np.ndarray:
-        """Return uint8 (H, W, 3), upright.
+        """Read uint8 (H, W, 3), upright.
 
         Raises:
             DataFault: If the photo cannot be decoded.
@@ -161,7 +161,7 @@ class PhotoSource:
         return read_image(self.folder / item.key)
 
     def content(self, item: Item) -> str:
-        """Return the hash of the file.
+        """Compute the hash of the file.
 
         Raises:
             UserError: If it cannot be read.
@@ -176,10 +176,10 @@ class PhotoSource:
         return self.folder / item.key
 
     def annotations(self, item: Item) -> list[Annotation]:
-        """Return the objects of the JSON, crowds left out, in its order.
+        """List the objects of the JSON in its order, without crowds.
 
         Raises:
-            UserError: If there is no JSON, or it is at fault.
+            UserError: If there is no JSON, or it is faulty.
         """
         return self._marked.get(item.key, [])
 
@@ -187,11 +187,11 @@ class PhotoSource:
     def _marked(self) -> dict[str, list[Annotation]]:
         file = self._find_json()
         try:
-            content = json.loads(file.read_bytes())
+            content = read_json(file)
             names = {record["id"]: record["name"] for record in content.get("categories", ())}
             images = {record["id"]: record for record in content["images"]}
             records = [(images[record["image_id"]], record) for record in content["annotations"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: cannot be read as COCO-style JSON: {type(error).__name__} {error}") from error
         keys = self._keys_of({str(image["file_name"]) for image, _ in records}, file)
         marked: dict[str, list[Annotation]] = {}
@@ -212,7 +212,7 @@ class PhotoSource:
         return next(iter(found.values()))
 
     def _keys_of(self, names: set[str], file: Path) -> dict[str, str]:
-        """Return the key of each file name that is there: the path, or its end."""
+        """Find the key of each file name: the path, or its end."""
         by_last: dict[str, list[str]] = {}
         for item in self.items:
             by_last.setdefault(PurePosixPath(item.key).name, []).append(item.key)
@@ -227,7 +227,7 @@ class PhotoSource:
         return keys
 
 
-def _annotation(file: Path, image: dict[str, Any], record: dict[str, Any], names: dict[Any, str]) -> Annotation:
+def _annotation(file: Path, image: JsonObject, record: JsonObject, names: dict[Id, str]) -> Annotation:
     try:
         height, width = int(image["height"]), int(image["width"])
         mask = run_lengths.rasterise(record["segmentation"], (height, width))
@@ -235,13 +235,13 @@ def _annotation(file: Path, image: dict[str, Any], record: dict[str, Any], names
         if box is None:
             raise ValueError("its mask is empty")
         phrase = next((str(record[field]) for field in PHRASE_FIELDS if record.get(field)), None)
-        category = str(names.get(record.get("category_id"), "object"))
+        category = str(category_of(record, names) or "object")
         return Annotation(category, box, run_lengths.encode(mask), (phrase,) if phrase else ())
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{file}: annotation {record.get('id')} of {image.get('file_name')}: {error}") from error
 
 
 def _file_name(key: str) -> str:
-    """Return a name for the records of a path: readable, and unique by its end."""
+    """Build a file name from a path: readable, and unique by its end."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", PurePosixPath(key).stem)[:60]
     return f"{readable}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"

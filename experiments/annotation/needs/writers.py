@@ -19,8 +19,8 @@ from maskgym.experiments.annotation.needs import commands
 from maskgym.experiments.annotation.needs.project import ANSWERS, Project, Settings, digest, provenance
 
 VERBS = ("find {}", "look for {}", "show me {}", "i am looking for {}", "point out {}", "where is {}", "i need {}")
-LARGEST = 512  # side of the picture that a model is shown, pixels
-UNREACHABLE, UNUSABLE = "unreachable", "unusable"  # nothing came; what came is of no use
+LARGEST = 512  # longest side in pixels of the picture that a model sees
+UNREACHABLE, UNUSABLE = "unreachable", "unusable"  # no answer; no usable answer
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Written:
     """Commands of a writer for one object.
 
     Attributes:
-        needs: The commands; none where it was given up.
+        needs: The commands; empty if the writer gave up.
         by: Provenance of the commands.
-        reason: Why there are fewer than were asked for, or none; None if all is well.
-        kind: Kind of the reason: ``unreachable`` is asked again by itself, ``unusable`` when told to.
-        answers: Answers that the model gave.
+        reason: Reason for missing commands, or None.
+        kind: Kind of the reason: the next run repeats ``unreachable`` always, ``unusable`` only with ``--retry``.
+        answers: Number of answers of the model.
     """
 
     needs: tuple[str, ...]
@@ -43,15 +43,15 @@ class Written:
 
 
 class Writer(Protocol):
-    """Writes commands."""
+    """Interface of writers."""
 
     @property
     def identity(self) -> str:
-        """Return a text that changes whenever the commands can change."""
+        """Text that changes whenever the commands can change."""
 
     @property
     def jobs(self) -> int:
-        """Return the number of objects processed at a time."""
+        """Number of objects processed at a time."""
 
     def stop(self) -> None:
         """Prevent further requests to a model."""
@@ -68,7 +68,7 @@ class Writer(Protocol):
 
 
 class Templates:
-    """Commands from what the data says of an object: its descriptions, else its category. No two runs differ.
+    """Deterministic commands from the descriptions of an object, else from its category.
 
     Args:
         count: Commands per object.
@@ -78,14 +78,14 @@ class Templates:
 
     def __init__(self, count: int) -> None:
         if count > len(VERBS):
-            raise UserError(f"--needs {count}: templates write at most {len(VERBS)} commands an object")
+            raise UserError(f"--needs {count}: templates write at most {len(VERBS)} commands per object")
         self.count, self.identity = count, f"templates {count} {VERBS}"
 
     def stop(self) -> None:
         """Do nothing, because no model is asked."""
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:
-        """Return each description with the first verb, then with the next; see `Writer`."""
+        """Combine all descriptions with the first verb, then with the next; see `Writer`."""
         texts = [verb.format(phrase) for verb in VERBS for phrase in phrases or (f"the {category}",)]
         needs, faults = commands.check(texts)
         by = provenance("templates", settings={"count": self.count})
@@ -168,7 +168,7 @@ def read_prompt(file: str | None) -> str:
         raise UserError(f"--prompt {file}: cannot be read: {error}") from error
     for place in ("{category}", "{count}"):
         if place not in text:
-            raise UserError(f"--prompt {file}: holds no {place}: expected it where that belongs")
+            raise UserError(f"--prompt {file}: holds no {place}: expected this placeholder")
     return text
 
 

@@ -100,7 +100,7 @@ def test_the_threshold_is_part_of_who_a_detector_is(checkpoint):
 
 
 def test_detectors_that_are_none(tmp_path, checkpoint):
-    with pytest.raises(UserError, match="expected each one once"):
+    with pytest.raises(UserError, match="expected each name once"):
         make_detectors(["annotations", "annotations"], 0.5, None)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="holds a 'clip' model: expected .*yolos"):

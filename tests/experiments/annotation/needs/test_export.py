@@ -22,7 +22,7 @@ def decided(project, source):
     decisions = review.Decisions(project, writing=True)
     mask = np.zeros((128, 128), bool)
     mask[10:20, 30:60] = True
-    decisions.decide(listed[0].id, "ann", "accepted", ["find this one"], segmentation=run_lengths.encode(mask))
+    decisions.decide(listed[0].id, "ann", "accepted", ["find this one"], {"segmentation": run_lengths.encode(mask)})
     decisions.decide(listed[1].id, "ann", "rejected", listed[1].needs)
     decisions.decide(listed[-1].id, "ann", "accepted", listed[-1].needs)
     return listed

@@ -39,7 +39,7 @@ def test_figures_of_a_project(project, source, clip, contents):
     decisions = review.Decisions(project, writing=True)
     code = run_lengths.encode(np.eye(128, dtype=bool))
     decisions.decide(listed[0].id, "ann", "accepted", ["find another thing"])
-    decisions.decide(listed[1].id, "ann", "accepted", listed[1].needs, segmentation=code)
+    decisions.decide(listed[1].id, "ann", "accepted", listed[1].needs, {"segmentation": code})
     decisions.decide(listed[2].id, "ann", "accepted", listed[2].needs)
     decisions.decide(listed[3].id, "ann", "rejected", [])
     decisions.decide(listed[4].id, "ann", "undecided", ["find half"])

@@ -162,7 +162,7 @@ def test_who_is_not_let_in(project, serve):
         status, _, answer = ask(running.address, "api/decide", raw=raw)
         assert status == 400 and json.loads(answer) == {"error": "expected a JSON object"}
     status, _, answer = ask(running.address, "api/decide", body)
-    assert status == 400 and json.loads(answer) == {"error": "no object 'x' here"}
+    assert status == 400 and json.loads(answer) == {"error": "no object 'x'"}
     assert ask(running.address, "api/objects/..%2f..%2fproject.json")[0] in (400, 404)
 
 

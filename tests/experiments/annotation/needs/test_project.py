@@ -7,8 +7,7 @@ import signal
 import pytest
 
 from maskgym.errors import UserError
-from maskgym.experiments.annotation.needs import project as module
-from maskgym.experiments.annotation.needs.project import Project, Settings, digest, write
+from maskgym.experiments.annotation.needs.project import Project, Settings, digest, write_changed
 
 
 def test_options_are_remembered_and_replaced(tmp_path):
@@ -48,15 +47,15 @@ def test_other_folders_are_left_alone(tmp_path):
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, killed):
-    write(tmp_path / "a.json", "old")
+    write_changed(tmp_path / "a.json", "old")
 
     def act():
-        module.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-        write(tmp_path / "a.json", "new" * 1000)
+        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        write_changed(tmp_path / "a.json", "new" * 1000)
 
     killed(act)
     assert (tmp_path / "a.json").read_text() == "old"
-    write(tmp_path / "a.json", "new")
+    write_changed(tmp_path / "a.json", "new")
     assert (tmp_path / "a.json").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

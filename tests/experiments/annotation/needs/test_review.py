@@ -74,7 +74,9 @@ def test_what_a_person_left_keeps_who_made_it(project, source):
     now = review.outcome(one, decisions.made[one.id])
     assert now["provenance"]["needs"]["by"] == "templates" and now["provenance"]["status"]["by"] == "ann"
     code = {"size": [1, 1], "counts": "01"}
-    decisions.decide(one.id, "bob", "accepted", ["find it"], segmentation=code, points=[[1, 2]], labels=[1], boxed=True)
+    decisions.decide(
+        one.id, "bob", "accepted", ["find it"], {"segmentation": code, "points": [[1, 2]], "labels": [1], "boxed": True}
+    )
     now = review.outcome(one, decisions.made[one.id])
     assert (now["needs"], now["segmentation"]) == (["find it"], code)
     assert now["provenance"]["needs"]["by"] == "bob" and now["provenance"]["needs"]["from"]["by"] == "templates"

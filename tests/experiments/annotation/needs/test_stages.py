@@ -178,7 +178,7 @@ def test_a_stage_asks_for_the_one_before(tmp_path, scenes, dig):
         dig(tmp_path / "p", "needs", **scenes)
     with pytest.raises(UserError, match="takes no boxes"):
         dig(tmp_path / "p", "segment", segmenter="evf_sam_tiny")
-    with pytest.raises(UserError, match="segmenter 'sam_tiny' takes none"):
+    with pytest.raises(UserError, match="'checkpoint': segmenter 'sam_tiny' does not take it"):
         dig(tmp_path / "p", "segment", segmenter="sam_tiny", checkpoint="x")
 
 
