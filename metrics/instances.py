@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from maskgym.metrics.masks import PreparedMask, as_maps, as_mask
+from maskgym.aliases import JsonObject
+from maskgym.metrics.masks import Masks, PreparedMask, as_maps, as_mask
 from maskgym.metrics.structure import s_measure_of_masks
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO reads the precision at these recalls
@@ -29,7 +30,7 @@ class Matches(NamedTuple):
     ious: np.ndarray
 
 
-def match_instances(predictions: Any, targets: Any, threshold: float = 0.1) -> Matches:
+def match_instances(predictions: Masks, targets: Masks, threshold: float = 0.1) -> Matches:
     """Match predicted to ground-truth instances one to one so that the sum of IoU is maximal.
 
     Args:
@@ -55,7 +56,7 @@ def match_instances(predictions: Any, targets: Any, threshold: float = 0.1) -> M
     return _assign(table, threshold)
 
 
-def iasm(predictions: Any, targets: Any, threshold: float = 0.1, unmatched: str = "zero") -> float:
+def iasm(predictions: Masks, targets: Masks, threshold: float = 0.1, unmatched: str = "zero") -> float:
     """Compute the Instance-Aligned S-Measure (IASM) of predicted instances.
 
     Instances are matched by IoU (`match_instances`). The sum of the S-measures of the matched pairs is divided by
@@ -109,10 +110,10 @@ def iasm(predictions: Any, targets: Any, threshold: float = 0.1, unmatched: str 
 
 
 def average_precision(
-    predictions_per_image: Sequence[Any],
-    targets_per_image: Sequence[Any],
+    predictions_per_image: Sequence[Masks],
+    targets_per_image: Sequence[Masks],
     threshold: float = 0.5,
-    scores: Sequence[Any] | None = None,
+    scores: Sequence[Sequence[float] | np.ndarray] | None = None,
 ) -> float:
     """Compute the average precision of instances over a data set at one IoU threshold.
 
@@ -146,7 +147,7 @@ def average_precision(
         counts = f"{len(predictions_per_image)} predictions, {images} targets" + (
             f", {len(scores)} scores" if scores is not None else ""
         )
-        raise ValueError(f"expected one entry an image in each list, got {counts}")
+        raise ValueError(f"expected one entry per image in each list, got {counts}")
     pooled = InstanceScores((threshold,))
     for index in range(images):
         confidences = None if scores is None else scores[index]
@@ -179,7 +180,7 @@ class InstanceScores:
         self._confidences: list[np.ndarray] = []
         self._iasm: list[float] = []
 
-    def add(self, predictions: Any, targets: Any, scores: Any = None) -> None:
+    def add(self, predictions: Masks, targets: Masks, scores: Sequence[float] | np.ndarray | None = None) -> None:
         """Add one photo.
 
         Args:
@@ -192,12 +193,14 @@ class InstanceScores:
         """
         self.add_measures(self.measure(predictions, targets, scores))
 
-    def measure(self, predictions: Any, targets: Any, scores: Any = None) -> dict[str, Any]:
+    def measure(
+        self, predictions: Masks, targets: Masks, scores: Sequence[float] | np.ndarray | None = None
+    ) -> JsonObject:
         """Compute the accumulated numbers of one photo without adding them; takes the arguments of `add`."""
         guesses, truths = _checked(predictions, targets, 0)
         confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores, np.float64)
         if confidence.shape != (len(guesses),) or np.isnan(confidence).any():
-            raise ValueError(f"scores: expected {len(guesses)} numbers, one a prediction, got {confidence}")
+            raise ValueError(f"scores: expected {len(guesses)} numbers, one per prediction, got {confidence}")
         order = np.argsort(-confidence, kind="stable")[:MAX_DETECTIONS]
         table, _ = _intersect([guesses[i] for i in order], truths)
         return {
@@ -207,7 +210,7 @@ class InstanceScores:
             "iasm": iasm(tuple(guesses), tuple(truths)),
         }
 
-    def add_measures(self, measures: Mapping[str, Any]) -> None:
+    def add_measures(self, measures: JsonObject) -> None:
         """Add one photo from the output of `measure`, computed with the same thresholds."""
         for hits, own in zip(self._hits.values(), measures["hits"], strict=True):
             hits.append(np.array(own, bool))
@@ -248,7 +251,9 @@ def _check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold: expected an IoU in [0, 1], got {threshold}")
 
 
-def _checked(predictions: Any, targets: Any, threshold: float) -> tuple[Sequence[PreparedMask], Sequence[PreparedMask]]:
+def _checked(
+    predictions: Masks, targets: Masks, threshold: float
+) -> tuple[Sequence[PreparedMask], Sequence[PreparedMask]]:
     """Check the arguments common to these functions, and crop both sets to their bounding boxes."""
     _check_threshold(threshold)
     guesses, guess_shape = _instances(predictions, "predictions")
@@ -258,7 +263,7 @@ def _checked(predictions: Any, targets: Any, threshold: float) -> tuple[Sequence
     return guesses, truths
 
 
-def _instances(value: Any, name: str) -> tuple[Sequence[PreparedMask], tuple[int, int] | None]:
+def _instances(value: Masks, name: str) -> tuple[Sequence[PreparedMask], tuple[int, int] | None]:
     """Crop the masks of one set and find their (H, W); None for an empty tuple."""
     if isinstance(value, tuple) and all(isinstance(mask, PreparedMask) for mask in value):
         return value, value[0].shape if value else None

@@ -7,12 +7,10 @@ computed from the table. Only the weighted F-measure needs pixel positions.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskgym.metrics.masks import FOREGROUND, PreparedMask
-from maskgym.metrics.pixels import balanced_error, e_of_counts, f_of_counts
+from maskgym.metrics.pixels import Measures, balanced_error, e_of_counts, f_of_counts
 from maskgym.metrics.structure import BlockMoments, s_measure_of_moments, score_uniform_block, score_uniform_target
 from maskgym.metrics.weighted import weighted_f
 
@@ -20,9 +18,7 @@ LEVELS = 256
 _CLOSE = 1e-9  # levels this close to the adaptive threshold follow the rounding of the reference
 
 
-def measure_levels(
-    levels: np.ndarray, target: PreparedMask, stretch: bool = True, weighted: bool = True
-) -> dict[str, Any]:
+def measure_levels(levels: np.ndarray, target: PreparedMask, stretch: bool = True, weighted: bool = True) -> Measures:
     """Compute the pixel metrics of one image, in the form that `SaliencyScores` accumulates.
 
     Args:
@@ -99,7 +95,7 @@ def _s_measure(counts: np.ndarray, values: np.ndarray, levels: np.ndarray, targe
     return s_measure_of_moments(target, moments, float(counts[:, 1].sum(axis=0) @ squares), uniform)
 
 
-def _of_mask(off: np.ndarray, on: np.ndarray, values: np.ndarray, target: PreparedMask) -> dict[str, Any]:
+def _of_mask(off: np.ndarray, on: np.ndarray, values: np.ndarray, target: PreparedMask) -> Measures:
     """Compute the metrics of the map thresholded at 0.5."""
     marked = values > FOREGROUND
     hits, false = int(on[marked].sum()), int(off[marked].sum())

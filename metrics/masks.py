@@ -6,12 +6,16 @@ crop: small objects are cheap, and a ground truth that meets many predictions is
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOREGROUND = 0.5  # a value above this is foreground wherever a map is read as a mask
 
@@ -155,7 +159,12 @@ def _ones_and_places(length: int) -> np.ndarray:
     return np.stack((np.ones(length), np.arange(length)), axis=1)
 
 
-def prepare(target: Any) -> PreparedMask | tuple[PreparedMask, ...]:
+Maps: TypeAlias = "np.ndarray | Tensor"  # (H, W) or (B, H, W), bool or values in [0, 1]
+Masks: TypeAlias = "Maps | PreparedMask | Sequence[PreparedMask]"  # targets, or what `prepare` made of them
+_Score = TypeVar("_Score", bound=float | np.ndarray)
+
+
+def prepare(target: Maps) -> PreparedMask | tuple[PreparedMask, ...]:
     """Crop and copy a target once, to score many predictions against it.
 
     Every metric accepts the result in place of the target and gives the same values.
@@ -175,13 +184,12 @@ def prepare(target: Any) -> PreparedMask | tuple[PreparedMask, ...]:
         >>> [round(s_measure(answer, truth), 3) for answer in (np.eye(4), np.zeros((4, 4)))]
         [1.0, 0.594]
     """
-    masks = as_mask(
-        as_maps(target, "target")
-    ).copy()  # crops are views: later changes by the caller must not affect them
+    # Crops are views, so later changes by the caller must not affect them.
+    masks = as_mask(as_maps(target, "target")).copy()
     return PreparedMask.of(masks) if masks.ndim == 2 else tuple(PreparedMask.of(mask) for mask in masks)
 
 
-def as_maps(value: Any, name: str) -> np.ndarray:
+def as_maps(value: Maps, name: str) -> np.ndarray:
     """Validate one argument of a metric and convert it to an array, without a copy where possible.
 
     Args:
@@ -194,7 +202,8 @@ def as_maps(value: Any, name: str) -> np.ndarray:
     Raises:
         ValueError: If the number of axes is not 2 or 3, an image has no pixel, or a value is NaN or outside [0, 1].
     """
-    if hasattr(value, "detach"):  # detects a torch tensor without importing torch
+    # A tensor exists only if torch was imported, which takes seconds.
+    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() and value.element_size() == 2 else value).numpy()
     maps = np.asarray(value)
@@ -216,7 +225,7 @@ def as_mask(maps: np.ndarray) -> np.ndarray:
     return maps if maps.dtype == bool else maps > FOREGROUND
 
 
-def as_prepared(value: Any, name: str) -> PreparedMask | Sequence[PreparedMask]:
+def as_prepared(value: Masks, name: str) -> PreparedMask | Sequence[PreparedMask]:
     """Prepare (H, W) as one PreparedMask, or (B, H, W) as a sequence; prepared input is returned unchanged."""
     if isinstance(value, PreparedMask):
         return value
@@ -226,7 +235,9 @@ def as_prepared(value: Any, name: str) -> PreparedMask | Sequence[PreparedMask]:
     return PreparedMask.of(masks) if masks.ndim == 2 else [PreparedMask.of(mask) for mask in masks]
 
 
-def per_image(score: Callable[[np.ndarray, PreparedMask], Any], prediction: Any, target: Any) -> Any:
+def per_image(
+    score: Callable[[np.ndarray, PreparedMask], _Score], prediction: Maps, target: Masks
+) -> _Score | np.ndarray:
     """Apply ``score`` to each image of a validated pair.
 
     Args:

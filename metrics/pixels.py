@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from maskgym.metrics.masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
+from maskgym.metrics.masks import Maps, Masks, PreparedMask, as_maps, as_mask, as_prepared, per_image
 from maskgym.metrics.structure import EPSILON, s_measure
 from maskgym.metrics.weighted import weighted_f
+
+Measures: TypeAlias = dict[str, float | np.ndarray]  # measures of one image, by name
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure, the common choice in the saliency literature
 
@@ -23,9 +25,9 @@ class FMeasure(NamedTuple):
         adaptive: Value at the adaptive threshold, twice the prediction's mean.
     """
 
-    mean: Any
-    max: Any
-    adaptive: Any
+    mean: float | np.ndarray
+    max: float | np.ndarray
+    adaptive: float | np.ndarray
 
 
 class EMeasure(NamedTuple):
@@ -37,12 +39,12 @@ class EMeasure(NamedTuple):
         adaptive: Value at the adaptive threshold, twice the prediction's mean.
     """
 
-    mean: Any
-    max: Any
-    adaptive: Any
+    mean: float | np.ndarray
+    max: float | np.ndarray
+    adaptive: float | np.ndarray
 
 
-def mae(prediction: Any, target: Any) -> float | np.ndarray:
+def mae(prediction: Maps, target: Masks) -> float | np.ndarray:
     """Compute the mean absolute error.
 
     Args:
@@ -65,7 +67,7 @@ def mae(prediction: Any, target: Any) -> float | np.ndarray:
     return per_image(_mae, prediction, target)
 
 
-def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
+def iou(prediction: Maps, target: Masks, empty: float = 0.0) -> float | np.ndarray:
     """Compute the intersection over union of two masks.
 
     Args:
@@ -87,7 +89,7 @@ def iou(prediction: Any, target: Any, empty: float = 0.0) -> float | np.ndarray:
     return per_image(lambda image, mask: _iou(image, mask, empty), prediction, target)
 
 
-def ber(prediction: Any, target: Any) -> float | np.ndarray:
+def ber(prediction: Maps, target: Masks) -> float | np.ndarray:
     """Compute the balanced error rate: the mean of the error rates on the foreground and on the background.
 
     Args:
@@ -111,7 +113,7 @@ def ber(prediction: Any, target: Any) -> float | np.ndarray:
     return per_image(lambda image, mask: balanced_error(_confusion(image, mask)), prediction, target)
 
 
-def f_measure(prediction: Any, target: Any) -> FMeasure:
+def f_measure(prediction: Maps, target: Masks) -> FMeasure:
     """Compute the F-measure, F = 1.3 · P · R / (0.3 · P + R).
 
     Args:
@@ -137,10 +139,10 @@ def f_measure(prediction: Any, target: Any) -> FMeasure:
         Achanta et al., Frequency-tuned salient region detection, CVPR 2009. lartpang/PySODMetrics, class Fmeasure.
     """
     values = per_image(_f_values, prediction, target)
-    return FMeasure(*_summarise(values))
+    return FMeasure(*map(_float_or_batch, _summarise(values)))
 
 
-def e_measure(prediction: Any, target: Any) -> EMeasure:
+def e_measure(prediction: Maps, target: Masks) -> EMeasure:
     """Compute the E-measure: how far prediction and target deviate from their means together at each pixel.
 
     Args:
@@ -166,10 +168,10 @@ def e_measure(prediction: Any, target: Any) -> EMeasure:
         lartpang/PySODMetrics, class Emeasure.
     """
     values = per_image(_e_values, prediction, target)
-    return EMeasure(*_summarise(values))
+    return EMeasure(*map(_float_or_batch, _summarise(values)))
 
 
-def f_curve(prediction: Any, target: Any) -> np.ndarray:
+def f_curve(prediction: Maps, target: Masks) -> np.ndarray:
     """Compute the F-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
 
     Arguments, errors and convention are those of `f_measure`. Average curves over images, then take mean or maximum.
@@ -177,7 +179,7 @@ def f_curve(prediction: Any, target: Any) -> np.ndarray:
     return per_image(_f_values, prediction, target)[..., :-1]
 
 
-def e_curve(prediction: Any, target: Any) -> np.ndarray:
+def e_curve(prediction: Maps, target: Masks) -> np.ndarray:
     """Compute the E-measure at each threshold, float64 (256,) or (B, 256): entry k marks floor(255 p) >= k.
 
     Arguments, errors and convention are those of `e_measure`. Average curves over images, then take mean or maximum.
@@ -201,9 +203,9 @@ class SaliencyScores:
 
     def __init__(self) -> None:
         self.images = 0
-        self._sums: dict[str, Any] = {}
+        self._sums: dict[str, np.ndarray] = {}
 
-    def add(self, prediction: Any, target: Any) -> None:
+    def add(self, prediction: Maps, target: Masks) -> None:
         """Add one image (H, W) or a batch (B, H, W).
 
         Args:
@@ -228,15 +230,15 @@ class SaliencyScores:
         if single:
             self.add_measures(measures)
         else:
-            self._add({name: value.sum(axis=0) for name, value in measures.items()}, len(maps))
+            self._add({name: np.sum(value, axis=0) for name, value in measures.items()}, len(maps))
 
-    def add_measures(self, measures: Mapping[str, Any]) -> None:
+    def add_measures(self, measures: Mapping[str, float | np.ndarray]) -> None:
         """Add one image from the output of `maskgym.metrics.measure_levels`."""
         self._add(measures, 1)
 
-    def _add(self, sums: Mapping[str, Any], images: int) -> None:
+    def _add(self, sums: Mapping[str, float | np.ndarray], images: int) -> None:
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, np.zeros(())) + value
         self.images += images
 
     def result(self) -> dict[str, float]:
@@ -257,7 +259,7 @@ class SaliencyScores:
         scores["ber_pooled"] = balanced_error(self._sums["confusion"])
         for name in ("f", "e"):
             mean, maximum, adaptive = _summarise(self._sums[name] / self.images)
-            scores |= {f"{name}_mean": mean, f"{name}_max": maximum, f"{name}_adaptive": adaptive}
+            scores |= {f"{name}_mean": float(mean), f"{name}_max": float(maximum), f"{name}_adaptive": float(adaptive)}
         return scores
 
 
@@ -357,8 +359,11 @@ def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np
     return counts[0], counts[1]
 
 
-def _summarise(values: np.ndarray) -> tuple[Any, Any, Any]:
+def _summarise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute the mean, maximum and adaptive value of (257,) or (B, 257)."""
     curve, adaptive = values[..., :-1], values[..., -1]
-    mean, maximum = curve.mean(axis=-1), curve.max(axis=-1)
-    return (mean, maximum, adaptive) if values.ndim > 1 else (float(mean), float(maximum), float(adaptive))
+    return curve.mean(axis=-1), curve.max(axis=-1), adaptive
+
+
+def _float_or_batch(values: np.ndarray) -> float | np.ndarray:
+    return values if values.ndim else float(values)

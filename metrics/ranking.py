@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from maskgym.metrics.masks import as_maps, as_mask
+from maskgym.metrics.masks import Maps, as_maps, as_mask
 
 GREYS = (255, 229, 204, 178, 153)  # levels of the five most salient objects in ASSR's maps
 LEVELS = ("mode", "mean")
 Numbers: TypeAlias = Sequence[float] | np.ndarray
 
 
-def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
+def rank_map(masks: Maps, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
     """Render objects in the grey level of their rank.
 
     Args:
@@ -43,7 +43,7 @@ def rank_map(masks: Any, scores: Numbers, top: int = len(GREYS)) -> np.ndarray:
     return painted
 
 
-def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> float:
+def sor(prediction: Maps, targets: Maps, ranks: Numbers, level: str = "mode") -> float:
     """Compute SOR: Spearman's correlation of the ground-truth and the predicted ranks of one photo's objects.
 
     Args:
@@ -87,7 +87,7 @@ def sor(prediction: Any, targets: Any, ranks: Numbers, level: str = "mode") -> f
     return _pearson(_mean_ranks(truth[used]), _mean_ranks(values[used]))
 
 
-def sa_sor(predictions: Any, scores: Numbers, targets: Any, ranks: Numbers, threshold: float = 0.5) -> float:
+def sa_sor(predictions: Maps, scores: Numbers, targets: Maps, ranks: Numbers, threshold: float = 0.5) -> float:
     """Compute SA-SOR: the segmentation-aware correlation of ground-truth and predicted ranks of one photo's objects.
 
     Args:
@@ -181,7 +181,7 @@ class RankingScores:
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {"sor": [], "sor_mean": [], "sa_sor": [], "mae": []}
 
-    def add(self, predictions: Any, scores: Numbers, targets: Any, ranks: Numbers) -> dict[str, float]:
+    def add(self, predictions: Maps, scores: Numbers, targets: Maps, ranks: Numbers) -> dict[str, float]:
         """Add one photo and return its values: unscaled correlations, NaN if the photo is not used.
 
         Arguments and errors are those of `sa_sor`.
@@ -226,14 +226,14 @@ class RankingScores:
         return found
 
 
-def _checked(name: str, masks: Any, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+def _checked(name: str, masks: Maps, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Validate masks as bool (n, H, W) and their scores or ranks as float64 (n,)."""
     rows = as_mask(as_maps(masks, name))
     if rows.ndim != 3:
         raise ValueError(f"{name}: expected shape (n, H, W), got {rows.shape}")
     values = np.asarray(numbers, dtype=np.float64)
     if values.shape != (len(rows),) or not np.isfinite(values).all():
-        raise ValueError(f"{name}: expected {len(rows)} finite numbers, one a mask, got {np.array2string(values)}")
+        raise ValueError(f"{name}: expected {len(rows)} finite numbers, one per mask, got {np.array2string(values)}")
     return rows, values
 
 

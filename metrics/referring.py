@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from maskgym.metrics.masks import PreparedMask, as_maps, as_mask, as_prepared, per_image
+from maskgym.metrics.masks import Maps, Masks, PreparedMask, as_maps, as_mask, as_prepared, per_image
 
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -38,7 +36,7 @@ class ReferringScores:
         self._ious: list[float] = []
         self._areas = np.zeros(2)  # intersections and unions, pixels
 
-    def add(self, prediction: Any, target: Any) -> None:
+    def add(self, prediction: Maps, target: Masks) -> None:
         """Add one expression (H, W), or a batch of them (B, H, W).
 
         Args:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
-from maskgym.metrics.masks import Blocks, PreparedMask, per_image
+from maskgym.metrics.masks import Blocks, Maps, Masks, PreparedMask, per_image
 
 EPSILON = float(np.spacing(1))  # the reference adds it to denominators
 
 
-def s_measure(prediction: Any, target: Any) -> float | np.ndarray:
+def s_measure(prediction: Maps, target: Masks) -> float | np.ndarray:
     """Compute the S-measure: structural similarity, half object-aware, half region-aware.
 
     Args:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.ndimage import correlate1d, distance_transform_edt
 
-from maskgym.metrics.masks import PreparedMask, per_image
+from maskgym.metrics.masks import Maps, Masks, PreparedMask, per_image
 from maskgym.metrics.structure import EPSILON
 
 RADIUS, SIGMA = 3, 5.0  # smoothing window for errors on the foreground, pixels
@@ -15,7 +13,7 @@ HALVED_AT = 5.0  # distance from the foreground at which a false alarm weighs 1.
 FAR = 150  # distance beyond which a false alarm weighs 2, to 1e-9, pixels
 
 
-def weighted_f(prediction: Any, target: Any) -> float | np.ndarray:
+def weighted_f(prediction: Maps, target: Masks) -> float | np.ndarray:
     """Compute the weighted F-measure, with equal weight on precision and recall.
 
     Args:
