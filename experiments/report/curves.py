@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,11 +66,16 @@ class Axis:
         from matplotlib.ticker import MaxNLocator
 
         known = list(values)
-        locator = MaxNLocator(6, steps=[1, 2, 5, 10], integer=whole)
-        self._low, self._high = locator.nonsingular(min(known), max(known))  # spreads limits that are equal
+        low, high = min(known), max(known)
+        spread = 0.0 if low < high else 0.5 if whole else abs(low) / 10 or 0.5
+        self._low, self._high = low - spread, high + spread
         self._start, self._end = start, end
+        locator = MaxNLocator(7, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1)
         ticks = locator.tick_values(self._low, self._high) + 0.0  # no tick is -0.0
-        self.ticks = [(self.place(tick), f"{tick:,.10g}") for tick in ticks if self._low <= tick <= self._high]
+        decimals = max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))
+        form = f",.{decimals}f" if decimals < 6 and max(map(abs, known)) < 1e7 else ".3g"
+        places = [(self.place(tick), f"{tick:{form}}") for tick in ticks]
+        self.ticks = [tick for tick in places if min(start, end) - 0.01 < tick[0] < max(start, end) + 0.01]
 
     def place(self, value: float) -> float:
         """Compute the place of a value."""
