@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from maskgym.experiments import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -69,14 +72,27 @@ def play(page: Path) -> None:
         Exception: What the first block that fails raises, with the page's line.
     """
     namespace = {"__name__": "__main__"}
+    installs = any("pip install" in block.code for block in blocks(page) if block.reason is None)
     for block in blocks(page):
         if block.reason is not None:
             continue
         print(f"--- {page.name}, line {block.line}", flush=True)
-        if block.language == "bash":
-            subprocess.run(["bash", "-euo", "pipefail", "-c", block.code], check=True)
-        else:  # line breaks ahead, so that a traceback shows the page
+        if block.language == "python":  # line breaks ahead, so that a traceback shows the page
             exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+        elif installs or not (commands := plain_commands(block.code)):  # what is installed is found by new processes
+            subprocess.run(["bash", "-euo", "pipefail", "-c", block.code], check=True)
+        else:
+            for arguments in commands:
+                status = cli.main(arguments)
+                assert status == 0, f"line {block.line}: maskgym {shlex.join(arguments)}: exit status {status}"
+
+
+def plain_commands(code: str) -> list[list[str]]:
+    """Return the arguments of each line's ``maskgym``, which this process can call; none if a line needs a shell."""
+    lines = [line for line in code.replace("\\\n", " ").splitlines() if line.strip()]
+    if any(not line.startswith("maskgym ") or set(line) & set("|&;<>$`*") for line in lines):
+        return []
+    return [shlex.split(line)[1:] for line in lines]
 
 
 def surroundings(home: Path) -> dict[str, str]:
@@ -183,6 +199,15 @@ def test_blocks(tmp_path, text, expected):
     page = tmp_path / "page.md"
     page.write_text(text)
     assert [(block.language, block.code, block.line, block.reason) for block in blocks(page)] == expected
+
+
+def test_lines_that_need_no_shell_are_commands_of_this_process():
+    assert plain_commands("maskgym run env=sis \\\n  'out=a b'\nmaskgym doctor\n") == [
+        ["run", "env=sis", "out=a b"],
+        ["doctor"],
+    ]
+    for code in ("maskgym doctor | head\n", "short=1\nmaskgym run $short\n", "maskgym doctor\nls\n"):
+        assert plain_commands(code) == []
 
 
 def test_a_block_that_fails_fails_its_page_with_the_line(tmp_path):
