@@ -117,11 +117,8 @@ def check_picture(file: Path) -> None:
     assert levels.std() > 1, f"{file}: is blank"
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=pytest.mark.e2e if page in TUTORIALS else ()) for page in PAGES],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, tmp_path):
     if any(re.search(r"scale=ray|--ray\b", block.code) for block in blocks(page) if block.reason is None):
         pytest.importorskip("ray")
