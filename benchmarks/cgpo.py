@@ -37,7 +37,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, ProcessorMixin, TrainerControl, TrainerState, TrainingArguments
+
+    from maskgym.aliases import JsonObject
 
 GENERATIONS = 8
 WARM_UP = 2
@@ -57,8 +64,8 @@ TEMPLATE = (
 class Shape:
     """Model and batch sizes of a measurement."""
 
-    text: dict[str, Any]
-    vision: dict[str, Any]
+    text: JsonObject
+    vision: JsonObject
     image_size: int  # pixels
     prompts: int
     new_tokens: int
@@ -121,7 +128,7 @@ SHAPES = {
 }
 
 
-def build_policy(shape: Shape, folder: str, device: str) -> tuple[Any, Any]:
+def build_policy(shape: Shape, folder: str, device: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Return a Qwen2.5-VL with random weights, its vision encoder frozen, and its processor.
 
     Without LoRA the model comes from a checkpoint in ``folder``, where GRPO finds the weights of its reference model.
@@ -176,7 +183,7 @@ def build_policy(shape: Shape, folder: str, device: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def build_rows(shape: Shape) -> Any:
+def build_rows(shape: Shape) -> Dataset:
     """Build one batch of prompts, each with a noise image."""
     import numpy as np
     from datasets import Dataset
@@ -195,13 +202,13 @@ def build_rows(shape: Shape) -> Any:
     )
 
 
-def reward(completions: list[Any], **_: Any) -> list[float]:
+def reward(completions: list[list[JsonObject]], **_: list) -> list[float]:
     """Compute the share of an answer's words with an even number, a cheap reward that varies."""
     texts = [completion[0]["content"].split() for completion in completions]
     return [sum(word[-1] in "02468" for word in words) / max(len(words), 1) for words in texts]
 
 
-def lora(shape: Shape) -> Any:
+def lora(shape: Shape) -> LoraConfig | None:
     """Return the LoRA settings for the language part, or None."""
     from peft import LoraConfig
 
@@ -267,13 +274,13 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
     from maskgym.agents.text.training import METHODS
 
     class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
             meter.start_memory()
 
-        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
             meter.start_step()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
             meter.end_step()
 
     model, processor = build_policy(shape, folder, device)
@@ -293,14 +300,12 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
         "gradient_checkpointing": shape.gradient_checkpointing,
     }
     if method in OURS:
-        agent: Any = agents.get(method)
+        agent = agents.get(method)
         own = {"cgpo": {"isr_sft_steps": 0}, "spo": {"key_columns": ["prompt"]}}
         kind = METHODS[agent.method]
         batch_size = shape.prompts * kind.config.num_generations
         trainer_class = kind.trainer
-        config = kind.config(
-            per_device_train_batch_size=batch_size, **agent.defaults | own.get(method, {}), **settings
-        )
+        config = kind.config(per_device_train_batch_size=batch_size, **agent.defaults | own.get(method, {}), **settings)
     else:
         passes = GENERATIONS if method == "grpo_passes" else 1
         trainer_class = GRPOTrainer
@@ -377,7 +382,7 @@ def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) 
         meter.end_step()
 
 
-def measure(method: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
+def measure(method: str, shape: Shape, device: str, steps: int) -> dict[str, list[float] | int]:
     """Run ``method`` in this process; return the seconds of its timed steps and its peak of memory."""
     import torch
 
@@ -391,7 +396,7 @@ def measure(method: str, shape: Shape, device: str, steps: int) -> dict[str, Any
     return {"seconds": meter.seconds[WARM_UP:], "peak": meter.peak()}
 
 
-def measure_apart(method: str, arguments: list[str]) -> dict[str, Any]:
+def measure_apart(method: str, arguments: list[str]) -> dict[str, list[float] | int]:
     """Run :func:`measure` in a fresh process."""
     command = [sys.executable, __file__, *arguments, "--only", method]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

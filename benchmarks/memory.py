@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from cgpo import SHAPES
@@ -29,6 +28,7 @@ from paper_shape import QWEN_3B_TEXT, QWEN_3B_VISION
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from maskgym.aliases import JsonObject
 from maskgym.policies.text.mllm import LORA_TARGETS
 
 GIB = 2**30
@@ -50,7 +50,7 @@ class Model:
         adapters: Parameters of adapters of rank 16.
     """
 
-    text: dict[str, Any]
+    text: JsonObject
     total: int
     language: int
     adapters: int

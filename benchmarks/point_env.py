@@ -21,16 +21,17 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import maskgym  # noqa: F401  (registers the environments)
 from maskgym import data
 from maskgym.agents.clicks.sb3 import SampleVecEnv
+from maskgym.aliases import Settings
 from maskgym.envs.point import PointPromptEnv
 from maskgym.experiments.wiring.process import keep_freed_memory
 from maskgym.segmenters.points.embeddings import EmbeddingCache
@@ -47,7 +48,7 @@ class RandomSam(SamSegmenter):
         super(SamSegmenter, self).__init__(batch_size=batch_size)
         self.own_config = PUBLISHED[size]
 
-    def _load(self) -> Any:
+    def _load(self) -> torch.nn.Module:
         torch.manual_seed(0)
         return self.own_config.build()
 
@@ -55,25 +56,25 @@ class RandomSam(SamSegmenter):
         return "random", []
 
 
-def settings(segmenter: Any) -> dict[str, Any]:
+def settings(segmenter: SamSegmenter) -> Settings:
     """Return the arguments of every environment."""
     scenes = data.make("scenes", task="sod", size=SAMPLES)
     return {"segmenter": segmenter, "dataset": scenes, "label_source": "positive", "horizon": HORIZON}
 
 
-def warm(env: Any, count: int) -> None:
+def warm(env: VectorEnv, count: int) -> None:
     """Encode every sample before anything is measured."""
     for start in range(0, SAMPLES, count):
         env.reset(options={"index": np.arange(start, start + count) % SAMPLES})
 
 
-def play(env: Any, actions: np.ndarray) -> None:
+def play(env: VectorEnv | VecEnv, actions: np.ndarray) -> None:
     """Step a vector environment that restarts by itself, Gymnasium's or Stable-Baselines3's."""
     for row in actions:
         env.step(row)
 
 
-def floor(segmenter: Any, embeddings: torch.Tensor, actions: np.ndarray) -> None:
+def floor(segmenter: SamSegmenter, embeddings: torch.Tensor, actions: np.ndarray) -> None:
     """Decode what the environment decodes: two points at the start of an episode, one more per step."""
     count = actions.shape[1]
     points, labels = np.full((count, HORIZON + 2, 2), 8.0, np.float32), np.ones((count, HORIZON + 2), int)
@@ -84,7 +85,7 @@ def floor(segmenter: Any, embeddings: torch.Tensor, actions: np.ndarray) -> None
             segmenter.decode(embeddings, points[:, :2], labels[:, :2])
 
 
-def scalar(segmenter: Any) -> Any:
+def scalar(segmenter: SamSegmenter) -> PointPromptEnv:
     """Build a scalar environment with every sample encoded."""
     env = PointPromptEnv(**settings(segmenter))
     for index in range(SAMPLES):
@@ -92,13 +93,15 @@ def scalar(segmenter: Any) -> Any:
     return env
 
 
-def scalar_of_one_thread(segmenter: Any) -> Any:
+def scalar_of_one_thread(segmenter: SamSegmenter) -> PointPromptEnv:
     """Build a scalar environment limited to one thread, so that processes do not compete for cores."""
     torch.set_num_threads(1)
     return scalar(segmenter)
 
 
-def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> dict[str, Callable[[np.ndarray], None]]:
+def contenders(
+    segmenter: SamSegmenter, count: int, published: bool, processes: bool
+) -> dict[str, Callable[[np.ndarray], None]]:
     """Build the environments to measure, by name."""
     native = gym.make_vec(
         "maskgym/PointPrompt-v0", num_envs=count, vectorization_mode="vector_entry_point", **settings(segmenter)
@@ -109,15 +112,13 @@ def contenders(segmenter: Any, count: int, published: bool, processes: bool) -> 
     found = {"native": partial(play, native), "floor": partial(floor, segmenter, embeddings)}
     if published:
         return found
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
     each = [partial(scalar, segmenter)] * count
     sync = SyncVectorEnv(each, autoreset_mode=AutoresetMode.SAME_STEP)
     dummy, adaptor = DummyVecEnv(each), SampleVecEnv(native)
     sync.reset(seed=0)
     dummy.reset()
     found |= {"sync": partial(play, sync), "sb3": partial(play, dummy), "adaptor": partial(play, adaptor)}
-    if processes:  # forked ones would wait for ever for the threads that PyTorch had before
+    if processes:  # Forked processes would deadlock on the threads that PyTorch started before.
         apart = [partial(scalar_of_one_thread, segmenter)] * count
         asynchronous = AsyncVectorEnv(apart, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
         asynchronous.reset(seed=0)
@@ -137,7 +138,7 @@ def measure(runs: dict[str, Callable[[np.ndarray], None]], count: int, rounds: i
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def memory(segmenter: Any, images: int = 512, bound: int = 16 * 2**20) -> str:
+def memory(segmenter: SamSegmenter, images: int = 512, bound: int = 16 * 2**20) -> str:
     """Measure the memory of scene embeddings, without a bound and with one."""
     scenes, taken = data.make("scenes", task="sod", size=images), []
     for most in (2**40, bound):

@@ -32,13 +32,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import ray
 
+from maskgym.aliases import Config
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train
 from maskgym.experiments.wiring import build, composition, run_folder
@@ -66,7 +66,7 @@ class Player:
         return STEPS * self.env.num_envs
 
 
-def rates(one: Callable[[int], Any], rounds: int) -> dict[int, float]:
+def rates(one: Callable[[int], list[ray.ObjectRef]], rounds: int) -> dict[int, float]:
     """Measure the rates per second of one and two processes, as medians over alternating rounds.
 
     Args:
@@ -109,7 +109,7 @@ def scores(rounds: int) -> None:
 
     with reward_pool.started(config) as actors:
 
-        def ask(count: int) -> list[Any]:
+        def ask(count: int) -> list[ray.ObjectRef]:
             return [counted.remote(actor.score.remote(0, *batch())) for actor in actors[:count]]
 
         ray.get(ask(2))
@@ -134,12 +134,12 @@ def scores(rounds: int) -> None:
 
 
 @ray.remote(num_cpus=0)
-def counted(scored: Any) -> int:
+def counted(scored: tuple[reward_pool.Scores, tuple[int, int]]) -> int:
     """Count the scored answers."""
     return len(scored[0][0])
 
 
-def rationales(config: dict[str, Any], count: int) -> list[tuple[int, str]]:
+def rationales(config: Config, count: int) -> list[tuple[int, str]]:
     """Build samples with their reference answers, each once."""
     env = build.make_train_envs(config, build.make_parts(config))["sis"]
     base = env.unwrapped

@@ -24,13 +24,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerBase,
+)
 
 from maskgym import policies
 from maskgym.data.scenes import vocabulary
+from maskgym.policies.needs.usersal import UserSal
 from maskgym.segmenters.text import word_tokenizer
 
 NEED = "find the small red striped star number {}"
@@ -42,14 +48,16 @@ def needs() -> Iterator[str]:
     return (NEED.format(number) for number in itertools.count(1000))
 
 
-def text_tower(folder: Path, tokenizer: Any) -> Path:
+def text_tower(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write a randomly initialised text tower of CLIP ViT-B as the published one is laid out; return the folder."""
     CLIPTextModel(CLIPTextConfig()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def clipseg(tokenizer: Any, tiny: bool, device: str) -> tuple[Callable[[torch.Tensor, list[str]], Any], int]:
+def clipseg(
+    tokenizer: PreTrainedTokenizerBase, tiny: bool, device: str
+) -> tuple[Callable[[torch.Tensor, list[str]], torch.Tensor], int]:
     """Build a function that answers images (B, 3, S, S) and needs with CLIPSeg, and how many parameters it has."""
     config = CLIPSegConfig()
     if tiny:
@@ -67,7 +75,7 @@ def clipseg(tokenizer: Any, tiny: bool, device: str) -> tuple[Callable[[torch.Te
     return answer, count(model)
 
 
-def usersal(name: str, given: argparse.Namespace, folder: Path) -> Any:
+def usersal(name: str, given: argparse.Namespace, folder: Path) -> UserSal:
     """Build a policy with random weights."""
     backbone = {"name": "vst_tiny", "pretrained": False} if given.tiny else {"name": "vst", "image_size": given.size}
     encoder = {"name": "clip_tiny"} if given.tiny else {"name": "clip", "checkpoint": str(folder)}
@@ -83,7 +91,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def seconds(
-    runs: dict[str, Callable[[], Any]], rounds: int, repeats: int, wait: Callable[[], None]
+    runs: dict[str, Callable[[], torch.Tensor]], rounds: int, repeats: int, wait: Callable[[], None]
 ) -> dict[str, float]:
     """Measure the seconds per call, the median over alternating rounds; the first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -125,7 +133,7 @@ def main() -> None:
     def words() -> list[str]:
         return list(itertools.islice(texts, given.batch))
 
-    runs: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], torch.Tensor]] = {
         "backbone": lambda: models["usersal"].backbone(pixels),
         "usersal": lambda: models["usersal"](pixels, words()),
         "usersal_plus": lambda: models["usersal_plus"](pixels, words()),
