@@ -11,15 +11,17 @@ import argparse
 import inspect
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from maskgym import data
+from maskgym.aliases import JsonObject
 from maskgym.data import Dataset, Sample, Subset
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import held_out
@@ -28,22 +30,30 @@ from maskgym.metrics import SaliencyScores, iou, s_measure
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
 
+if TYPE_CHECKING:
+    from maskgym.policies.few_shot import AdaptedSam
+    from maskgym.segmenters.points.sam import SamSegmenter
+
 TASKS = ("sod", "blur", "shadow", "glass", "semantic")
 SEGMENTERS = ("sam_tiny", "sam")  # segmenters that hold a Sam of segment_anything
 TRAINING = ("steps", "batch_size", "learning_rate")
 SETTINGS = {"persam": ("refinements",), "samed": ("rank", *TRAINING), "msa": ("bottleneck", *TRAINING)}
 LIBRARIES = ("torch", "numpy", "segment-anything")
+Fit = Callable[[argparse.Namespace], JsonObject]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, run: Fit | None = None) -> int:
     """Fit and score one baseline; return the exit status: 2 for a usage error, which is printed in one line."""
-    return command.status(_main, argv)
+    return command.status(partial(_main, run=run or fit_and_score), argv)
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str], run: Fit) -> None:
     given = parse(arguments)
     results = run(given)
-    write(given.out, results)
+    try:
+        run_folder.write_json(given.out, results)
+    except OSError as error:
+        raise UserError(f"--out {given.out}: cannot be written: {error.strerror}") from error
     print("  ".join(f"{name} {results['scores'][name]:.3f}" for name in ("iou", "s_measure", "mae")), given.out)
 
 
@@ -56,7 +66,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command.Parser(prog="maskgym baselines", description=__doc__)
     baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
     for name, settings in SETTINGS.items():
-        baseline = baselines.add_parser(name, help=f"its own settings: {', '.join(settings)}")
+        baseline = baselines.add_parser(name, help=f"settings: {', '.join(settings)}")
         _add_common(baseline)
         for setting in settings:
             kind = float if setting == "learning_rate" else int
@@ -66,20 +76,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
+def fit_and_score(given: argparse.Namespace) -> JsonObject:
     """Fit and score the baseline, once per category for ``semantic``; return the content of the results file.
 
     Raises:
         UserError: If the data or the weights cannot be used.
     """
-    start, (train, test) = time.monotonic(), _datasets(given)
+    from maskgym.policies.few_shot import BASELINES
+
+    start, place = time.monotonic(), {"root": given.root} if given.data == "folder" else {}
+    train, test = (data.make(given.data, task=given.task, split=split, **place) for split in ("train", "test"))
     indices = held_out(len(test), given.samples)
     segmenter, settings = _segmenter(given), _settings(given)
     groups = _by_category(given, train, test, indices) if given.task == "semantic" else {"": (train, indices)}
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     every, categories, losses = SaliencyScores(), {}, {}
     for category, (samples, tested) in groups.items():
-        model = _make(given.baseline, segmenter, settings)
+        model = BASELINES[given.baseline](segmenter, **settings)
         shots = data.few_shot(samples, given.shots, given.seed)
         losses[category] = model.fit(_read(shots, range(len(shots)), f"read shots {category}"))
         pixels = SaliencyScores()
@@ -108,12 +121,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(
-    model: Any, samples: Sequence[Sample], gathered: Sequence[SaliencyScores], chunk: int
-) -> list[dict[str, Any]]:
+    model: AdaptedSam, samples: Sequence[Sample], gathered: Sequence[SaliencyScores], chunk: int
+) -> list[JsonObject]:
     """Compute ``key``, ``iou`` and ``s_measure`` of each sample; add its mask to the gathered scores.
 
     Args:
-        model: Fitted model with ``predict(images) -> masks``.
+        model: Fitted model.
         samples: Samples to score.
         gathered: Scores of sets that contain the samples.
         chunk: Number of images per prediction.
@@ -135,30 +148,20 @@ def score(
     return rows
 
 
-def write(file: Path, results: dict[str, Any]) -> None:
-    """Write the results as JSON, atomically.
-
-    Raises:
-        UserError: If the file cannot be written.
-    """
-    try:
-        run_folder.write_json(file, results)
-    except OSError as error:
-        raise UserError(f"--out {file}: cannot be written: {error.strerror}") from error
-
-
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, default="sod", help="what the masks show (default: %(default)s)")
-    parser.add_argument("--category", help="of --task semantic, such as star; without it each in turn")
+    parser.add_argument("--category", help="category for --task semantic, such as star; without it, each in turn")
     parser.add_argument("--data", choices=("scenes", "folder"), default="scenes", help="(default: %(default)s)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="of --data folder")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of samples for --data folder")
     parser.add_argument("--shots", type=int, default=50, help="training samples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of shots and training (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed for the choice of shots and for training (default: %(default)s)"
+    )
     parser.add_argument("--samples", type=int, default=256, help="held-out samples (default: %(default)s)")
     parser.add_argument("--segmenter", choices=SEGMENTERS, default="sam_tiny", help="(default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of --segmenter sam")
-    parser.add_argument("--device", help="of PyTorch (default: CUDA where there is one)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results, as JSON")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --segmenter sam")
+    parser.add_argument("--device", help="PyTorch device (default: CUDA if available)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the results, as JSON")
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -180,21 +183,17 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"--out {given.out}: cannot be written in {folder}")
 
 
-def _datasets(given: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """Load the training and the test split."""
-    place = {"root": given.root} if given.data == "folder" else {}
-    train, test = (data.make(given.data, task=given.task, split=split, **place) for split in ("train", "test"))
-    return train, test
-
-
-def _segmenter(given: argparse.Namespace) -> Any:
+def _segmenter(given: argparse.Namespace) -> SamSegmenter:
     from maskgym import segmenters
+    from maskgym.segmenters.points.sam import SamSegmenter
 
     weights = {"checkpoint": given.checkpoint} if given.segmenter == "sam" else {}
-    return segmenters.make(given.segmenter, device=given.device, **weights)
+    segmenter = segmenters.make(given.segmenter, device=given.device, **weights)
+    assert isinstance(segmenter, SamSegmenter)  # as all `SEGMENTERS`
+    return segmenter
 
 
-def _settings(given: argparse.Namespace) -> dict[str, Any]:
+def _settings(given: argparse.Namespace) -> dict[str, int | float]:
     """Build the arguments of the baseline: its defaults, overridden by the command line."""
     from maskgym.policies.few_shot import BASELINES
 
@@ -206,12 +205,6 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
         settings["seed"] = given.seed
     asked = {name: getattr(given, name) for name in SETTINGS[given.baseline]}
     return settings | {name: value for name, value in asked.items() if value is not None}
-
-
-def _make(baseline: str, segmenter: Any, settings: dict[str, Any]) -> Any:
-    from maskgym.policies.few_shot import BASELINES
-
-    return BASELINES[baseline](segmenter, **settings)
 
 
 def _by_category(

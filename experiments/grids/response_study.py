@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+
+from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import build, command, composition, run_folder
 
 if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from maskgym.agents.text.language import LanguageAgent
 
 RESPONSES = "responses.json"
 PICTURES = ("responses.png", "responses.svg")
@@ -32,18 +38,34 @@ COLOURS = {"hrhc": "#9ecae1", "hrlc": "#0072b2", "lrhc": "#d55e00", "lrlc": "#fd
 NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # names in the paper
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+class Answers(TypedDict):
+    """Sampled answers in columns, in the order of their prompts."""
+
+    reward: list[float]
+    confidence: list[float]
+    key: list[str]
+    group: list[int]
+
+
+# A sampler of answers: it takes a config, a folder for output, the number of prompts and the answers per prompt.
+Sampler = Callable[[Config, Path, int, int], Answers]
+
+
+def main(argv: Sequence[str] | None = None, run: Sampler | None = None) -> int:
     """Sample, compare and plot; return the exit status: 2 for a usage error, 130 when interrupted."""
-    return command.status(_main, argv)
+    return command.status(partial(_main, run=run or sample), argv)
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str], run: Sampler) -> None:
     given = parse(arguments)
     config = composition.compose(given.arguments)
     if config["out"] is not None:
         raise UserError(f"out={config['out']}: expected --out {config['out']}")
     folder = run_folder.create({**config, "out": given.out})
-    found = study(config, folder, given.responses, given.group_size)
+    start, group_size = time.monotonic(), given.group_size
+    answers = run(config, folder, given.responses // group_size, group_size)
+    settings = {"responses": given.responses, "group_size": group_size, **config}
+    found = {"settings": settings, "wall_s": round(time.monotonic() - start, 1), **study(answers, group_size)}
     run_folder.write_json(folder / RESPONSES, found)
     draw(found, folder)
     print(summary(found))
@@ -57,9 +79,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         UserError: If an argument is invalid.
     """
     parser = command.Parser(prog="maskgym response_study", description=__doc__)
-    parser.add_argument("arguments", nargs="*", metavar="key=value", help="of run.py: env=sis policy.path=DIR seed=1")
-    parser.add_argument("--responses", type=int, default=8000, help="answers in all (default: %(default)s)")
-    parser.add_argument("--group-size", type=int, default=8, help="answers a prompt (default: %(default)s)")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="key=value", help="arguments of run.py: env=sis policy.path=DIR seed=1"
+    )
+    parser.add_argument("--responses", type=int, default=8000, help="total number of answers (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=8, help="answers per prompt (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     given = parser.parse_intermixed_args(arguments)
     if given.group_size < 2:
@@ -69,31 +93,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def study(config: dict[str, Any], folder: Path, responses: int, group_size: int) -> dict[str, Any]:
-    """Sample responses, and compute the content of ``responses.json``.
+def study(answers: Answers, group_size: int) -> JsonObject:
+    """Compute types, advantages and their shares within prompts, for ``responses.json``.
 
     Args:
-        config: Config from `composition.compose`.
-        folder: Folder of the results.
-        responses: Total number of answers.
-        group_size: Number of answers per prompt, at least 2, a divisor of ``responses``.
-
-    Raises:
-        UserError: If the config is invalid, or the policy is not a language model.
+        answers: Sampled answers.
+        group_size: Number of answers per prompt, at least 2.
     """
     import torch
 
     from maskgym.agents.text.advantages import advantages_by_algorithm, share_within_prompts
     from maskgym.agents.text.response_types import mean_by_type, rank_normalized, response_types, shares, thresholds
 
-    start = time.monotonic()
-    columns = sample(config, folder, responses // group_size, group_size)
-    rewards, confidences = (torch.tensor(columns[name], dtype=torch.float64) for name in ("reward", "confidence"))
+    rewards = torch.tensor(answers["reward"], dtype=torch.float64)
+    confidences = torch.tensor(answers["confidence"], dtype=torch.float64)
     types = response_types(rewards, confidences)
     advantages = advantages_by_algorithm(rewards, confidences, group_size)
     return {
-        "settings": {"responses": responses, "group_size": group_size, **config},
-        "wall_s": round(time.monotonic() - start, 1),
         "thresholds": {
             name: [float(value) for value in thresholds(values)]
             for name, values in (("reward", rewards), ("confidence", confidences))
@@ -102,41 +118,51 @@ def study(config: dict[str, Any], folder: Path, responses: int, group_size: int)
         "shares": shares(types),
         "advantages": {name: mean_by_type(rank_normalized(values), types) for name, values in advantages.items()},
         "within_prompts": {name: share_within_prompts(values, group_size) for name, values in advantages.items()},
-        **columns,
+        **answers,
     }
 
 
-def sample(config: dict[str, Any], folder: Path, prompts: int, group_size: int) -> dict[str, list[Any]]:
-    """Sample answers to training prompts; return columns ``reward``, ``confidence``, ``group`` and ``key``.
+def sample(config: Config, folder: Path, prompts: int, group_size: int) -> Answers:
+    """Sample answers to training prompts.
 
     The seed determines the prompts, which are spread evenly over the tasks. A prompt repeats only after all were drawn.
+
+    Raises:
+        UserError: If the config is invalid, or the policy is not a language model.
     """
-    import numpy as np
     from tqdm import tqdm
+
+    from maskgym.agents.text.language import LanguageAgent
+    from maskgym.envs.base import SampleVectorEnv, unwrap
 
     built = build.untrained(config, folder)
     agent, envs = built.agent, built.envs
-    if not hasattr(getattr(agent, "policy", None), "sample"):
+    if not isinstance(agent, LanguageAgent):
         names = f"env={config['env']['name']} algo={config['algo']['name']}"
         raise UserError(f"{names}: expected an agent whose policy is a language model")
-    columns: dict[str, list[Any]] = {"reward": [], "confidence": [], "key": []}
+    found: Answers = {
+        "reward": [],
+        "confidence": [],
+        "key": [],
+        "group": np.arange(prompts).repeat(group_size).tolist(),
+    }
     with tqdm(total=prompts * group_size, desc="sample", unit="answer", disable=None) as bar:
         for task, env in enumerate(envs.values()):
-            order = np.random.default_rng([config["seed"], task]).permutation(env.unwrapped.num_samples)
+            order = np.random.default_rng([config["seed"], task]).permutation(unwrap(env, SampleVectorEnv).num_samples)
             indices = np.resize(order, len(range(task, prompts, len(envs)))).repeat(group_size)
             for start in range(0, len(indices), env.num_envs):
                 chunk = indices[start : start + env.num_envs]
-                for name, values in _answer(agent, env, chunk).items():
-                    columns[name] += values
+                rewards, confidences, keys = _answer(agent, env, chunk)
+                found["reward"] += rewards
+                found["confidence"] += confidences
+                found["key"] += keys
                 bar.update(len(chunk))
-    return {**columns, "group": np.arange(prompts).repeat(group_size).tolist()}
+    return found
 
 
-def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
-    """Sample one answer to each of at most ``num_envs`` samples; return ``reward``, ``confidence`` and ``key``."""
-    import numpy as np
-
-    from maskgym.agents.text.cgpo_ablations import CONFIDENCES
+def _answer(agent: LanguageAgent, env: VectorEnv, indices: np.ndarray) -> tuple[list[float], list[float], list[str]]:
+    """Sample one answer to each of at most ``num_envs`` samples; return rewards, confidences and the samples' keys."""
+    from maskgym.agents.text.response_types import CONFIDENCES
 
     count = len(indices)
     shown, _ = env.reset(options={"index": np.resize(indices, env.num_envs)})  # filled up with repeats
@@ -144,14 +170,11 @@ def _answer(agent: Any, env: Any, indices: Any) -> dict[str, list[Any]]:
     temperature, form = agent.settings.get("temperature", 1.0), agent.settings.get("confidence", "mean_probability")
     answers, log_probabilities, mask = agent.policy.sample(observations, agent.max_new_tokens, temperature)
     _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - count)))
-    return {
-        "reward": rewards[:count].tolist(),
-        "confidence": CONFIDENCES[form](log_probabilities, mask).tolist(),
-        "key": list(infos["sample_key"][:count]),
-    }
+    confidences = CONFIDENCES[form](log_probabilities, mask).tolist()
+    return rewards[:count].tolist(), confidences, list(infos["sample_key"][:count])
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def summary(found: JsonObject) -> str:
     """Format counts, shares and advantages as a text table."""
     lines = [f"{'':<10}{''.join(f'{name:>8}' for name in NAMES.values())}{'within':>10}"]
     for title, values, form in (
@@ -164,11 +187,11 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping[str, Any], folder: Path) -> None:
+def draw(found: JsonObject, folder: Path) -> None:
     """Plot the answers by confidence and reward, and the advantages per algorithm and type."""
     from matplotlib.figure import Figure
 
-    figure: Figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     where, what = figure.subplots(1, 2, width_ratios=(1, 1.35))
     _draw_answers(where, found)
     _draw_advantages(what, found["advantages"])
@@ -178,9 +201,8 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
         run_folder.write(folder / name, stream.getvalue())
 
 
-def _draw_answers(axes: Axes, found: Mapping[str, Any]) -> None:
+def _draw_answers(axes: Axes, found: JsonObject) -> None:
     """Plot the confidence and reward of each answer, and the regions of the types."""
-    import numpy as np
     from matplotlib.patches import Rectangle
 
     x, y = (np.array(found[name], dtype=np.float32) for name in ("confidence", "reward"))  # the dtype of the thresholds

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskgym.aliases import Config
 from maskgym.experiments.wiring import build
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
 
 Scores = tuple[np.ndarray, dict[str, np.ndarray]]  # rewards and their named terms, float64 (B,) each
 Request = tuple[int, Sequence[int], Sequence[str]]  # task index, sample indices, answers
@@ -29,13 +34,16 @@ class Scorer:
         directory: Working directory of the command, which paths in the config are relative to.
     """
 
-    def __init__(self, config: dict[str, Any], directory: str) -> None:
+    def __init__(self, config: Config, directory: str) -> None:
         from maskgym.agents.text.reward_function import Episodes
+        from maskgym.segmenters.contracts import ReferringSegmenter
         from maskgym.segmenters.phrases.mask_cache import MaskCache
 
         os.chdir(directory)
         parts = build.make_parts(config)
-        self.cache = MaskCache(parts["segmenter"])
+        segmenter = parts["segmenter"]
+        assert isinstance(segmenter, ReferringSegmenter)  # the environments of text take no other
+        self.cache = MaskCache(segmenter)
         parts["segmenter"] = self.cache
         self.episodes = Episodes([build.make_env(config, task, "train", parts) for task in config["env"]["gym_ids"]])
         self._waiting: list[tuple[Request, asyncio.Future[Scores]]] = []
@@ -58,7 +66,7 @@ class Scorer:
     async def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Scores]]]) -> None:
         try:
             found = await asyncio.to_thread(self.score_all, [request for request, _ in batch])
-        except Exception as error:  # told to each that asked
+        except Exception as error:  # each waiting request receives it
             for _, asked in batch:
                 asked.set_exception(error)
             return
@@ -66,7 +74,7 @@ class Scorer:
             asked.set_result(scores)
 
     def score_all(self, requests: Sequence[Request]) -> list[Scores]:
-        """Return the scores of each request; those of a task go through its environment together."""
+        """Score requests; those of one task go through its environment together."""
         found: dict[int, Scores] = {}
         for task in {request[0] for request in requests}:
             places = [place for place, request in enumerate(requests) if request[0] == task]
@@ -87,10 +95,10 @@ class RewardPool:
         actors: Handles of actors of `Scorer`.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: Sequence[ActorHandle]) -> None:
         self.actors = list(actors)
         self._counts = {place: (0, 0) for place in range(len(self.actors))}
-        self._expected: dict[tuple[int, int, str], Any] = {}  # pending requests, by task, sample and answer
+        self._expected: dict[tuple[int, int, str], ObjectRef] = {}  # pending requests, by task, sample and answer
 
     def expect(self, task: int, index: int, answer: str) -> None:
         """Request the score of an answer ahead of `step`, while other answers are still being generated."""
@@ -104,7 +112,7 @@ class RewardPool:
 
         keys = [(task, int(index), answer) for index, answer in zip(indices, answers, strict=True)]
         # Answers without a pending request are sent in one request per actor, to keep messages few.
-        groups: dict[Any, list[int]] = {}
+        groups: dict[ObjectRef | int, list[int]] = {}  # places of answers by request, or by the actor to ask
         for place, key in enumerate(keys):
             groups.setdefault(self._expected.get(key, key[1] % len(self.actors)), []).append(place)
         asked = [
@@ -125,13 +133,13 @@ class RewardPool:
         return values, terms
 
     def cost(self) -> dict[str, float]:
-        """Return the hit rate of the mask caches so far, over all workers."""
+        """Compute the hit rate of the mask caches so far, over all workers."""
         hits, misses = np.sum(list(self._counts.values()), axis=0)
         return {"mask_cache_hits": float(hits / max(1, hits + misses))}
 
 
 @contextmanager
-def started(config: dict[str, Any]) -> Iterator[list[Any]]:
+def started(config: Config) -> Iterator[list[ActorHandle]]:
     """Start ``scale.reward_actors`` actors, and stop them at the end.
 
     Yields:
@@ -139,11 +147,11 @@ def started(config: dict[str, Any]) -> Iterator[list[Any]]:
     """
     import ray
 
-    scale: Mapping[str, Any] = config["scale"]
+    scale = config["scale"]
     actor = ray.remote(Scorer).options(
         num_cpus=1, num_gpus=int(scale["use_gpu"]), max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
-    actors: list[Any] = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
+    actors = [actor.remote(config, os.getcwd()) for _ in range(scale["reward_actors"])]
     try:
         yield actors
     finally:

@@ -1,17 +1,15 @@
 """Runs on Ray: ``scale=ray`` trains one agent in several workers, each on a shard of every global batch.
 
 Every worker runs `maskgym.experiments.training.train.run` with the same config. Rank 0 evaluates and writes the run
-folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are restarted
-from the last checkpoint.
+folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are
+restarted from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -19,24 +17,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.errors import UserError
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train as training
 from maskgym.experiments.wiring import run_folder
+from maskgym.experiments.wiring.cluster import connected
+
+if TYPE_CHECKING:
+    from ray.train import Result, TrainingFailedError
 
 STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # Ray's own output, which nothing reads
 POINTER = "pointer.json"  # holds the path of a checkpoint
-CONNECT_S = 10  # timeout of the connection to a cluster, since Ray itself tries for minutes
 GONE = ("health check failed", "Connection closed by peer")  # messages of Ray and other workers on a lost worker
 ASKED_S = 0.5  # interval of Ray's health checks, which also collect reports; Ray's default is 2
 BARRIER_S = 24 * 3600  # timeout of collectives, since the other workers wait while rank 0 evaluates
 
 
-def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+def run(config: Config, folder: Path, resume: bool = False) -> JsonObject:
     """Train on Ray, with the arguments and the result of `maskgym.experiments.training.train.run`.
 
     Raises:
@@ -66,13 +68,13 @@ def run(config: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
     raise AssertionError("unreachable")
 
 
-def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
-    """Start the workers and wait for their end; return the ``ray.train.Result``."""
+def _fit(config: Config, folder: Path, resume: bool) -> Result:
+    """Start the workers and wait for their end."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: Any) -> None:
+        def _register_sigint_handler(self, controller: object) -> None:
             """Leave Ctrl-C to the run, which prints how to resume; Ray's handler would end the process."""
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in a config are relative to the command's working directory
@@ -94,7 +96,7 @@ def _fit(config: dict[str, Any], folder: Path, resume: bool) -> Any:
         ).fit()
 
 
-def _work(settings: Mapping[str, Any]) -> None:
+def _work(settings: Settings) -> None:
     """Run the training in one worker."""
     os.chdir(settings["directory"])
     scorer = reward_pool.RewardPool(settings["actors"]) if settings["actors"] else None
@@ -123,9 +125,12 @@ def _report(checkpoints: Path, every: int, last: int, step: int, values: Mapping
         train.report(told, checkpoint=train.Checkpoint.from_directory(place))
 
 
-def _fault(error: Any) -> str:
+def _fault(error: TrainingFailedError) -> str:
     """Describe in one line why workers died; raise the cause if it is a `UserError`."""
-    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()] or [error]
+    from ray.train import WorkerGroupError
+
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    causes = [_cause(failure) for failure in failures] or [error]
     for cause in causes:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from error
@@ -141,7 +146,7 @@ def _cause(error: BaseException) -> BaseException:
     return error if inner is None else _cause(inner)
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _check(config: Config) -> None:
     from maskgym import agents
 
     scale = config["scale"]
@@ -151,51 +156,17 @@ def _check(config: Mapping[str, Any]) -> None:
     if scale["reward_actors"] and "scorer" not in agents.get(config["algo"]["name"]).takes:
         raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
     if config["algo"].get("fsdp") and config["evaluation"]["every"]:
-        raise UserError("evaluation.every: with algo.fsdp the first worker has all weights at the end only")
+        raise UserError("evaluation.every: with algo.fsdp, rank 0 has all weights only at the end")
 
 
-def _starts_workers(config: Mapping[str, Any]) -> bool:
+def _starts_workers(config: Config) -> bool:
     """Check whether the agent starts its workers itself, as RLlib agents do."""
     from maskgym import agents
 
     return agents.get(config["algo"]["name"]).starts_workers
 
 
-@contextmanager
-def connected(address: str | None, option: str = "scale.address") -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine if the address is None; disconnect at the end.
-
-    Args:
-        address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT`` or None.
-        option: Name of the option that set the address, for error messages.
-
-    Raises:
-        UserError: If Ray is not installed, or no cluster answers.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("Ray is not installed: pip install 'maskgym[ray]'") from error
-    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        settings["include_dashboard"] = False
-    try:
-        host, _, port = str(address).removeprefix("ray://").rpartition(":")
-        if host:
-            socket.create_connection((host, int(port)), CONNECT_S).close()
-        ray.init(address=address, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{option}={address}: no cluster answers (one with a token: RAY_AUTH_MODE=token): {said}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_resources(config: Mapping[str, Any]) -> None:
+def _check_resources(config: Config) -> None:
     """Raise a UserError if the cluster lacks resources for workers and actors; Ray itself would wait forever."""
     import ray
 
@@ -224,7 +195,7 @@ def _storage(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(config: Mapping[str, Any], folder: Path) -> Iterator[None]:
+def _progress(config: Config, folder: Path) -> Iterator[None]:
     """Show a progress bar that follows the metrics file of rank 0."""
     name, file = f"{config['env']['name']} {config['algo']['name']}", folder / run_folder.METRICS
     over = threading.Event()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from maskgym.experiments.grids import benchmark, results_table, study
+from maskgym.errors import UserError
+from maskgym.experiments.grids import benchmark, benchmark_report, matrix, results_table
 from maskgym.experiments.wiring import composition
 
 SMALL = ["evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2", "algo.batch_size=8"]
@@ -45,10 +46,10 @@ def write(tmp_path, **changes):
     return file
 
 
-def fill(results, cell, scores, tokens, seed=0):
+def fill(results, spec, scores, tokens, seed=0):
     """Add results by hand: ``scores`` at updates 0, 2 and 4, ``tokens`` generated at each update."""
-    results.rows[results.key(cell)] = {
-        "config": study.config_of(cell.arguments),
+    results.rows[results.key(spec)] = {
+        "config": spec.config,
         "before": {"iasm": scores[0], "reward": scores[0]},
         "after": {"iasm": scores[-1], "reward": scores[-1]},
         "updates": {"step": [1, 2, 3, 4], "generated_tokens": tokens, "reward": [0.1, 0.2, None, 0.4]},
@@ -56,44 +57,44 @@ def fill(results, cell, scores, tokens, seed=0):
     }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in benchmark.MATRICES.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in matrix.MATRICES.glob("*.yaml")))
 def test_every_matrix_composes(name, tmp_path):
-    matrix = benchmark.load(name)
-    text = (benchmark.MATRICES / f"{name}.yaml").read_text()
+    content = matrix.load(name)
+    text = (matrix.MATRICES / f"{name}.yaml").read_text()
     assert text.startswith(f"# maskgym benchmark {name}")
-    cells = [cell for cell in benchmark.Results(matrix, tmp_path).cells() if cell.arguments[-1] == "seed=0"]
-    assert cells
-    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
-    assert all(len(section["seeds"]) >= 3 for section in matrix["sections"])
-    for cost in matrix["costs"]:
+    specs = [spec for spec in matrix.Results(content, tmp_path).specs() if spec.arguments[-1] == "seed=0"]
+    assert specs
+    assert len({spec.folder(tmp_path) for spec in specs}) == len(specs)
+    assert all(len(section["seeds"]) >= 3 for section in content["sections"])
+    for cost in content["costs"]:
         for row in cost["rows"]:
-            config = composition.compose(benchmark.cost_arguments(cost, row))
-            assert config["algo"]["updates"] > benchmark.WARM_UP
+            config = composition.compose(matrix.cost_arguments(cost, row))
+            assert config["algo"]["updates"] > matrix.WARM_UP
 
 
 def test_rows_that_sections_share_are_one_run_and_a_row_goes_before_its_column(tmp_path):
-    results = benchmark.Results(benchmark.load("algorithms"), tmp_path)
+    results = matrix.Results(matrix.load("algorithms"), tmp_path)
     first, tasks, *_ = results.matrix["sections"]
-    together, _ = benchmark.load("cgpo")["sections"]
-    keys = [results.key(benchmark.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
+    together, _ = matrix.load("cgpo")["sections"]
+    keys = [results.key(matrix.run_of(section, "cgpo", "sis", 1)) for section in (first, tasks)]
     assert keys[0] == keys[1]
-    runs = [benchmark.run_of(together, "together", column, 0) for column in together["columns"]]
+    runs = [matrix.run_of(together, "together", column, 0) for column in together["columns"]]
     assert {run.arguments for run in runs} == {runs[0].arguments}
     assert composition.compose(runs[0].arguments)["env"]["name"] == "saliency"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, in_process):
     """Run a benchmark once; return its command, its folder and the rows of its table by algorithm."""
     folder = tmp_path_factory.mktemp("made")
     file, out = write(folder), folder / "out"
     command = [str(file), "--out", str(out), "--runs", str(folder / "runs")]
-    assert benchmark.main(command) == 0
+    assert benchmark.main(command, in_process) == 0
     rows = results_table.read(out / "small.jsonl.gz")
     return command, out, {row.get("algo", "cost"): row for row in rows.values()}
 
 
-def test_a_benchmark_runs_reports_and_repeats_nothing(made):
+def test_a_benchmark_runs_reports_and_repeats_nothing(made, in_process):
     command, out, found = made
     text = (out / "small.md").read_text()
     assert set(found) == {"cgpo", "grpo", "cost"} and len(list((out / "small").glob("*.png"))) == 1
@@ -106,26 +107,27 @@ def test_a_benchmark_runs_reports_and_repeats_nothing(made):
     assert round_["reward_calls"] == 8 and round_["step_s"] > 0 and round_["peak_memory_mib"] > 100
     assert f"| grpo | 8 | {round_['generated_tokens']:,.0f} | {round_['step_s']:.2f} (" in text
     written = (out / "small.jsonl.gz").stat().st_mtime_ns
-    assert benchmark.main(command) == 0
+    assert benchmark.main(command, in_process) == 0
     assert (out / "small.jsonl.gz").stat().st_mtime_ns == written
     assert (out / "small.md").read_text() == text  # intervals too
 
 
-def test_the_same_seed_gives_the_same_row(made, tmp_path):
+def test_the_same_seed_gives_the_same_row(made, tmp_path, in_process):
     section = {**MATRIX["sections"][0], "rows": {"grpo": {"with": ["algo=grpo"]}}, "against": "grpo"}
     file = write(tmp_path, sections=[section], costs=[])
-    assert benchmark.main([str(file), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
+    command = [str(file), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    assert benchmark.main(command, in_process) == 0
     (again,) = results_table.read(tmp_path / "out" / "small.jsonl.gz").values()
     assert again == made[2]["grpo"]
 
 
 def test_equal_budgets_are_read_between_evaluations(tmp_path):
     section = {**MATRIX["sections"][0], "seeds": [0, 1]}
-    results = benchmark.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    results = matrix.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
     for seed in (0, 1):
-        fill(results, benchmark.run_of(section, "cgpo", "sis", seed), [0.5, 0.7, 0.9], [10, 10, 0, 0])
-        fill(results, benchmark.run_of(section, "grpo", "sis", seed), [0.5, 0.6, 0.8], [10, 10, 10, 10])
-    text, pictures = benchmark.report(results, "small")
+        fill(results, matrix.run_of(section, "cgpo", "sis", seed), [0.5, 0.7, 0.9], [10, 10, 0, 0])
+        fill(results, matrix.run_of(section, "grpo", "sis", seed), [0.5, 0.6, 0.8], [10, 10, 10, 10])
+    text, pictures = benchmark_report.report(results, "small")
     # 20 tokens are all that cgpo generates, and what grpo has after two updates
     assert "| after | 4 updates | 20 generated tokens |" in text
     grpo = "0.800 [0.800, 0.800] | 0.600 [0.600, 0.600]"
@@ -135,48 +137,81 @@ def test_equal_budgets_are_read_between_evaluations(tmp_path):
     assert pictures["small-1.png"].startswith(b"\x89PNG")
     results.costs = {"algo=cgpo env=sis": [{"step_s": 2.0}], "algo=grpo env=sis": [{"step_s": 4.0}]}
     with pytest.raises(KeyError):  # batch_size is part of what decides the cost
-        benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
-    keys = [benchmark.cost_key(benchmark.run_of(section, row, "sis", 0).arguments) for row in ("cgpo", "grpo")]
+        benchmark_report.curves(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    keys = [matrix.cost_key(matrix.run_of(section, row, "sis", 0).arguments) for row in ("cgpo", "grpo")]
     results.costs = {keys[0]: [{"step_s": 2.0}], keys[1]: [{"step_s": 4.0}]}
-    seconds = benchmark._panels(results, section, ["cgpo", "grpo"], "sis")["seconds"]
+    seconds = benchmark_report.curves(results, section, ["cgpo", "grpo"], "sis")["seconds"]
     assert seconds["cgpo"][0][0] == [0, 4, 8] and seconds["grpo"][0][0] == [0, 8, 16]
 
 
 def test_published_orders_hold_are_reversed_or_open(tmp_path):
     section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
-    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm", "mae", "reward"]}}
+    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm", "mae", "noc90", "reward"]}}
     published = {
-        "cgpo": {"sis": {"iasm": 0.9, "mae": 0.1, "reward": 0.4}},
-        "grpo": {"sis": {"iasm": 0.8, "mae": 0.2, "reward": 0.5}},
+        "cgpo": {"sis": {"iasm": 0.9, "mae": 0.1, "noc90": 3.0, "reward": 0.4}},
+        "grpo": {"sis": {"iasm": 0.8, "mae": 0.2, "noc90": 2.0, "reward": 0.5}},
     }
-    results = benchmark.Results({**MATRIX, "sections": [section], "published": published}, tmp_path / "small")
+    results = matrix.Results({**MATRIX, "sections": [section], "published": published}, tmp_path / "small")
+    # In the paper cgpo has the better iasm and mae and the worse number of clicks. Here it has the better iasm alone,
+    # and the rewards overlap.
+    here = {"cgpo": {"iasm": 0.9, "mae": 0.3, "noc90": 3.0}, "grpo": {"iasm": 0.7, "mae": 0.2, "noc90": 2.5}}
     for seed in range(3):
-        # In the paper cgpo has the better iasm and mae, here the better iasm alone; of the rewards nothing can be said.
-        for row, iasm, mae, reward in (("cgpo", 0.9, 0.3, 0.5 + seed), ("grpo", 0.7, 0.2, 0.6 + seed)):
-            cell = benchmark.run_of(section, row, "sis", seed)
-            fill(results, cell, [0.5, 0.6, 0.7], [1, 1, 1, 1])
-            after = {"iasm": iasm + seed / 100, "mae": mae, "reward": reward}
-            results.rows[results.key(cell)]["after"] = after
-    text = "\n".join(benchmark._order_table(results, section, ["cgpo", "grpo"]))
+        for row, reward in (("cgpo", 0.5 + seed), ("grpo", 0.6 + seed)):
+            spec = matrix.run_of(section, row, "sis", seed)
+            fill(results, spec, [0.5, 0.6, 0.7], [1, 1, 1, 1])
+            results.rows[results.key(spec)]["after"] = {**here[row], "reward": reward}
+    orders = benchmark_report.published_orders(results, section, ["cgpo", "grpo"])
+    assert [(order.measure, order.rows, order.verdict) for order in orders] == [
+        ("iasm", ("cgpo", "grpo"), "holds"),
+        ("mae", ("cgpo", "grpo"), "reversed"),
+        ("noc90", ("grpo", "cgpo"), "holds"),
+        ("reward", ("grpo", "cgpo"), "open"),
+    ]
+    assert orders[1].published == (0.1, 0.2) and orders[1].chance == (0, 0, 0)
+    text, _ = benchmark_report.report(results, "small")
     assert "| sis iasm | cgpo before grpo | 0.900, 0.800 | 1.00 [1.00, 1.00] | holds |" in text
-    assert "| sis mae | cgpo before grpo | 0.100, 0.200 | 0.00 [0.00, 0.00] | reversed |" in text
     assert "| sis reward | grpo before cgpo | 0.500, 0.400 | 0.67" in text and "] | open |" in text
-    assert "Of 3 published orders 1 hold here, 1 are reversed, 1 are open" in text
-    assert benchmark._order_table(results, {**section, "against": "grpo"}, ["grpo"]) == []
+    assert "Of 4 published orders 2 hold here, 1 are reversed, 1 are open" in text
+    assert benchmark_report.published_orders(results, {**section, "against": "grpo"}, ["grpo"]) == []
+
+
+def test_of_a_measure_that_is_better_when_lower_the_lower_row_is_better(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
+    columns = {"first": {"measures": ["ber_mean", "iou"]}, "second": {"with": ["env=sod"], "measures": ["iou"]}}
+    results = matrix.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    for row, error in (("cgpo", 0.1), ("grpo", 0.3)):
+        for seed in range(3):
+            for column in columns:
+                spec = matrix.run_of({**section, "columns": columns}, row, column, seed)
+                fill(results, spec, [0.5, 0.6, 0.7], [1, 1, 1, 1])
+                results.rows[results.key(spec)]["after"] = {"ber_mean": error, "iou": 1 - error, "reward": 0.0}
+    alone = {**section, "columns": {"first": columns["first"]}}
+    found = benchmark_report.compare(results, alone, "cgpo", "grpo")
+    assert found.chance == (1, 1, 1)
+    assert found.first == pytest.approx((0.1, 0.1, 0.1)) and found.second == pytest.approx((0.3, 0.3, 0.3))
+    assert benchmark_report.compare(results, {**section, "columns": columns}, "cgpo", "grpo").chance == (1, 1, 1)
+    assert benchmark_report.compare(results, alone, "grpo", "cgpo").chance == (0, 0, 0)
+
+
+def test_a_curve_is_read_between_its_points():
+    curves = [([0, 10, 20], [0.0, 1.0, 2.0]), ([0, 5, 25], [1.0, 1.0, 3.0])]
+    np.testing.assert_allclose(benchmark_report.at_budget(curves, 15), [[1.5], [2.0]])
+    picture = benchmark_report.draw_curves({"updates": {"cgpo": [([0, 1], [0.1, 0.2])] * 2}}, "iasm")
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_results_of_other_defaults_are_not_taken_and_new_keys_change_nothing(tmp_path):
     section = MATRIX["sections"][0]
-    results = benchmark.Results(MATRIX, tmp_path / "small")
-    cell = benchmark.run_of(section, "cgpo", "sis", 0)
-    fill(results, cell, [0.5, 0.7, 0.9], [10, 10, 0, 0])
-    found = results.rows[results.key(cell)]
+    results = matrix.Results(MATRIX, tmp_path / "small")
+    spec = matrix.run_of(section, "cgpo", "sis", 0)
+    fill(results, spec, [0.5, 0.7, 0.9], [10, 10, 0, 0])
+    found = results.rows[results.key(spec)]
     found["config"] = copy.deepcopy(found["config"])  # the composed one is cached
-    assert results.of(cell) == found
+    assert results.of(spec) == found
     del found["config"]["algo"]["epsilon"]  # as if the run were older than this key
-    assert results.of(cell) == found
+    assert results.of(spec) == found
     found["config"]["algo"]["learning_rate"] = 0.5
-    assert results.of(cell) is None and results.read(section, "cgpo", "sis") == []
+    assert results.of(spec) is None and results.read(section, "cgpo", "sis") == []
 
 
 def test_a_report_of_what_is_there(tmp_path, capsys):
@@ -206,6 +241,6 @@ def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
 def test_an_unknown_matrix_and_measure(tmp_path, capsys):
     assert benchmark.main(["nonesuch"]) == 2
     assert "expected a path, or one of algorithms" in capsys.readouterr().err
-    with pytest.raises(study.UserError, match="measure 'iasmm' of sis: expected one of iasm"):
-        benchmark.score({"iasm": 1.0}, "sis", "iasmm")
-    assert benchmark.score({"sis/iasm": np.float64(0.5)}, "sis", "iasm") == 0.5
+    with pytest.raises(UserError, match="measure 'iasmm' of sis: expected one of iasm"):
+        matrix.score({"iasm": 1.0}, "sis", "iasmm")
+    assert matrix.score({"sis/iasm": np.float64(0.5)}, "sis", "iasm") == 0.5

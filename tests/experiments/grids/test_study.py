@@ -32,32 +32,32 @@ def test_every_study_composes_and_shares_its_runs(name, tmp_path):
     content = study.load(name)
     assert (study.STUDIES / f"{name}.yaml").read_text().startswith(f"# maskgym study {name}")
     assert len(content["seeds"]) >= 3
-    groups = study.cells(content, content["seeds"][:1])
+    groups = study.specs(content, content["seeds"][:1])
     for group in groups.values():
         composition.change(composition.compose(group[0].arguments), group[0].changes)
         if group[0].baseline:
-            baselines.parse([*group[0].command()[len(study.BASELINE) :], "--out=results.json"])
-    trained = {cell.folder(tmp_path) for group in groups.values() for cell in group}
+            baselines.parse([*group[0].command[1:], "--out=results.json"])
+    trained = {spec.folder(tmp_path) for group in groups.values() for spec in group}
     most = 35 if name == "learning_rates" else 28  # the sweep has nothing to share
     assert len(trained) <= most
 
 
 def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
     content = study.load("alignsam_components")
-    groups = study.cells(content, [0])
+    groups = study.specs(content, [0])
     folder = {place: group[0].folder(tmp_path) for place, group in groups.items()}
     assert folder["ours", "blur IoU"] == folder["ours", "blur F"] == folder["without RL", "blur IoU"]
     assert folder["ours", "blur IoU"] != folder["without SRM", "blur IoU"] != folder["without SRM", "glass IoU"]
-    branches = study.cells(study.load("alignsam_branches"), [0])
-    baseline = study.cells(study.load("alignsam_baselines"), [3])
-    command = baseline["SAMed", "glass F"][0].command()[len(study.BASELINE) :]
-    assert command == ("samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
+    branches = study.specs(study.load("alignsam_branches"), [0])
+    baseline = study.specs(study.load("alignsam_baselines"), [3])
+    command = baseline["SAMed", "glass F"][0].command
+    assert command == ("baselines", "samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
     assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
 
 
-def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
+def test_a_study_runs_resumes_and_shows(tmp_path, capsys, in_process):
     file, out = write(tmp_path), tmp_path / "out"
-    assert study.main([str(file), "--out", str(out)]) == 0
+    assert study.main([str(file), "--out", str(out)], in_process) == 0
     shown = capsys.readouterr().out
     (folder,) = (out / "runs").iterdir()
     two = json.loads((folder / "results.json").read_text())["after"]["iou"]
@@ -66,34 +66,25 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys):
     assert f"| than one | {two - one:+.3f} |" in shown  # one value has no interval
     assert (out / "small.md").read_text() + "\n" == shown
     written = (folder / "results.json").stat().st_mtime_ns
-    assert study.main([str(file), "--out", str(out)]) == 0
+    assert study.main([str(file), "--out", str(out)], in_process) == 0
     assert (folder / "results.json").stat().st_mtime_ns == written
 
     # The table takes the results over, and a study with the table needs no folder of runs.
     kept = tmp_path / "kept.jsonl.gz"
-    assert study.main([str(file), "--out", str(out), "--table", str(kept)]) == 0
+    assert study.main([str(file), "--out", str(out), "--table", str(kept)], in_process) == 0
     assert len(results_table.read(kept)) == 2
-    assert study.main([str(file), "--out", str(tmp_path / "other"), "--table", str(kept)]) == 0
+    assert study.main([str(file), "--out", str(tmp_path / "other"), "--table", str(kept)], in_process) == 0
     assert (tmp_path / "other" / "small.md").read_text() == (out / "small.md").read_text()
     assert not (tmp_path / "other" / "runs").exists()
 
 
-def test_a_row_of_other_defaults_is_not_taken(tmp_path):
-    content = study.load(str(write(tmp_path)))
-    cell = study.cells(content, [0])["two", "glass"][0]
-    config = study.config_of(cell.arguments)
-    assert cell.stored({cell.key: {"config": config, "results": {"after": {}}}}) == {"after": {}}
-    assert cell.stored({cell.key: {"config": config | {"train_samples": 7}, "results": {"after": {}}}}) is None
-    assert cell.stored({}) is None
-
-
 def test_several_seeds_have_intervals(tmp_path):
     content = study.load(str(write(tmp_path, seeds=[0, 1], rows={"two": {}, "more": {"with": ["env.horizon=3"]}})))
-    for (row, _), group in study.cells(content, content["seeds"]).items():
-        for seed, cell in enumerate(group):
-            cell.file(tmp_path).parent.mkdir(parents=True)
+    for (row, _), group in study.specs(content, content["seeds"]).items():
+        for seed, spec in enumerate(group):
+            spec.file(tmp_path).parent.mkdir(parents=True)
             value = {"two": (0.2, 0.4), "more": (0.1, 0.1)}[row][seed]
-            cell.file(tmp_path).write_text(json.dumps({"after": {"iou": value}}))
+            spec.file(tmp_path).write_text(json.dumps({"after": {"iou": value}}))
     shown = study.table(content, content["seeds"], tmp_path)
     assert "| two | 0.300 [0.200, 0.400] |" in shown and "2 seeds, mean and 95 % interval" in shown
     assert "| than more | +0.200 [+0.100, +0.300] |" in shown
@@ -106,8 +97,8 @@ def test_several_seeds_have_intervals(tmp_path):
         ({"columns": {"glass": {"measure": "iouu"}}}, "measure 'iouu': expected one of reward"),
     ],
 )
-def test_what_goes_wrong_is_one_line(tmp_path, capsys, changes, message):
-    assert study.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")]) == 2
+def test_what_goes_wrong_is_one_line(tmp_path, capsys, in_process, changes, message):
+    assert study.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")], in_process) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -119,11 +110,3 @@ def test_what_is_no_study(tmp_path, capsys):
     with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
         study.load(str(tmp_path / "a.yaml"))
     assert study.main([str(write(tmp_path)), "--jobs", "0"]) == 2
-
-
-def test_where_a_run_is_made_counts_where_its_numbers_depend_on_it():
-    base = ("env=sod", "algo=cgpo")
-    two = study.config_of((*base, "scale=ray"))
-    assert study.config_of((*base, "scale=local")) == study.config_of(base) != two
-    assert study.config_of((*base, "scale=ray", "scale.max_failures=9")) == two
-    assert study.config_of((*base, "scale=ray", "scale.num_workers=1")) != two

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ from PIL import Image
 
 from maskgym.errors import UserError
 from maskgym.experiments import run
-from maskgym.experiments.grids import study, sweep
+from maskgym.experiments.grids import sweep
+from maskgym.experiments.grids.runner import RunSpec
 
 NAMES = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 SMALL = {
@@ -41,8 +44,8 @@ def test_every_sweep_composes_and_says_how_to_run_it(name):
     assert (sweep.SWEEPS / f"{name}.yaml").read_text().startswith(f"# maskgym sweep {name}")
     content = sweep.load(name)
     found = sweep.rows(content)
-    cells = {sweep.cell(content, row) for row in found}
-    assert 1 < len(cells) == len(found)
+    specs = {sweep.spec(content, row) for row in found}
+    assert 1 < len(specs) == len(found)
     assert sweep.rows(content) == found
     assert not any("logger" in row for row in found)
 
@@ -75,50 +78,63 @@ def test_the_command_that_wandb_builds_is_one_of_ours(name, monkeypatch):
     assert asked[0]["algo"]["updates"] == content["parameters"]["algo.updates"]["value"]
 
 
-@pytest.mark.e2e
-def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
-    file, out = write(tmp_path), tmp_path / "out"
-    process = subprocess.Popen([*SWEEP, str(file), "--out", str(out)])
-    while not list(out.glob("runs/*/results.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
-    assert 0 < len(before) < 4
-    assert sweep.main([str(file), "--out", str(out)]) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+def stamps(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
+
+
+def check_table(out: Path, shown: str) -> None:
     head, *body = csv.reader((out / "small.csv").open())
     assert head == ["env.task", "seed", "held_out/iou"]
     assert len(body) == 4 and len({tuple(row[:2]) for row in body}) == 4
     qualities = [float(row[2]) for row in body]
     assert qualities == sorted(qualities, reverse=True)
-    assert capsys.readouterr().out.count("| shadow |") == 2
+    assert shown.count("| shadow |") == 2
     with Image.open(out / "small.png") as picture:
         assert picture.width > 800
-    again = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
-    assert len(again) == 4 and sweep.main([str(file), "--out", str(out)]) == 0
-    assert again == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/results.json")}
+
+
+def test_a_sweep_that_was_stopped_ends_with_each_row_once(tmp_path, capsys, in_process):
+    file, out, done = write(tmp_path), tmp_path / "out", []
+
+    def stop_at_the_third(words, cold=False):
+        done.append(words)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return in_process(words, cold)
+
+    assert sweep.main([str(file), "--out", str(out)], stop_at_the_third) == 130
+    assert "interrupted: the same command goes on" in capsys.readouterr().err
+    before = stamps(out)
+    assert 2 <= len(before) < 4
+    assert sweep.main([str(file), "--out", str(out)], in_process) == 0
+    after = stamps(out)
+    assert before.items() <= after.items() and len(after) == 4
+    check_table(out, capsys.readouterr().out)
+    assert sweep.main([str(file), "--out", str(out)], in_process) == 0
+    assert stamps(out) == after
+
+
+@pytest.mark.e2e
+def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
+    file, out = write(tmp_path), tmp_path / "out"
+    process = subprocess.Popen([*SWEEP, str(file), "--out", str(out)], start_new_session=True)
+    while not stamps(out):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = stamps(out)
+    assert 0 < len(before) < 4
+    assert sweep.main([str(file), "--out", str(out)]) == 0
+    assert before.items() <= stamps(out).items()
+    check_table(out, capsys.readouterr().out)
 
 
 @pytest.mark.e2e
 def test_rows_are_made_by_tasks_of_ray(tmp_path):
     pytest.importorskip("ray")
-    parameters = SMALL["parameters"] | {"env.task": {"value": "glass"}}
-    file = write(tmp_path, parameters=parameters)
-    given = [
-        sys.executable,
-        "-m",
-        "maskgym.experiments.cli",
-        "sweep",
-        str(file),
-        "--out",
-        str(tmp_path / "out"),
-        "--jobs",
-        "2",
-        "--ray",
-        "here",
-    ]
+    file = write(tmp_path, parameters=SMALL["parameters"] | {"env.task": {"value": "glass"}})
+    given = [*SWEEP, str(file), "--out", str(tmp_path / "out"), "--jobs", "2", "--ray", "here"]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out" / "small.csv").read_text().splitlines()) == 3
@@ -166,10 +182,10 @@ def test_what_cannot_run_is_told_in_one_line(tmp_path, capsys, changes, expected
 
 def test_a_measure_that_runs_lack_is_named(tmp_path):
     content = sweep.load(str(write(tmp_path, metric={"name": "held_out/beauty"})))
-    cell = sweep.cell(content, sweep.rows(content)[0])
-    folder = cell.folder(tmp_path)
+    spec = sweep.spec(content, sweep.rows(content)[0])
+    folder = spec.folder(tmp_path)
     folder.mkdir()
     (folder / "results.json").write_text('{"after": {"iou": 1.0}}')
     with pytest.raises(UserError, match="measure 'beauty': expected one of iou"):
-        cell.value(tmp_path)
-    assert isinstance(cell, study.Cell)
+        spec.value(tmp_path)
+    assert spec == RunSpec(spec.arguments, measure="beauty")

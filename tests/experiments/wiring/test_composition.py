@@ -13,7 +13,7 @@ from maskgym.agents.text.language import LanguageAgent
 from maskgym.agents.text.training import METHODS
 from maskgym.data.published import PUBLISHED
 from maskgym.errors import UserError
-from maskgym.experiments.grids import study
+from maskgym.experiments.grids.runner import config_of
 from maskgym.experiments.wiring import composition
 from maskgym.policies.text.mllm import LanguagePolicy
 
@@ -186,7 +186,7 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
     ],
 )
 def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
-    text = composition.dump(study.config_of(tuple(arguments.split())))
+    text = composition.dump(config_of(tuple(arguments.split())))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
 
 

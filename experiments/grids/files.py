@@ -1,0 +1,50 @@
+"""Files of grids: YAML that says what to run, and Markdown tables of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskgym.errors import UserError
+
+
+def read(name: str, folder: Path, kind: str, keys: set[str], optional: Iterable[str] = ()) -> Any:
+    """Read a YAML file by its name in a folder, or by path.
+
+    Raises:
+        UserError: If the file does not exist or cannot be read, or its top-level keys are not ``keys`` and some of
+            ``optional``.
+    """
+    file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{kind} '{name}': no such file: expected a path, or one of {known(folder)}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    check_keys(found, keys, f"{file}: is not a {kind}", optional)
+    return found
+
+
+def check_keys(part: object, keys: set[str], fault: str, optional: Iterable[str] = ()) -> None:
+    """Raise a UserError that begins with ``fault`` unless ``part`` is a dictionary with these keys."""
+    if not isinstance(part, Mapping) or set(part) - set(optional) != keys:
+        also = f", and perhaps {', '.join(sorted(optional))}" if optional else ""
+        raise UserError(f"{fault}: expected the keys {', '.join(sorted(keys))}{also}")
+
+
+def known(folder: Path) -> str:
+    """List the names of the YAML files in a folder, for messages."""
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """Format a Markdown table as lines."""
+    return [_line(head), f"|{'---|' * len(head)}", *map(_line, body)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"

@@ -1,0 +1,193 @@
+"""Matrices of benchmarks, and the table that holds the results of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, TypeVar
+
+import numpy as np
+
+from maskgym.aliases import JsonObject
+from maskgym.errors import UserError
+from maskgym.experiments.grids import files, results_table
+from maskgym.experiments.grids.runner import RunSpec, digest
+from maskgym.experiments.wiring import run_folder
+
+MATRICES = Path(__file__).parents[1] / "matrices"
+HELD_OUT = "held_out/"  # prefix of the logged names of evaluations
+SPENT = ("generated_tokens", "reward_calls")
+# Prefixes of the logged names that the table keeps.
+KEPT = (
+    *SPENT,
+    *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
+    *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
+)
+COSTS = "cost"  # key of the timing runs in the table
+WARM_UP = 3  # initial updates that are not timed
+Value = TypeVar("Value", float, Sequence[float])
+
+# A row is more arguments; a column is more arguments and the measures to show, the quality first.
+Part = TypedDict("Part", {"with": list[str], "measures": list[str]}, total=False)
+
+
+class Section(TypedDict):
+    """Rows that are compared in some columns; ``against`` is the row that the others are compared with."""
+
+    title: str
+    about: str
+    base: list[str]
+    columns: dict[str, Part]
+    rows: dict[str, Part]
+    against: str
+    seeds: list[int]
+
+
+class Cost(TypedDict):
+    """Rows whose updates are timed alone, in rounds."""
+
+    title: str
+    about: str
+    base: list[str]
+    rows: dict[str, Part]
+    rounds: int
+
+
+class Matrix(TypedDict):
+    """Content of a matrix's file; ``published`` maps row, column and measure to a paper's value."""
+
+    title: str
+    about: str
+    sections: list[Section]
+    costs: list[Cost]
+    published: dict[str, dict[str, dict[str, float]]]
+
+
+def load(name: str) -> Matrix:
+    """Load a matrix by the name of its file in ``matrices/``, or by path.
+
+    Raises:
+        UserError: If the file does not exist, or is not a matrix.
+    """
+    matrix: Matrix = files.read(name, MATRICES, "matrix", set(Matrix.__annotations__))
+    for section in matrix["sections"]:
+        files.check_keys(section, set(Section.__annotations__), f"matrix '{name}': {section}: is not a section")
+        if section["against"] not in section["rows"]:
+            rows = ", ".join(section["rows"])
+            raise UserError(f"matrix '{name}': against: {section['against']}: expected one of {rows}")
+    for cost in matrix["costs"]:
+        files.check_keys(cost, set(Cost.__annotations__), f"matrix '{name}': {cost}: is not a cost")
+    return matrix
+
+
+def run_of(section: Section, row: str, column: str, seed: int) -> RunSpec:
+    """Build one run of a section; arguments of the row override those of the column."""
+    up, left = section["columns"][column], section["rows"][row]
+    given = (*section["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}")
+    last = {argument.partition("=")[0]: argument for argument in given}
+    return RunSpec(tuple(last.values()), measure=up["measures"][0])
+
+
+class Results:
+    """Results of a matrix, in a table beside its report.
+
+    Args:
+        matrix: Matrix from `load`.
+        folder: Folder of the pictures, after which the table is named.
+
+    Attributes:
+        rows: Results of each run by `key`.
+        costs: Timing runs by `cost_key`.
+    """
+
+    def __init__(self, matrix: Matrix, folder: Path) -> None:
+        self.matrix, self.folder = matrix, folder
+        self.table = folder.with_name(folder.name + results_table.SUFFIX)
+        self.rows = results_table.read(self.table)
+        self.costs: dict[str, list[dict[str, float]]] = self.rows.pop(COSTS, {}).get("rows", {})
+
+    def write(self) -> None:
+        """Write the table."""
+        costs = {COSTS: {"threads": 1, "rows": self.costs}} if self.costs else {}
+        results_table.write(self.table, self.rows | costs)
+
+    def key(self, spec: RunSpec) -> str:
+        """Return the key of a run; it depends on the arguments only, not on new config keys."""
+        return digest(" ".join(sorted(spec.arguments)))
+
+    def of(self, spec: RunSpec) -> JsonObject | None:
+        """Return the results of a run; None if there are none, or if defaults have changed since."""
+        found = self.rows.get(self.key(spec))
+        return found if found and results_table.agrees(found["config"], spec.config) else None
+
+    def specs(self) -> list[RunSpec]:
+        """List every run once, in the order of the sections."""
+        found = {
+            self.key(spec): spec
+            for section in self.matrix["sections"]
+            for seed in section["seeds"]  # outermost, so that every row has one seed before any has two
+            for row in section["rows"]
+            for column in section["columns"]
+            for spec in [run_of(section, row, column, seed)]
+        }
+        return list(found.values())
+
+    def read(self, section: Section, row: str, column: str) -> list[JsonObject]:
+        """Return the results of a row in a column, in the order of the seeds; missing ones are left out."""
+        found = [self.of(run_of(section, row, column, seed)) for seed in section["seeds"]]
+        return [run for run in found if run is not None]
+
+    def keep(self, spec: RunSpec, run: Path) -> None:
+        """Add a finished run to the table."""
+        rows = run_folder.read_metrics(run / run_folder.METRICS)
+        updates = [row for row in rows if any(name in row for name in SPENT)]
+        held_out = [row for row in rows if any(name.startswith(HELD_OUT) for name in row)]
+        names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
+        measures = [name for name in held_out[0] if name.startswith(HELD_OUT)]
+        found = run_folder.read_json(run / run_folder.RESULTS)
+        self.rows[self.key(spec)] = {
+            "arguments": list(spec.arguments),
+            "config": spec.config,
+            **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
+            "before": found["before"],
+            "after": found["after"],
+            "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
+            "held_out": {
+                name.removeprefix(HELD_OUT): [_rounded(row.get(name)) for row in held_out]
+                for name in ("step", *measures)
+            },
+        }
+        self.write()
+
+    def seconds(self, spec: RunSpec) -> float | None:
+        """Compute the mean seconds per update from the timing runs like this run; None if it was not timed."""
+        rounds = self.costs.get(cost_key(spec.arguments))
+        return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
+
+
+def cost_key(arguments: Sequence[str]) -> str:
+    """Build the key of an update's cost: the arguments without the seed, the budget and the like."""
+    skipped = ("seed=", "evaluation.", "reward=", "algo.updates=", "algo.learning_rate=")
+    return " ".join(sorted(argument for argument in arguments if not argument.startswith(skipped)))
+
+
+def cost_arguments(cost: Cost, row: str) -> tuple[str, ...]:
+    """List the arguments of a timing run."""
+    return (*cost["base"], *cost["rows"][row].get("with", ()))
+
+
+def score(scores: Mapping[str, Value], column: str, measure: str) -> Value:
+    """Look up a measure of a run or its curve; a run of several tasks has one per task, named like the column.
+
+    Raises:
+        UserError: If the run lacks the measure.
+    """
+    for name in (measure, f"{column}/{measure}"):
+        if name in scores:
+            return scores[name]
+    raise UserError(f"measure '{measure}' of {column}: expected one of {', '.join(scores)}")
+
+
+def _rounded(value: float | None) -> float | None:
+    """Round to six significant digits, which is finer than the variation between seeds."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,121 @@
+"""Ways to run a `maskgym` command in a process of its own: cold, forked from a server, or as a Ray task."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import NamedTuple, Protocol
+
+from maskgym.experiments.grids.fork_server import COMMAND, Request
+
+# A library that looks for a GPU while it is imported asks NVML, which does not initialise CUDA. Arrow's own allocator
+# would start a thread.
+SERVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+
+
+class Finished(NamedTuple):
+    """The end of a command: its exit status, negative for a signal, and what it printed."""
+
+    status: int
+    out: str
+    error: str
+
+
+class Runner(Protocol):
+    """Runs a `maskgym` command in a process of its own and waits for its end; called from several threads."""
+
+    def __call__(self, words: Sequence[str], cold: bool = False) -> Finished:
+        """Run a command by its words; ``cold`` asks for a process that has imported nothing."""
+        ...
+
+
+def run_cold(words: Sequence[str], threads: int) -> Finished:
+    """Run a command in a new Python process.
+
+    Args:
+        words: Words of the command.
+        threads: Number of threads of numerical libraries.
+    """
+    command = [sys.executable, "-m", COMMAND, *words]
+    done = subprocess.run(command, env=_environment(threads), capture_output=True, text=True, check=False)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_in_task(words: Sequence[str], cold: bool = True) -> Finished:
+    """Run a command in a Ray task with one core."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(run_cold).remote(words, 1)
+    while ray.is_initialized():  # Ctrl-C shuts Ray down, after which ray.get would block forever
+        if ray.wait([task], timeout=1)[0]:
+            return ray.get(task)
+    return Finished(130, "", "interrupted")
+
+
+class ForkServer:
+    """`Runner` that forks commands from one process, which imports their libraries once.
+
+    The process starts with the first command. Use it as a context manager, which stops the process. Commands are cold
+    on systems other than Linux, whose libraries may start threads when they are imported.
+
+    Args:
+        threads: Number of threads of numerical libraries per command.
+        parts: Modules to import, and ``module:name`` for entries of registries.
+    """
+
+    def __init__(self, threads: int, parts: Sequence[str]) -> None:
+        self.threads, self.parts = threads, parts
+        self._place = TemporaryDirectory(prefix="maskgym-")
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.communicate()
+        self._place.cleanup()
+
+    def __call__(self, words: Sequence[str], cold: bool = False) -> Finished:
+        """Run a command."""
+        if cold or sys.platform != "linux":
+            return run_cold(words, self.threads)
+        address = self._address()
+        request: Request = {
+            "words": list(words),
+            "directory": os.getcwd(),
+            "environment": _environment(self.threads),
+        }
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as error, socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            socket.send_fds(connection, [b"\n"], [out.fileno(), error.fileno()])
+            connection.sendall(f"{json.dumps(request)}\n".encode())
+            answer = connection.makefile().readline()
+            texts = [file.read() for file in (out, error) if not file.seek(0)]
+        return Finished(int(answer), *texts) if answer else Finished(1, texts[0], "its process was lost")
+
+    def _address(self) -> str:
+        """Start the server if it does not run, wait until it listens, and return the path of its socket."""
+        address = str(Path(self._place.name) / "socket")
+        with self._lock:
+            if self._server is None or self._server.poll() is not None:
+                Path(address).unlink(missing_ok=True)
+                command = [sys.executable, "-m", "maskgym.experiments.grids.fork_server", address, *self.parts]
+                environment = {**_environment(self.threads), **SERVER}
+                self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+                assert self._server.stdout is not None  # a pipe
+                self._server.stdout.readline()
+        return address
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}

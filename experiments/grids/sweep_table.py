@@ -1,0 +1,86 @@
+"""Tables of a sweep's runs: Markdown, CSV, and a plot with one axis per parameter."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from maskgym.experiments.grids import files
+from maskgym.experiments.wiring import run_folder
+
+Row = Mapping[str, object]  # one value per parameter
+Scores = Mapping[str, float]
+
+
+def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequence[Scores]) -> None:
+    """Write the parameters that vary and the scores of runs as Markdown, CSV and a plot; print the table.
+
+    Args:
+        out: Folder for the three files.
+        name: Name of the files without the ending.
+        title: Title of the table and the plot.
+        rows: Parameters of each run.
+        scores: Scores of each run.
+    """
+    varied = [key for key in rows[0] if len({text(row[key]) for row in rows}) > 1]
+    head = [*varied, *scores[0]]
+    body = [[*(row[key] for key in varied), *found.values()] for row, found in zip(rows, scores, strict=True)]
+    shown = "\n".join([f"{title}\n", *files.table(head, [[text(value) for value in line] for line in body]), ""])
+    run_folder.write(out / f"{name}.md", shown)
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([head, *body])
+    run_folder.write(out / f"{name}.csv", stream.getvalue())
+    run_folder.write(out / f"{name}.png", draw(title, head, body))
+    print(f"{shown}\n{out / name}.png")
+
+
+def text(value: object) -> str:
+    """Format a value for an argument of `run.py` or a table."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def draw(title: str, head: Sequence[str], body: Sequence[Sequence[object]]) -> bytes:
+    """Plot parallel coordinates as PNG: one axis per column, one line per run, coloured by the last column."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.8 * len(head) + 1.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    columns = [_axis([line[place] for line in body]) for place in range(len(head))]
+    for run in zip(*(heights for heights, _ in columns), strict=True):
+        axes.plot(range(len(head)), run, color=colormaps["viridis"](run[-1]), alpha=0.8, linewidth=1.5)
+    for place, (_, ticks) in enumerate(columns):
+        axes.axvline(place, color="0.7", linewidth=1, zorder=0)
+        for height, label in ticks:
+            axes.text(place + 0.03, height, label, fontsize=8, va="center", backgroundcolor=(1, 1, 1, 0.6))
+    axes.set_xticks(range(len(head)), head, fontsize=9)
+    axes.set_yticks([])
+    axes.set_xlim(-0.15, len(head) - 0.5)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def _axis(values: Sequence[object]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Compute the height of each value in [0, 1] on its axis, and the labels of the axis with their heights."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(values):
+        kinds = sorted(set(map(text, values)))
+        scaled = np.array([kinds.index(text(value)) for value in values], float)
+    else:
+        scaled = np.array(numbers, float)
+        if scaled.min() > 0 and scaled.max() >= 20 * scaled.min():
+            scaled = np.log(scaled)
+    heights = ((scaled - scaled.min()) / (np.ptp(scaled) or 1.0)).tolist()
+    # More than six labels would overlap, so that only the two ends of numbers are labelled then.
+    ticks = dict(zip(heights, map(text, values), strict=True))
+    few = len(ticks) <= 6 or len(numbers) < len(values)
+    return heights, [(h, t) for h, t in sorted(ticks.items()) if few or h in (0, max(ticks))]

@@ -1,0 +1,151 @@
+"""Processes of commands: what a server forks behaves as a command that was started cold."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from maskgym.experiments.grids import processes, study
+from maskgym.experiments.grids.processes import ForkServer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="commands are cold elsewhere")
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(found, limit_s: float = 60):
+    """Wait until a function returns something true, and return it."""
+    limit = time.monotonic() + limit_s
+    while not (value := found()):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ForkServer(1, []) as running:
+        yield running
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """Return the words of a command that reads from a pipe until the test ends."""
+    os.mkfifo(tmp_path / "results.json")
+    return ["summary", str(tmp_path)]
+
+
+def command_of(server: ForkServer) -> int | None:
+    """Find the process of the command that a server runs: a child of the process that waits for it."""
+    waiting = children(server._server.pid) if server._server else []
+    return next((child for one in waiting for child in children(one)), None)
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["summary", "--help"], ["run", "env=mars"]])
+def test_a_forked_command_ends_as_a_cold_one(server, words):
+    forked = server(words)
+    assert forked == server(words, cold=True)
+    assert forked.status == (0 if "--help" in words else 2)
+
+
+def test_a_forked_command_has_the_directory_and_environment_of_its_caller(server, tmp_path, monkeypatch):
+    run = {"env": "sis", "algo": "cgpo", "seed": 0, "wall_s": 1, "before": {"reward": 0.0}, "after": {"reward": 0.5}}
+    (tmp_path / "results.json").write_text(json.dumps(run))
+    monkeypatch.chdir(tmp_path)
+    assert "| reward | 0.000 | 0.500 |" in server(["summary", "."]).out
+    monkeypatch.setenv("MASKGYM_UPDATES", "few")
+    assert "MASKGYM_UPDATES=few: expected a whole number" in server(["run", "env=sis"]).error
+
+
+def test_a_killed_command_is_reported_and_the_server_goes_on(server, blocked):
+    server(["nonsense"])  # starts the server
+    found = []
+    thread = threading.Thread(target=lambda: found.append(server(blocked)))
+    thread.start()
+    os.kill(wait_for(lambda: command_of(server)), signal.SIGKILL)
+    thread.join()
+    assert found[0].status == -signal.SIGKILL
+    assert server(["nonsense"]).status == 2
+
+
+def test_a_server_that_dies_is_started_again(server):
+    server(["nonsense"])
+    first = server._server
+    first.kill()
+    first.wait()
+    assert server(["nonsense"]).status == 2
+    assert server._server is not first
+
+
+def test_ctrl_c_interrupts_commands_and_a_server_ends_with_its_client(blocked):
+    script = f"""
+from maskgym.experiments.grids.processes import ForkServer
+with ForkServer(1, []) as server:
+    server(["nonsense"])
+    print(server._server.pid, flush=True)
+    try:
+        print(server({blocked!r}))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    input()
+"""
+    client = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    server = int(client.stdout.readline())
+    command = wait_for(lambda: next((child for one in children(server) for child in children(one)), None))
+    os.killpg(client.pid, signal.SIGINT)
+    assert client.stdout.readline() == "interrupted\n"
+    wait_for(lambda: not Path(f"/proc/{command}").exists())
+    assert Path(f"/proc/{server}").exists()
+    client.kill()
+    client.wait()
+    wait_for(lambda: not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split()[2])
+
+
+def test_a_study_forks_its_runs_from_one_server(tmp_path, monkeypatch, capsys):
+    """The one study of real processes: its runs have their share of the threads, and its server has one thread."""
+    servers, threads = [], []
+
+    class Watched(ForkServer):
+        def __call__(self, words, cold=False):
+            finished = super().__call__(words, cold)
+            servers.append(self._server)
+            threads.append(len(list(Path(f"/proc/{self._server.pid}/task").iterdir())))
+            return finished
+
+    monkeypatch.setattr("maskgym.experiments.grids.runner.ForkServer", Watched)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    file, given = tmp_path / "small.yaml", ("evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2")
+    file.write_text(
+        f"title: Small\nbase: [env=point_prompt, algo=random, env.horizon=2, {', '.join(given)}]\n"
+        "columns: {iou: {measure: iou}}\nrows: {ours: {}, short: {evaluate: [env.horizon=1]}}\nseeds: [0, 1]\n"
+    )
+    assert study.main([str(file), "--out", str(tmp_path), "--jobs", "2"]) == 0
+    assert "| ours |" in capsys.readouterr().out
+    assert len(servers) == 4 and len(set(map(id, servers))) == 1 and set(threads) == {1}
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/results.json")]
+    assert [found["device"] for found in results] == ["cpu, 1 threads"] * 2
+    assert servers[0].poll() is not None
+
+
+def test_commands_are_cold_elsewhere_than_on_linux(monkeypatch):
+    monkeypatch.setattr(processes.sys, "platform", "darwin")
+    with ForkServer(1, []) as server:
+        assert server(["nonsense"]).status == 2
+        assert server._server is None
