@@ -1,4 +1,4 @@
-"""Needs in COCO-style JSON: texts of what users look for in a photo, with the annotations that they mean.
+"""Needs in COCO-style JSON: descriptions of the objects that users look for, with the annotations that they mean.
 
 An annotation may hold ``"needs": ["find the red car", …]``. A need means every annotation of its photo with the same
 text, ignoring case and surrounding spaces. On request, the category serves as the need of an annotation without needs.

@@ -106,13 +106,28 @@ class Listing:
 
 
 class Reader(Dataset):
-    """Data set on disk, whose files are listed at construction and decoded on access.
+    """Data set on disk, whose files are listed at construction; a sample is decoded and checked on each access.
+
+    Args:
+        root: Folder of the data set.
+        task: Meaning of the masks.
+        split: ``train``, ``validation``, ``test``, or ``all``.
+        splits: ``auto``: by split folders or lists such as ``train.txt``, ``val.txt`` and ``test.txt`` if they exist,
+            else by the hash of the key; ``hash``: always by hash; ``test``: all samples are the test split, and so on.
+        exclude: Keys of photos to leave out.
+        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those samples.
 
     Attributes:
         root: Folder of the data set.
+        keys: The key of each sample.
         splits: The split of each sample (None: on no list).
+        shown: The given ``task``, if ``task`` itself is the more general meaning of the masks.
         faults: Faults found in listing, one line each.
-        notes: What was left out without a fault, one line each.
+        notes: Samples left out without a fault, one line per reason.
+
+    Raises:
+        UserError: If an argument is invalid, or the split is empty.
+        DataFault: If strict and there are faults.
     """
 
     root: Path

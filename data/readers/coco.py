@@ -43,36 +43,24 @@ class Coco(Reader):
 
     Segmentations may be polygons or run-length codes, compressed or not. Regions marked ``iscrowd`` become ``void``.
     Photos without a relevant instance are left out. ``phrases`` come from ``phrase`` or ``caption`` fields if
-    every instance of the photo has one.
+    every instance of the photo has one. Further arguments and attributes: see `Reader`.
 
     With task ``need`` a sample is a photo and a need, and its masks are the annotations that the need means
     (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
 
     Args:
-        root: Folder of the data set.
         task: ``sis``; or ``sod``: the same masks as one region; or ``need``.
-        split: ``train``, ``validation``, ``test``, or ``all``.
-        annotations: JSON file under the root; when None ``annotations.json``, else files named after splits (as
-            ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON there in COCO's form.
-        images: Folder of the photos under the root; when None looked for beside the JSON and under the root.
-        salient_only: Leave out annotations that say ``"salient": false``, unless the task is ``need``.
-        splits: ``auto``: by the JSON files' names or by ``train.txt``, ``val.txt``, ``test.txt`` where these exist,
-            else by the hash of the key; ``hash``: always by hash.
-        exclude: Keys of photos to leave out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
+        annotations: JSON file under the root; None searches for ``annotations.json``, else files named after splits
+            (as ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON in COCO's form.
+        images: Folder of the photos under the root; None searches beside the JSON and under the root.
+        salient_only: Whether to leave out annotations with ``"salient": false``, unless the task is ``need``.
+        splits: See `Reader`; the names of JSON files count as split folders.
         needs: With task ``need``: ``own``: needs of the annotations; ``category``: in addition ``find a`` and the
             category's name for annotations without needs.
 
     Attributes:
-        keys: The key of each sample: the photo's ``file_name`` without suffix, after the split where files name it.
-        splits: The split of each sample (None: on no list).
-        faults: Faults found in listing, one line each.
+        keys: The key of each sample: the photo's ``file_name`` without suffix, after the split if files name it.
         notes: Photos left out without a fault because they hold no relevant instance.
-
-    Raises:
-        UserError: If an argument is invalid, or the split is empty.
-        DataFault: If strict and the JSON or a file it names is faulty: not JSON, a missing field, an annotation of a
-            photo that is not listed, a photo without file.
     """
 
     def __init__(

@@ -12,34 +12,22 @@ from maskgym.data.sample import CATEGORIES, Pair, Sample
 
 
 class Folder(Reader):
-    """Pairs of photo and mask; one pair per sample.
+    """Pairs of photo and mask; one pair per sample. Further arguments and attributes: see `Reader`.
 
     Folders are found by the names that public sets use (see :mod:`maskgym.data.layout.pairs`) and files are paired by
-    stem. Listing happens at construction and decodes nothing; a sample is decoded and checked on each access.
+    stem.
 
     Args:
-        root: Folder of the data set.
         task: What the masks show: ``sod``, ``blur``, ``shadow``, ``glass``; or ``semantic``: the class that the folder
             of the photo is named after.
-        split: ``train``, ``validation``, ``test``, or ``all``.
-        images: Folder of the photos under the root, if its name is not a usual one.
+        images: Folder of the photos under the root, if its name is unusual.
         masks: Folder of the masks, as ``images``; may be the same.
-        splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` where these exist, else by
-            the hash of the key; ``hash``: always by hash; ``test``: all of it is the test split, and so on.
-        exclude: Keys to leave out.
         faulty: Names of files, without suffix, that are known to be faulty and are left out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
 
     Attributes:
         keys: The key of each sample: the photo's path under the root, without suffix and images folder.
-        splits: The split of each sample (None: on no list).
-        shown: The given ``task``, which the masks show; ``task`` itself is ``sod``, because each image has one region.
-        faults: Faults found in listing, one line each.
+        task: ``sod``, because each image has one region.
         notes: Files left out without a fault: the ``faulty`` ones.
-
-    Raises:
-        UserError: If an argument is invalid, or the split is empty.
-        DataFault: If strict and a photo or mask lacks its partner, or there is no pair at all.
     """
 
     def __init__(

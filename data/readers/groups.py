@@ -14,32 +14,24 @@ from maskgym.errors import UserError
 
 
 class Groups(Reader):
-    """Groups of photos for co-salient object detection: one folder per group, in the images and in the masks folder.
+    """Groups of photos for co-salient object detection; further arguments and attributes: see `Reader`.
+
+    The layout is that of :class:`~maskgym.data.readers.folder.Folder`, with one folder per group in the images and in
+    the masks folder. A group is in one split as a whole.
 
     Args:
-        root: Folder of the data set; laid out as for :class:`~maskgym.data.readers.folder.Folder`, one level deeper.
         task: ``cosod``.
-        split: ``train``, ``validation``, ``test``, or ``all``. A group is in one split as a whole.
         group_size: Photos per sample: each group is cut into chunks of that many in order of name, the last one
             shorter; None gives the whole group.
-        images: Folder of the photos under the root, if its name is not a usual one.
+        images: Folder of the photos under the root, if its name is unusual.
         masks: Folder of the masks, as ``images``.
-        splits: ``auto``: by split folders or ``train.txt``, ``val.txt``, ``test.txt`` (names of groups) where these
-            exist, else by the hash of the group's name; ``hash``: always by hash; ``test``: all of it is the test
-            split, and so on.
+        splits: See `Reader`; lists and hashes are of the names of groups.
         exclude: Photos to leave out, as ``group/stem``.
         faulty: Names of files, without suffix, that are known to be faulty and are left out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
 
     Attributes:
         keys: The key of each sample: ``group/chunk``, chunks counted from 0.
-        splits: The split of each sample (None: on no list).
-        faults: Faults found in listing, one line each.
         notes: Files left out without a fault: the ``faulty`` ones.
-
-    Raises:
-        UserError: If an argument is invalid, or the split is empty.
-        DataFault: If strict and a photo or mask lacks its partner or its group, or there is no pair at all.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class Place:
 
 
 class HuggingFace(Reader):
-    """Rows of a Hugging Face data set; one row per sample.
+    """Rows of a Hugging Face data set; one row per sample. Further attributes: see `Reader`.
 
     A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
     COCO's segmentations, one or a list of them: run-length codes or lists of polygons, as values or as JSON text.
@@ -77,16 +77,14 @@ class HuggingFace(Reader):
         rationale: Column of answers to imitate.
         group_size: Images per sample of ``cosod``: longer groups are cut into chunks, the last one shorter; None gives
             whole groups.
-        splits: ``auto``: by the names of its splits where it has several, or was saved with a name; else by the hash of
-            the key; ``hash``: always by hash.
+        splits: ``auto``: by the names of its splits if there are several, or if it was saved with a name; else by the
+            hash of the key; ``hash``: always by hash.
         exclude: Keys of samples to leave out.
         strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those rows.
 
     Attributes:
         keys: The key of each sample, with the number of the chunk for a group that is cut.
-        splits: The split of each sample.
-        shown: The given ``task``; ``task`` itself is the meaning of the masks: ``sod``, ``sis`` or ``cosod``.
-        faults: Faults found in listing, one line each.
+        task: Meaning of the masks: ``sod``, ``sis`` or ``cosod``.
         notes: Parts left out without a fault: splits whose name denotes none of the three.
 
     Raises:
@@ -301,7 +299,7 @@ def _name_splits(
     listing: Listing, found: Mapping[str | None, datasets.Dataset], saved: bool, splits: str
 ) -> list[tuple[str | None, datasets.Dataset]]:
     """Assign a split to each part (None: split by hash); note parts that are left out."""
-    # `load_dataset` names a single part train, whatever it holds.
+    # `load_dataset` names a single part train, regardless of its content.
     if splits == "hash" or (len(found) == 1 and not (saved and None not in found)):
         return [(None, datasets.concatenate_datasets([*found.values()]))]
     named: dict[str, datasets.Dataset] = {}

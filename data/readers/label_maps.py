@@ -39,42 +39,31 @@ class Instances:
 
 
 class LabelMaps(Reader):
-    """Photos with one picture each whose labels are instances; one photo per sample.
+    """Photos with label maps of instances; one photo per sample. Further arguments and attributes: see `Reader`.
 
     A label is a palette's index, a grey level (of 8 or 16 bits) or a colour; 0 and black are background. Photos and
-    maps are found by the names that public sets use (see :mod:`maskgym.data.layout.pairs`) and paired by stem. Where
-    instances have a folder beside the one of masks (``Imgs``, ``GT``, ``Instance gt``, as in SOC), that is the one, and
-    photos that have no map there, or a black one, show nothing salient: they are left out. To know the black ones,
-    the maps of the split asked for are decoded at construction; elsewhere nothing is.
+    maps are found by the names that public sets use (see :mod:`maskgym.data.layout.pairs`) and paired by stem. If
+    instances have a folder beside that of the masks (``Imgs``, ``GT``, ``Instance gt``, as in SOC), it is read, and
+    photos without a map there, or with a black one, are left out, because they show nothing salient. In this case the
+    maps of the requested split are decoded at construction.
 
-    An instance holds at least one block of 3x3 pixels. Labels without one are what antialiasing and resizing leave at
-    edges, or slips of an annotator's pen: specks.
+    An instance holds at least one block of 3x3 pixels. Labels without such a block are specks: artefacts of
+    antialiasing and resizing, or slips of an annotator's pen.
 
     Args:
-        root: Folder of the data set.
         task: ``sis``; or ``sod``: the same masks as one region.
-        split: ``train``, ``validation``, ``test``, or ``all``.
-        images: Folder of the photos under the root, if its name is not a usual one.
+        images: Folder of the photos under the root, if its name is unusual.
         masks: Folder of the label maps, as ``images``.
         lists: Part of a list's name, to select one of several lists of a split: ``1000`` takes ILSO's
             ``ImageSets/test_id_1000.txt``.
         specks: Treatment of specks: ``fault`` refuses the map; ``drop`` makes them void, not scored; ``keep`` makes
             them instances.
-        splits: ``auto``: by split folders, or by lists such as ``train.txt`` or ``ImageSets/test_id_1000.txt``, where
-            these exist, else by the hash of the key; ``hash``: always by hash; ``test``: all of it is test, and so on.
-            ILSO comes with the list of its test photos only: one in ten of the others, by hash, is validation.
-        exclude: Keys to leave out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those files.
+        splits: See `Reader`; lists in ``ImageSets`` count too. If only test photos are listed, as in ILSO, one in ten
+            of the others, by hash, is validation.
 
     Attributes:
         keys: The key of each sample: the photo's path under the root, without suffix and images folder.
-        splits: The split of each sample (None: on no list).
-        faults: Faults found in listing, one line each.
         notes: Photos left out without a fault because they show no salient object.
-
-    Raises:
-        UserError: If an argument is invalid, or the split is empty.
-        DataFault: If strict and a photo or map lacks its partner, or there is no pair at all.
     """
 
     def __init__(

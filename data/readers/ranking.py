@@ -73,45 +73,33 @@ class Part:
 
 
 class RankedObjects(Reader):
-    """Photos whose salient objects have ranks; one photo per sample.
+    """Photos whose salient objects have ranks; one photo per sample. Further arguments and attributes: see `Reader`.
 
-    Two layouts are understood:
+    Two layouts are supported:
 
         ASSR    images/<split>/*.jpg, gt/<split>/*.png, obj_seg_data_<split>.json, rank_order/<split>/<id>.json,
                 <split>_images.txt
         IRSR    Images/<split>/rgb/*.jpg (or image), Images/<split>/gt/*.png, Annotations/<split>.pkl
 
-    Everything is found by the photo's name, never by the order of a list. Of ASSR the objects whose value of
-    ``rank_order`` is above 0.5 are salient (its top five), of IRSR all. The grey levels of ``gt`` carry the same ranks,
-    but objects of one level are one there, and what lies behind another object is cut off. Those of ASSR are 255, 229,
-    204, 178 and 153, from the first rank to the fifth; up to 127 they would be of objects that are not salient. Of IRSR
-    every level but 0 is an object.
+    Files are found by the photo's name, never by the order of a list. In ASSR, the objects whose value of
+    ``rank_order`` is above 0.5 are salient (the top five); in IRSR, all objects are. The grey levels of ``gt`` hold the
+    same ranks, but there objects of equal rank are merged and occluded parts are missing. In ASSR, the levels are 255,
+    229, 204, 178 and 153 from the first rank to the fifth, and levels up to 127 denote objects that are not salient. In
+    IRSR, every level except 0 is an object.
 
     IRSR's pickle is read as plain values only (`maskgym.data.readers.refcoco.read_pickle`).
 
     Args:
-        root: Folder of the data set.
         task: ``ranking``.
-        split: ``train``, ``validation``, ``test``, or ``all``.
         source: ``objects``: the files of objects and ranks; ``grey``: the levels of ``gt``; ``auto``: ``objects`` where
             a split has such files, else ``grey``.
         specks: In ``gt``, levels without a block of 3x3 pixels: ``fault``, ``drop`` or ``keep``, as
             :class:`~maskgym.data.readers.label_maps.LabelMaps` takes it.
-        splits: ``auto``: by the folders; ``hash``: by the hash of the key; ``test``: all of it is test, and so on.
-        exclude: Keys to leave out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those photos.
 
     Attributes:
         keys: The key of each sample: the name of the split's folder, ``/`` and the photo's name without suffix.
-        splits: The split of each sample.
-        shown: The given ``task``; ``task`` itself is ``sis``, because the masks are instances.
-        faults: Faults found in listing, one line each.
+        task: ``sis``, because the masks are instances.
         notes: Photos left out without a fault: those on no list, and those without a salient object.
-
-    Raises:
-        UserError: If an argument is invalid, the root has neither layout, or the split is empty.
-        DataFault: If strict and a file that another one names is absent, is not JSON or not a plain pickle, or states
-            more or fewer ranks than objects.
     """
 
     def __init__(

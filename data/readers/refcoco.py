@@ -32,7 +32,8 @@ class RefCOCO(Reader):
     """Sentences that each refer to one object of a COCO photo; one sentence per sample, as in most evaluations.
 
     The sentence is ``need``, and its object is the only mask. Photos lie in COCO's ``train2014`` and are named by
-    ``instances.json``; the name in an expression's record denotes a crop and is ignored.
+    ``instances.json``; the name in an expression's record denotes a crop and is ignored. Further arguments and
+    attributes: see `Reader`.
 
     Files such as ``refs(unc).p`` are Python 2 pickles. Only lists, dictionaries, texts and numbers are read: a file
     that requests anything else is refused before any of it is executed.
@@ -40,28 +41,17 @@ class RefCOCO(Reader):
     Args:
         root: Folder that holds ``refcoco``, ``refcoco+`` and ``refcocog``, or one of these.
         task: ``need``.
-        split: ``train``, ``validation``, ``test``, or ``all``.
         version: ``refcoco``, ``refcoco+`` or ``refcocog``.
         split_by: Author of the splits: ``unc``, ``umd`` or ``google``; None selects those that papers use: ``umd``
             for ``refcocog``, else ``unc``.
         partition: Part of the test split: ``testA`` (people), ``testB`` (other things) or ``both``.
         images: Folder of the photos, or the parent of their ``train2014``, under the root or anywhere; None searches
             in and beside the root.
-        splits: ``auto``: as the records state; ``hash``: by the hash of the photo's name; ``test``: all of it is test,
-            and so on.
+        splits: See `Reader`; ``auto`` takes the split in each record, and hashes are of the photo's name.
         exclude: Photos to leave out, such as ``COCO_train2014_000000581857``.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips the sentences.
 
     Attributes:
         keys: The key of each sample: the photo's name without suffix, ``#`` and the sentence's number.
-        splits: The split of each sample.
-        faults: Faults found in listing, one line each.
-        notes: Always empty, because nothing is left out without a fault.
-
-    Raises:
-        UserError: If an argument is invalid, or the split is empty.
-        DataFault: If strict and a file is absent or malformed, a record lacks a field or names a missing
-            annotation, or a photo has no file.
     """
 
     def __init__(

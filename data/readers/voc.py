@@ -16,28 +16,10 @@ from maskgym.data.layout.pairs import absence, list_pictures
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
-CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)  # of index 1, 2, …; 0 is background
+CLASSES = (  # of index 1, 2, …; 0 is background
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 VOID = 255
 _LISTS = {"train": "train.txt", "validation": "val.txt"}
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
@@ -53,37 +35,26 @@ class Files:
 
 
 class VOC(Reader):
-    """Photos of PASCAL VOC 2012 with the masks of its segmentation task.
+    """Photos of PASCAL VOC 2012 with the masks of its segmentation task; further arguments: see `Reader`.
 
-    With task ``semantic`` a sample is a photo and a class that it shows: one mask, of that class, whose name is
-    ``category``. To know the classes, the class pictures of the split asked for are decoded at construction. With task
-    ``sis`` a sample is a photo with all its objects, and the names of their classes are ``phrases``. Pixels of index
-    255, the borders of objects and what annotators left open, are ``void``.
+    With task ``semantic``, a sample is a photo and a class that it shows: the mask is that of the class, and its name
+    is ``category``. For this, the class pictures of the requested split are decoded at construction. With task
+    ``sis``, a sample is a photo with all its objects, and the names of their classes are ``phrases``. Pixels of index
+    255, borders of objects and areas that the annotators left open, are ``void``.
 
-    The test photos have no public masks. So ``test`` is ``val.txt``, the photos that papers report on, and
-    ``validation`` is ``val.txt`` too: select nothing on it that the test is to evaluate. With ``all``
-    these photos count as ``validation``.
+    The test photos have no public masks. Therefore both ``test`` and ``validation`` are ``val.txt``, the photos that
+    papers report on: do not select on ``validation`` what ``test`` evaluates. With ``all`` they are ``validation``.
 
     Args:
-        root: Folder ``VOC2012``, ``VOCdevkit`` around it, or the folder around that.
+        root: Folder ``VOC2012``, its parent ``VOCdevkit``, or the parent of that.
         task: ``semantic`` or ``sis``.
-        split: ``train``, ``validation``, ``test``, or ``all``.
-        splits: ``auto``: by the lists in ``ImageSets/Segmentation``; ``hash``: their photos by the hash of the name;
-            ``test``: all of them are the test split, and so on.
+        splits: See `Reader`; the lists are those in ``ImageSets/Segmentation``, and only listed photos count.
         exclude: Names of photos to leave out, such as ``2007_000033``.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those photos.
 
     Attributes:
         keys: The key of each sample: ``2007_000033/aeroplane``, or ``2007_000033``.
-        splits: The split of each sample.
-        shown: The given ``task``; ``task`` itself is ``sod`` for ``semantic``, because each image has one region.
-        faults: Faults found in listing, one line each.
+        task: ``sod`` for ``semantic``, because each image has one region.
         notes: Photos left out without a fault because they show no class.
-
-    Raises:
-        UserError: If an argument is invalid, the root is none of these folders, or the split is empty.
-        DataFault: If strict and a list or a listed file is absent, a photo is on both lists, or (``semantic``) a class
-            picture cannot be decoded, has no palette, or holds an index that is not a class.
     """
 
     def __init__(

@@ -46,10 +46,10 @@ class Scenes(Dataset):
     A pair (split, index) always gives the same scene, in every task; splits never overlap.
 
     Args:
-        task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: what is asked for,
-            or the closest thing to it; ``need_fine``: a need that appearance decides, among objects of one shape;
-            ``ranking``: salient instances with ranks, and a need that names the first of them; ``ranking_need``: the
-            same where the need names any of them, which comes first then.
+        task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: the requested
+            object, or the closest one; ``need_fine``: a need that only texture and colour decide; ``ranking``: salient
+            instances with ranks, and a need that names the first; ``ranking_need``: the need names any of them, which
+            then has the first rank.
         split: ``train``, ``validation`` or ``test``.
         size: Number of samples; default 2,000, 256 and 512.
         image_size: Side of the square image in pixels, at least 32.

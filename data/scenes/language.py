@@ -86,9 +86,9 @@ def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[S
 
 
 def instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, task: str) -> str:
-    """Write an answer in three steps: what is where, what stands out, and the conclusion (Saliency-R1 Eq. 1–2).
+    """Write an answer in three steps: the objects, the pale ones, and the conclusion (Saliency-R1 Eq. 1–2).
 
-    Places come first, so that the reader knows where to find colour and shape.
+    The place precedes colour and shape, so that the model knows where to look for them.
     """
     attributes, found = _annotate(scene, rng, annotator)
     pale = sorted((item for item in scene.objects if item.pale), key=lambda item: item.cell)

@@ -128,7 +128,7 @@ def shadow(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def glass(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Hang a tinted pane that displaces what is behind it; the region is the pane."""
+    """Draw a tinted pane that displaces the background; the region is the pane."""
     side = scene.image.shape[0]
     height, width = rng.integers(side // 3, side // 2, size=2)
     top, left = rng.integers(2, side - height - 2), rng.integers(2, side - width - 2)

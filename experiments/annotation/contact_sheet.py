@@ -18,19 +18,19 @@ from maskgym.experiments.wiring import run_folder
 def draw(
     name: str, root: str, out: Path, task: str | None = None, split: str = "all", samples: int = 24, **arguments: Any
 ) -> int:
-    """Draw samples of a data set, spread evenly over it; return how many.
+    """Draw samples of a data set, spread evenly over it, and return their number.
 
     Args:
         name: Name of a reader or a published data set.
-        root: The data set's folder.
-        out: The picture to write, a PNG.
+        root: Folder of the data set.
+        out: Path of the picture, a PNG.
         task: Task argument of the reader; None for the reader's default.
         split: ``train``, ``validation``, ``test`` or ``all``.
-        samples: Largest number of samples.
+        samples: Maximal number of samples.
         **arguments: Other arguments of the reader.
 
     Raises:
-        UserError: If an argument cannot be used, or a sample cannot be read.
+        UserError: If an argument is invalid, or a sample cannot be read.
     """
     if samples < 1:
         raise UserError(f"--samples {samples}: expected at least 1")

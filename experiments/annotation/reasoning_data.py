@@ -3,17 +3,17 @@ r"""Write rationales to imitate: output-to-reasoning (Saliency-R1, sections 3.2.
     maskgym data reason DIR --data coco --task sis --model NAME --server http://localhost:8000/v1 \
         data.root=PHOTOS segmenter=evf_sam segmenter.checkpoint=FOLDER train_samples=2467
 
-A model that sees each photo bare and with the true masks writes how to reason from the one to the other. What it
-writes must have the form of an answer, and its descriptions, segmented by themselves, must find what is marked; where
-they do not it is told why, and tries again. Without --server the model is one of transformers on this machine.
+A model sees each photo with and without its ground-truth masks, and writes the reasoning from the one to the other. Its
+answer must have the form of an answer, and its descriptions, segmented by themselves, must find the ground truth; if
+not, the model is told the fault and tries again. Without --server the model is one of transformers on this machine.
 
-    DIR/rationales.jsonl    one row a sample: key, task, images, instruction, rationale, score, attempts, tokens
-    DIR/rejected.jsonl      those given up, with the reason and the last answer
-    DIR/summary.json        how many of each, mean score, reasons, tokens and their price
-    DIR/images/             the photos as the rows name them
-    DIR/answers/            every answer by the content of its question: none is asked for twice
+    DIR/rationales.jsonl    one row per sample: key, task, images, instruction, rationale, score, attempts, tokens
+    DIR/rejected.jsonl      rejected samples, with the reason and the last answer
+    DIR/summary.json        counts, mean score, reasons, tokens and their price
+    DIR/images/             the photos, as the rows name them
+    DIR/answers/            every answer by the content of its question, so that no question is asked twice
 
-The same command goes on after an interruption. data.rationales=DIR/rationales.jsonl trains on them.
+The same command continues after an interruption. data.rationales=DIR/rationales.jsonl trains on the rows.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import os
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from maskgym.aliases import Config, JsonObject
 from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, count_tokens, to_png
-from maskgym.data import Sample
+from maskgym.data import Dataset, Sample
 from maskgym.data.rationales import read_rows
 from maskgym.envs.base import unwrap
 from maskgym.envs.instructions import instruction
@@ -48,15 +48,21 @@ from maskgym.rewards import Answer, Transition, format_answer, parse
 RATIONALES, REJECTED, SUMMARY, SETTINGS = "rationales.jsonl", "rejected.jsonl", "summary.json", "settings.json"
 IMAGES, ANSWERS = "images", "answers"
 TASKS = ("sod", "sis", "cosod")
-TOLD = ("accepted", "rejected", "score", "answers", "input_tokens", "output_tokens", "price")  # of the summary
-SILENT = 3  # samples in a row without an answer: the server is gone
+PRINTED = ("accepted", "rejected", "score", "answers", "input_tokens", "output_tokens", "price")  # of the summary
+SILENT = 3  # samples in a row without an answer, after which the server counts as gone
 MAX_TOKENS = 2048  # of an answer
-SETTABLE = ("data.", "segmenter", "env.group_size=", "train_samples=", "seed=")  # what is used of a run's config
+SETTABLE = (
+    "data.",
+    "segmenter",
+    "env.group_size=",
+    "train_samples=",
+    "seed=",
+)  # keys of a run's config
 NOT_KEPT = ("device", "batch_size", "base_url")  # settings that may change from command to command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write rationales; return the exit status: 2 for a mistake in what was given, 130 when interrupted."""
+    """Run ``maskgym data reason``; return the exit status: 2 for invalid arguments, 130 after an interruption."""
     return command.status(_main, arguments, "interrupted: the same command goes on")
 
 
@@ -65,44 +71,44 @@ class Written:
     """Outcome of one sample.
 
     Attributes:
-        accepted: Whether the row is one to imitate.
-        row: For ``rationales.jsonl``, else for ``rejected.jsonl``.
-        pictures: Its images as PNG, by their place in the folder; of accepted ones only.
-        refused: Whether the model would not answer at all.
+        accepted: Whether the row belongs to ``rationales.jsonl`` rather than to ``rejected.jsonl``.
+        row: The row.
+        pictures: Images of an accepted sample as PNG, by their path in the folder.
+        refused: Whether the model refused to answer.
     """
 
     accepted: bool
-    row: dict[str, Any]
+    row: JsonObject
     pictures: Mapping[str, bytes]
     refused: bool = False
 
 
 class Author:
-    """Has a model write the rationale of a sample, and sees that it is worth imitating.
+    """Let a model write the rationales of samples, and check that they are worth imitating.
 
     Args:
-        env: Environment of the task: its segmenter and its reward, the correctness, judge the descriptions.
+        env: Environment of the task, whose segmenter and reward, the correctness, judge the descriptions.
         asker: Asker of the model.
         attempts: Largest number of answers per sample.
         threshold: Minimum correctness.
         largest: Longest side of the pictures, pixels.
     """
 
-    def __init__(self, env: Any, asker: Asker, attempts: int, threshold: float, largest: int) -> None:
+    def __init__(self, env: ReasoningVectorEnv, asker: Asker, attempts: int, threshold: float, largest: int) -> None:
         self.task, self.segmenter, self.reward = env.task, env.segmenter, env.reward
         self.asker, self.attempts, self.threshold, self.largest = asker, attempts, threshold, largest
         self._segmenting = Lock()
 
     def write(self, sample: Sample, start: int = 0) -> Written:
-        """Return the first answer that passes, or why none did.
+        """Ask until an answer passes, and build the row of the sample.
 
         Args:
             sample: Sample of the task.
             start: Number of stored answers to skip as unusable.
 
         Raises:
-            Unreachable: If no answer came.
-            UserError: If none will, to any question.
+            Unreachable: If no answer arrived.
+            UserError: If no question can be answered.
         """
         first = prompts.question(sample, self.task, self.largest)
         parts, replies, score, fault, text = first, list[Reply](), 0.0, "nothing was asked", ""
@@ -111,7 +117,7 @@ class Author:
                 replies.append(self.asker.ask(parts, number))
                 text = replies[-1].text
                 score, found = self._judge(sample, parse(text, self.task))
-            except (Refused, Unscorable) as error:  # no other answer would help
+            except (Refused, Unscorable) as error:  # other answers would not help
                 fault = str(error)
                 break
             if found is None:
@@ -134,10 +140,10 @@ class Author:
         return Written(True, row | _spent(start, replies), pictures)
 
     def _judge(self, sample: Sample, answer: Answer) -> tuple[float, str | None]:
-        """Return how well an answer finds what is marked, 0 if it has no form, and what is wrong with it, if anything.
+        """Compute the correctness of an answer, 0 if its form is wrong, and its fault, if any.
 
         Raises:
-            Unscorable: If the sample cannot be scored, whatever the answer.
+            Unscorable: If the sample cannot be scored with any answer.
         """
         fault = prompts.fault_of(answer, self.task)
         if fault is not None:
@@ -166,14 +172,14 @@ class Author:
 
 
 class Unscorable(Exception):
-    """A sample that cannot be scored."""
+    """Raised if a sample cannot be scored."""
 
 
 class Rows:
-    """A file of JSON Lines by key; lines are appended whole and seen on the disk, the last one of a key counts.
+    """JSON Lines by key: each line is flushed to disk when appended, and the last line of a key counts.
 
     Args:
-        file: Path of the file; a line that a crash cut off is taken away.
+        file: Path of the file; a line that a crash truncated is removed.
 
     Raises:
         UserError: If a whole line is no row.
@@ -186,13 +192,13 @@ class Rows:
         if whole < len(content):
             with file.open("r+b") as stream:
                 stream.truncate(whole)
-        self.by_key: dict[str, dict[str, Any]] = {}
+        self.by_key: dict[str, JsonObject] = {}
         for number, row in read_rows(file) if content else ():
             if not isinstance(row.get("key"), str) or not isinstance(row.get("attempts"), int):
                 raise UserError(f"{file}: line {number}: expected a row with its key and attempts")
             self.by_key[row["key"]] = row
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: JsonObject) -> None:
         """Append a row."""
         with self.file.open("ab") as stream:
             stream.write(f"{run_folder.to_json(row)}\n".encode())
@@ -201,7 +207,7 @@ class Rows:
         self.by_key[row["key"]] = row
 
     def leave_out(self, keys: Iterable[str]) -> None:
-        """Write the file anew, one line a key, without some keys; or not, where it is so already."""
+        """Rewrite the file with one line per key and without some keys, if that changes it."""
         gone = set(keys)
         self.by_key = {key: row for key, row in self.by_key.items() if key not in gone}
         content = "".join(f"{run_folder.to_json(row)}\n" for row in self.by_key.values()).encode()
@@ -209,21 +215,21 @@ class Rows:
             run_folder.write(self.file, content)
 
 
-def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: bool = False) -> str | None:
-    """Write what is missing in a folder: a row for every sample of a data set.
+def write_all(folder: Path, dataset: Dataset, author: Author, jobs: int = 1, retry: bool = False) -> str | None:
+    """Write the missing rows of a folder, one for every sample of a data set.
 
     Args:
         folder: An existing folder.
         dataset: Data set of the author's task.
         author: Author of the rationales.
-        jobs: Samples at a time.
-        retry: Ask about rejected samples once more.
+        jobs: Number of samples processed at a time.
+        retry: Whether to ask about rejected samples again.
 
     Returns:
-        Why samples are left without an answer, or None.
+        Reason why samples have no answer, or None.
 
     Raises:
-        UserError: If the server is gone, or a sample cannot be read; what was written is kept.
+        UserError: If the server is gone, or a sample cannot be read; finished rows are kept.
     """
     accepted, rejected = Rows(folder / RATIONALES), Rows(folder / REJECTED)
 
@@ -237,7 +243,7 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
         except Unreachable as error:
             return error
         except UserError:
-            author.asker.stopping.set()  # here, before another sample is begun
+            author.asker.stopping.set()  # set in this thread, before it begins another sample
             raise
 
     silent, unanswered = 0, list[Unreachable]()
@@ -255,7 +261,7 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
                 if silent >= SILENT:
                     raise UserError(f"{SILENT} samples in a row got no answer ({lost}): the same command goes on")
         except BaseException:
-            author.asker.stopping.set()  # what is on its way comes in and is kept; nothing more is asked
+            author.asker.stopping.set()  # pending answers are still stored
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
@@ -263,13 +269,13 @@ def write_all(folder: Path, dataset: Any, author: Author, jobs: int = 1, retry: 
     return f"{len(unanswered)} samples got no answer ({unanswered[0]})" if unanswered else None
 
 
-def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None) -> dict[str, Any]:
+def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None) -> JsonObject:
     """Count the rationales and compute their cost.
 
     Args:
         folder: Folder of the rationales.
         samples: Number of samples in the data set.
-        prices: Prices per million tokens read and written, or None.
+        prices: Prices per million input and output tokens, or None.
     """
     accepted, rejected = (list(Rows(folder / name).by_key.values()) for name in (RATIONALES, REJECTED))
     return {
@@ -296,18 +302,18 @@ def _main(arguments: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder, "reason"):
             left, found = _write(folder, given, config, chat, env)
-    except OSError as error:  # no place to write, a full disk
+    except OSError as error:  # such as a full disk
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
-    told = [f"{found[name]} {name.replace('_', ' ')}" for name in TOLD if found[name] is not None]
-    print(f"{folder / RATIONALES}: {', '.join(told)}")
+    printed = [f"{found[name]} {name.replace('_', ' ')}" for name in PRINTED if found[name] is not None]
+    print(f"{folder / RATIONALES}: {', '.join(printed)}")
     if left is not None:
         raise UserError(f"{left}: the same command goes on")
 
 
 def _write(
-    folder: Path, given: Namespace, config: Mapping[str, Any], chat: ChatModel, env: Any
-) -> tuple[str | None, dict[str, Any]]:
-    """Write what is missing; return why some of it still is, or None, and the summary."""
+    folder: Path, given: Namespace, config: Config, chat: ChatModel, env: ReasoningVectorEnv
+) -> tuple[str | None, JsonObject]:
+    """Write the missing rows; return the reason why some are still missing, or None, and the summary."""
     _remember(folder, given, config, chat)
     asker = Asker(chat, folder / ANSWERS, given.retries, given.pause)
     author = Author(env, asker, given.attempts, given.threshold, given.largest)
@@ -320,23 +326,22 @@ def _write(
 
 
 def _check(given: Namespace) -> None:
-    for name, least in (("attempts", 1), ("jobs", 1), ("largest", 28), ("max_tokens", 1), ("retries", 0)):
-        if getattr(given, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: expected at least {least}")
-    for name in ("pause", "timeout"):
-        if not getattr(given, name) >= 0:
-            raise UserError(f"--{name} {getattr(given, name)}: expected at least 0")
+    values = vars(given)
+    minima = {"attempts": 1, "jobs": 1, "largest": 28, "max_tokens": 1, "retries": 0, "pause": 0, "timeout": 0}
+    for name, least in minima.items():
+        if not values[name] >= least:
+            raise UserError(f"--{name.replace('_', '-')} {values[name]}: expected at least {least}")
     if not 0 <= given.threshold <= 1:
         raise UserError(f"--threshold {given.threshold}: expected 0 to 1")
     for name in ("key_variable", "request"):
-        if getattr(given, name) is not None and given.server is None:
+        if values[name] is not None and given.server is None:
             raise UserError(f"--{name.replace('_', '-')}: is for a server: expected --server URL too")
     for setting in given.settings:
         if not setting.startswith(SETTABLE):
             raise UserError(f"'{setting}': expected key=value of {', '.join(key.rstrip('.=') for key in SETTABLE)}")
 
 
-def _compose(given: Namespace) -> dict[str, Any]:
+def _compose(given: Namespace) -> Config:
     chosen = [f"env={given.task}", "algo=random", "reward=correctness", f"data={given.data}"]
     config = composition.compose([*chosen, *given.settings])
     config["env"]["num_envs"] = 1
@@ -360,17 +365,16 @@ def _make_chat(given: Namespace) -> ChatModel:
     return ChatServer(given.model, given.server, given.key_variable, given.timeout, options)
 
 
-def _remember(folder: Path, given: Namespace, config: Mapping[str, Any], chat: ChatModel) -> None:
-    """Write down what the rows are made from; two kinds of rows are not mixed in one file.
+def _remember(folder: Path, given: Namespace, config: Config, chat: ChatModel) -> None:
+    """Store the settings of the rows, so that one file holds only rows of the same settings.
 
     Raises:
-        UserError: If the folder holds rows made from something else, or other things.
+        UserError: If the folder holds rows of other settings, or other things.
     """
-    names = ("task", "split", "threshold", "largest")
-    now: dict[str, Any] = {name: getattr(given, name) for name in names}
+    now = {name: vars(given)[name] for name in ("task", "split", "threshold", "largest")}
     now |= {name: config[name] for name in ("data", "segmenter", "train_samples", "seed")}
     now |= {"group_size": config["env"].get("group_size"), "model": chat.settings}
-    now = json.loads(json.dumps(_without(now)))
+    now = json.loads(json.dumps(now), object_hook=_kept)
     file = folder / SETTINGS
     if not file.exists() and any(path.name[0] != "." for path in folder.iterdir()):
         raise UserError(f"{folder}: holds other things: expected a new folder, or one with a {SETTINGS}")
@@ -384,20 +388,20 @@ def _remember(folder: Path, given: Namespace, config: Mapping[str, Any], chat: C
     return None
 
 
-def _without(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _without(item) for name, item in value.items() if name not in NOT_KEPT}
+def _kept(settings: JsonObject) -> JsonObject:
+    return {name: value for name, value in settings.items() if name not in NOT_KEPT}
 
 
 def _lost(written: Written | Unreachable | None) -> str | None:
-    """Return the reason for a missing answer, or None."""
+    """Find the reason for a missing answer; None if there is an answer."""
     if isinstance(written, Unreachable):
         return str(written)
     return written.row["reason"] if written is not None and written.refused else None
 
 
-def _bar(found: Iterable[Any], total: int, accepted: Rows, rejected: Rows) -> Iterable[Any]:
+def _bar(
+    found: Iterable[Written | Unreachable | None], total: int, accepted: Rows, rejected: Rows
+) -> Iterator[Written | Unreachable | None]:
     with tqdm(total=total, desc="reason", unit="sample", disable=None) as bar:
         for one in found:
             yield one
@@ -405,7 +409,7 @@ def _bar(found: Iterable[Any], total: int, accepted: Rows, rejected: Rows) -> It
             bar.set_postfix(accepted=len(accepted.by_key), rejected=len(rejected.by_key))
 
 
-def _spent(start: int, replies: Sequence[Reply]) -> dict[str, Any]:
+def _spent(start: int, replies: Sequence[Reply]) -> JsonObject:
     """Build the cost fields of a row."""
     read, written = sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
     by = {"model": replies[-1].model, "at": replies[-1].at} if replies else {}
@@ -413,35 +417,40 @@ def _spent(start: int, replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def _file_name(key: str) -> str:
-    """Return a name for the pictures of a sample: readable, and unique by its end."""
+    """Build a file name for the pictures of a sample: readable, and unique by its end."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', key)[-60:]}-{digest(key)[:10]}"
 
 
 def _parser() -> command.Parser:
     parser = command.Parser(prog="maskgym data reason", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="of what is written; made if it is not there")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output folder; created if absent")
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="of data, segmenter, train_samples, seed: as `maskgym run`"
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="of data, segmenter, train_samples, seed, as in `maskgym run`",
     )
-    parser.add_argument("--data", default="scenes", help="the reader (%(default)s)")
+    parser.add_argument("--data", default="scenes", help="reader (%(default)s)")
     parser.add_argument("--task", choices=TASKS, default="sis", help="(%(default)s)")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train", help="(%(default)s)")
-    parser.add_argument("--retry", action="store_true", help="ask about rejected samples once more")
-    judged = parser.add_argument_group("what passes")
-    judged.add_argument("--threshold", type=float, default=0.7, help="least correctness (%(default)s)")
-    judged.add_argument("--attempts", type=int, default=3, help="answers a sample, at most (%(default)s)")
+    parser.add_argument("--retry", action="store_true", help="ask about rejected samples again")
+    judged = parser.add_argument_group("acceptance")
+    judged.add_argument("--threshold", type=float, default=0.7, help="minimum correctness (%(default)s)")
+    judged.add_argument("--attempts", type=int, default=3, help="maximal answers per sample (%(default)s)")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="the server's name for it; else a folder or hub name")
-    model.add_argument("--server", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
-    model.add_argument("--key-variable", metavar="NAME", help="environment variable of its key (OPENAI_API_KEY)")
-    model.add_argument("--request", metavar="JSON", help='more of the request, such as {"reasoning_effort": "low"}')
+    model.add_argument("--model", required=True, help="name on the server; otherwise a folder or hub name")
+    model.add_argument("--server", metavar="URL", help="OpenAI-compatible server, such as http://localhost:8000/v1")
+    model.add_argument("--key-variable", metavar="NAME", help="environment variable with its key (OPENAI_API_KEY)")
+    model.add_argument("--request", metavar="JSON", help='further request options, such as {"reasoning_effort": "low"}')
     model.add_argument("--largest", type=int, default=1024, help="longest side of a picture, pixels (%(default)s)")
-    model.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="longest answer (%(default)s)")
-    model.add_argument("--temperature", type=float, help="of an answer; default: the server's, else greedy")
-    model.add_argument("--jobs", type=int, default=4, help="samples at a time, with a server (%(default)s)")
-    model.add_argument("--retries", type=int, default=4, help="tries more where no answer came (%(default)s)")
-    model.add_argument("--pause", type=float, default=1.0, help="seconds before the first, then doubled (%(default)s)")
-    model.add_argument("--timeout", type=float, default=120.0, help="seconds that an answer may take (%(default)s)")
+    model.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="maximal tokens per answer (%(default)s)")
+    model.add_argument("--temperature", type=float, help="sampling temperature; default: the server's, else greedy")
+    model.add_argument("--jobs", type=int, default=4, help="simultaneous samples, with a server (%(default)s)")
+    model.add_argument("--retries", type=int, default=4, help="retries per question without an answer (%(default)s)")
+    model.add_argument(
+        "--pause", type=float, default=1.0, help="seconds before the first retry, doubled later (%(default)s)"
+    )
+    model.add_argument("--timeout", type=float, default=120.0, help="maximal seconds per answer (%(default)s)")
     model.add_argument("--device", help="PyTorch device of a model on this machine")
-    model.add_argument("--prices", type=float, nargs=2, metavar=("READ", "WRITTEN"), help="per million tokens")
+    model.add_argument("--prices", type=float, nargs=2, metavar=("READ", "WRITTEN"), help="prices per million tokens")
     return parser

@@ -21,7 +21,7 @@ STEPS = {
 }
 LONGEST = 8000  # characters of reasoning
 MOST = 50  # descriptions
-# Words that give away what only the marked picture shows. A mask alone may be one that somebody wears.
+# Words that refer to the marked picture. The word "mask" alone is allowed, because people wear masks.
 LEAKS = (
     *("ground truth", "ground-truth", "overlay", "tinted", "annotated", "segmentation mask", "mask image", "masked"),
     *("highlighted region", "highlighted area", "marked region", "marked area", "second picture", "second image"),
@@ -73,7 +73,7 @@ def question(sample: Sample, task: str, largest: int | None = None) -> list[Part
     Args:
         sample: The sample.
         task: ``sod``, ``sis`` or ``cosod``.
-        largest: Longest side of the pictures, pixels; None for their own.
+        largest: Maximal side of the pictures in pixels; None keeps their size.
     """
     parts: list[Part] = []
     for number, (image, masks) in enumerate(zip(sample.images, sample.masks, strict=True), start=1):
@@ -97,8 +97,8 @@ def again(answer: str, fault: str) -> str:
 def fault_of(answer: Answer, task: str) -> str | None:
     """Check the form of an answer; return the reason for a rejection, or None. Masks are not checked.
 
-    Beside the rules of `maskgym.rewards.answers.parse` (ours): the reasoning has the three steps in order, no angle
-    brackets (a special token in it would break training) and nothing that only the marked pictures show.
+    Our rules beside those of `maskgym.rewards.answers.parse`: the reasoning has the three steps in order, no angle
+    brackets (a special token would break training), and no word that refers to the marked pictures.
     """
     if not answer.structured or answer.think is None:
         return "expected exactly one <think>…</think>, then exactly one <answer>…</answer>, each tag once in all"

@@ -1,4 +1,4 @@
-"""The tiny CLIP: captions that name one object or effect of a scene, of whole images and of their regions."""
+"""The tiny CLIP, trained on captions that name one object or effect of a scene or of a region."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ EFFECTS = ("shadow", "glass", "blur")
 CAPTIONS = (("shape",), ("shape",), ("colour", "shape"), ("family",), ("texture", "shape"))
 CLIP_SIDE, CLIP_PATCH, CLIP_WIDTH = 128, 16, 128
 SURGERED_BLOCKS = 6  # of 8
-PATCHES = 12  # of each image, asked for by themselves: most show nothing, and only the empty text fits
+PATCHES = 12  # single patches per image; most show no object, so that only the empty text fits
 LONGEST_CAPTION = 16  # tokens, <s> and </s> included
 CLIP_MEAN = torch.tensor(OPENAI_CLIP_MEAN)[:, None, None] * 255
 CLIP_DEVIATION = torch.tensor(OPENAI_CLIP_STD)[:, None, None] * 255
 
 
 class Caption(NamedTuple):
-    """A text and its claim about a scene: an object, an effect, or nothing if it is empty."""
+    """A text and its claim about a scene: an object, an effect, or nothing for the empty text."""
 
     text: str
     item: SceneObject | None = None
@@ -47,7 +47,7 @@ class Caption(NamedTuple):
 
 
 def draw_caption(objects: Sequence[SceneObject], effect: str, rng: np.random.Generator) -> Caption:
-    """Return a random caption that fits: ``red star``, ``a red star``, ``shadow``; one in twenty is empty."""
+    """Draw a caption that fits, such as ``red star``, ``a red star`` or ``shadow``; one in twenty is empty."""
     if rng.random() < 0.05:
         return Caption("")
     if effect and rng.random() < 0.5:
@@ -63,11 +63,11 @@ class CaptionBatch(NamedTuple):
     Attributes:
         pixels: float (B, 3, S, S).
         texts: N texts.
-        fits: bool (B, N), which text fits which image.
-        shares: float (R, P): regions, each a part of one image, as the share of each patch that it covers: an object,
-            an effect, or one patch.
+        fits: bool (B, N), whether a text fits an image.
+        shares: float (R, P): the share of each patch that a region covers; a region is an object, an effect, or one
+            patch.
         images: int64 (R,), image index of each region.
-        region_fits: bool (R, N), which text fits which region.
+        region_fits: bool (R, N), whether a text fits a region.
     """
 
     pixels: Tensor
@@ -85,8 +85,8 @@ class CaptionPool:
     Attributes:
         images: uint8 (N, 3, S, S).
         objects: The objects of each scene.
-        effects: The effect of each scene, empty where there is none.
-        shares: One float16 (regions, patches) per scene: its objects and, where there is one, its effect.
+        effects: The effect of each scene, or an empty text.
+        shares: One float16 (regions, patches) per scene: its objects and, if there is one, its effect.
     """
 
     images: np.ndarray
@@ -117,8 +117,8 @@ class CaptionPool:
         chosen = rng.choice(len(self.objects), size=images, replace=False)
         scenes = [(self.objects[i], self.effects[i]) for i in chosen]
         drawn = [draw_caption(*scene, rng) for scene in scenes for _ in range(captions)]
-        shares, owners = [], []  # of each region: its patches, its image
-        parts: list[tuple[Sequence[SceneObject], str]] = []  # and what is in it
+        shares, owners = [], []  # patches and image of each region
+        parts: list[tuple[Sequence[SceneObject], str]] = []  # objects and effect of each region
         for place, (index, (objects, effect)) in enumerate(zip(chosen, scenes, strict=True)):
             whole = self.shares[index]
             patches = rng.permutation(whole.shape[1])[:PATCHES]
@@ -139,7 +139,7 @@ class CaptionPool:
 
 
 def tiny_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
-    """Return a randomly initialised CLIP of 1.6 M parameters, of as many patches as the point environment, 8 × 8."""
+    """Build a randomly initialised CLIP of 1.6 M parameters with the 8 × 8 patches of the point environment."""
     tokenizer = word_tokenizer([*vocabulary(), *EFFECTS], special_last=True)
     sizes = {"hidden_size": CLIP_WIDTH, "intermediate_size": 2 * CLIP_WIDTH, "num_attention_heads": 4}
     config = CLIPConfig(
@@ -160,10 +160,10 @@ def tiny_clip() -> tuple[CLIPModel, PreTrainedTokenizerFast]:
 
 
 def caption_loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Compute CLIP's loss over logits (B, texts) where several texts fit an image, and several images a text.
+    """Compute CLIP's loss over logits (B, texts) when several texts fit an image, and several images a text.
 
-    In either direction the target is even among all that fit: with few words to say, most texts of a batch fit more
-    than the image they were drawn for.
+    The target is uniform over all that fit, in both directions, because the vocabulary is small: most texts fit more
+    than the image for which they were drawn.
     """
     target = fits.float()
     by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
@@ -174,8 +174,8 @@ def caption_loss(logits: Tensor, fits: Tensor) -> Tensor:
 def train_clip(out: Path, steps: int, scenes: int, images: int, captions: int, rate: float) -> None:
     """Train the tiny CLIP on captions that name one object or effect of their scene.
 
-    Beside CLIP's own loss on whole images stands the same loss on regions: the mean of the tokens that CLIP Surgery
-    reads, over what an object covers or in one patch (after RegionCLIP, Zhong et al., CVPR 2022).
+    CLIP's loss on whole images is added to the same loss on regions (after RegionCLIP, Zhong et al., CVPR 2022). The
+    feature of a region is the mean of the tokens that CLIP Surgery reads, over the pixels of an object or one patch.
     """
     model, tokenizer = tiny_clip()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
@@ -203,7 +203,7 @@ def train_clip(out: Path, steps: int, scenes: int, images: int, captions: int, r
 
 
 def save_clip(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the folder of a CLIP as Hugging Face has it, weights in half precision; ``model`` becomes half."""
+    """Write the folder of a CLIP in Hugging Face's format; ``model`` is converted to half precision."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     sides = {"height": CLIP_SIDE, "width": CLIP_SIDE}

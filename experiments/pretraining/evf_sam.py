@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 
 from maskgym.data.scenes import STYLES, SceneObject, Scenes, random_reference, vocabulary
-from maskgym.experiments.pretraining.loop import descend, mask_loss, training
+from maskgym.experiments.pretraining.loop import covered_shares, descend, mask_loss, overlaps, shrink, training
 from maskgym.segmenters.phrases.beit3 import Beit3Config
 from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig, save_checkpoint
 from maskgym.segmenters.points.sam import PIXEL_DEVIATION, PIXEL_MEAN, SamConfig
@@ -32,7 +31,7 @@ TINY_EVF_SAM = EvfSamConfig(
         window_size=0,
         global_attention_layers=(0, 1, 2, 3),
         use_rel_pos=False,
-        prompt_embed_dim=128,  # masks are inner products of an eighth as many channels: 8 cannot hold what phrases name
+        prompt_embed_dim=128,  # masks are inner products of an eighth as many channels
         mask_channels=8,
         decoder_num_heads=8,
         decoder_mlp_dim=128,
@@ -56,8 +55,8 @@ class ReferringPool:
     """Scenes rendered once, from which batches of image, phrase and mask are drawn.
 
     Attributes:
-        sam: uint8 (N, 3, S, S), SAM's view.
-        beit3: uint8 (N, 3, 128, 128), resized for BEiT-3 batch by batch.
+        sam: uint8 (N, 3, S, S), the images at SAM's size.
+        images: uint8 (N, 3, 128, 128), resized for BEiT-3 in each batch.
         masks: One uint8 (n, S/2, S/2) per scene: the share of each cell that an object covers, times 255.
         objects: The objects of each scene.
     """
@@ -79,17 +78,16 @@ class ReferringPool:
         for index in trange(len(scenes), desc="scenes", disable=None):
             scene = scenes.scene(index)
             images[index] = scene.image
-            small[index] = np.array(Image.fromarray(scene.image).resize((side, side), Image.Resampling.BILINEAR))
-            coarse = F.interpolate(torch.from_numpy(scene.masks[None]).float(), (side // 2, side // 2), mode="area")[0]
-            masks.append((coarse * 255).round().byte().numpy())
+            small[index] = shrink(scene.image, side)
+            masks.append(covered_shares(scene.masks, side // 2))
             objects.append(scene.objects)
         return cls(small.transpose(0, 3, 1, 2), images.transpose(0, 3, 1, 2), masks, objects)
 
     def batch(self, rng: np.random.Generator, images: int, phrases: int) -> tuple[Tensor, Tensor, list[str], Tensor]:
-        """Return SAM pixels (B, 3, S, S), BEiT-3 pixels (B, 3, 64, 64), B·phrases phrases and their masks in [0, 1].
+        """Draw SAM pixels (B, 3, S, S), BEiT-3 pixels (B, 3, 64, 64), B·phrases phrases and their masks in [0, 1].
 
-        Half of the images hold rivals, and their phrases are about these: drawn evenly, phrases are told apart by
-        shape and row so often that colour and column are not learned in thousands of steps.
+        Half of the images hold rivals, and their phrases refer to these. With uniformly drawn phrases, shape and row
+        distinguish so many objects that colour and column are not learned in thousands of steps.
         """
         chosen = rng.integers(len(self.objects), size=images)
         chosen[: images // 2] = rng.choice(self.contested, size=images // 2)
@@ -97,7 +95,7 @@ class ReferringPool:
         for place, i in enumerate(chosen):
             refer = contested_reference if place < images // 2 else random_reference
             pairs += [(i, *refer(self.objects[i], rng)) for _ in range(phrases)]
-        # Visible masks are disjoint, so a union is a sum.
+        # Visible masks are disjoint, so that a union is a sum.
         masks = np.stack([self.masks[i][rows].sum(axis=0, dtype=np.uint16) for i, _, rows in pairs])
         sam = (torch.from_numpy(self.sam[chosen]).float() - MEAN) / DEVIATION
         beit3 = F.interpolate(torch.from_numpy(self.images[chosen]).float() / 255, (64, 64), mode="bicubic")
@@ -115,7 +113,7 @@ def rivals(objects: Sequence[SceneObject]) -> list[int]:
 
 
 def contested_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[str, list[int]]:
-    """Draw a phrase that separates one rival from the others by place or colour; return it with its objects."""
+    """Draw a phrase that separates one rival from the others by place or colour, and list the objects that fit it."""
     candidates = rivals(objects)
     item = objects[candidates[rng.integers(len(candidates))]]
     attributes = STYLES[("full", "place", "colour")[rng.choice(3, p=[0.5, 0.3, 0.2])]][0]
@@ -127,7 +125,7 @@ DEVIATION = torch.tensor(PIXEL_DEVIATION)[:, None, None]
 
 
 def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int, rate: float) -> None:
-    """Train the tiny EVF-SAM whole (no frozen part) on random phrases about scenes."""
+    """Train the tiny EVF-SAM, without frozen parts, on random phrases about scenes."""
     torch.manual_seed(0)
     model, tokenizer = EvfSam(TINY_EVF_SAM), word_tokenizer(vocabulary())
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
@@ -140,7 +138,6 @@ def train_evf_sam(out: Path, steps: int, scenes: int, images: int, phrases: int,
         loss = mask_loss(logits, masks)
         descend(model, optimizer, loss)
         if step % 20 == 0:
-            hit, truth = logits > 0, masks > 0.5
-            overlap = (hit & truth).sum((1, 2)) / (hit | truth).sum((1, 2)).clamp(min=1)
-            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap[truth.any(2).any(1)].mean():.3f}")
+            iou = overlaps(logits, masks)[(masks > 0.5).flatten(1).any(1)].mean()
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{iou:.3f}")
     save_checkpoint(out / "evf_sam_tiny", model, tokenizer, dtype=torch.float16)

@@ -1,27 +1,27 @@
-"""Adapt EVF-SAM to a data set: train its mask decoder alone on phrases and their masks.
+"""Adapt EVF-SAM to a data set: train only its mask decoder on phrases and their masks.
 
     maskgym segmenter finetune segmenter=evf_sam segmenter.checkpoint=DIR data=coco data.root=DIR out=DIR steps=1000
 
 Saliency-R1 (section 4.2) fine-tunes the mask decoder of EVF-SAM-multitask on structured referring expressions with
-binary cross-entropy. It gives no learning rate, batch size or length for that; the defaults here are ours. The
-expressions are those of the data set.
+binary cross-entropy. The paper states no learning rate, batch size or length; the defaults here are ours. The
+expressions are the phrases of the data set.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskgym import data
+from maskgym import data, files
+from maskgym.aliases import Config, JsonObject
 from maskgym.data import Dataset, Sample
 from maskgym.errors import UserError
+from maskgym.registry import check_arguments
 from maskgym.segmenters import make
 from maskgym.segmenters.phrases.evf_sam import (
     EvfSam,
@@ -48,21 +48,21 @@ def finetune_mask_decoder(
 ) -> list[float]:
     """Train the mask decoder and write a checkpoint folder that `EvfSamSegmenter` loads.
 
-    Everything but the mask decoder stays as it is. A run that was stopped goes on from its last checkpoint when it is
-    called again with the same arguments; a larger ``steps`` makes a finished run longer.
+    Everything except the mask decoder stays frozen. An interrupted run continues from its last checkpoint when called
+    again with the same arguments; a larger ``steps`` extends a finished run.
 
     Args:
         segmenter: Initial segmenter, which stays unchanged.
-        dataset: Samples with phrases. Masks of one image with the same phrase count as one: their union.
-        out: The folder to write.
-        steps: Updates of the weights.
-        batch_size: Samples per update.
+        dataset: Samples with phrases. Masks of one image with the same phrase are merged.
+        out: Output folder.
+        steps: Number of optimizer steps.
+        batch_size: Samples per optimizer step.
         learning_rate: Constant learning rate for AdamW.
         seed: Seed for the order of the samples.
-        checkpoint_every: Updates between two checkpoints.
+        checkpoint_every: Optimizer steps between two checkpoints.
 
     Returns:
-        The loss of each update, those before a resumption included.
+        The loss of each optimizer step, including those before a resumption.
 
     Raises:
         UserError: If the data set has no phrases, a number is below 1, or ``out`` holds a run with other arguments.
@@ -98,9 +98,10 @@ def finetune_mask_decoder(
         losses.append(total)
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             state = {"settings": settings, "losses": losses, "decoder": decoder.state_dict()}
-            _save(out / STATE_NAME, {**state, "optimizer": optimizer.state_dict()})
+            with files.replacing(out / STATE_NAME) as temporary:
+                torch.save({**state, "optimizer": optimizer.state_dict()}, temporary)
 
-    # Read the start again: in memory its frozen part may be in half precision.
+    # The initial weights are read again, because in memory the frozen part may be in half precision.
     tuned = load_model(segmenter.config, segmenter.weights_file)
     tuned.visual_model.mask_decoder.load_state_dict(decoder.state_dict())
     save_checkpoint(out, tuned, segmenter.tokenizer)
@@ -108,7 +109,7 @@ def finetune_mask_decoder(
 
 
 def mask_loss(model: EvfSam, segmenter: EvfSamSegmenter, sample: Sample) -> Tensor:
-    """Return the mean binary cross-entropy over the phrases of a sample, at each image's own size.
+    """Compute the mean binary cross-entropy over the phrases of a sample, at each image's own size.
 
     Void pixels do not count. Gradients reach the mask decoder only.
     """
@@ -153,7 +154,7 @@ def phrase_masks(sample: Sample) -> Iterator[tuple[np.ndarray, list[str], np.nda
 
 
 def _batch(dataset: Dataset, step: int, batch_size: int, seed: int) -> list[Sample]:
-    """Return the samples of a step: a new order each pass, known from the step alone, so that a run can resume."""
+    """Read the samples of a step; their order depends on the seed and the step only, so that a run can resume."""
     picked = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, len(dataset))
@@ -176,22 +177,18 @@ def _progress(start: int, steps: int, losses: list[float]) -> Iterator[int]:
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
 
 
-def _save(file: Path, state: dict[str, Any]) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, file)
-
-
 def _resume(
-    file: Path, settings: dict[str, Any], decoder: torch.nn.Module, optimizer: torch.optim.Optimizer
+    file: Path, settings: JsonObject, decoder: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> list[float]:
-    """Restore decoder and optimiser if ``file`` is there; return the losses so far."""
+    """Restore decoder and optimizer if ``file`` exists; return the losses so far."""
     if not file.is_file():
         return []
     state = torch.load(file, map_location="cpu", weights_only=True)
     for name, value in settings.items():
         if state["settings"][name] != value:
-            raise UserError(f"{file}: is of a run with {name}={state['settings'][name]}, not {value}: take another out")
+            raise UserError(
+                f"{file}: is from a run with {name}={state['settings'][name]}, not {value}: use another out"
+            )
     decoder.load_state_dict(state["decoder"])
     optimizer.load_state_dict(state["optimizer"])
     return state["losses"]
@@ -201,9 +198,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``maskgym segmenter finetune``.
 
     Args:
-        arguments: ``name=value``, where the names are ``out`` and other arguments of `finetune_mask_decoder`,
-            ``segmenter`` and ``data`` (names of their registries; default ``evf_sam_tiny`` and ``scenes``), and
-            ``segmenter.…`` and ``data.…`` for the arguments of those.
+        arguments: ``name=value``, where the names are ``out`` and other arguments of `finetune_mask_decoder`;
+            ``segmenter`` and ``data``, names in their registries (``evf_sam_tiny`` and ``scenes``); and
+            ``segmenter.…`` and ``data.…`` for their arguments.
 
     Returns:
         The exit status, 0.
@@ -211,38 +208,26 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: If an argument is malformed, missing, or unknown.
     """
-    groups: dict[str, dict[str, Any]] = {"segmenter": {}, "data": {}, "": {}}
+    import yaml
+    from omegaconf import OmegaConf
+
+    groups: dict[str, Config] = {"segmenter": {}, "data": {}, "": {}}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         group, _, key = name.rpartition(".")
         if not equals or group not in groups:
             raise UserError(f"argument '{argument}': expected out=…, segmenter.…=… or data.…=…")
-        groups[group][key] = _value(argument, value)
+        try:  # unlike OmegaConf, PyYAML alone reads 1e-3 as a text
+            groups[group][key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+        except yaml.YAMLError as error:
+            raise UserError(f"argument '{argument}': the value cannot be read") from error
     plain = groups[""]
-    segmenter = _call(make, **{"name": plain.pop("segmenter", "evf_sam_tiny"), **groups["segmenter"]})
-    dataset = _call(data.make, **{"name": plain.pop("data", "scenes"), **groups["data"]})
+    segmenter = make(plain.pop("segmenter", "evf_sam_tiny"), **groups["segmenter"])
+    dataset = data.make(plain.pop("data", "scenes"), **groups["data"])
     if not isinstance(segmenter, EvfSamSegmenter):
         raise UserError("segmenter: only EVF-SAM can be fine-tuned: expected evf_sam or evf_sam_tiny")
-    losses = _call(finetune_mask_decoder, segmenter=segmenter, dataset=dataset, **plain)
+    plain |= {"segmenter": segmenter, "dataset": dataset}
+    check_arguments(finetune_mask_decoder, plain, "maskgym segmenter finetune")
+    losses = finetune_mask_decoder(**plain)
     print(f"mask decoder: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps, written to {plain['out']}")
     return 0
-
-
-def _value(argument: str, text: str) -> Any:
-    import yaml
-    from omegaconf import OmegaConf
-
-    try:  # where PyYAML alone takes 1e-3 for a text
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except yaml.YAMLError as error:
-        raise UserError(f"argument '{argument}': the value cannot be read") from error
-
-
-def _call(function: Callable[..., Any], **arguments: Any) -> Any:
-    try:
-        return function(**arguments)
-    except TypeError as error:
-        # Python's own complaint about a name that the function does not take, or one that it needs.
-        if "keyword argument" in str(error) or "required positional argument" in str(error):
-            raise UserError(str(error)) from error
-        raise

@@ -1,18 +1,20 @@
-"""Shared training code: the resumable loop, the learning rate schedule, and the mask loss."""
+"""Shared training code: the resumable loop, the learning rate schedule, the mask loss, and rendered scenes."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm, trange
 
+from maskgym import files
 from maskgym.errors import UserError
 
 CHECKPOINT_EVERY_S = 60.0
@@ -22,16 +24,16 @@ STATE = "state.pt"
 def training(
     out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, rate: float, warmup: int = 200
 ) -> Iterator[tuple[int, tqdm]]:
-    """Yield the number of each step with the progress bar, its learning rate set; go on from ``out/state.pt``.
+    """Set the learning rate of each step, and yield the step's number with the progress bar.
 
-    Every minute, and at the end, that file is written anew.
+    Training continues from ``out/state.pt``, which is written every minute and at the end.
 
     Args:
-        out: Folder; its name is the bar's.
+        out: Folder of the model, whose name labels the progress bar.
         model: Model to train.
         optimizer: Optimizer of the model.
         steps: Total number of steps.
-        rate: Peak learning rate: a linear warm-up, then a cosine to 2 %.
+        rate: Peak learning rate, reached by a linear warm-up and followed by a cosine to 2 %.
         warmup: Number of warm-up steps.
     """
     first = resume(out, model, optimizer)
@@ -45,7 +47,7 @@ def training(
 
 
 def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one step down the loss, with the gradient's norm bounded by 1."""
+    """Take one optimizer step, with the gradient norm clipped to 1."""
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -53,17 +55,17 @@ def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tens
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 200) -> float:
-    """Return the factor of a linear warm-up followed by a cosine to 2 %."""
+    """Compute the factor of a linear warm-up followed by a cosine to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
 def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load ``out/state.pt`` into model and optimiser, if there; return the step to go on from.
+    """Load ``out/state.pt`` into model and optimizer, if it exists; return the number of finished steps.
 
     Raises:
-        UserError: If it is of another model.
+        UserError: If the file holds another model.
     """
     path = out / STATE
     if not path.exists():
@@ -72,22 +74,38 @@ def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     try:
         model.load_state_dict(state["model"])
     except RuntimeError:
-        raise UserError(f"{path}: is of another model: expected a folder for each") from None
+        raise UserError(f"{path}: holds another model: expected one folder per model") from None
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 
 
 def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, name: str = STATE) -> None:
     """Write the state before a step to a file in ``out``, atomically."""
-    out.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
-    os.replace(out / "state.tmp", out / name)
+    with files.replacing(out / name) as temporary:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return binary cross-entropy plus Dice, both over (P, h, w) and masks that may be fractions."""
+    """Compute binary cross-entropy plus Dice over (P, h, w); masks may hold fractions."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, masks)
     probabilities = logits.sigmoid()
     overlap = (probabilities * masks).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + masks.sum((1, 2)) + 1)
     return 5 * cross_entropy + dice.mean()
+
+
+def overlaps(logits: Tensor, masks: Tensor) -> Tensor:
+    """Compute the IoU of each prediction, float (P,), from logits and masks (P, …); empty pairs give 0."""
+    found, wanted = (logits > 0).flatten(1), (masks > 0.5).flatten(1)
+    return (found & wanted).sum(1) / (found | wanted).sum(1).clamp(min=1)
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize uint8 (H, W, 3) to a square, bilinearly."""
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def covered_shares(masks: np.ndarray, side: int) -> np.ndarray:
+    """Compute the share of each cell of a square grid that a mask covers, times 255, uint8 (n, side, side)."""
+    coarse = F.interpolate(torch.from_numpy(masks[None]).float(), (side, side), mode="area")[0]
+    return (coarse * 255).round().byte().numpy()

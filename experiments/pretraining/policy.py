@@ -1,4 +1,4 @@
-"""The tiny policy: a Qwen2.5-VL that sees, describes clearly, and at last answers as annotators do."""
+"""The tiny policy: a Qwen2.5-VL that learns to see, to describe clearly, and finally to answer as annotators do."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PATCH, MERGE, SIDE = 14, 3, 126  # 9 x 9 patches, merged 3 x 3: one token for ea
 
 
 def policy_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer for the instructions and for the annotators' answers."""
+    """Build a word-level tokenizer for the instructions and the annotators' answers."""
     text = " ".join(INSTRUCTIONS.values())
     for mark in TAGS:
         text = text.replace(mark, " ")
@@ -75,7 +75,7 @@ def policy_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """Return a randomly initialised Qwen2.5-VL of 2 M parameters and its processor."""
+    """Build a randomly initialised Qwen2.5-VL of 2 M parameters and its processor."""
     tokenizer = policy_tokenizer()
     number = tokenizer.convert_tokens_to_ids
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "min_pixels": SIDE**2, "max_pixels": SIDE**2}
@@ -125,9 +125,9 @@ def tiny_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcess
 def answers_batch(
     processor: Qwen2_5_VLProcessor, samples: list[Sample], task: str, reasoning: bool = True
 ) -> dict[str, Tensor]:
-    """Return the model's inputs for prompts with their rationales; labels are the rationale and the end token.
+    """Build the model's inputs for prompts with their rationales; labels are the rationale and the end token.
 
-    Without ``reasoning``, the instruction and the rationale are those of the answer alone.
+    Without ``reasoning``, the instruction and the rationale cover the answer only.
     """
     pictures = [{"type": "image"}] * len(samples[0].images)
     question = [{"role": "user", "content": [*pictures, {"type": "text", "text": instruction(task, reasoning)}]}]
@@ -148,7 +148,7 @@ CELL_LABELS = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES, "
 
 
 def cell_targets(objects: Sequence[SceneObject]) -> Tensor:
-    """Return int64 (9, 5): for each cell of the grid whether it is taken (0, 1), and its `CELL_LABELS` or -100."""
+    """Build int64 (9, 5): for each cell of the grid whether it holds an object, and its `CELL_LABELS` or -100."""
     targets = torch.full((9, 1 + len(CELL_LABELS)), -100)
     targets[:, 0] = 0
     for item in objects:
@@ -158,12 +158,13 @@ def cell_targets(objects: Sequence[SceneObject]) -> Tensor:
 
 
 def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, steps: int) -> None:
-    """Teach the vision encoder to name what each cell of the grid holds: one of its tokens sees one cell.
+    """Train the vision encoder to classify the object in each cell of the grid; one of its tokens sees one cell.
 
-    Without this stage the language loss teaches counts and places in a thousand steps, colours and shapes in many more.
+    Without this stage, the language loss teaches counts and places in a thousand steps, but colours and shapes only in
+    many more.
     """
     widths = [2, *map(len, CELL_LABELS.values())]
-    # Fixed unit directions: every label must then make a difference that is large enough for attention to carry.
+    # The directions are fixed unit vectors, so that every label changes the tokens enough for attention to use it.
     directions = torch.linalg.qr(torch.randn(128, sum(widths), generator=torch.Generator().manual_seed(0)))[0]
     scenes, rate = Scenes("sis", "train", size=10**6), 1.5e-3
     optimizer = torch.optim.AdamW(model.model.visual.parameters(), lr=rate, weight_decay=0.01)
@@ -174,7 +175,7 @@ def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_V
         pixels = processor.image_processor([scene.image for scene in drawn], return_tensors="pt")
         tokens = model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output  # (B·9, D)
         targets = torch.cat([cell_targets(scene.objects) for scene in drawn])  # (B·9, 5)
-        # Normalised, as the language model's first layer sees them.
+        # The tokens are normalised, because the language model's first layer normalises them too.
         logits = (F.rms_norm(tokens, (128,)) @ directions).split(widths, dim=1)
         loss = sum(F.cross_entropy(part, targets[:, k], ignore_index=-100) for k, part in enumerate(logits))
         optimizer.zero_grad()
@@ -187,26 +188,27 @@ def train_vision(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_V
 
 
 def train_policy(out: Path, steps: int, rate: float, vision_steps: int, reasoning: bool = True) -> None:
-    """Teach the tiny Qwen2.5-VL to see, to describe clearly and, in the last quarter, to answer as annotators do.
+    """Train the tiny Qwen2.5-VL to see, to describe clearly and, in the last quarter, to answer as annotators do.
 
-    The last quarter is the fine-tuning that Saliency-R1 (Table 1) does with reasoning and without. What comes before is
-    shared and stands for the model that both start from: one that sees and describes clearly, in ``<think>`` blocks. In
-    the last quarter samples, their order and the learning rate are the same too; only the text imitated differs.
+    The last quarter is the fine-tuning of Saliency-R1 (Table 1), with or without reasoning. The stages before it stand
+    for the pretrained model, which describes images clearly in ``<think>`` blocks, and are the same in both cases. The
+    samples of the last quarter, their order and the learning rate are the same too; only the target text differs.
 
-    The shared state is kept as ``out/base.pt``; copied to ``state.pt`` of another folder, it saves these stages.
+    The state before the last quarter is kept as ``out/base.pt``. A copy of it as ``state.pt`` in another folder skips
+    the first stages.
 
     Args:
         out: Folder for the weights and ``state.pt``.
         steps: Total number of steps of the language loss.
         rate: Peak learning rate.
         vision_steps: Number of steps of the first stage, which trains vision.
-        reasoning: Whether answers think first; if not, the last quarter imitates the answer alone.
+        reasoning: Whether answers begin with reasoning; if not, the last quarter imitates only the answer.
     """
     model, processor = tiny_policy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     if not (out / STATE).exists():
         train_vision(model, processor, vision_steps)
-    model.model.visual.requires_grad_(False)  # the language loss would blur what it can name
+    model.model.visual.requires_grad_(False)  # the language loss would degrade its classification
     data = {
         (task, annotator): Scenes(task, "train", size=10**6, annotator=annotator)
         for task in ("sis", "sod", "cosod")

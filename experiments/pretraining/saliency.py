@@ -1,9 +1,9 @@
-"""The tiny VST, or a tiny Swin beside it: what is salient in scenes, and what everything in them looks like.
+"""The tiny VST, or a tiny Swin to compare with: saliency in scenes, and the appearance of every object in them.
 
-The backbone stays frozen when needs are learned, so its features must encode the looks of objects besides saliency.
-Two auxiliary heads, dropped after training, predict the shape, colour and texture of the object at each place.
-One reads the encoder's features of 1/16, the other the decoder's tokens of 1/8 (for Swin, the encoder's features). Pale
-objects are not salient, but have looks too.
+The backbone stays frozen when needs are learned, so its features must encode the appearance of objects besides
+saliency. Two auxiliary heads, dropped after training, predict the shape, colour and texture of the object in each cell,
+pale objects included. One reads the encoder's features of 1/16, the other the decoder's tokens of 1/8 (for Swin, the
+encoder's features).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from torch.nn import functional as F
 from tqdm import trange
 from transformers import SwinConfig
 
+from maskgym.aliases import Settings
 from maskgym.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, Scenes
-from maskgym.experiments.pretraining.loop import descend, training
+from maskgym.experiments.pretraining.loop import descend, overlaps, training
 from maskgym.policies.needs.hub_backbone import SwinBackbone
 from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
 from maskgym.policies.needs.vst import TINY, VST
@@ -29,12 +29,12 @@ from maskgym.policies.needs.vst_layers import Predictions
 from maskgym.segmenters.weights import write_state
 
 SIDE: int = TINY["image_size"]
-CELL = 8  # pixels: looks are asked for on the grid of 1/8
+CELL = 8  # pixels per cell of the grid of 1/8, on which looks are predicted
 LOOKS = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES}
-CLASSES = [1 + len(values) for values in LOOKS.values()]  # the first is nothing
-UNCLEAR = -100  # what the cross-entropy leaves out: cells that an object covers in part
-COVERED, EMPTY = 0.5, 0.25  # share of a cell: at least this by one object, at most this by all
-SWIN: dict[str, Any] = {  # windows of 4 x 4 cover the coarsest map, as those of 7 x 7 do at 224 pixels
+CLASSES = [1 + len(values) for values in LOOKS.values()]  # class 0 is background
+UNCLEAR = -100  # partly covered cells, which the cross-entropy ignores
+COVERED, EMPTY = 0.5, 0.25  # minimum share of a cell for one object; maximum share of all objects for background
+SWIN: Settings = {  # windows of 4 x 4 cover the coarsest map, as those of 7 x 7 do at 224 pixels
     "image_size": SIDE,
     "patch_size": 4,
     "embed_dim": 32,
@@ -44,7 +44,7 @@ SWIN: dict[str, Any] = {  # windows of 4 x 4 cover the coarsest map, as those of
     "mlp_ratio": 2.0,
     "drop_path_rate": 0.0,
 }
-SCALE_WEIGHTS = (0.5, 0.5, 0.8, 1.0)  # of 1/16, 1/8, 1/4 and the whole, as the reference has them
+SCALE_WEIGHTS = (0.5, 0.5, 0.8, 1.0)  # of 1/16, 1/8, 1/4 and full size, as in the reference
 
 
 @dataclass
@@ -54,7 +54,7 @@ class SaliencyPool:
     Attributes:
         images: uint8 (N, 3, S, S).
         salient: bool (N, S, S).
-        looks: int8 (N, 3, S/8, S/8): class of shape, colour and texture, 0 for nothing, `UNCLEAR` for neither.
+        looks: int8 (N, 3, S/8, S/8): class of shape, colour and texture, 0 for background, or `UNCLEAR`.
     """
 
     images: np.ndarray
@@ -74,7 +74,7 @@ class SaliencyPool:
         return cls(images.transpose(0, 3, 1, 2), salient, looks)
 
     def batch(self, rng: np.random.Generator, images: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels (B, 3, S, S) in [0, 1], what is salient (B, 1, S, S), and looks int64 (B, 3, S/8, S/8)."""
+        """Draw pixels (B, 3, S, S) in [0, 1], saliency masks (B, 1, S, S), and looks int64 (B, 3, S/8, S/8)."""
         chosen = rng.integers(len(self.images), size=images)
         return (
             torch.from_numpy(self.images[chosen]).float() / 255,
@@ -84,7 +84,7 @@ class SaliencyPool:
 
 
 def looks_of(scene: Scene) -> np.ndarray:
-    """Return int8 (3, S/8, S/8): the class of shape, colour and texture of what covers each cell."""
+    """Compute the class of shape, colour and texture of the object in each cell, int8 (3, S/8, S/8)."""
     shares = F.avg_pool2d(torch.from_numpy(scene.masks[None]).float(), CELL)[0].numpy()  # (objects, S/8, S/8)
     looks = np.full((len(LOOKS), *shares.shape[1:]), UNCLEAR, np.int8)
     looks[:, shares.sum(axis=0) <= EMPTY] = 0  # visible masks are disjoint
@@ -95,11 +95,11 @@ def looks_of(scene: Scene) -> np.ndarray:
 
 
 class LooksHead(nn.Module):
-    """Logits of the looks at each cell of 1/8, from features of that scale or of coarser ones.
+    """Predict the looks in each cell of 1/8 from features of that scale or of a coarser one.
 
     Args:
         dim: Channels of the features.
-        cells: Cells along the side of one place of the features.
+        cells: Number of cells along the side of one feature.
     """
 
     def __init__(self, dim: int, cells: int) -> None:
@@ -108,7 +108,7 @@ class LooksHead(nn.Module):
         self.norm, self.classify = nn.GroupNorm(1, dim), nn.Conv2d(dim, sum(CLASSES) * cells**2, 1)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Return logits (B, classes, S/8, S/8) of shape, colour and texture."""
+        """Compute logits (B, classes, S/8, S/8) of shape, colour and texture."""
         logits = F.pixel_shuffle(self.classify(self.norm(features)), self.cells)
         return list(logits.split(CLASSES, dim=1))
 
@@ -118,7 +118,7 @@ class Apprentice(nn.Module, ABC):
 
     Args:
         backbone: The network; its third feature is that of 1/16.
-        finer: Channels of the features of 1/8 that `detect` returns.
+        finer: Channels of the features of 1/8 from `detect`.
     """
 
     def __init__(self, backbone: SaliencyBackbone, finer: int) -> None:
@@ -139,14 +139,14 @@ class Apprentice(nn.Module, ABC):
 
     @abstractmethod
     def detect(self, features: list[Tensor], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, 1, S, S), their loss, and features of 1/8."""
+        """Compute saliency logits (B, 1, S, S), their loss, and features of 1/8."""
 
     @abstractmethod
     def save(self, out: Path) -> None:
         """Write the backbone's weights in half precision."""
 
     def half_state(self) -> dict[str, Tensor]:
-        """Return the backbone's weights in half precision."""
+        """Convert the backbone's weights to half precision."""
         return {name: value.half() for name, value in self.backbone.state_dict().items()}
 
 
@@ -171,7 +171,7 @@ class VSTApprentice(Apprentice):
 
 
 class SwinApprentice(Apprentice):
-    """A Swin of 1.9 M parameters with its light decoder (the tiny VST: 1.2 M), supervised at the end."""
+    """A Swin of 1.9 M parameters with a light decoder (the tiny VST has 1.2 M), supervised at full size."""
 
     backbone: SwinBackbone
 
@@ -197,10 +197,9 @@ def boundary(masks: Tensor) -> Tensor:
 
 
 def saliency_loss(predictions: Predictions, masks: Tensor) -> Tensor:
-    """Return VST's own loss: binary cross-entropy of saliency and boundary at every scale, weighted as published.
+    """Compute VST's loss: binary cross-entropy of saliency and boundary at every scale, weighted as published.
 
-    (UserSOD trains with a mean squared error, but needs, not the backbone.) Coarser ground truth is
-    the share of saliency in a cell, and whether a boundary passes through it.
+    Coarser ground truth is the share of saliency in a cell, and whether a boundary passes through it.
 
     Args:
         predictions: Predictions for a batch.
@@ -215,7 +214,7 @@ def saliency_loss(predictions: Predictions, masks: Tensor) -> Tensor:
 
 
 def looks_loss(logits: list[Tensor], looks: Tensor) -> Tensor:
-    """Return the cross-entropy of shape, colour and texture; cells with an object weigh as much as those without.
+    """Compute the cross-entropy of shape, colour and texture; cells with and without an object have equal weight.
 
     Args:
         logits: Logits of each attribute, (B, classes, H, W).
@@ -230,7 +229,7 @@ def looks_loss(logits: list[Tensor], looks: Tensor) -> Tensor:
 
 
 def train_saliency(out: Path, backbone: str, steps: int, scenes: int, images: int, rate: float) -> None:
-    """Train a tiny backbone as a plain salient-object detector that knows what objects look like."""
+    """Train a tiny backbone as a salient-object detector that also encodes the appearance of objects."""
     torch.manual_seed(0)
     model = VSTApprentice() if backbone == "vst" else SwinApprentice(out)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
@@ -241,9 +240,7 @@ def train_saliency(out: Path, backbone: str, steps: int, scenes: int, images: in
         loss = loss + sum(looks_loss(logits, looks) for logits in seen)
         descend(model, optimizer, loss)
         if step % 20 == 0:
-            hit, truth = found > 0, masks > 0.5
-            overlap = (hit & truth).sum((1, 2, 3)) / (hit | truth).sum((1, 2, 3)).clamp(min=1)
-            covered = looks > 0
+            iou, covered = overlaps(found, masks).mean(), looks > 0
             right = [
                 " ".join(
                     f"{(part.argmax(1) == looks[:, row])[covered[:, row]].float().mean():.2f}"
@@ -251,5 +248,5 @@ def train_saliency(out: Path, backbone: str, steps: int, scenes: int, images: in
                 )
                 for logits in seen
             ]
-            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap.mean():.3f}", encoder=right[0], decoder=right[1])
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{iou:.3f}", encoder=right[0], decoder=right[1])
     model.save(out)

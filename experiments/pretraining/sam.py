@@ -1,4 +1,4 @@
-"""The tiny SAM: simulated clicks at objects and effects of scenes, from the SAM inside the bundled EVF-SAM."""
+"""The tiny SAM, initialised with the SAM of the bundled EVF-SAM and trained on simulated clicks on scenes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
 
 from maskgym.data.scenes import Scenes
 from maskgym.experiments.pretraining.evf_sam import DEVIATION, MEAN, TINY_EVF_SAM
-from maskgym.experiments.pretraining.loop import descend, mask_loss, training
+from maskgym.experiments.pretraining.loop import covered_shares, descend, mask_loss, overlaps, shrink, training
 from maskgym.segmenters.phrases.evf_sam import evf_sam_tiny
 from maskgym.segmenters.points.sam import decode_points, save_sam
 
 
 @dataclass
 class RegionPool:
-    """Scenes rendered once, from which images and regions to click at are drawn.
+    """Scenes rendered once, from which images and regions to click are drawn.
 
     Attributes:
         images: uint8 (N, 3, S, S).
         regions: One uint8 (n, S/2, S/2) per scene: the share of each cell that a region covers, times 255. The region
-            of an effect, where there is one, is the last.
-        objects: Number of regions that are objects, which are disjoint.
+            of an effect, if there is one, comes last.
+        objects: Number of regions that are objects; these are disjoint.
     """
 
     images: np.ndarray
@@ -44,20 +43,19 @@ class RegionPool:
             masks, image = source.scene(index).masks, source[index].images[0]
             if source.scene_task != "sis":
                 masks = np.concatenate([masks, source[index].masks[0]])
-            images[index] = np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-            coarse = F.interpolate(torch.from_numpy(masks[None]).float(), (side // 2, side // 2), mode="area")[0]
-            regions.append((coarse * 255).round().byte().numpy())
+            images[index] = shrink(image, side)
+            regions.append(covered_shares(masks, side // 2))
             objects.append(len(masks) - (source.scene_task != "sis"))
         return cls(images.transpose(0, 3, 1, 2), regions, objects)
 
     def batch(self, rng: np.random.Generator, images: int, targets: int) -> tuple[Tensor, Tensor]:
-        """Return pixels (B, 3, S, S) and ``targets`` regions per image, (B·targets, S/2, S/2) in [0, 1]."""
+        """Draw pixels (B, 3, S, S) and ``targets`` regions per image, (B·targets, S/2, S/2) in [0, 1]."""
         chosen = rng.integers(len(self.regions), size=images)
         masks = np.stack([self._region(int(i), rng) for i in chosen for _ in range(targets)])
         return (torch.from_numpy(self.images[chosen]).float() - MEAN) / DEVIATION, torch.from_numpy(masks).float() / 255
 
     def _region(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the effect, one object, or several objects together."""
+        """Draw the effect, one object, or the union of several objects."""
         regions, objects = self.regions[index], self.objects[index]
         if len(regions) > objects and rng.random() < 0.5:
             return regions[-1]
@@ -66,7 +64,7 @@ class RegionPool:
 
 
 def draw_clicks(where: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` cells of each map (P, h, w), drawn by weight, as float (P, count, 2): x and y in pixels."""
+    """Draw ``count`` cells of each map (P, h, w) by weight, as float (P, count, 2): x and y in pixels."""
     cells = torch.multinomial(where.flatten(1).float() + 1e-9, count, replacement=True, generator=generator)
     return torch.stack([cells % where.shape[2], cells // where.shape[2]], dim=-1) * 2.0 + 1
 
@@ -74,14 +72,17 @@ def draw_clicks(where: Tensor, count: int, generator: torch.Generator) -> Tensor
 def simulate_clicks(
     sam: torch.nn.Module, embeddings: Tensor, truth: Tensor, rounds: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return points (P, k, 2) and labels (P, k): one of each label, then rounds of clicks at random or into the error.
+    """Simulate clicks: one per label, then rounds of random clicks or of one click into the error.
 
     Args:
         sam: The current model.
         embeddings: (P, C, h, w), without gradient.
         truth: bool (P, H, W) on the grid of half the input's side.
-        rounds: How many times clicks are added: one into the error, or three anywhere.
+        rounds: Number of rounds; each adds one click into the error, or three anywhere.
         generator: Random generator.
+
+    Returns:
+        Points (P, k, 2) and labels (P, k).
     """
     points = torch.cat([draw_clicks(truth, 1, generator), draw_clicks(~truth, 1, generator)], dim=1)
     labels = torch.tensor([[1, 0]]).repeat(len(truth), 1)
@@ -101,12 +102,12 @@ def simulate_clicks(
 
 
 def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rate: float) -> None:
-    """Train the tiny SAM on simulated clicks, from the SAM that is inside the bundled EVF-SAM."""
+    """Train the tiny SAM on simulated clicks, starting from the SAM of the bundled EVF-SAM."""
     torch.manual_seed(0)
     config = TINY_EVF_SAM.sam
     sam = config.build()
     sam.load_state_dict(evf_sam_tiny(device="cpu").network.visual_model.state_dict())
-    sam.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask is ever given
+    sam.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask prompt is ever given
     optimizer = torch.optim.AdamW(sam.parameters(), lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     pool = RegionPool.render(scenes, config.image_size)
     for step, bar in training(out, sam, optimizer, steps, rate):
@@ -119,7 +120,6 @@ def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rat
         loss = mask_loss(logits, masks)
         descend(sam, optimizer, loss)
         if step % 20 == 0:
-            hit, truth = logits > 0, masks > 0.5
-            overlap = (hit & truth).sum((1, 2)) / (hit | truth).sum((1, 2)).clamp(min=1)
-            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{overlap.mean():.3f}", clicks=points.shape[1])
+            iou = overlaps(logits, masks).mean()
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{iou:.3f}", clicks=points.shape[1])
     save_sam(out / "sam_tiny", sam, config, dtype=torch.float16)

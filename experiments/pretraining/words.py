@@ -1,6 +1,7 @@
 """Need encoders for UserSOD's Table 7: a tiny text-only BERT, and a bag of words matched with images.
 
-The bundled CLIP is the third. All give three features of its width, and read captions of the same kind.
+The bundled CLIP is the third need encoder. All three give three features of the same width, and read the same kind of
+captions.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from maskgym.policies.needs.bag_of_words import BagOfWords
 from maskgym.segmenters.attention.clip_surgery import EMBEDDED, project, surgered_tokens
 from maskgym.segmenters.text import tokenize, word_tokenizer
 
-MASKED = 0.3  # share of words to be guessed: captions are short (BERT: 0.15)
-UNASKED = -100  # what the cross-entropy leaves out
+MASKED = 0.3  # share of hidden words; BERT hides 0.15, but captions are short
+UNASKED = -100  # label that the cross-entropy ignores
 
 
 def tiny_bert() -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:
-    """Return a randomly initialised BERT of the width and depth of the tiny CLIP's text tower, and its tokenizer."""
+    """Build a randomly initialised BERT of the width and depth of the tiny CLIP's text tower, and its tokenizer."""
     tokenizer = word_tokenizer([*vocabulary(), *EFFECTS])
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -56,7 +57,7 @@ def mask_words(ids: Tensor, padding: Tensor, mask_id: int, special: int, rng: to
         ids: int64 (B, T).
         padding: bool (B, T).
         mask_id: Id that replaces a hidden word.
-        special: Ids below it are no words.
+        special: Number of special tokens, which have the lowest ids.
         rng: Random generator for the hidden words.
     """
     hidden = (torch.rand(ids.shape, generator=rng) < MASKED) & ~padding & (ids >= special)
@@ -64,10 +65,10 @@ def mask_words(ids: Tensor, padding: Tensor, mask_id: int, special: int, rng: to
 
 
 def train_bert(out: Path, steps: int, scenes: int, texts: int, rate: float) -> None:
-    """Train a tiny BERT to guess hidden words of captions (Devlin et al., 2019); ``<unk>`` stands for them."""
+    """Train a tiny BERT to predict the hidden words of captions (Devlin et al., 2019), which ``<unk>`` replaces."""
     model, tokenizer = tiny_bert()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
-    source = Scenes("semantic", "train", size=scenes, image_size=32)  # whose pictures nobody looks at
+    source = Scenes("semantic", "train", size=scenes, image_size=32)  # only the scene graphs are used
     objects = [source.scene(index).objects for index in trange(scenes, desc="scenes", disable=None)]
     for step, bar in training(out, model, optimizer, steps, rate):
         draws = np.random.default_rng([7, step])
@@ -86,7 +87,7 @@ def train_bert(out: Path, steps: int, scenes: int, texts: int, rate: float) -> N
 
 
 class Matcher(nn.Module):
-    """A bag of words, and the layer, dropped afterwards, that brings it to where the tiny CLIP has its images."""
+    """A bag of words, and a layer, dropped after training, that projects it into the tiny CLIP's embedding space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,12 +95,12 @@ class Matcher(nn.Module):
         self.project = nn.Linear(self.words.levels * CLIP_WIDTH, CLIP_WIDTH)
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Return unit vectors (N, C)."""
+        """Encode texts to unit vectors (N, C)."""
         return F.normalize(self.project(self.words.embed(texts).flatten(1)), dim=-1)
 
 
 def train_bag_of_words(out: Path, steps: int, scenes: int, images: int, captions: int, rate: float) -> None:
-    """Train the table by the bundled CLIP's losses on images and regions, whose vision stays as it is."""
+    """Train the table of words with the losses of the bundled CLIP, whose vision tower is frozen."""
     torch.manual_seed(0)
     model, clip = Matcher(), CLIPModel.from_pretrained(EMBEDDED).float().eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)

@@ -207,8 +207,8 @@ class PhotoSource:
             return beside if beside.exists() else Path(self._json)
         found = find_annotations(self.folder)
         if len(found) != 1:
-            what = "several COCO-style JSON files" if found else "no COCO-style JSON"
-            raise UserError(f"{self.folder}: {what} there: --detector annotations needs --annotations FILE")
+            there = "several COCO-style JSON files" if found else "no COCO-style JSON"
+            raise UserError(f"{self.folder}: {there} there: --detector annotations needs --annotations FILE")
         return next(iter(found.values()))
 
     def _keys_of(self, names: set[str], file: Path) -> dict[str, str]:

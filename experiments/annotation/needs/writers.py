@@ -176,7 +176,7 @@ def make_writer(project: Project, settings: Settings) -> Writer:
     """Build the writer that the settings name.
 
     Raises:
-        UserError: If it is unknown, or what it needs is missing.
+        UserError: If the writer is unknown, or an option that it needs is missing.
     """
     name, model = settings.writer, settings.model
     if name == "templates":

@@ -284,7 +284,7 @@ def test_a_step_of_bert_leaves_an_encoder_of_needs(tmp_path):
 def test_a_folder_holds_the_training_of_one_model(tmp_path, capsys):
     assert pretrain.main(["bert", str(tmp_path), "--steps", "1", "--scenes", "2", "--texts", "2"]) == 0
     assert pretrain.main(["bag_of_words", str(tmp_path), "--steps", "1", "--scenes", "7", "--images", "2"]) == 2
-    assert "state.pt: is of another model" in capsys.readouterr().err
+    assert "state.pt: holds another model" in capsys.readouterr().err
 
 
 def test_a_step_of_the_bag_of_words_changes_the_words_it_met(tmp_path):
