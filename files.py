@@ -1,4 +1,4 @@
-"""Atomic files: a killed process leaves the old file or the new one, never a part."""
+"""Atomic files, and journals of which a killed process can only truncate the last line."""
 
 from __future__ import annotations
 
@@ -43,3 +43,25 @@ def write(file: Path, content: str | bytes, flush: bool = False, shared: bool = 
         if flush:
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def append(file: Path, line: str) -> None:
+    """Append a line to a journal, and wait until it is on the disk."""
+    with file.open("ab") as stream:
+        stream.write(f"{line}\n".encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def whole_lines(file: Path, repair: bool = True) -> bytes:
+    """Read the whole lines of a journal; empty if it is absent.
+
+    Args:
+        file: Path of the journal.
+        repair: Whether to remove a last line that a crash truncated.
+    """
+    content = file.read_bytes() if file.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if repair and len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return whole

@@ -62,7 +62,7 @@ class ChatModel(Protocol):
 
     @property
     def settings(self) -> JsonObject:
-        """Return the settings that determine the replies besides the question, without secrets."""
+        """Settings that determine the replies besides the question, without secrets."""
 
     def ask(self, parts: Sequence[Part]) -> Reply:
         """Ask a question, given as texts and pictures in order, and return the reply.

@@ -58,7 +58,7 @@ class LocalChat:
 
     @cached_property
     def settings(self) -> JsonObject:
-        """Return the model's name and fingerprint, and the options."""
+        """Name and fingerprint of the model, and the options."""
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         return {"model": self.name, "fingerprint": self.network.fingerprint, "settings": options}
 

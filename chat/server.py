@@ -63,7 +63,7 @@ class ChatServer:
 
     @property
     def settings(self) -> JsonObject:
-        """Return the model, address and options."""
+        """Model, address and options."""
         return {"model": self.model, "base_url": str(self._client.base_url), "settings": self._options or None}
 
     def ask(self, parts: Sequence[Part]) -> Reply:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from maskgym.aliases import Settings
+
+if TYPE_CHECKING:
+    from maskgym.data.sample import Dataset
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Published:
     task: str
     folder: tuple[str, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Settings = field(default_factory=dict)
     part: str = ""
 
 
@@ -86,7 +91,7 @@ PUBLISHED = {
 }
 
 
-def make_published(name: str, **given: Any) -> Any:
+def make_published(name: str, **given: Any) -> Dataset:
     """Build the reader of a published data set.
 
     Args:

@@ -131,9 +131,13 @@ class Reader(Dataset):
     """
 
     root: Path
+    keys: tuple[str, ...]
     splits: tuple[str | None, ...]
     faults: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def finish(self, listing: Listing, strict: bool, splits: Iterable[str | None]) -> None:
         """Keep the findings of a listing; if strict, raise if it has faults or its requested split is empty.

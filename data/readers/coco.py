@@ -106,9 +106,6 @@ class Coco(Reader):
         self._photos = [part for photo in chosen for part in asked[photo.key]]
         self.keys = tuple(photo.key for photo in self._photos)
 
-    def __len__(self) -> int:
-        return len(self._photos)
-
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in the file's order.
 
@@ -313,6 +310,6 @@ def _by_need(listing: Listing, photo: Photo, source: str) -> list[Photo]:
 
 
 def _category(photo: Photo) -> str | None:
-    """Return the name of the category that all instances share, or None."""
+    """Find the name of the category that all instances share; None if they differ."""
     names = {category_of(annotation, photo.categories) for annotation in photo.instances}
     return names.pop() if len(names) == 1 else None

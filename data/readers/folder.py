@@ -53,9 +53,6 @@ class Folder(Reader):
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
         """Key of each photo, with the file of its mask."""

@@ -73,9 +73,6 @@ class Groups(Reader):
         self.keys = tuple(f"{name}/{chunk}" for name, chunk, _ in self._chunks)
         self.splits = tuple(assigned[name] for name, _, _ in self._chunks)
 
-    def __len__(self) -> int:
-        return len(self._chunks)
-
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
         """Key of each photo, ``group/stem``, with the file of its mask."""

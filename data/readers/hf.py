@@ -136,9 +136,6 @@ class HuggingFace(Reader):
         self.keys = tuple(place.key for place in self._places)
         self.splits = tuple(place.split for place in self._places)
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def __getitem__(self, index: int) -> Sample:
         """Read one row: images uint8 (H, W, 3), with masks bool (n, H, W).
 

@@ -99,9 +99,6 @@ class LabelMaps(Reader):
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in ascending order of label.
 

@@ -130,9 +130,6 @@ class RankedObjects(Reader):
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[key] for key in self.keys)
 
-    def __len__(self) -> int:
-        return len(self._photos)
-
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its objects, bool (n, H, W), and their ranks, float (n,).
 

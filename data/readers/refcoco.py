@@ -88,9 +88,6 @@ class RefCOCO(Reader):
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[row] for row in chosen)
 
-    def __len__(self) -> int:
-        return len(self._photos)
-
     def __getitem__(self, index: int) -> Sample:
         """Read the photo, uint8 (H, W, 3), the mask of the referred object, bool (1, H, W), and the sentence as need.
 

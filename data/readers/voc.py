@@ -84,9 +84,6 @@ class VOC(Reader):
         self.keys = tuple(f"{name}/{CLASSES[index - 1]}" if index else name for name, _, index in self._samples)
         self.splits = tuple(assigned[name] for name, _, _ in self._samples)
 
-    def __len__(self) -> int:
-        return len(self._samples)
-
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with bool (1, H, W) of a class or (n, H, W) of its objects in order.
 

@@ -19,7 +19,6 @@ The same command continues after an interruption. data.rationales=DIR/rationales
 from __future__ import annotations
 
 import json
-import os
 import re
 from argparse import Namespace
 from collections import Counter
@@ -32,6 +31,7 @@ from threading import Lock
 import numpy as np
 from tqdm import tqdm
 
+from maskgym import files
 from maskgym.aliases import Config, JsonObject
 from maskgym.chat.asker import Asker, ChatModel, Refused, Reply, Unreachable, count_tokens, to_png
 from maskgym.data import Dataset, Sample
@@ -187,23 +187,15 @@ class Rows:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        content = file.read_bytes() if file.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with file.open("r+b") as stream:
-                stream.truncate(whole)
         self.by_key: dict[str, JsonObject] = {}
-        for number, row in read_rows(file) if content else ():
+        for number, row in read_rows(file) if files.whole_lines(file) else ():
             if not isinstance(row.get("key"), str) or not isinstance(row.get("attempts"), int):
                 raise UserError(f"{file}: line {number}: expected a row with its key and attempts")
             self.by_key[row["key"]] = row
 
     def add(self, row: JsonObject) -> None:
         """Append a row."""
-        with self.file.open("ab") as stream:
-            stream.write(f"{run_folder.to_json(row)}\n".encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        files.append(self.file, run_folder.to_json(row))
         self.by_key[row["key"]] = row
 
     def leave_out(self, keys: Iterable[str]) -> None:
@@ -212,7 +204,7 @@ class Rows:
         self.by_key = {key: row for key, row in self.by_key.items() if key not in gone}
         content = "".join(f"{run_folder.to_json(row)}\n" for row in self.by_key.values()).encode()
         if (self.file.read_bytes() if self.file.exists() else b"") != content:
-            run_folder.write(self.file, content)
+            files.write(self.file, content)
 
 
 def write_all(folder: Path, dataset: Dataset, author: Author, jobs: int = 1, retry: bool = False) -> str | None:
@@ -292,7 +284,9 @@ def summarise(folder: Path, samples: int, prices: Sequence[float] | None = None)
 def _main(arguments: Sequence[str]) -> None:
     given = _parser().parse_intermixed_args(arguments)
     _check(given)
-    config = _compose(given)
+    chosen = [f"env={given.task}", "algo=random", "reward=correctness", f"data={given.data}"]
+    config = composition.compose([*chosen, *given.settings])
+    config["env"]["num_envs"] = 1
     from maskgym.experiments.wiring import build
 
     chat = _make_chat(given)
@@ -339,13 +333,6 @@ def _check(given: Namespace) -> None:
     for setting in given.settings:
         if not setting.startswith(SETTABLE):
             raise UserError(f"'{setting}': expected key=value of {', '.join(key.rstrip('.=') for key in SETTABLE)}")
-
-
-def _compose(given: Namespace) -> Config:
-    chosen = [f"env={given.task}", "algo=random", "reward=correctness", f"data={given.data}"]
-    config = composition.compose([*chosen, *given.settings])
-    config["env"]["num_envs"] = 1
-    return config
 
 
 def _make_chat(given: Namespace) -> ChatModel:

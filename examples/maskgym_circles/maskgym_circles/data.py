@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from maskgym.data import Sample
+from maskgym.data import Dataset, Sample
 
 SIZES = {"train": 64, "validation": 16, "test": 16}
 
 
-class Circles:
+class Circles(Dataset):
     """Pictures of 64 x 64 pixels with one circle each, the same for the same split and index.
 
     Args:

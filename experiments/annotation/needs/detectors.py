@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs.masks import Box
 from maskgym.experiments.annotation.needs.sources import Item, Source
@@ -46,7 +45,7 @@ class Detector(Protocol):
 
     @property
     def identity(self) -> str:
-        """Return a text that changes whenever the detections can change."""
+        """Text that changes whenever the detections can change."""
 
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
         """Detect the objects in an image."""
@@ -59,7 +58,7 @@ class Annotations:
 
     @property
     def identity(self) -> str:
-        """Return the detector's name; changes are tracked per image."""
+        """Name of the detector; changes of annotations are tracked per image."""
         return self.name
 
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
@@ -91,7 +90,7 @@ class HubDetector(HubNetwork):
 
     @property
     def identity(self) -> str:
-        """Return the fingerprint of the weights."""
+        """Fingerprint of the weights, and the threshold."""
         return f"{self.fingerprint} {self.threshold}"
 
     @torch.inference_mode()
@@ -166,24 +165,6 @@ def box_iou(first: Box, second: Box) -> float:
     shared = max(0.0, width) * max(0.0, height)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     return shared / (sum(areas) - shared)
-
-
-def record(one: Found, seen: Mapping[str, float | None], by: JsonObject) -> JsonObject:
-    """Build the entry of an object in the record of an image, without its id.
-
-    Args:
-        one: The remaining detection.
-        seen: Scores of all detectors that found it.
-        by: Provenance of its box and category.
-    """
-    return {
-        "category": one.category,
-        "box": [round(side, 2) for side in one.box],
-        "score": one.score,
-        "seen_by": dict(seen),
-        "annotation": one.annotation,
-        "provenance": {"box": dict(by), "category": dict(by)},
-    }
 
 
 def _clip(one: Found, size: tuple[int, int]) -> Found:

@@ -60,7 +60,7 @@ def _run(stage: str, project: Project, source: Source, given: Namespace) -> None
     elif stage == FIGURES:
         from maskgym.experiments.annotation.needs import figures
 
-        found = figures.measure(project, source, figures.make_clip(given.clip, settings.device))
+        found = figures.measure(project, source, figures.Clip(given.clip, settings.device))
         print(figures.to_text(found))
     else:
         from maskgym.experiments.annotation.needs import stages

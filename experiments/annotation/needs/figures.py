@@ -16,7 +16,6 @@ from maskgym.aliases import JsonObject
 from maskgym.chat.asker import count_tokens, to_png
 from maskgym.data import run_lengths
 from maskgym.envs.rendering import overlay
-from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks, review
 from maskgym.experiments.annotation.needs.project import ANSWERS, DETECT, Outcome, Project, write_changed
 from maskgym.experiments.annotation.needs.sources import Source
@@ -237,15 +236,3 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
     file = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), 11) if file.exists() else ImageFont.load_default(11)
-
-
-def make_clip(checkpoint: str | None, device: str | None) -> Clip:
-    """Load the CLIP of a command.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        return Clip(checkpoint, device)
-    except UserError as error:
-        raise UserError(f"--clip {checkpoint}: {error}") from error

@@ -8,11 +8,10 @@ a crash truncated was never answered, so it is removed.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 
 from maskgym import files
 from maskgym.aliases import JsonObject
@@ -96,7 +95,7 @@ class Decisions:
 
     def __init__(self, project: Project, writing: bool = False) -> None:
         self._journal, self._snapshot = project.folder / JOURNAL, project.folder / SNAPSHOT
-        self._lock, self._since = Lock(), 0
+        self._lock, self._since = RLock(), 0
         self.made: dict[str, JsonObject] = {}
         self._bytes = self._read(writing)
 
@@ -119,47 +118,37 @@ class Decisions:
             **(corrected or {}),
             "provenance": provenance(by),
         }
-        line = json.dumps(made, ensure_ascii=True) + "\n"
+        line = json.dumps(made, ensure_ascii=True)
         with self._lock:
-            with self._journal.open("ab") as stream:
-                stream.write(line.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+            files.append(self._journal, line)
             self.made[name] = made
-            self._bytes += len(line)
+            self._bytes += len(line) + 1
             self._since += 1
             if self._since >= SNAPSHOT_EVERY:
-                self._save()
+                self.save()
 
     def save(self) -> None:
         """Write the snapshot."""
         with self._lock:
-            self._save()
-
-    def _save(self) -> None:
-        content = json.dumps({"bytes": self._bytes, "decisions": self.made}, indent=1) + "\n"
-        files.write(self._snapshot, content, flush=True)
-        self._since = 0
+            content = json.dumps({"bytes": self._bytes, "decisions": self.made}, indent=1) + "\n"
+            files.write(self._snapshot, content, flush=True)
+            self._since = 0
 
     def _read(self, writing: bool) -> int:
         """Read the snapshot and the lines after it; return the bytes of the journal without a truncated line."""
-        content = self._journal.read_bytes() if self._journal.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if writing and whole < len(content):
-            with self._journal.open("r+b") as stream:
-                stream.truncate(whole)
+        content = files.whole_lines(self._journal, repair=writing)
         start = 0
         if self._snapshot.exists():
             found = run_folder.read_json(self._snapshot)
-            if found["bytes"] <= whole:  # otherwise the journal is an older copy, and the snapshot does not fit it
+            if found["bytes"] <= len(content):  # otherwise the journal is an older copy
                 start, self.made = found["bytes"], found["decisions"]
-        for number, line in enumerate(content[start:whole].splitlines(), start=1):
+        for number, line in enumerate(content[start:].splitlines(), start=1):
             try:
                 made = json.loads(line)
                 self.made[made["object"]] = made
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{self._journal}: line {number} after byte {start}: no decision: {error}") from error
-        return whole
+        return len(content)
 
 
 def outcome(one: Candidate, decision: JsonObject | None) -> Outcome:

@@ -23,7 +23,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks
 from maskgym.experiments.annotation.needs.project import Settings
 
-# How scenes describe an object, most telling first: the attributes that the phrase names.
+# Attributes in the descriptions of an object of a scene, most distinctive first.
 DESCRIPTIONS = (("colour", "shape"), ("texture", "colour", "shape"), FULL, ("shape",))
 
 
@@ -62,13 +62,13 @@ class Source(Protocol):
 
     @property
     def items(self) -> Sequence[Item]:
-        """Return all items."""
+        """All images."""
 
     def image(self, item: Item) -> np.ndarray:
-        """Return uint8 (H, W, 3)."""
+        """Read or render uint8 (H, W, 3)."""
 
     def content(self, item: Item) -> str:
-        """Return a text that changes with the image."""
+        """Compute a text that changes with the image."""
 
     def file(self, item: Item) -> Path | None:
         """Return the file of the image, or None."""

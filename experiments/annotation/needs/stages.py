@@ -29,7 +29,7 @@ from maskgym.experiments.annotation.needs.sources import Item, Source
 from maskgym.experiments.annotation.needs.writers import UNREACHABLE, Writer, Written, make_writer
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
-SILENT = 3  # objects in a row without an answer: the server is gone
+SILENT = 3  # objects in a row without an answer, after which the server counts as gone
 
 
 def detect(project: Project, source: Source, settings: Settings, retry: bool = False) -> None:
@@ -59,15 +59,24 @@ def detect(project: Project, source: Source, settings: Settings, retry: bool = F
             project.write(DETECT, item.name, record)
             continue
         found = [one for detector in found_by for one in detector.detect(source, item, image)]
-        objects: dict[str, JsonObject] = {}
+        objects: dict[str, DetectedObject] = {}
         for one, seen in detectors.merge(found, image.shape[:2], settings.overlap, settings.min_side):
+            box = [round(side, 2) for side in one.box]
             by = provenance(one.detector, version=versions[one.detector], settings=how)
-            made = detectors.record(one, seen, by)
             # The id depends on the object alone, so that decisions about it outlive another run of the detectors.
-            objects.setdefault(digest(item.key, made["category"], made["box"])[:12], made)
+            name = digest(item.key, one.category, box)[:12]
+            made = DetectedObject(
+                id=name,
+                category=one.category,
+                box=box,
+                score=one.score,
+                seen_by=seen,
+                annotation=one.annotation,
+                provenance={"box": by, "category": by},
+            )
+            objects.setdefault(name, made)
         size = {"height": image.shape[0], "width": image.shape[1]}
-        record = {"key": item.key, "inputs": inputs, "content": content, **size}
-        record["objects"] = [{"id": name, **made} for name, made in objects.items()]
+        record = {"key": item.key, "inputs": inputs, "content": content, **size, "objects": [*objects.values()]}
         project.write(DETECT, item.name, record)
 
 
@@ -131,7 +140,7 @@ def make_segmenter(name: str, settings: Settings) -> PromptableSegmenter:
 
 
 class _NeedsOfImages:
-    """Writes the needs of one image after the other, with the questions about an image in parallel.
+    """Write the needs of one image after the other; the questions about one image are asked in parallel.
 
     Args:
         project: Project of the records.

@@ -129,7 +129,7 @@ class ModelWriter:
         return digest(self.name, self.asker.chat.settings, self.prompt, self.count)
 
     def stop(self) -> None:
-        """Prevent further requests; replies that are on their way are still stored."""
+        """Prevent further requests; pending replies are still stored."""
         self.asker.stopping.set()
 
     def write(self, category: str, phrases: tuple[str, ...], shown: np.ndarray, answers: int = 0) -> Written:

@@ -105,5 +105,5 @@ def test_nothing_decided_has_no_shares(project, source):
 
 
 def test_a_folder_without_a_clip_is_told(tmp_path):
-    with pytest.raises(UserError, match=f"--clip {tmp_path}"):
-        figures.make_clip(str(tmp_path), None)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        figures.Clip(str(tmp_path))
