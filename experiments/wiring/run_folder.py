@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from maskgym.aliases import Config
 from maskgym.errors import UserError
+from maskgym.files import write
 
 CONFIG, METRICS, RESULTS, REPORT = "config.yaml", "metrics.csv", "results.json", "report.html"
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
@@ -51,18 +51,6 @@ def discard_unstarted(folder: Path) -> None:
         (folder / CONFIG).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()  # which fails, as it should, where there is anything else
-
-
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file atomically, so that a killed run leaves the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    except BaseException:  # a full disk, Ctrl-C
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, file)
 
 
 def is_full(folder: Path) -> bool:
