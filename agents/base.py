@@ -35,11 +35,11 @@ class Scorer(Protocol):
     def step(
         self, task: int, indices: Sequence[int], answers: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return rewards float64 (B,) and their named terms, float64 (B,) each."""
+        """Compute rewards float64 (B,) and their named terms, float64 (B,) each."""
         ...
 
     def cost(self) -> dict[str, float]:
-        """Return further scalars to log with the current update."""
+        """Collect further scalars to log with the current update."""
         ...
 
     def expect(self, task: int, index: int, answer: str) -> None:

@@ -25,7 +25,7 @@ class ClickAgent(CheckpointedAgent):
     A recalibration module that labels the clicks is trained jointly, after every action (Eq. 13).
 
     Args:
-        policy: Policy with its optimiser.
+        policy: Policy with its optimizer.
         env: Vector environment of the training.
         seed: Seed of all random draws in training.
         output: Folder of the checkpoints.
@@ -62,7 +62,7 @@ class ClickAgent(CheckpointedAgent):
         self._load_weights(read_checkpoint(Path(path) / "policy.pt"))
 
     def training_state(self) -> TrainingState:
-        """Collect the weights and the states of the optimisers."""
+        """Collect the weights and the states of the optimizers."""
         state = self._weights() | {"optimizer": self.policy.optimizer.state_dict()}
         if self.recalibration is not None:
             state["recalibration_optimizer"] = self.recalibration.optimizer.state_dict()

@@ -198,12 +198,12 @@ class RLlibPPOAgent(ClickAgent):
         return values | {ours: float(learned[theirs]) for theirs, ours in LOGGED.items()}
 
     def _send(self, algorithm: Algorithm) -> None:
-        """Send the weights and the optimiser's state to the learners."""
+        """Send the weights and the optimizer's state to the learners."""
         state = {"policy": _by_part(self.policy), "optimizer": self.policy.optimizer.state_dict()}
         algorithm.learner_group.foreach_learner(partial(_set_learner, state=state))
 
     def _take(self, algorithm: Algorithm) -> None:
-        """Copy the weights and the optimiser's state from a learner."""
+        """Copy the weights and the optimizer's state from a learner."""
         state = next(iter(algorithm.learner_group.foreach_learner(_get_learner))).get()
         _load_parts(self.policy, state["policy"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
@@ -291,7 +291,7 @@ class RolloutRunner(SingleAgentEnvRunner):
             _restore(self.rollout.base.recalibration, recalibration)
 
     def end(self) -> tuple[dict[str, float], TrainingState | None] | None:
-        """Return named scalars of the rollout and the recalibration module, or None before the first rollout."""
+        """Collect named scalars of the rollout and the recalibration module; None before the first rollout."""
         if not self.rollout.statistics.rewards:
             return None
         module = self.rollout.base.recalibration

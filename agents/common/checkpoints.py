@@ -14,7 +14,7 @@ from maskgym.agents.common import parallel
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
 
-TrainingState = dict[str, JsonObject]  # state dictionaries of modules and optimisers, and descriptions, by name
+TrainingState = dict[str, JsonObject]  # state dictionaries of modules and optimizers, and descriptions, by name
 
 
 class CheckpointedAgent(Agent):
@@ -39,7 +39,7 @@ class CheckpointedAgent(Agent):
 
     @abstractmethod
     def training_state(self) -> TrainingState:
-        """Collect the weights and the states of optimisers."""
+        """Collect the weights and the states of optimizers."""
 
     @abstractmethod
     def load_training_state(self, state: Settings, file: Path) -> None:

@@ -33,7 +33,7 @@ class PolicyGradientAgent(CheckpointedAgent, Generic[_Rollout]):
     """Play a rollout per update, and take gradient steps on the clipped loss of its actions.
 
     Attributes:
-        optimizer: Optimiser of the policy.
+        optimizer: Optimizer of the policy.
         group_size: Actions or episodes per sample, a divisor of the number of sub-environments.
         clip_range: Clip range ε of the ratio of new to old probability.
         epochs: Passes over the rollout; with one pass the ratio is 1.
@@ -72,7 +72,7 @@ class PolicyGradientAgent(CheckpointedAgent, Generic[_Rollout]):
 
     @abstractmethod
     def learned_parameters(self) -> Sequence[nn.Parameter]:
-        """List the parameters that the optimiser changes."""
+        """List the parameters that the optimizer changes."""
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
         """Train for a number of updates: a rollout of one episode per sub-environment, then epochs over it.

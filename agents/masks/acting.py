@@ -1,4 +1,4 @@
-"""Base of the mask agents: a policy of needs, its optimiser, and checkpoints."""
+"""Base of the mask agents: a policy of needs, its optimizer, and checkpoints."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class MaskAgent(CheckpointedAgent):
         self.policy.load(path)
 
     def training_state(self) -> TrainingState:
-        """Collect the trained weights, the description of the policy, and the state of the optimiser."""
+        """Collect the trained weights, the description of the policy, and the state of the optimizer."""
         description, optimizer = self.policy.describe(), self.optimizer.state_dict()
         return {"policy": self.policy.trained_state(), "description": description, "optimizer": optimizer}
 

@@ -37,9 +37,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import pad
 
 from maskgym.agents.text.response_types import confidence, masked_mean
@@ -47,9 +45,8 @@ from maskgym.agents.text.reward_function import message_text
 from maskgym.agents.text.trainer import (
     ResumableTrainer,
     Row,
-    check_as_trl_does,
+    TextConfig,
     check_range,
-    check_settings,
     read_rows,
     with_images,
 )
@@ -75,7 +72,7 @@ SUPPORTED = {
 
 
 @dataclass
-class CGPOConfig(GRPOConfig):
+class CGPOConfig(TextConfig, GRPOConfig):
     """Settings of :class:`CGPOTrainer`: those of ``GRPOConfig``, with the paper's defaults, and the ones below.
 
     Options of ``GRPOConfig`` that Eq. 14 does not contain are refused.
@@ -93,13 +90,8 @@ class CGPOConfig(GRPOConfig):
     """
 
     num_generations: int | None = field(default=1, metadata={"help": "Answers per prompt."})
-    loss_type: str = field(
-        default="grpo",
-        metadata={"help": "Mean over tokens, then over answers (Eq. 14)."},
-    )
+    loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then over answers (Eq. 14)."})
     scale_rewards: str = field(default="none", metadata={"help": "No effect, because CGPO has no groups."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
     use_bias_correction_kl: bool = field(default=False, metadata={"help": "Supports only False."})
     isr_period: int = field(default=5, metadata={"help": "Optimizer steps per cycle of RL and SFT."})
     isr_sft_steps: int = field(default=2, metadata={"help": "Supervised steps at the end of each cycle."})
@@ -108,8 +100,8 @@ class CGPOConfig(GRPOConfig):
 
     supported: ClassVar[Settings] = {**SUPPORTED, "beta": 0.0}
 
-    def __post_init__(self) -> None:
-        check_settings(self, self.supported)
+    def check(self) -> None:
+        """Check the schedule and the settings of ISR."""
         if self.isr_period < 1 or not 0 <= self.isr_sft_steps <= self.isr_period:
             raise UserError(
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
@@ -117,7 +109,6 @@ class CGPOConfig(GRPOConfig):
             )
         check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
         check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
-        check_as_trl_does(self, super().__post_init__)
 
     def is_sft_step(self, global_step: int) -> bool:
         """Check whether the optimizer step after ``global_step`` finished ones is supervised."""
@@ -257,6 +248,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         args: A :class:`CGPOConfig`.
         isr_dataset: Rows with ``prompt``, ``completion`` (a string, or one assistant message in a list; the tokenizer's
             end token is appended) and, if there are images, ``images`` or ``image``.
+        *arguments: Arguments of ``GRPOTrainer``.
         **kwargs: Further arguments of ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
 
     Raises:
@@ -272,19 +264,11 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         "Reinforcement Learning"
     }
 
-    def __init__(
-        self,
-        model: PreTrainedModel | str,
-        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
-        args: CGPOConfig | None = None,
-        isr_dataset: Dataset | None = None,
-        **kwargs: Any,
-    ) -> None:
-        args = self.config_class(self._name) if args is None else args
-        if isinstance(args, CGPOConfig) and args.isr_sft_steps:
-            _check_isr(args, isr_dataset)
+    def __init__(self, *arguments: Any, isr_dataset: Dataset | None = None, **kwargs: Any) -> None:
+        super().__init__(*arguments, **kwargs)
         self.isr_dataset = isr_dataset
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        if self.args.isr_sft_steps:
+            self._check_isr()
 
     # Policy updates.
 
@@ -356,6 +340,17 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         """Collect the batches of one optimizer step: numbers of prompts, or ISR rows in a supervised step."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self._isr_batches(len(batches)) if self._is_sft_step() else batches, items
+
+    def _check_isr(self) -> None:
+        """Raise a UserError if supervised steps cannot run with these settings and examples."""
+        args, dataset = self.args, self.isr_dataset
+        if dataset is None or not len(dataset):
+            raise UserError(f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}")
+        missing = {"prompt", "completion"} - set(dataset[0])
+        if missing:
+            raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
+        if args.deepspeed or args.fsdp:
+            raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
 
     def _isr_batches(self, count: int) -> list[list[Row]]:
         """Draw this device's examples of a supervised step with ``count`` forward passes."""
@@ -455,14 +450,3 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         tokens, *totals = self.accelerator.reduce(sums.float().detach(), reduction="sum").tolist()
         for name, total in zip(values, totals, strict=True):
             self._current_metrics[name].append(total / max(tokens, 1))
-
-
-def _check_isr(args: CGPOConfig, dataset: Dataset | None) -> None:
-    """Raise a UserError if supervised steps cannot run with these settings and examples."""
-    if dataset is None or not len(dataset):
-        raise UserError(f"isr_sft_steps={args.isr_sft_steps} needs an isr_dataset with rows, got {dataset!r}")
-    missing = {"prompt", "completion"} - set(dataset[0])
-    if missing:
-        raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
-    if args.deepspeed or args.fsdp:
-        raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")

@@ -64,8 +64,9 @@ class AblatedCGPOConfig(CGPOConfig):
 
     supported: ClassVar[Settings] = SUPPORTED
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Check that the ablations agree with each other."""
+        super().check()
         if self.beta and self.isr_sft_steps:
             raise UserError(f"beta={self.beta}: takes the place of ISR: expected isr_sft_steps=0 beside it")
         if self.confidence not in CONFIDENCES:

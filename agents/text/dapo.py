@@ -68,10 +68,14 @@ class DAPOConfig(GroupConfig):
     # vLLM returns log-probabilities with its answers, which the rounds would have to join.
     supported: ClassVar[Settings] = {"use_vllm": False}
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check sampling and penalty."""
+        super().check()
         check_range(self, ["sampling_rounds"], lambda value: value >= 1, "at least 1")
         check_range(self, ["overlong_share"], lambda value: 0 <= value <= 1, "0 to 1")
         check_range(self, ["overlong_weight"], lambda value: value >= 0, "at least 0")
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         share = self.generation_batch_size // self.world_size
         if self.sampling_rounds > 1 and share % self.num_generations:

@@ -23,75 +23,44 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import nanstd
 
-from maskgym.agents.text.trainer import (
-    ResumableTrainer,
-    Row,
-    check_as_trl_does,
-    check_range,
-    check_settings,
-    weighted_sums,
-)
-from maskgym.aliases import Settings
+from maskgym.agents.text.trainer import ResumableTrainer, Row, TextConfig, check_range, weighted_sums
 from maskgym.errors import UserError
 
 
 @dataclass
-class GroupConfig(GRPOConfig):
-    """Settings of :class:`GroupTrainer`: those of ``GRPOConfig``, with GRPO's loss as the default.
-
-    By default, TRL multiplies the KL divergence by the ratio (``use_bias_correction_kl``). As published, it is a
-    separate term.
+class ComparingConfig(TextConfig):
+    """Mixin of the configs of trainers that compare answers.
 
     Args:
+        num_generations: Answers per prompt, at least 2.
         signal_tolerance: Least standard deviation of rewards in a group with signal.
-
-    Raises:
-        UserError: If a value is out of range.
     """
 
     num_generations: int | None = field(default=8, metadata={"help": "Answers per prompt."})
-    loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then over answers."})
-    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Multiply the KL divergence by the ratio."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
     signal_tolerance: float = field(default=1e-3, metadata={"help": "Least standard deviation of a signal."})
 
-    supported: ClassVar[Settings] = {}  # options with their only supported value
-
-    def __post_init__(self) -> None:
-        check_group(self)
-        check_as_trl_does(self, super().__post_init__)
+    def check(self) -> None:
+        """Check the settings of groups."""
+        if self.num_generations < 2:
+            raise UserError(f"group_size={self.num_generations}: expected at least 2 answers to compare")
+        check_range(self, ["signal_tolerance"], lambda value: value >= 0, "at least 0")
 
 
 @dataclass
-class LeaveOneOutConfig(RLOOConfig):
-    """Settings of :class:`LeaveOneOutTrainer`: those of ``RLOOConfig``.
+class GroupConfig(ComparingConfig, GRPOConfig):
+    """Settings of :class:`GroupTrainer`, with GRPO's loss as the default.
 
-    Args:
-        signal_tolerance: Least standard deviation of rewards in a group with signal.
-
-    Raises:
-        UserError: If a value is out of range.
+    By default, TRL multiplies the KL divergence by the ratio (``use_bias_correction_kl``). As published, it is a
+    separate term.
     """
 
-    num_generations: int | None = field(default=8, metadata={"help": "Answers per prompt."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
-    signal_tolerance: float = field(default=1e-3, metadata={"help": "Least standard deviation of a signal."})
-
-    supported: ClassVar[Settings] = {}
-
-    def __post_init__(self) -> None:
-        check_group(self)
-        check_as_trl_does(self, super().__post_init__)
+    loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then over answers."})
+    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Multiply the KL divergence by the ratio."})
 
 
-def check_group(config: GRPOConfig | RLOOConfig) -> None:
-    """Raise a UserError if a setting of a method that compares answers is out of range or not supported."""
-    check_settings(config, config.supported)
-    if config.num_generations < 2:
-        raise UserError(f"group_size={config.num_generations}: expected at least 2 answers to compare")
-    check_range(config, ["signal_tolerance"], lambda value: value >= 0, "at least 0")
+@dataclass
+class LeaveOneOutConfig(ComparingConfig, RLOOConfig):
+    """Settings of :class:`LeaveOneOutTrainer`."""
 
 
 def without_signal(rewards: Tensor, group_size: int, tolerance: float) -> Tensor:

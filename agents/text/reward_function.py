@@ -70,7 +70,7 @@ class Episodes:
         return np.concatenate(rewards), {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
 
     def cost(self) -> dict[str, float]:
-        """Return no scalars, because the caller measures the time of `step`."""
+        """Collect no scalars, because the caller measures the time of `step`."""
         return {}
 
     def expect(self, task: int, index: int, answer: str) -> None:
@@ -158,7 +158,7 @@ class EnvReward:
         return values
 
     def cost(self) -> dict[str, float]:
-        """Return the cost since the last call: generated tokens and scored answers of all workers, and scoring time.
+        """Compute the cost since the last call: generated tokens and scored answers of all workers, and scoring time.
 
         Seconds, milliseconds per answer and the share of elapsed time are means over workers. A pool of actors adds its
         own scalars.

@@ -30,19 +30,13 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from maskgym.agents.text.trainer import ResumableTrainer, Row, check_as_trl_does, check_range, check_settings
+from maskgym.agents.text.trainer import ResumableTrainer, Row, TextConfig, check_range
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
-SUPPORTED = {
-    "num_generations": 1,
-    "scale_rewards": "none",
-    "multi_objective_aggregation": "sum_then_normalize",
-}
-
 
 @dataclass
-class SPOConfig(GRPOConfig):
+class SPOConfig(TextConfig, GRPOConfig):
     """Settings of :class:`SPOTrainer`: those of ``GRPOConfig``, and the ones below.
 
     Args:
@@ -58,17 +52,20 @@ class SPOConfig(GRPOConfig):
     num_generations: int | None = field(default=1, metadata={"help": "Answers per prompt; SPO supports only one."})
     loss_type: str = field(default="grpo", metadata={"help": "Mean over tokens, then over answers."})
     scale_rewards: str = field(default="none", metadata={"help": "No effect, because SPO has no groups."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
     forgetting: float = field(default=0.9, metadata={"help": "Factor on a prompt's counts per answer."})
     prior_weight: float = field(default=1.0, metadata={"help": "Weight of a first value, in answers."})
     key_columns: list[str] = field(default_factory=lambda: ["prompt"], metadata={"help": "Identify a prompt."})
 
-    def __post_init__(self) -> None:
-        check_settings(self, SUPPORTED)
+    supported: ClassVar[Settings] = {
+        "num_generations": 1,
+        "scale_rewards": "none",
+        "multi_objective_aggregation": "sum_then_normalize",
+    }
+
+    def check(self) -> None:
+        """Check the settings of the tracker."""
         check_range(self, ["forgetting"], lambda value: 0 <= value <= 1, "0 to 1")
         check_range(self, ["prior_weight"], lambda value: value > 0, "more than 0")
-        check_as_trl_does(self, super().__post_init__)
 
 
 class ValueTracker:
@@ -92,7 +89,7 @@ class ValueTracker:
         self.mean: float | None = None
 
     def observe(self, keys: list[str], rewards: list[float]) -> list[float]:
-        """Return the value of each prompt before a batch, and update the counts with the batch's rewards.
+        """Compute the value of each prompt before a batch, and update the counts with the batch's rewards.
 
         Args:
             keys: Names of the prompts, which may repeat.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from trl import GRPOConfig, RLOOConfig
+from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import RepeatSampler
@@ -43,28 +44,7 @@ POSITIVE = ("epsilon", "epsilon_high", "temperature")
 SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "generation_batch_size")
 
 
-def check_settings(config: GRPOConfig | RLOOConfig, supported: Settings) -> None:
-    """Refuse settings of a TRL config that are out of range or that an algorithm does not support.
-
-    Args:
-        config: The config before its own checks.
-        supported: Option names with the only supported value.
-
-    Raises:
-        UserError: If a setting is refused; the message names it.
-    """
-    name = type(config).__name__.removesuffix("Config")
-    for option, expected in supported.items():
-        if getattr(config, option) != expected:
-            raise UserError(f"{option}={getattr(config, option)!r}: {name} supports only {expected!r}")
-    check_range(config, AT_LEAST_ONE, lambda value: value >= 1, "at least 1")
-    check_range(config, NOT_NEGATIVE, lambda value: value >= 0, "at least 0")
-    check_range(config, POSITIVE, lambda value: value > 0, "more than 0")
-
-
-def check_range(
-    config: GRPOConfig | RLOOConfig, options: Iterable[str], holds: Callable[[float], bool], words: str
-) -> None:
+def check_range(config: TextConfig, options: Iterable[str], holds: Callable[[float], bool], words: str) -> None:
     """Raise a UserError for the first option that is not a number in its range; an optional one may be None."""
     for option in options:
         value = getattr(config, option)
@@ -74,33 +54,58 @@ def check_range(
             raise UserError(f"{option}={value}: expected {words}")
 
 
-def check_as_trl_does(config: GRPOConfig | RLOOConfig, parent_checks: Callable[[], None]) -> None:
-    """Run TRL's checks of a config, which also compute its batch sizes, and allow one answer per prompt.
+# A class that uses a mixin below also inherits from one of TRL's classes.
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Trainer
 
-    GRPO compares answers to one prompt, so TRL refuses a single one. CGPO and SPO compare nothing. Their configs pass
-    the checks with two answers per prompt and twice the batch sizes, which satisfies exactly the other conditions, and
-    are halved afterwards.
+    _Config = GRPOConfig
+else:
+    _Config = _Trainer = object
 
-    Args:
-        config: The config before its checks.
-        parent_checks: ``super().__post_init__``.
+
+@dataclass
+class TextConfig(_Config):
+    """Mixin over ``GRPOConfig`` or ``RLOOConfig``: common defaults, and errors of one line.
+
+    Attributes:
+        supported: Options of TRL with the only value that the algorithm supports.
 
     Raises:
-        UserError: If TRL refuses a setting.
+        UserError: If a setting is out of range or not supported; the message names it.
     """
-    single = config.num_generations == 1
-    if single:
-        config.num_generations = 2
-        for name in SIZES:
-            setattr(config, name, getattr(config, name) and 2 * getattr(config, name))
-    try:
-        parent_checks()
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if single:
-        config.num_generations = 1
-        for name in SIZES:
-            setattr(config, name, getattr(config, name) // 2)
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
+
+    supported: ClassVar[Settings] = {}
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.removesuffix("Config")
+        for option, expected in self.supported.items():
+            if getattr(self, option) != expected:
+                raise UserError(f"{option}={getattr(self, option)!r}: {name} supports only {expected!r}")
+        check_range(self, AT_LEAST_ONE, lambda value: value >= 1, "at least 1")
+        check_range(self, NOT_NEGATIVE, lambda value: value >= 0, "at least 0")
+        check_range(self, POSITIVE, lambda value: value > 0, "more than 0")
+        self.check()
+        # GRPO compares answers to one prompt, so TRL refuses a single one. CGPO and SPO compare nothing. They pass the
+        # checks with two answers per prompt and twice the batch sizes, which satisfies exactly the other conditions.
+        single = self.num_generations == 1
+        if single:
+            self.num_generations = 2
+            for name in SIZES:
+                setattr(self, name, getattr(self, name) and 2 * getattr(self, name))
+        try:
+            super().__post_init__()  # It also computes the batch sizes.
+        except ValueError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        if single:
+            self.num_generations = 1
+            for name in SIZES:
+                setattr(self, name, getattr(self, name) // 2)
+
+    def check(self) -> None:
+        """Check the settings that TRL does not have."""
 
 
 class EpochSampler(RepeatSampler):
@@ -137,14 +142,7 @@ class AnswerEndCallback(StoppingCriteria):
         return torch.zeros_like(ended)
 
 
-# A class that uses the mixin also inherits from one of TRL's trainers.
-if TYPE_CHECKING:
-    from trl import GRPOTrainer as _Parent
-else:
-    _Parent = object
-
-
-class ResumableTrainer(_Parent):
+class ResumableTrainer(_Trainer):
     """Mixin over ``GRPOTrainer`` or ``RLOOTrainer``; see the module's description.
 
     Further logged scalars, per type of `maskgym.agents.text.response_types`: ``response_types/hrlc``, the share of the
@@ -161,14 +159,14 @@ class ResumableTrainer(_Parent):
         UserError: If ``args`` is of another class.
     """
 
-    config_class: ClassVar[type[GRPOConfig | RLOOConfig]] = GRPOConfig
+    config_class: ClassVar[type[TextConfig]] = TextConfig
     _name = "TRL"
 
     def __init__(
         self,
         model: PreTrainedModel | str,
         reward_funcs: RewardFunc | list[RewardFunc] | None = None,
-        args: GRPOConfig | RLOOConfig | None = None,
+        args: TextConfig | None = None,
         **kwargs: Any,
     ) -> None:
         args = self.config_class(self._name) if args is None else args
