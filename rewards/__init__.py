@@ -1,7 +1,7 @@
-"""Rewards: named terms over one transition, weighted sums of them, and the registry.
+"""Rewards: named terms of one transition, their weighted sums, and the registry.
 
-A registered name makes a term (one measure) or a whole reward. ``make`` always returns a ``Reward``, so that an
-environment takes any name; a term comes as a sum of one. A user's own term is a class:
+A registered name makes a term (one measure) or a whole reward. `make` wraps a term in a sum of one, so that an
+environment takes any name. A term of your own is a class:
 
     @maskgym.rewards.register("coverage")
     class Coverage(maskgym.rewards.Term):
@@ -42,20 +42,23 @@ register, names, get = _registry.register, _registry.names, _registry.get
 
 
 def make(name: str, **kwargs: Any) -> Reward:
-    """Return the reward registered under ``name``; a term comes as a weighted sum of one.
+    """Make the reward of a name; a term becomes a weighted sum of one.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name or an argument is unknown.
     """
     made = _registry.make(name, **kwargs)
     return made if isinstance(made, Reward) else WeightedSum([made], [1.0])
 
 
 def weighted(terms: Mapping[str, float]) -> WeightedSum:
-    """Return a weighted sum of registered names; a name that is itself a sum brings its terms, weighted twice.
+    """Make a weighted sum of registered names; the weights of a name that is itself a sum are multiplied.
+
+    Args:
+        terms: Weight by name.
 
     Raises:
-        UserError: If a name is unknown or not a sum of terms, or two bring a term of the same name.
+        UserError: If a name is unknown or not a sum of terms, or two names share a term.
     """
     parts: dict[str, WeightedSum] = {}
     for name in terms:
@@ -71,15 +74,15 @@ def weighted(terms: Mapping[str, float]) -> WeightedSum:
 
 register("s_measure", SMeasure)
 register("iou", IoU)
-register("iasm", IASM)  # strict: what is unmatched scores 0
-register("iasm_published", IASM, published=True)  # what is unmatched is scored against an empty mask
+register("iasm", IASM)  # strict: unmatched instances score 0
+register("iasm_published", IASM, published=True)  # unmatched instances are scored against an empty mask
 register("correctness", Correctness)  # by task: S-measure, or the strict IASM
 register("format", Format)
-register("foreground_hit", ForegroundHit)  # of point prompts: AlignSAM's
-register("delta_iou", DeltaIoU)  # of point prompts: what a click added
-register("one_minus_mae", OneMinusMAE)  # of the unions; results have mae, the error itself
-register("sa_sor", SASOR)  # of ranking: at the last step
-register("ranking", ranking)  # S-measure of each step, and SA-SOR at the last: the default of ranking
+register("foreground_hit", ForegroundHit)  # clicks: the reward of AlignSAM
+register("delta_iou", DeltaIoU)  # clicks: gain of each click
+register("one_minus_mae", OneMinusMAE)  # unions of masks; results have mae itself
+register("sa_sor", SASOR)  # ranking: at the last step
+register("ranking", ranking)  # S-measure of each step, plus SA-SOR at the last: the default of ranking
 register("weighted", weighted)
 register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default

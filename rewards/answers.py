@@ -1,8 +1,7 @@
 """Answers: the text that a language model writes, and the referring expressions inside it.
 
-The interface is Saliency-R1's (Eq. 1 and 2): ``<think>reasoning</think><answer>expressions</answer>``. The format
-rules are those of the supplement's section 7.2. Where the paper leaves a choice open, the choice is written down in
-``parse``.
+The format is that of Saliency-R1 (Eq. 1 and 2): ``<think>reasoning</think><answer>expressions</answer>``, with the
+rules of Section 7.2 of its supplement. `parse` states our choices where the paper leaves one open.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from maskgym.errors import UserError
 
 TAGS = {"sod": "rg", "sis": "ins", "cosod": "rg"}  # Eq. 2: region or instance
 SEMANTIC = "[semantic]"
-MARKED = {"sod": (False, True), "sis": (False,), "cosod": (True,)}  # may a description start with the marker?
+MARKED = {"sod": (False, True), "sis": (False,), "cosod": (True,)}  # whether a description may start with the marker
 
-# What no description holds: brackets of any tag, control characters, and lone surrogates, which no tokenizer can
-# encode. One character class, so that the search is linear.
+# A description contains no brackets of tags, no control characters, and no lone surrogates, which no tokenizer can
+# encode. One character class keeps the search linear.
 _FORBIDDEN = re.compile(r"[<>\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -27,13 +26,13 @@ class Answer:
     """A parsed answer.
 
     Attributes:
-        text: The whole text, as it came.
-        think: What the one ``<think>`` block holds, verbatim; None if there is no single well-formed block.
-        expressions: The referring expressions in order; empty unless ``tagged``. Whitespace is collapsed, and
-            ``[semantic]`` is followed by one space.
-        structured: One well-formed ``<think>`` block, then one well-formed ``<answer>`` block; where no reasoning is
-            asked for, the latter alone.
-        tagged: One well-formed ``<answer>`` block whose content is the task's form of Eq. 2.
+        text: The whole text, unchanged.
+        think: Content of the only ``<think>`` block, verbatim; None if there is no single well-formed block.
+        expressions: Referring expressions in order; empty unless ``tagged``. Whitespace is collapsed, and one space
+            follows ``[semantic]``.
+        structured: Whether a well-formed ``<think>`` block precedes a well-formed ``<answer>`` block; without
+            reasoning, whether there is the latter.
+        tagged: Whether the content of a well-formed ``<answer>`` block has the form of Eq. 2 for the task.
     """
 
     text: str
@@ -44,30 +43,29 @@ class Answer:
 
 
 def parse(text: str, task: str, reasoning: bool = True) -> Answer:
-    """Parse the answer of a model; any string is legal, and takes time linear in its length.
+    """Parse the answer of a model, in time linear in its length; any string is legal.
 
-    Rules, with what the paper leaves open marked (ours):
+    The rules follow the paper; "(ours)" marks choices that it leaves open:
 
-    - A tag is its exact characters: ``<think >`` and ``<THINK>`` are plain text (ours).
-    - A block is well-formed when its opening and its closing tag occur once each in the whole text, in this
-      order. Nesting, truncation and duplication, a stray tag included, break it.
-    - ``structured`` also wants ``<think>`` closed before ``<answer>`` opens. Text outside the two blocks, and what
-      the reasoning says (even nothing), costs nothing. Without ``reasoning``, a ``<think>`` block is such text too.
-    - ``tagged`` looks at the answer block alone: a broken ``<think>`` block leaves it as it is (ours). Inside,
-      there is nothing but ``<rg>…</rg>``, once or more (``sod``); ``<ins>…</ins>``, once or more (``sis``);
-      ``<rg>[semantic] …</rg>``, exactly once (``cosod``), with free whitespace between the tags (``[semantic]``
-      counts as one) and around the description.
-    - A description is not empty and holds no angle or square bracket, control character or lone surrogate (ours).
-      It may start with ``[semantic]`` in ``sod``, and must in ``cosod``. In ``sis`` it must not: Eq. 2 has the
-      marker for regions and shared categories, and it asks the segmenter for a whole class, not for an
-      instance (ours).
-    - Expressions are read only from an answer that is ``tagged``. One that is not has none, and earns nothing for
-      its masks.
+    - A tag consists of its exact characters: ``<think >`` and ``<THINK>`` are plain text (ours).
+    - A block is well-formed if its opening and its closing tag occur once each in the whole text, in this order.
+      Nesting, truncation, duplication and stray tags break it.
+    - ``structured`` also requires that ``<think>`` closes before ``<answer>`` opens. Text outside the two blocks and
+      the content of the reasoning (even none) do not matter. Without ``reasoning``, a ``<think>`` block does not
+      matter either.
+    - ``tagged`` depends on the answer block only, not on the ``<think>`` block (ours). The block contains only
+      ``<rg>…</rg>``, once or more (``sod``); ``<ins>…</ins>``, once or more (``sis``); ``<rg>[semantic] …</rg>``,
+      exactly once (``cosod``). Whitespace is free between the tags (``[semantic]`` counts as one) and around the
+      description.
+    - A description is not empty and contains no angle or square bracket, control character or lone surrogate (ours).
+      It may start with ``[semantic]`` in ``sod``, and must in ``cosod``. In ``sis`` it must not: the marker asks the
+      segmenter for a whole class, not for an instance, and Eq. 2 uses it for regions and shared categories (ours).
+    - Only a ``tagged`` answer has expressions; any other answer earns nothing for its masks.
 
     Args:
-        text: What the model wrote.
+        text: Text of the model.
         task: ``sod``, ``sis`` or ``cosod``.
-        reasoning: Whether the answer is to be reasoned for; if not, ``structured`` asks for no ``<think>`` block.
+        reasoning: Whether the answer begins with reasoning; if not, ``structured`` requires no ``<think>`` block.
 
     Raises:
         UserError: If the task is unknown.
@@ -92,11 +90,11 @@ def parse(text: str, task: str, reasoning: bool = True) -> Answer:
 
 
 def format_answer(think: str, expressions: Sequence[str], task: str) -> str:
-    """Write the answer that ``parse`` reads back.
+    """Format an answer, the inverse of `parse`.
 
     Args:
-        think: The reasoning; it must not hold one of the four block tags.
-        expressions: Referring expressions as ``Answer.expressions`` has them: ``cosod`` takes one, with its marker.
+        think: Reasoning, without any of the four block tags.
+        expressions: Referring expressions in the form of ``Answer.expressions``; one with its marker for ``cosod``.
         task: ``sod``, ``sis`` or ``cosod``.
 
     Raises:
@@ -116,7 +114,7 @@ def format_answer(think: str, expressions: Sequence[str], task: str) -> str:
 
 
 def without_reasoning(text: str) -> str:
-    """Return the ``<answer>`` block of a text, tags included; a text without a well-formed one stays as it is.
+    """Extract the ``<answer>`` block of a text, with its tags; a text without a well-formed one is returned unchanged.
 
     Example:
         >>> without_reasoning("<think>One cat.</think><answer><ins>a cat</ins></answer>")
@@ -127,7 +125,7 @@ def without_reasoning(text: str) -> str:
 
 
 def _find_block(text: str, tag: str) -> slice | None:
-    """Return where the content of the one well-formed block of a tag lies, or None."""
+    """Find the content of the only well-formed block of a tag, or None."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
@@ -136,7 +134,7 @@ def _find_block(text: str, tag: str) -> slice | None:
 
 
 def _read_expressions(content: str, task: str) -> tuple[str, ...]:
-    """Return the expressions of an answer block's content; empty if it is not the task's form of Eq. 2."""
+    """Read the expressions of an answer block; none if its content has not the form of Eq. 2 for the task."""
     tag = TAGS[task]
     *pieces, tail = content.split(f"</{tag}>")
     if tail.strip() or (task == "cosod" and len(pieces) != 1):
@@ -152,7 +150,7 @@ def _read_expressions(content: str, task: str) -> tuple[str, ...]:
 
 
 def _normalise(description: str, task: str) -> str | None:
-    """Return a description with whitespace collapsed and its marker normalised; None if it is malformed."""
+    """Collapse the whitespace of a description and normalise its marker; None if it is malformed."""
     words = " ".join(description.split())
     semantic = words.startswith(SEMANTIC)
     if semantic:

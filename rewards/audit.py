@@ -1,8 +1,8 @@
-"""The audit: what degenerate answers earn under each reward.
+"""Audit of rewards: how each reward scores degenerate answers.
 
-A policy finds whatever a reward pays for. Each strategy here is an answer of a known kind, turned into predicted
-masks without a segmenter, so that the audit runs on any data set. A reward is to be trusted as far as the bad answers
-earn less than an honest, imprecise one.
+A policy learns whatever a reward pays for. Each strategy here is an answer of a known kind, turned into predicted masks
+without a segmenter, so that the audit runs on any data set. A reward is trustworthy if every bad answer earns less than
+an honest, imprecise one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from maskgym.data import Sample
 from maskgym.errors import UserError
 from maskgym.rewards import Answer, Transition, format_answer, make, parse
 
-_REGIONS = ("s_measure", "iou", "format", "saliency_r1")  # saliency_strict differs on instances alone
+_REGIONS = ("s_measure", "iou", "format", "saliency_r1")  # saliency_strict differs on instances only
 REWARDS = {
     "sod": _REGIONS,
     "sis": ("s_measure", "iou", "iasm", "iasm_published", "format", "saliency_strict", "saliency_r1"),
@@ -25,19 +25,19 @@ REWARDS = {
 SPECKS = 20
 REPEATS = 8
 EMPTY_MASKS = 10
-GRID = 4  # cells a side
+GRID = 4  # cells per side
 
 
 @dataclass(frozen=True)
 class Table:
-    """What each strategy earns, on average, under each reward.
+    """Mean score of each strategy under each reward.
 
     Attributes:
         task: ``sod``, ``sis`` or ``cosod``.
-        samples: How many samples the averages are over.
+        samples: Number of samples.
         strategies: Row names.
         rewards: Column names.
-        values: Float64 (rows, columns).
+        values: float64 (rows, columns).
     """
 
     task: str
@@ -47,7 +47,7 @@ class Table:
     values: np.ndarray
 
     def __str__(self) -> str:
-        """Return the table as aligned Markdown; a star marks a bad answer that earns more than the honest one."""
+        """Format the table as aligned Markdown; a star marks a bad answer that earns more than the honest one."""
         honest = self.values[self.strategies.index(HONEST)]
         rows = [(f"{self.task}, {self.samples} samples", *self.rewards)]
         for name, values in zip(self.strategies, self.values, strict=True):
@@ -64,17 +64,16 @@ class Table:
 def audit(samples: Iterable[Sample], task: str, rewards: Sequence[str] | None = None, seed: int = 0) -> Table:
     """Score every strategy on the samples under each reward.
 
-    Every answer is well-formed unless its name says otherwise. Strategies that take several expressions are left out
-    for ``cosod``, whose answers have one.
+    Every answer is well-formed unless its name says otherwise. ``cosod`` has only the strategies with one expression.
 
     Args:
         samples: Samples of one task, at least one.
         task: ``sod``, ``sis`` or ``cosod``.
-        rewards: Registered names that are made without arguments; None for those of `REWARDS`.
-        seed: Of the chance in specks and nonsense.
+        rewards: Registered names, made without arguments; None selects those of `REWARDS`.
+        seed: Seed of specks and nonsense.
 
     Raises:
-        UserError: If the task or a reward is unknown, or there is no sample, or one cannot be scored.
+        UserError: If the task or a reward is unknown, there is no sample, or one cannot be scored.
     """
     if task not in REWARDS:
         raise UserError(f"unknown task '{task}': expected one of {', '.join(REWARDS)}")
@@ -97,9 +96,9 @@ Strategy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def _well_formed(sample: Sample, task: str, strategy: Strategy, rng: np.random.Generator) -> Transition:
-    """Return what a strategy does on a sample, said in a well-formed answer with one expression a mask."""
+    """Build the transition of a strategy: a well-formed answer with one expression per mask."""
     marker = "[semantic] " if task == "cosod" else ""
-    # A group has one expression, hence one mask an image; and an answer has at least one, if only for nothing.
+    # A group has one expression, hence one mask per image. Any answer has at least one, perhaps of nothing.
     merged = [_union(masks)[None] if marker or not len(masks) else masks for masks in sample.masks]
     masks = tuple(strategy(truth, rng) for truth in merged)
     expressions = [f"{marker}thing"] * len(masks[0])
@@ -110,7 +109,7 @@ def _transition(sample: Sample, task: str, masks: tuple[np.ndarray, ...], answer
     return Transition(task=task, sample=sample, action=answer.text, masks=masks, answer=answer)
 
 
-# A strategy maps the truth of an image, bool (n, H, W), to predicted masks, bool (m, H, W).
+# A strategy maps the ground truth of an image, bool (n, H, W), to predicted masks, bool (m, H, W).
 
 
 def _truth(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -118,7 +117,7 @@ def _truth(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _dilated(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grow each mask by 2 % of the image's shorter side, at least a pixel, in steps to the four neighbours."""
+    """Dilate each mask by 2 % of the shorter side of the image, at least a pixel, to the four neighbours per step."""
     grown = truth
     for _ in range(max(1, round(0.02 * min(truth.shape[1:])))):
         padded = np.pad(grown, ((0, 0), (1, 1), (1, 1)))
@@ -128,7 +127,7 @@ def _dilated(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _imprecise(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift each mask down and right by a quarter of its box; what leaves the image is lost."""
+    """Shift each mask down and right by a quarter of its box; pixels outside the image are lost."""
     shifted = np.zeros_like(truth)
     for mask, target in zip(shifted, truth, strict=True):
         if target.any():
@@ -181,7 +180,7 @@ def _grid(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _specks(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put each speck, two pixels side by side, somewhere."""
+    """Draw specks of two adjacent pixels at random places."""
     masks = np.zeros((SPECKS, *truth.shape[1:]), bool)
     for mask in masks:
         row, column = rng.integers(0, mask.shape[0]), rng.integers(0, max(1, mask.shape[1] - 1))
@@ -198,12 +197,12 @@ def _empty_masks(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _union(masks: np.ndarray) -> np.ndarray:
-    """Return bool (H, W): what any of bool (n, H, W) masks covers."""
+    """Compute the union, bool (H, W), of masks, bool (n, H, W)."""
     return np.logical_or.reduce(masks, axis=0)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns of the tight box of a bool (H, W) mask that is not empty."""
+    """Compute the rows and columns of the bounding box of a non-empty mask, bool (H, W)."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
@@ -219,7 +218,7 @@ ONE: dict[str, Strategy] = {
     "one box in the centre": _centre_box,
     "well-formed nonsense": _nonsense,
 }
-SOUND = tuple(ONE)[:3]  # the answers that are not bad
+SOUND = tuple(ONE)[:3]  # answers that are not bad
 SEVERAL: dict[str, Strategy] = {
     f"the union, {REPEATS} times": _repeated,
     f"a grid of {GRID} × {GRID} cells": _grid,

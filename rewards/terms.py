@@ -1,15 +1,14 @@
-"""Reward terms: how good one transition is, by one measure each.
+"""Reward terms: each scores one transition by one measure.
 
-A term is a callable over a ``Transition`` with a ``name`` and a ``range``. Three cases are never mixed:
+A term is a callable over a `Transition` with a ``name`` and a ``range``. It treats three cases separately:
 
-- a fault of ours (masks that do not fit, a measure that is not a number) raises ``ValueError``;
-- a malformed answer is a legal action and gets what the rules give it: 0 from every measure of masks, and from
-  ``format`` the halves that it earned;
-- a sample that cannot be scored raises ``UserError`` with its key.
+- A bug of ours (masks that do not fit, a measure that is NaN) raises ``ValueError``.
+- A malformed answer is a legal action. Every measure of masks scores it 0, and ``format`` scores its correct halves.
+- A sample that cannot be scored raises ``UserError`` with its key.
 
-Pixels marked void are set to background in the prediction and in the truth. A score then depends on neither
-there: for IoU and IASM's matching that is exclusion; for S-measure, which is defined on whole rectangles, void
-counts as background that is right.
+Void pixels are set to background in the prediction and in the ground truth, so that the score depends on neither. IoU
+and the matching of IASM thereby exclude them. The S-measure is defined on whole rectangles, so it counts them as
+correct background.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from maskgym.rewards.transition import Click, Transition, Unscored
 
 
 class Term(ABC):
-    """One measure of a transition.
+    """Measure of one transition.
 
     Attributes:
-        name: What the term is called in sums, logs and tables.
-        range: The lowest and the highest value.
+        name: Name of the term in sums, logs and tables.
+        range: Lowest and highest value.
     """
 
     name: str
@@ -38,19 +37,19 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, transition: Transition) -> float:
-        """Return the value of one transition, within ``range``."""
+        """Compute the value of one transition, within ``range``."""
 
 
 class MaskTerm(Term):
-    """A measure of the predicted masks: the mean over the sample's images; 0 for what is malformed or `Unscored`."""
+    """Measure of the predicted masks: the mean over the images; 0 for a malformed answer or an `Unscored` action."""
 
     def __call__(self, transition: Transition) -> float:
-        """Return the mean of `score` over the images.
+        """Compute the mean of `score` over the images.
 
         Raises:
             UserError: If the sample cannot be scored.
         """
-        # Checked before the answer, so that a broken sample is reported whatever the policy says.
+        # The sample is checked before the answer, so that a broken sample is reported for any answer.
         pairs = list(scored_masks(transition))
         malformed = transition.answer is not None and not transition.answer.tagged
         if malformed or isinstance(transition.action, Unscored):
@@ -59,49 +58,49 @@ class MaskTerm(Term):
 
     @abstractmethod
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return the score of one image: (m, H, W) predictions, bool or soft, and bool (n, H, W) targets, no void."""
+        """Score one image by its predictions (m, H, W), bool or soft, and targets, bool (n, H, W), without void."""
 
 
 @dataclass(frozen=True)
 class SMeasure(MaskTerm):
-    """S-measure of the union of the predicted masks against the union of the truth (supplement, Eq. 18-21).
+    """S-measure between the unions of the predicted masks and of the ground truth (supplement, Eq. 18-21).
 
-    Range [0, 1]. Over a group it is the mean of its images; an image without the common object scores 1 minus the
-    share of it that is predicted.
+    Range [0, 1]. A group scores the mean over its images. An image without the common object scores 1 minus the
+    predicted share of its pixels.
     """
 
     name = "s_measure"
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return the S-measure of the unions of one image."""
+        """Compute the S-measure of the unions of one image."""
         return float(s_measure(union(predictions), targets.any(axis=0)))
 
 
 @dataclass(frozen=True)
 class IoU(MaskTerm):
-    """Intersection over union of the union of the predicted masks and the union of the truth.
+    """Intersection over union between the unions of the predicted masks and of the ground truth.
 
-    Range [0, 1]. Over a group it is the mean of its images; nothing predicted where nothing is to be found is 1.
+    Range [0, 1]. A group scores the mean over its images. An empty prediction for an empty target scores 1.
     """
 
     name = "iou"
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return the IoU of the unions of one image."""
+        """Compute the IoU of the unions of one image."""
         return float(iou(union(predictions), targets.any(axis=0), empty=1.0))
 
 
 @dataclass(frozen=True)
 class OneMinusMAE(MaskTerm):
-    """1 minus the mean absolute error of the union of the predicted masks against the union of the truth.
+    """1 minus the mean absolute error between the unions of the predicted masks and of the ground truth.
 
-    Range [0, 1], larger is better; results have ``mae`` itself. A blank prediction of a small object is close to 1.
+    Range [0, 1], larger is better; results have ``mae`` itself. A blank prediction of a small object scores near 1.
     """
 
     name = "one_minus_mae"
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return it for the unions of one image."""
+        """Compute 1 minus the error of the unions of one image."""
         return float(1 - mae(union(predictions), targets.any(axis=0)))
 
 
@@ -109,13 +108,13 @@ class OneMinusMAE(MaskTerm):
 class IASM(MaskTerm):
     """Instance-aligned S-measure (supplement, Eq. 22 and 23). Range [0, 1].
 
-    Instances and predictions that lie in void entirely are left out.
+    Instances and predictions entirely in void are ignored.
 
     Args:
-        threshold: The smallest IoU of a matched pair.
-        published: Score what is unmatched as the paper does, against an empty mask. S-measure gives a small spurious
-            mask almost 1 there, and an empty one 1, so answers grow longer instead of better. Without it, the
-            default, whatever is unmatched scores 0.
+        threshold: Smallest IoU of a matched pair.
+        published: Whether unmatched masks are scored against an empty mask, as in the paper. There the S-measure of a
+            small spurious mask is almost 1, and that of an empty one 1, so answers grow longer instead of better. By
+            default, unmatched masks score 0.
     """
 
     threshold: float = 0.1
@@ -123,11 +122,11 @@ class IASM(MaskTerm):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The registered name of this form."""
+        """Registered name of this form."""
         return "iasm_published" if self.published else "iasm"
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
-        """Return the IASM of one image; raise `UserError` if its truth has no instance."""
+        """Compute the IASM of one image; raise a `UserError` if its ground truth has no instance."""
         if not len(targets):
             raise UserError(f"sample '{transition.sample.key}' cannot be scored by {self.name}: it has no instance")
         unmatched = "published" if self.published else "zero"
@@ -136,11 +135,11 @@ class IASM(MaskTerm):
 
 @dataclass(frozen=True)
 class Correctness(Term):
-    """Saliency-R1's correctness reward (supplement, 7.1): IASM for ``sis``, else S-measure. Range [0, 1].
+    """Correctness reward of Saliency-R1 (supplement, 7.1): IASM for ``sis``, else S-measure. Range [0, 1].
 
     Args:
-        threshold: As in ``IASM``.
-        published: As in ``IASM``.
+        threshold: As in `IASM`.
+        published: As in `IASM`.
     """
 
     threshold: float = 0.1
@@ -149,39 +148,39 @@ class Correctness(Term):
     name = "correctness"
 
     def __call__(self, transition: Transition) -> float:
-        """Return the measure of the transition's task."""
+        """Compute the measure of the task."""
         measure = IASM(self.threshold, self.published) if transition.task == "sis" else SMeasure()
         return measure(transition)
 
 
 @dataclass(frozen=True)
 class Format(Term):
-    """Saliency-R1's format reward (supplement, 7.2 and Eq. 24): 0.5 for the blocks and 0.5 for the tags.
+    """Format reward of Saliency-R1 (supplement, 7.2 and Eq. 24): 0.5 for the blocks and 0.5 for the tags.
 
-    Range [0, 1]; ``maskgym.rewards.answers.parse`` states the rules.
+    Range [0, 1]. `maskgym.rewards.answers.parse` states the rules.
     """
 
     name = "format"
 
     def __call__(self, transition: Transition) -> float:
-        """Return the sum of the halves; raise `UserError` if the action is not a text."""
+        """Compute the sum of the halves; raise a `UserError` if the action is not a text."""
         if transition.answer is None:
             raise UserError(f"format scores a text: the action on sample '{transition.sample.key}' is not one")
         return 0.5 * transition.answer.structured + 0.5 * transition.answer.tagged
 
 
 def union(masks: np.ndarray) -> np.ndarray:
-    """Return the union (H, W) of masks (m, H, W): of soft ones the largest value; of none nothing."""
+    """Compute the union (H, W) of masks (m, H, W): the largest value of soft masks, and 0 of no masks."""
     return np.logical_or.reduce(masks, axis=0) if masks.dtype == bool else np.max(masks, axis=0, initial=0)
 
 
 def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the predictions (m, H, W) and the targets (n, H, W) of each image, with void made background.
+    """Yield the predictions (m, H, W) and the targets (n, H, W) of each image, with void set to background.
 
-    A row that void empties is dropped.
+    Masks that this empties are dropped.
 
     Raises:
-        UserError: If the sample has no image, or one with an empty mask or nothing but void.
+        UserError: If the sample has no image, an empty mask, or an image of void only.
     """
     sample = transition.sample
     if not sample.masks:
@@ -198,20 +197,20 @@ def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the masks (n, H, W) with void pixels made background, less the rows that this empties."""
+    """Set void to background in masks (n, H, W), and drop the masks that this empties."""
     kept = masks & ~void if masks.dtype == bool else masks * ~void
     return kept[kept.any(axis=(1, 2)) | ~masks.any(axis=(1, 2))]
 
 
 @dataclass(frozen=True)
 class ForegroundHit(Term):
-    """+1 where a click is on the truth, -1 elsewhere (AlignSAM, Section 3.2). The label of the click does not count."""
+    """+1 for a click on the ground truth, -1 elsewhere, whatever its label (AlignSAM, Section 3.2)."""
 
     name = "foreground_hit"
     range = (-1.0, 1.0)
 
     def __call__(self, transition: Transition) -> float:
-        """Return 1 or -1.
+        """Compute 1 or -1.
 
         Raises:
             UserError: If the action is not a click.
@@ -224,13 +223,13 @@ class ForegroundHit(Term):
 
 @dataclass(frozen=True)
 class DeltaIoU(Term):
-    """How much a step raised the IoU of the mask. Range [-1, 1]; the sum over an episode telescopes."""
+    """Increase of the IoU of the mask by a step. Range [-1, 1]; the sum over an episode telescopes."""
 
     name = "delta_iou"
     range = (-1.0, 1.0)
 
     def __call__(self, transition: Transition) -> float:
-        """Return the IoU after the step less the one before."""
+        """Compute the IoU after the step minus the IoU before it."""
         after = IoU()(transition)
         if transition.previous_masks is None:
             return after
@@ -239,19 +238,16 @@ class DeltaIoU(Term):
 
 @dataclass(frozen=True)
 class SASOR(Term):
-    """SA-SOR of what an episode of ranking detected, at its last step; 0 before, and with fewer than two objects.
-
-    Range [-1, 1].
-    """
+    """SA-SOR of an episode of ranking, at its last step; 0 before, and with fewer than two objects. Range [-1, 1]."""
 
     name = "sa_sor"
     range = (-1.0, 1.0)
 
     def __call__(self, transition: Transition) -> float:
-        """Return the correlation.
+        """Compute the correlation.
 
         Raises:
-            UserError: If the transition is not of ranking.
+            UserError: If the task is not ranking.
         """
         if transition.task != "ranking":
             raise UserError(f"sa_sor scores a ranking: sample '{transition.sample.key}' is one of {transition.task}")

@@ -1,9 +1,8 @@
-"""What one step of an environment hands to a reward."""
+"""Transition: the step of an environment that a reward scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,8 @@ class Click:
     """A point prompt.
 
     Attributes:
-        x, y: In pixels of the sample's image.
+        x: Column in pixels of the sample's image.
+        y: Row in pixels of the sample's image.
         label: 1 foreground, 0 background.
         repeated: Whether the same patch was clicked before in the episode.
     """
@@ -29,17 +29,17 @@ class Click:
 
 @dataclass(frozen=True)
 class Unscored:
-    """An action that every measure of masks scores 0: the end of an episode by choice, or a mask of nothing left."""
+    """Action that every measure of masks scores 0: the chosen end of an episode, or a mask when no object is left."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What an episode of ranking came to.
+    """Result of an episode of ranking.
 
     Attributes:
-        masks: bool (k, H, W), what was detected, in order, the most salient first.
-        targets: bool (n, H, W), the true objects.
-        ranks: float (n,), theirs, larger is more salient.
+        masks: bool (k, H, W), the detections in order, the most salient first.
+        targets: bool (n, H, W), the ground-truth objects.
+        ranks: float (n,), ranks of the targets, larger is more salient.
     """
 
     masks: np.ndarray
@@ -49,26 +49,26 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Transition:
-    """One step: the sample, what the agent did, and the masks it led to.
+    """One step: the sample, the action, and the resulting masks.
 
     Attributes:
         task: ``sod``, ``sis``, ``cosod`` or ``ranking``.
-        sample: What was shown, with its truth. In a padded group only the real images are here; in a step of ranking
-            the truth is the one object that the step is scored against.
-        action: What the agent gave: a text, a `Click`, a mask, or `Unscored`.
-        masks: The predicted masks: for each image of the sample bool (m, H_k, W_k), one row an expression. Where the
-            action is a mask, float32 in [0, 1]: measures of soft maps take them as they are, others above 0.5.
-        previous_masks: The same before the step, or None at the first.
-        answer: The parsed answer, or None where the action is not a text.
-        ranked: At the last step of an episode of ranking, all of it.
+        sample: Sample that was shown, with its ground truth. A padded group has only its real images here; in a step
+            of ranking the ground truth is the one object that the step is scored against.
+        action: Action of the agent: a text, a `Click`, a mask, or `Unscored`.
+        masks: Predicted masks: for each image of the sample bool (m, H_k, W_k), one row per expression. If the action
+            is a mask, float32 in [0, 1]: measures of soft maps use the values, others threshold them at 0.5.
+        previous_masks: Masks before the step, or None at the first step.
+        answer: Parsed answer, or None if the action is not a text.
+        ranked: Whole episode, at the last step of an episode of ranking.
 
     Raises:
-        ValueError: If the predicted masks do not fit the sample's images. That is a fault of the environment.
+        ValueError: If the predicted masks do not fit the images of the sample, which is a bug of the environment.
     """
 
     task: str
     sample: Sample
-    action: Any
+    action: str | Click | np.ndarray | Unscored
     masks: tuple[np.ndarray, ...]
     previous_masks: tuple[np.ndarray, ...] | None = None
     answer: Answer | None = None
@@ -76,10 +76,8 @@ class Transition:
 
     def __post_init__(self) -> None:
         sizes = [mask.shape[-2:] for mask in self.sample.masks]
-        for name in ("masks", "previous_masks"):
-            masks = getattr(self, name)
-            if masks is None:
-                continue
-            if [mask.shape[-2:] for mask in masks] != sizes or any(mask.ndim != 3 for mask in masks):
-                shapes = [mask.shape for mask in masks]
-                raise ValueError(f"{name} of sample '{self.sample.key}': expected (m, H, W) for {sizes}, got {shapes}")
+        for name, masks in (("masks", self.masks), ("previous_masks", self.previous_masks)):
+            shapes = sizes if masks is None else [mask.shape[1:] for mask in masks if mask.ndim == 3]
+            if shapes != sizes:
+                found = [mask.shape for mask in masks or ()]
+                raise ValueError(f"{name} of sample '{self.sample.key}': expected (m, H, W) for {sizes}, got {found}")

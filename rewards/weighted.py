@@ -1,4 +1,4 @@
-"""Rewards: weighted sums of terms over a batch of transitions, and the presets."""
+"""Rewards of a batch of transitions: weighted sums of terms, and presets."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from maskgym.rewards.transition import Transition
 
 
 class Reward(ABC):
-    """What an environment asks how good its transitions are.
+    """Function that scores the transitions of an environment.
 
     Attributes:
-        range: The lowest and the highest total.
+        range: Lowest and highest total.
     """
 
     range: tuple[float, float]
 
     @abstractmethod
     def __call__(self, transitions: Sequence[Transition]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the totals, float64 (B,), and each term's unweighted values by name, float64 (B,)."""
+        """Compute the totals, float64 (B,), and the unweighted values of each term by name, float64 (B,)."""
 
 
 class WeightedSum(Reward):
-    """The sum over its terms of weight times value.
+    """Weighted sum of terms.
 
     Args:
         terms: Terms with different names.
-        weights: One finite weight a term.
+        weights: One finite weight per term.
 
     Attributes:
-        range: The sum's range, from the terms' ranges and the weights.
+        range: Range of the sum, from the ranges of the terms and the weights.
 
     Raises:
-        UserError: If there is no term, names repeat, or the weights do not fit.
+        UserError: If there is no term, two names are equal, or the weights do not fit.
     """
 
     def __init__(self, terms: Sequence[Term], weights: Sequence[float]) -> None:
@@ -55,10 +55,10 @@ class WeightedSum(Reward):
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
     def __call__(self, transitions: Sequence[Transition]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the totals, float64 (B,), and each term's unweighted values by name, float64 (B,).
+        """Compute the totals, float64 (B,), and the unweighted values of each term by name, float64 (B,).
 
         Raises:
-            ValueError: If a term leaves the range that it declares (a fault in the term).
+            ValueError: If a term leaves its declared range, which is a bug of the term.
             UserError: If a sample cannot be scored; the message names it.
         """
         values = {term.name: _evaluate(term, transitions) for term in self.terms}
@@ -69,12 +69,12 @@ class WeightedSum(Reward):
 
 
 def saliency_r1(format_weight: float = 0.5, threshold: float = 0.1, published: bool = True) -> WeightedSum:
-    """Return Saliency-R1's reward as published (Eq. 16): λ · ``correctness`` + (1 - λ) · ``format``, in [0, 1].
+    """Build the published reward of Saliency-R1 (Eq. 16): λ · ``correctness`` + (1 - λ) · ``format``, in [0, 1].
 
     Args:
-        format_weight: 1 - λ, in [0, 1]; the paper has 0.5.
-        threshold: The smallest IoU of a matched pair in IASM (τ).
-        published: Score unmatched instances as published; see ``IASM``.
+        format_weight: 1 - λ, in [0, 1]; 0.5 in the paper.
+        threshold: Smallest IoU of a matched pair in IASM (τ).
+        published: Whether unmatched instances are scored as published; see `IASM`.
 
     Raises:
         UserError: If the weight is outside [0, 1].
@@ -85,15 +85,15 @@ def saliency_r1(format_weight: float = 0.5, threshold: float = 0.1, published: b
 
 
 def saliency_strict(format_weight: float = 0.5, threshold: float = 0.1) -> WeightedSum:
-    """Return ``saliency_r1`` with the strict IASM, which cannot be gained by saying more: the training default."""
+    """Build `saliency_r1` with the strict IASM, which longer answers do not raise: the training default."""
     return saliency_r1(format_weight, threshold, published=False)
 
 
 def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:
-    """Return the S-measure of each step of ranking, plus SA-SOR at the last one.
+    """Build the reward of ranking: the S-measure of each step, plus SA-SOR at the last one.
 
     Args:
-        sa_sor_weight: What SA-SOR counts, at least 0; a step's S-measure counts 1.
+        sa_sor_weight: Weight of SA-SOR, at least 0; the S-measure has weight 1.
 
     Raises:
         UserError: If the weight is negative.
@@ -104,12 +104,12 @@ def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:
 
 
 def _evaluate(term: Term, transitions: Sequence[Transition]) -> np.ndarray:
-    """Return the values of one term, float64 (B,), checked against its range."""
+    """Compute the values of one term, float64 (B,), and check its range."""
     low, high = term.range
     values = np.empty(len(transitions))
     for index, transition in enumerate(transitions):
         values[index] = value = term(transition)
-        if not low - 1e-9 <= value <= high + 1e-9:  # NaN fails too
+        if not low - 1e-9 <= value <= high + 1e-9:  # This refuses NaN too.
             key = transition.sample.key
             raise ValueError(f"term '{term.name}' gave {value} on sample '{key}': expected [{low}, {high}]")
     return values
