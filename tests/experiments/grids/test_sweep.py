@@ -18,6 +18,7 @@ from maskgym.errors import UserError
 from maskgym.experiments import run
 from maskgym.experiments.grids import sweep
 from maskgym.experiments.grids.runner import RunSpec
+from maskgym.experiments.training import train
 
 NAMES = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 SMALL = {
@@ -72,7 +73,7 @@ def test_the_command_that_wandb_builds_is_one_of_ours(name, monkeypatch):
     assert (Path(run.__file__).parents[1] / content["program"]).samefile(run.__file__)
     asked = []
     monkeypatch.setattr(
-        run, "run", lambda config, folder, resume: asked.append(config) or {"before": {}, "after": {}, "wall_s": 0}
+        train, "run", lambda config, folder, resume: asked.append(config) or {"before": {}, "after": {}, "wall_s": 0}
     )
     assert run.main([*words, "logger.mode=offline"]) == 0
     assert asked[0]["algo"]["updates"] == content["parameters"]["algo.updates"]["value"]
