@@ -1,9 +1,9 @@
-"""The one exception that means: the user gave something that cannot be used."""
+"""Exception for mistakes of the user."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a file, a key, a value.
+    """Mistake in the input of the user: a file, a key or a value.
 
-    The message is one line that names the thing at fault, what came and what was expected. The command
-    line prints it alone, without a traceback, and exits with status 2. Faults of our own raise anything else.
+    The message is one line that names the faulty thing, its value and what was expected. The command line prints it
+    without a traceback and exits with status 2. Bugs of ours raise other exceptions.
     """

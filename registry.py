@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
 PLUGIN_GROUP = "maskgym.plugins"
@@ -45,7 +46,7 @@ class Registry(Generic[Part]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._targets: dict[str, Callable[..., Part] | str] = {}
-        self._presets: dict[str, Mapping[str, Any]] = {}
+        self._presets: dict[str, Settings] = {}
 
     @overload
     def register(self, name: str) -> Callable[[_Decorated], _Decorated]: ...
@@ -124,7 +125,7 @@ class ClassRegistry(Registry[Part]):
         return found
 
 
-def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], owner: str, prefix: str = "") -> None:
+def check_arguments(target: Callable[..., Part], arguments: Settings, owner: str, prefix: str = "") -> None:
     """Check the names of arguments before a factory is called.
 
     A class with ``**settings`` takes the arguments of the base class that it passes them to. A function with

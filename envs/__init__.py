@@ -1,10 +1,9 @@
-"""Environments: registered with Gymnasium when ``maskgym`` is imported."""
+"""Register the environments with Gymnasium, which importing ``maskgym`` does."""
 
 import gymnasium
 
-# The salient regions of one image, as the union of what the phrases of an answer refer to.
-# Every salient instance of one image, a phrase each.
-# The one category that a group of images shares.
+# Answers in text: salient regions of an image, salient instances with one phrase each, the category that a group of
+# images shares.
 for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
     gymnasium.register(
         id=f"maskgym/{_id}-v0",
@@ -20,21 +19,21 @@ gymnasium.register(
     vector_entry_point="maskgym.envs.point:PointPromptVectorEnv",
 )
 
-# A mask of what a user looks for, by an image and the need in words.
+# Masks for a need in words.
 gymnasium.register(
     id="maskgym/UserNeed-v0",
     entry_point="maskgym.envs.need:UserNeedEnv",
     vector_entry_point="maskgym.envs.need:UserNeedVectorEnv",
 )
 
-# Clicks as in PointPrompt, with the need as a feature and as the text of the explicit branch.
+# Clicks as in PointPrompt, with a need as a feature and as the text of the explicit branch.
 gymnasium.register(
     id="maskgym/UserNeedPoint-v0",
     entry_point="maskgym.envs.need_point:UserNeedPointEnv",
     vector_entry_point="maskgym.envs.need_point:UserNeedPointVectorEnv",
 )
 
-# Detect, erase, detect again: masks of salient objects, the most salient first.
+# Masks of salient objects, the most salient first: each detected object is erased.
 gymnasium.register(
     id="maskgym/Ranking-v0",
     entry_point="maskgym.envs.ranking:RankingEnv",

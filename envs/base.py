@@ -20,7 +20,7 @@ from maskgym.envs.infos import batch_infos, info_of, with_scalars
 from maskgym.errors import UserError
 from maskgym.rewards import Reward, Transition
 
-CACHED_SAMPLES = 256  # Decoded samples are kept, because a step scores what the reset before it decoded.
+CACHED_SAMPLES = 256  # decoded samples that are kept, because a step needs the sample of the reset again
 
 
 class Outcome(NamedTuple):
@@ -98,7 +98,7 @@ class SampleVectorEnv(VectorEnv, ABC):
         """Number of samples that ``options={"index": i}`` can name."""
         return len(self.dataset)
 
-    # In Gymnasium's signatures the frame is a type variable that nothing binds: no type overrides it.
+    # Gymnasium's signature returns a type variable that nothing binds, so no type can override it.
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """Draw one picture per sub-environment, uint8 (H, W, 3)."""
         if self.render_mode is None:

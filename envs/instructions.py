@@ -1,7 +1,7 @@
-"""What each task asks of the agent, in our own words (Saliency-R1, supplement §6, has the paper's)."""
+"""Instructions of the tasks, in our own words; those of the paper are in Saliency-R1, supplement §6."""
 
 _STEPS = "Reason step by step inside <think> </think>, then answer inside <answer> </answer>."
-# Every word of it is in the other: a tokenizer made of the instructions knows both.
+# It has only words of the sentence above, so that a tokenizer built from the instructions knows both.
 _DIRECT = "Answer inside <answer> </answer>."
 
 INSTRUCTIONS = {
@@ -21,5 +21,5 @@ INSTRUCTIONS = {
 
 
 def instruction(task: str, reasoning: bool = True) -> str:
-    """Return the instruction of a task; without ``reasoning``, it asks for the answer alone (Table 1, w/o CoT)."""
+    """Select the instruction of a task; without ``reasoning``, it asks for the answer only (Table 1, w/o CoT)."""
     return INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)

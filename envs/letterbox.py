@@ -1,4 +1,4 @@
-"""Images in a square, aspect ratio kept, and maps over that square back at the image's own size."""
+"""Fit images into a square at their aspect ratio, and resize maps over that square back to the image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def fitted_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    """Return the (height, width) that an image of this shape, (H, W) first, has in a square of ``side`` pixels.
+    """Compute the (height, width) of an image in a square of ``side`` pixels; its shape begins with (H, W).
 
     Example:
         >>> fitted_size((10, 20), 40), fitted_size((300, 1), 30)
@@ -19,7 +19,7 @@ def fitted_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def letterbox(image: np.ndarray, side: int) -> np.ndarray:
-    """Return uint8 (side, side, 3): the image scaled to fit, aspect ratio kept, zeros right and below."""
+    """Scale an image to fit a square at its aspect ratio, uint8 (side, side, 3), with zeros right and below."""
     if image.shape[:2] == (side, side):
         return image
     height, width = fitted_size(image.shape, side)
@@ -29,17 +29,17 @@ def letterbox(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def unletterbox(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return float32 (H, W): a map over a square at the size of the image that was letterboxed there.
+    """Resize a map over a square to the image that was letterboxed there, float32 (H, W).
 
-    What lies on the padding is cut, the rest resized bilinearly (with area averaging where it shrinks).
+    The padding is cut off, and the rest is resized bilinearly (with area averaging if it shrinks).
 
     Args:
         values: float (side, side) in [0, 1].
-        shape: Of the image, (H, W) first.
+        shape: Shape of the image, which begins with (H, W).
     """
     height, width = fitted_size(shape, len(values))
     inside = np.ascontiguousarray(values[:height, :width], dtype=np.float32)
     if inside.shape == shape[:2]:
         return inside.copy()
     resized = Image.fromarray(inside).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized).clip(0, 1)  # its weights sum to 1 but for rounding
+    return np.asarray(resized).clip(0, 1)  # The weights of the resizing sum to 1 except for rounding.

@@ -1,4 +1,4 @@
-"""Pictures of samples and masks, for people."""
+"""Draw samples, masks and clicks as pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion
 
 from maskgym.data import Sample
 
-# Distinct on photographs and for most colour-blind readers (Okabe and Ito).
+# These colours are distinct on photographs and for most colour-blind readers (Okabe and Ito).
 PALETTE = np.array(
     [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)]
 )
@@ -20,12 +20,12 @@ GAP, TITLE, LINE = 6, 18, 15
 
 
 def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], text: str | None = None) -> np.ndarray:
-    """Return image | ground truth | predictions side by side, with a text below; a group has one row an image.
+    """Draw image, ground truth and predictions side by side, one row per image, with a text below.
 
     Args:
-        sample: What was shown.
-        predictions: Title to one bool (m, H, W) an image; instances get distinct colours.
-        text: Printed under the panels as it is, wrapped.
+        sample: Sample that was shown.
+        predictions: By title one bool (m, H, W) per image; instances have distinct colours.
+        text: Text below the panels, which is wrapped.
 
     Returns:
         uint8 (height, width, 3).
@@ -52,11 +52,11 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
 
 
 def contact_sheet(samples: Sequence[Sample], width: int = 1600) -> np.ndarray:
-    """Return samples side by side, the masks of each over its first image, its key and what it asks for below.
+    """Draw samples side by side: the first image with its masks, above the key and the need, category or count.
 
     Args:
-        samples: At least one.
-        width: Where rows break, pixels.
+        samples: At least one sample.
+        width: Maximum width of a row, pixels.
 
     Returns:
         uint8 (height, width, 3).
@@ -83,7 +83,7 @@ def contact_sheet(samples: Sequence[Sample], width: int = 1600) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the image with each mask of bool (n, H, W) tinted and outlined; what no mask covers is dimmed."""
+    """Tint and outline each mask of bool (n, H, W) in an image, and dim the other pixels."""
     canvas = image.astype(np.float32)
     canvas[~masks.any(axis=0)] *= 0.45
     for number, mask in enumerate(masks):
@@ -99,12 +99,12 @@ def _fit(panel: np.ndarray) -> Image.Image:
 
 
 def clicks_picture(sample: Sample, episodes: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Return, side by side, each episode's numbered clicks with the outline of its mask, and the ground truth.
+    """Draw the numbered clicks and the outline of the mask of each episode, and the ground truth, side by side.
 
     Args:
-        sample: What is shown, of one image.
-        episodes: Title to mask, bool (1, H, W), points in order, float (k, 2), (x, y) in pixels of the image, and
-            labels (k,), 1 foreground (green), 0 background (red).
+        sample: Sample of one image.
+        episodes: By title the mask, bool (1, H, W); the points in order, float (k, 2), (x, y) in pixels of the image;
+            and the labels (k,), 1 foreground (green), 0 background (red).
 
     Returns:
         uint8 (height, width, 3).

@@ -1,4 +1,4 @@
-"""Two spaces that Gymnasium lacks: free text, and images of any size."""
+"""Spaces that Gymnasium lacks: free text, and images of any size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SAMPLE_ALPHABET = "abcdefghijklmnopqrstuvwxyz <>/[]"
 
 
 class FreeText(Text):
-    """Any text up to a length, the empty one and any script included.
+    """Text of any script up to a length; it may be empty.
 
-    Gymnasium's ``Text`` checks each character against a set, which for all of Unicode costs a second and half a
-    gigabyte. Here ``contains`` looks at type and length only; samples come from a small alphabet.
+    Gymnasium's ``Text`` checks each character against a set, which takes a second and half a gigabyte for all of
+    Unicode. This ``contains`` checks type and length only. Samples come from a small alphabet.
 
     Args:
-        max_length: Most characters.
+        max_length: Maximum number of characters.
         seed: Seed of the samples.
 
     Example:
@@ -30,7 +30,7 @@ class FreeText(Text):
         super().__init__(max_length, min_length=0, charset=SAMPLE_ALPHABET, seed=seed)
 
     def contains(self, x: Any) -> bool:
-        """Return whether ``x`` is a text of at most ``max_length`` characters."""
+        """Check that ``x`` is a text of at most ``max_length`` characters."""
         return isinstance(x, str) and len(x) <= self.max_length
 
     def __repr__(self) -> str:
@@ -40,7 +40,7 @@ class FreeText(Text):
 class ImageSpace(Space[np.ndarray]):
     """RGB images, uint8 (H, W, 3), of any height and width from 1 pixel.
 
-    Batched by Gymnasium as a tuple. Samples are at most 64 pixels a side.
+    Gymnasium batches them as a tuple. Samples are noise with sides of at most 64 pixels.
 
     Example:
         >>> np.zeros((5, 7, 3), np.uint8) in ImageSpace(), np.zeros((5, 7)) in ImageSpace()
@@ -52,16 +52,16 @@ class ImageSpace(Space[np.ndarray]):
 
     @property
     def is_np_flattenable(self) -> bool:
-        """Return False: the images have no common shape."""
+        """Return False, because the images have no common shape."""
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> np.ndarray:
-        """Return a noise image."""
+        """Draw a noise image."""
         height, width = self.np_random.integers(1, 65, size=2)
         return self.np_random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
 
     def contains(self, x: Any) -> bool:
-        """Return whether ``x`` is such an image."""
+        """Check that ``x`` is such an image."""
         return isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3 and x.size > 0
 
     def __eq__(self, other: object) -> bool:
