@@ -140,7 +140,7 @@ def _score_texts(env: VectorEnv, played: Iterable[Played]) -> tuple[dict[str, fl
         assert transition.answer is not None  # `_text_outcome` parses one
         row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
         per_sample.append(row)
-        answers.append(transition.action)
+        answers.append(str(transition.action))
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
             if task == "sis":
@@ -161,7 +161,7 @@ def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> tuple[dict[str, f
     for transition, numbers in played:
         row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
         per_sample.append(row)
-        answers.append(transition.action)
+        answers.append(str(transition.action))
         for predictions, targets in scored_masks(transition):
             pixels.add(predictions.any(axis=0), targets.any(axis=0))
             referring.add(predictions.any(axis=0), targets.any(axis=0))
@@ -187,7 +187,7 @@ def _click_quality(ious: Sequence[float]) -> dict[str, float]:
 
 def click_points(env: PointPromptVectorEnv, transition: Transition) -> tuple[np.ndarray, np.ndarray]:
     """Return the clicks of an episode: float (T, 2), (x, y) in pixels of its image, and their labels."""
-    patches, labels = rollout.read_clicks(transition.action)
+    patches, labels = rollout.read_clicks(str(transition.action))
     height, width = transition.sample.images[0].shape[:2]
     return env.centres()[patches] / env.image_size * (width, height), np.array(labels)
 

@@ -70,7 +70,7 @@ def score(
             referring.add(*pair)
             row |= {"s_measure": float(s_measure(*pair)), "mae": float(mae(*pair))}
         per_sample.append(row)
-        answers.append(transition.action)
+        answers.append(str(transition.action))
     scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
     over_set = ranks.result() if ranking else pixels.result() | referring.result()
     return scores | {n: float(v) for n, v in over_set.items() if np.isfinite(v)}, per_sample, answers
