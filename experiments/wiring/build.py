@@ -105,7 +105,7 @@ def make_parts(config: Config) -> dict[str, object]:
     env = config["env"]
     segmenter = _make("segmenter", config["segmenter"], segmenters.get, segmenters.make)
     parts: dict[str, object] = {"segmenter": segmenter}
-    parts["reward"] = _make("reward", config["reward"], rewards.get, rewards.make)}
+    parts["reward"] = _make("reward", config["reward"], rewards.get, rewards.make)
     if env.get("text") is not None:
         parts["attention"] = _make(
             "env.attention", env["attention"], segmenters.get_attention, segmenters.make_attention
