@@ -44,9 +44,11 @@ def requirements(section: str, key: str) -> set[str]:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Return the first names of everything that a file imports, wherever in the file."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Return the first names of everything that a file imports when it runs, wherever in the file."""
+    names, nodes = set(), list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    typing = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {inner for node in typing for inner in ast.walk(node)}
+    for node in [node for node in nodes if node not in skipped]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
