@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
@@ -18,7 +18,7 @@ PLUGIN_GROUP = "maskgym.plugins"
 _plugins_loaded = False
 
 Part = TypeVar("Part")
-_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+_Target = TypeVar("_Target", bound=Callable[..., Any] | str)
 
 
 class Registry(Generic[Part]):
@@ -36,7 +36,7 @@ class Registry(Generic[Part]):
         ... class Square:
         ...     def __init__(self, side=1):
         ...         self.side = side
-        >>> shapes.register("big_square", Square, side=9)
+        >>> _ = shapes.register("big_square", Square, side=9)
         >>> shapes.make("square", side=3).side, shapes.make("big_square").side
         (3, 9)
         >>> shapes.names()
@@ -48,16 +48,10 @@ class Registry(Generic[Part]):
         self._targets: dict[str, Callable[..., Part] | str] = {}
         self._presets: dict[str, Settings] = {}
 
-    @overload
-    def register(self, name: str) -> Callable[[_Decorated], _Decorated]: ...
-
-    @overload
-    def register(self, name: str, target: Callable[..., Part] | str, **preset: Any) -> None: ...
-
     def register(
         self, name: str, target: Callable[..., Part] | str | None = None, **preset: Any
-    ) -> Callable[[_Decorated], _Decorated] | None:
-        """Register a factory under a name; without a factory, return a decorator.
+    ) -> Callable[[_Target], _Target]:
+        """Register a factory under a name; without a factory, the result is a decorator that does.
 
         Args:
             name: New name.
@@ -67,16 +61,16 @@ class Registry(Generic[Part]):
         Raises:
             ValueError: If the name is taken.
         """
-        if target is None:
-            return partial(self._decorate, name)
-        if name in self._targets:
-            raise ValueError(f"{self.kind} '{name}' is registered already")
-        self._targets[name], self._presets[name] = target, preset
-        return None
 
-    def _decorate(self, name: str, decorated: _Decorated) -> _Decorated:
-        self.register(name, decorated)
-        return decorated
+        def decorate(decorated: _Target) -> _Target:
+            if name in self._targets:
+                raise ValueError(f"{self.kind} '{name}' is registered already")
+            self._targets[name], self._presets[name] = decorated, preset
+            return decorated
+
+        if target is not None:
+            decorate(target)
+        return decorate
 
     def names(self) -> tuple[str, ...]:
         """List every registered name, sorted, with those of plugins."""
@@ -111,20 +105,6 @@ class Registry(Generic[Part]):
         return target(**arguments)
 
 
-class ClassRegistry(Registry[Part]):
-    """Registry whose factories are classes, so that their attributes can be read before one is made."""
-
-    def get(self, name: str) -> type[Part]:
-        """Look up the class of a name.
-
-        Raises:
-            UserError: If the name is unknown; the message lists the closest names.
-        """
-        found = super().get(name)
-        assert isinstance(found, type), f"{self.kind} '{name}' is registered as {found}: expected a class"
-        return found
-
-
 def check_arguments(target: Callable[..., Part], arguments: Settings, owner: str, prefix: str = "") -> None:
     """Check the names of arguments before a factory is called.
 
@@ -146,26 +126,23 @@ def check_arguments(target: Callable[..., Part], arguments: Settings, owner: str
         maskgym.errors.UserError: unknown key 'strict': path does not take it
     """
     try:
-        own = inspect.signature(target).parameters.values()
+        layers = [inspect.signature(target).parameters]
     except ValueError:  # Some built-in types have no signature.
         return
-    known, takes_any = {parameter.name for parameter in own}, any(one.kind is one.VAR_KEYWORD for one in own)
     factory = target.func if isinstance(target, partial) else target
-    if takes_any and isinstance(factory, type):
-        for base in factory.__mro__[1:]:
-            if "__init__" not in vars(base):
-                continue
-            inherited = inspect.signature(vars(base)["__init__"]).parameters.values()
-            known |= {parameter.name for parameter in inherited}
-            takes_any = any(one.kind is one.VAR_KEYWORD for one in inherited)
-            if not takes_any:
-                break
+    for base in factory.__mro__[1:] if isinstance(factory, type) else ():
+        if _takes_any(layers[-1]) and "__init__" in vars(base):
+            layers.append(inspect.signature(vars(base)["__init__"]).parameters)
     for name in arguments:
-        if name not in known and not takes_any:
+        if not (_takes_any(layers[-1]) or any(name in layer for layer in layers)):
             raise UserError(f"unknown key '{prefix}{name}': {owner} does not take it")
-    for one in own:
-        if one.name not in arguments and one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
-            raise UserError(f"missing key '{prefix}{one.name}': {owner} needs it")
+    for name, one in layers[0].items():
+        if name not in arguments and one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
+            raise UserError(f"missing key '{prefix}{name}': {owner} needs it")
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def plugin_folders() -> tuple[Path, ...]:

@@ -14,7 +14,9 @@ import numpy as np
 
 from maskgym.data import Sample
 from maskgym.errors import UserError
+from maskgym.metrics import PreparedMask
 from maskgym.rewards import Answer, Transition, format_answer, make, parse
+from maskgym.rewards.terms import union
 
 _REGIONS = ("s_measure", "iou", "format", "saliency_r1")  # saliency_strict differs on instances only
 REWARDS = {
@@ -99,7 +101,7 @@ def _well_formed(sample: Sample, task: str, strategy: Strategy, rng: np.random.G
     """Build the transition of a strategy: a well-formed answer with one expression per mask."""
     marker = "[semantic] " if task == "cosod" else ""
     # A group has one expression, hence one mask per image. Any answer has at least one, perhaps of nothing.
-    merged = [_union(masks)[None] if marker or not len(masks) else masks for masks in sample.masks]
+    merged = [union(masks)[None] if marker or not len(masks) else masks for masks in sample.masks]
     masks = tuple(strategy(truth, rng) for truth in merged)
     expressions = [f"{marker}thing"] * len(masks[0])
     return _transition(sample, task, masks, parse(format_answer("", expressions, task), task))
@@ -131,7 +133,7 @@ def _imprecise(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shifted = np.zeros_like(truth)
     for mask, target in zip(shifted, truth, strict=True):
         if target.any():
-            rows, columns = _box(target)
+            rows, columns = PreparedMask.of(target).box
             down, right = (rows.stop - rows.start) // 4, (columns.stop - columns.start) // 4
             mask[down:, right:] = target[: target.shape[0] - down, : target.shape[1] - right]
     return shifted
@@ -147,9 +149,9 @@ def _everything(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _tight_box(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mask = _nothing(truth, rng)
-    union = _union(truth)
-    if union.any():
-        mask[0][_box(union)] = True
+    covered = union(truth)
+    if covered.any():
+        mask[0][PreparedMask.of(covered).box] = True
     return mask
 
 
@@ -170,7 +172,7 @@ def _nonsense(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _repeated(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.repeat(_union(truth)[None], REPEATS, axis=0)
+    return np.repeat(union(truth)[None], REPEATS, axis=0)
 
 
 def _grid(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -194,17 +196,6 @@ def _imprecise_and_specks(truth: np.ndarray, rng: np.random.Generator) -> np.nda
 
 def _empty_masks(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.zeros((EMPTY_MASKS, *truth.shape[1:]), bool)
-
-
-def _union(masks: np.ndarray) -> np.ndarray:
-    """Compute the union, bool (H, W), of masks, bool (n, H, W)."""
-    return np.logical_or.reduce(masks, axis=0)
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Compute the rows and columns of the bounding box of a non-empty mask, bool (H, W)."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 HONEST = "imprecise (shifted by a quarter)"

@@ -6,7 +6,7 @@ import pytest
 
 from maskgym import registry
 from maskgym.errors import UserError
-from maskgym.registry import ClassRegistry, Registry
+from maskgym.registry import Registry
 
 
 class Square:
@@ -68,15 +68,6 @@ def test_a_wrong_argument_is_told_in_one_line(shapes, name, arguments, expected)
         shapes.make(name, **arguments)
     assert str(caught.value) == expected
     assert shapes.make("oblong", length=2, side=4).side == 4
-
-
-def test_a_class_registry_gives_classes():
-    shapes = ClassRegistry("shape")
-    shapes.register("square", Square)
-    assert shapes.get("square") is Square and shapes.make("square").side == 1
-    shapes.register("function", lambda: None)
-    with pytest.raises(AssertionError, match="shape 'function' is registered as .*: expected a class"):
-        shapes.get("function")
 
 
 def test_names_are_sorted(shapes):
