@@ -46,15 +46,15 @@ class MaskVectorEnv(RowwiseVectorEnv):
 
     def __init__(
         self,
-        num_envs: int,
-        dataset: str | Dataset,
-        split: str | None,
-        task: str,
-        reward: str | Reward,
-        image_size: int,
-        need: bool,
-        render_mode: str | None,
-        autoreset_mode: AutoresetMode | str,
+        num_envs: int = 1,
+        dataset: str | Dataset = "scenes",
+        split: str | None = None,
+        task: str = "need",
+        reward: str | Reward = "s_measure",
+        image_size: int = 128,
+        need: bool = True,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
         if image_size < 1:
             raise UserError(f"image_size={image_size}: expected at least 1")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
 from maskgym.aliases import Infos
-from maskgym.data import Dataset
 from maskgym.envs.base import ScalarEnv
 from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.metrics import iou
-from maskgym.rewards import Reward, Transition
+from maskgym.rewards import Transition
 
 
 class UserNeedVectorEnv(MaskVectorEnv):
@@ -68,20 +66,6 @@ class UserNeedVectorEnv(MaskVectorEnv):
     References:
         UserSOD: user salient object detection, Section 3 and Figure 1.
     """
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        dataset: str | Dataset = "scenes",
-        split: str | None = None,
-        task: str = "need",
-        reward: str | Reward = "s_measure",
-        image_size: int = 128,
-        need: bool = True,
-        render_mode: str | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-    ) -> None:
-        super().__init__(num_envs, dataset, split, task, reward, image_size, need, render_mode, autoreset_mode)
 
     def _take(self, i: int, soft: np.ndarray) -> tuple[Transition, bool, bool]:
         return Transition("sod", self._shown(i), soft, (soft[None],)), True, False
