@@ -14,6 +14,7 @@ lint:
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
 	$(TOOLS)/lint-imports --no-logo
+	$(TOOLS)/python docs/plain_words.py
 
 spelling:
 	$(TOOLS)/codespell

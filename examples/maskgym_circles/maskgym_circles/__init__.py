@@ -1,4 +1,4 @@
-"""Parts of one's own for maskgym; importing this registers them."""
+"""Parts for maskgym, which this module registers when it is imported."""
 
 import gymnasium
 

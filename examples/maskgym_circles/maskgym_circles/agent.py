@@ -1,4 +1,4 @@
-"""An algorithm: try some answers, and keep to the one that earned most."""
+"""An algorithm: try some answers, and keep the one with the highest reward."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ ANSWERS = ("the dark part", "the bright part", "the circle")
 
 
 class FirstWords(Agent):
-    """Answer every image with the same words: those with the best reward in training."""
+    """Answer every image with the words that had the highest reward in training."""
 
     tasks = ("sod",)
     learns = False  # it has no network
@@ -17,7 +17,7 @@ class FirstWords(Agent):
         self.words = ANSWERS[0]
 
     def train(self, envs, updates, on_log, resume=False):
-        """Try one of the answers an update on as many samples as the environment is wide."""
+        """Try one answer per update, on one sample per sub-environment."""
         (env,), best = envs, float("-inf")
         for update in range(1, updates + 1):
             words = ANSWERS[(update - 1) % len(ANSWERS)]
@@ -28,7 +28,7 @@ class FirstWords(Agent):
             on_log(update, {"reward": float(rewards.mean())})
 
     def act(self, observations, greedy=True):
-        """Return one answer an observation."""
+        """Return one answer per observation."""
         return [self._answer(self.words) for _ in observations]
 
     def save(self, path):

@@ -1,4 +1,4 @@
-"""A data set: one bright circle on a dark ground."""
+"""A data set: one bright circle on a dark background."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ SIZES = {"train": 64, "validation": 16, "test": 16}
 
 
 class Circles(Dataset):
-    """Pictures of 64 x 64 pixels with one circle each, the same for the same split and index.
+    """Pictures of 64 x 64 pixels with one circle each, determined by split and index.
 
     Args:
         task: ``sod``.
         split: ``train``, ``validation`` or ``test``.
-        radius: Of the smallest circle, pixels.
+        radius: Radius of the smallest circle in pixels.
     """
 
     def __init__(self, task: str = "sod", split: str = "train", radius: int = 6) -> None:

@@ -1,18 +1,18 @@
-"""An environment: salient objects, asked for in other words."""
+"""An environment: salient objects, with its own instruction."""
 
 from maskgym.envs.reasoning import ReasoningEnv, ReasoningVectorEnv
 
 
 class CirclesVectorEnv(ReasoningVectorEnv):
-    """``maskgym/SOD-v0`` with an instruction of its own; arguments are the parent's."""
+    """``maskgym/SOD-v0`` with its own instruction; the arguments are those of the parent."""
 
     @property
     def instruction(self) -> str:
-        """What is asked of the agent."""
+        """The instruction to the agent."""
         return f"There is a circle. {super().instruction}"
 
 
 class CirclesEnv(ReasoningEnv):
-    """The same, one at a time."""
+    """Scalar environment: one episode at a time."""
 
     vector_class = CirclesVectorEnv

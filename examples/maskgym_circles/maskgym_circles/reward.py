@@ -4,7 +4,7 @@ from maskgym.rewards import Term, Transition
 
 
 class Tidiness(Term):
-    """1 for an answer without a needless expression, less for each beyond the first."""
+    """Compute 1 / n for an answer with n expressions. Range [0, 1]."""
 
     name = "tidiness"
     range = (0.0, 1.0)

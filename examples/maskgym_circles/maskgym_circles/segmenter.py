@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Threshold:
-    """Take phrases with *bright* for what is bright, and those with *dark* for the rest.
+    """Segment bright pixels for phrases with *bright*, and the other pixels for phrases with *dark*.
 
     Args:
-        level: Mean level from which on a pixel is bright, 0 to 255.
+        level: Threshold above which the mean level of a pixel is bright, 0 to 255.
     """
 
     def __init__(self, level: float = 120) -> None:
@@ -17,7 +17,7 @@ class Threshold:
         self.fingerprint = f"threshold-{level}"
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Return one float32 (n, H, W) of probabilities an image."""
+        """Return probabilities, one float32 (n, H, W) per image."""
         return [
             np.stack([self._one(image, phrase) for phrase in phrases])
             if phrases

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import benchmark, results_table, study
+from maskgym.experiments.grids import benchmark_report, matrix, results_table, study
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -49,9 +49,9 @@ def test_an_earlier_config_agrees_if_no_value_has_changed(then, now, expected):
 
 @pytest.mark.e2e  # minutes of bootstraps
 def test_the_page_of_algorithms_comes_from_its_table():
-    results = benchmark.Results(benchmark.load("algorithms"), RESULTS / "algorithms")
-    assert all(results.of(cell) for cell in results.cells())
-    text, pictures = benchmark.report(results, "algorithms")
+    results = matrix.Results(matrix.load("algorithms"), RESULTS / "algorithms")
+    assert all(results.of(spec) for spec in results.specs())
+    text, pictures = benchmark_report.report(results, "algorithms")
     assert text == (RESULTS / "algorithms.md").read_text(encoding="utf-8")
     assert set(pictures) == {path.name for path in (RESULTS / "algorithms").iterdir()}
 
