@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from maskgym.aliases import JsonObject
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.rendering import PALETTE
@@ -67,12 +65,9 @@ Side = tuple[Group, Run, JsonObject]  # a sample as one group answers it
 
 
 def write(folders: Sequence[Path], file: Path | None = None) -> Path:
-    """Write the report of some runs, and return its path.
+    """Write the report of some runs to a file, and return its path.
 
-    Args:
-        folders: Folders of finished runs, at least one.
-        file: Path of the page. The default is ``report.html`` in the folder of a single run, and ``comparison.html``
-            in the working directory for several.
+    The default is ``report.html`` in the folder of a single run, and ``comparison.html`` here for several.
 
     Raises:
         UserError: As in `render`, or if the file cannot be written.
@@ -94,12 +89,17 @@ def render(folders: Sequence[Path]) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    runs: dict[str, Run] = {}
+    for folder in folders:
+        run = run_data.read(folder)
+        same = runs.setdefault(f"{run.config['seed']} {flat(run.config)}", run)
+        if same is not run:
+            raise UserError(f"{folder}: is the same run as {same.folder}: expected each run once")
     environments: dict[str, list[Run]] = {}
-    for run in _read(folders):
+    for run in runs.values():
         environments.setdefault(run.results["env"], []).append(run)
-    loader = FileSystemLoader(Path(__file__).with_name("templates"))
     templates = Environment(
-        loader=loader,
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -107,12 +107,13 @@ def render(folders: Sequence[Path]) -> str:
         extensions=["jinja2.ext.do"],
     )
     templates.filters |= {"gain": reward_gain, "inline": _inline, "number": number, "yaml": composition.dump}
-    templates.globals |= {
-        function.__name__: function for function in (answer, conclusions, cost, costs, panels, places, settings, sides)
-    }
-    grouped = {name: group_runs(runs) for name, runs in environments.items()}
+    functions = (answer, conclusions, costs, panels, places, settings, sides)
     return templates.get_template("page.html.j2").render(
-        environments=grouped, alone=len(folders) == 1, marks=_mark_colours(), smoothed_from=SMOOTHED_FROM
+        {function.__name__: function for function in functions},
+        environments={name: group_runs(found) for name, found in environments.items()},
+        alone=len(runs) == 1,
+        palette=PALETTE.tolist(),
+        smoothed_from=SMOOTHED_FROM,
     )
 
 
@@ -191,26 +192,20 @@ def answer(text: str | None, task: str) -> list[tuple[str, int | None]]:
     return pieces
 
 
-def cost(run: Run) -> str:
-    """Describe the cost of a run in words."""
-    parts = {
-        "tokens generated": run.total("generated_tokens"),
-        "rewards computed": run.total("reward_calls"),
-        "MiB of memory at most": run.peak_memory_mib,
-    }
-    told = ", ".join(f"{value:,.0f} {name}" for name, value in parts.items() if value is not None)
-    updates = f"{run.results['steps']:,} update" + "s" * (run.results["steps"] != 1)
-    return f"{updates} in {duration(run.results['wall_s'])} on {run.results['device']}" + f": {told}" * bool(told) + "."
-
-
-def costs(group: Group) -> list[str]:
-    """Format the cost of a group's runs: their number, and the mean updates, time, tokens, rewards and memory."""
+def costs(group: Group) -> dict[str, str]:
+    """Format the mean cost of a group's runs by column heading."""
     time = mean([run.results["wall_s"] for run in group.runs])
-    counts = [mean([run.total(name) for run in group.runs]) for name in ("generated_tokens", "reward_calls")]
-    counts.append(mean([run.peak_memory_mib for run in group.runs]))
-    cells = [ABSENT if count is None else f"{count:,.0f}" for count in counts]
-    updates = f"{group.runs[0].results['steps']:,}"
-    return [str(len(group.runs)), updates, ABSENT if time is None else duration(time), *cells]
+    counts = {
+        "tokens generated": mean([run.total("generated_tokens") for run in group.runs]),
+        "rewards computed": mean([run.total("reward_calls") for run in group.runs]),
+        "peak memory (MiB)": mean([run.peak_memory_mib for run in group.runs]),
+    }
+    return {
+        "runs": str(len(group.runs)),
+        "updates": f"{group.runs[0].results['steps']:,}",
+        "time": ABSENT if time is None else duration(time),
+        **{name: ABSENT if count is None else f"{count:,.0f}" for name, count in counts.items()},
+    }
 
 
 def duration(seconds: float) -> str:
@@ -220,33 +215,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _read(folders: Sequence[Path]) -> list[Run]:
-    """Read every run; raise a UserError if one is given twice."""
-    places: set[Path] = set()
-    configs: dict[str, Path] = {}
-    runs = []
-    for folder in folders:
-        if folder.resolve() in places:
-            raise UserError(f"{folder}: is given twice: expected each run once")
-        places.add(folder.resolve())
-        run = run_data.read(folder)
-        same = configs.setdefault(f"{run.config['seed']} {flat(run.config)}", folder)
-        if same != folder:
-            raise UserError(f"{folder}: is the same run as {same}: its config and its seed are the same")
-        runs.append(run)
-    return runs
-
-
-def _mark_colours() -> list[tuple[tuple[int, ...], str]]:
-    """Pair each mask colour with black or white text, whichever has more contrast by relative luminance."""
-    share = PALETTE / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    bright = linear @ (0.2126, 0.7152, 0.0722) > 0.179
-    return [
-        (tuple(colour), "#000" if light else "#fff") for colour, light in zip(PALETTE.tolist(), bright, strict=True)
-    ]
 
 
 def _inline(file: Path) -> str:
