@@ -45,12 +45,13 @@ EDGE = 1e-6  # Eq. 11 is infinite at confidences 0 and 1.
 class AblatedCGPOConfig(CGPOConfig):
     """Settings of :class:`AblatedCGPOTrainer`: those of ``CGPOConfig`` and the ablations.
 
+    ``beta``, a setting of TRL, weighs the KL divergence from the policy before training (Eq. 8), which replaces ISR.
+
     Args:
         confidence: ``mean_probability`` (Eq. 10) or ``exp_mean_log``, the exponential of the mean log-probability.
         full_gradient: Whether to minimise Eq. 11, whose gradient has Eq. 12 as a factor and is unstable near the
             confidences 0 and 1. It has no ratio, so each answer serves one update.
         center_advantage: Whether to subtract the mean advantage of each forward pass, over all devices. OURS.
-        beta: Weight of the KL divergence from the policy before training (Eq. 8), which replaces ISR.
         isr_shared_optimizer: Whether supervised steps use the AdamW state of the policy updates.
 
     Raises:
