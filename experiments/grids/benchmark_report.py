@@ -57,20 +57,16 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
     return "\n".join(lines), pictures
 
 
-class Comparison(NamedTuple):
-    """Interquartile means of two rows over all columns, and the probability that the first is better."""
+def compare(results: Results, section: Section, first: str, second: str) -> tuple[Interval, Interval, Interval]:
+    """Compare two rows by the quality after training, the first measure of each column.
 
-    first: Interval
-    second: Interval
-    chance: Interval
-
-
-def compare(results: Results, section: Section, first: str, second: str) -> Comparison:
-    """Compare two rows by the quality after training, the first measure of each column."""
+    Returns:
+        The interquartile mean of each row over all columns, and the probability that the first row is better.
+    """
     ours, theirs = _quality(results, section, first), _quality(results, section, second)
     signs = np.array([_sign(up["measures"][0]) for up in section["columns"].values()])
     chance = probability_of_improvement(signs * ours, signs * theirs)
-    return Comparison(interquartile_mean(ours), interquartile_mean(theirs), chance)
+    return interquartile_mean(ours), interquartile_mean(theirs), chance
 
 
 class Order(NamedTuple):
@@ -189,8 +185,8 @@ def _comparison_table(results: Results, section: Section, rows: Sequence[str]) -
     against, body = section["against"], []
     for row in rows:
         if row != against:
-            found = compare(results, section, against, row)
-            body.append([row, _interval(found.first), _interval(found.second), _interval(found.chance, 2)])
+            ours, theirs, chance = compare(results, section, against, row)
+            body.append([row, _interval(ours), _interval(theirs), _interval(chance, 2)])
     head = [f"{against} against", against, "the other", f"probability that {against} is better"]
     measured = ", ".join(f"{up['measures'][0]} on {column}" for column, up in section["columns"].items())
     return [*files.table(head, body), f"\nOf {measured}.\n"]

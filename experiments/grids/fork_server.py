@@ -19,7 +19,6 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import TypedDict
 
 from maskgym.errors import UserError
 
@@ -27,18 +26,8 @@ COMMAND = "maskgym.experiments.cli"
 PATIENCE_S = 0.5  # interval at which the server looks for its parent
 
 
-class Request(TypedDict):
-    """A command to run.
-
-    Attributes:
-        words: Words of the `maskgym` command.
-        directory: Working directory of the command.
-        environment: All environment variables of the command.
-    """
-
-    words: list[str]
-    directory: str
-    environment: dict[str, str]
+# A command: its words, working directory and environment variables.
+Request = tuple[list[str], str, dict[str, str]]
 
 
 def main(address: str, *parts: str) -> int:
@@ -51,6 +40,8 @@ def main(address: str, *parts: str) -> int:
             found = importlib.import_module(module)
             if name:
                 found.get(name)
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return 1  # by an import; its client runs commands cold
     gc.freeze()  # a collection in a command would copy the memory that it shares with the server
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the commands too, which end by themselves
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the processes that wait for commands
@@ -90,7 +81,7 @@ def _fork_command(connection: socket.socket) -> list[str] | None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, files, *_ = socket.recv_fds(connection, 1, 2)
     with connection.makefile("rb") as stream:
-        request: Request = json.loads(stream.readline())
+        words, directory, environment = json.loads(stream.readline())
     if command := os.fork():
         status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
         connection.sendall(f"{status}\n".encode())
@@ -99,11 +90,11 @@ def _fork_command(connection: socket.socket) -> list[str] | None:
         os.dup2(file, place)
         os.close(file)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(request["directory"])
+    os.chdir(directory)
     os.environ.clear()
-    os.environ.update(request["environment"])
-    sys.argv = ["maskgym", *request["words"]]
-    return request["words"]
+    os.environ.update(environment)
+    sys.argv = ["maskgym", *words]
+    return words
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple
 
 from maskgym.experiments.grids.fork_server import COMMAND, Request
 
@@ -28,21 +29,13 @@ class Finished(NamedTuple):
     error: str
 
 
-class Runner(Protocol):
-    """Runs a `maskgym` command in a process of its own and waits for its end; called from several threads."""
-
-    def __call__(self, words: Sequence[str], cold: bool = False) -> Finished:
-        """Run a command by its words; ``cold`` asks for a process that has imported nothing."""
-        ...
+# Runs a `maskgym` command, given by its words, in a process of its own, and waits for its end; called from several
+# threads. The flag asks for a process that has imported nothing.
+Runner = Callable[[Sequence[str], bool], Finished]
 
 
 def run_cold(words: Sequence[str], threads: int) -> Finished:
-    """Run a command in a new Python process.
-
-    Args:
-        words: Words of the command.
-        threads: Number of threads of numerical libraries.
-    """
+    """Run a command in a new Python process whose numerical libraries have some number of threads."""
     command = [sys.executable, "-m", COMMAND, *words]
     done = subprocess.run(command, env=_environment(threads), capture_output=True, text=True, check=False)
     return Finished(done.returncode, done.stdout, done.stderr)
@@ -62,8 +55,8 @@ def run_in_task(words: Sequence[str], cold: bool = True) -> Finished:
 class ForkServer:
     """`Runner` that forks commands from one process, which imports their libraries once.
 
-    The process starts with the first command. Use it as a context manager, which stops the process. Commands are cold
-    on systems other than Linux, whose libraries may start threads when they are imported.
+    The process starts with the first command. Leaving the context stops it. Commands are cold on
+    systems other than Linux, whose libraries may start threads when they are imported, and if an import used a GPU.
 
     Args:
         threads: Number of threads of numerical libraries per command.
@@ -79,7 +72,7 @@ class ForkServer:
     def __enter__(self) -> ForkServer:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: BaseException | type[BaseException] | TracebackType | None) -> None:
         if self._server is not None:
             self._server.terminate()
             self._server.communicate()
@@ -87,14 +80,10 @@ class ForkServer:
 
     def __call__(self, words: Sequence[str], cold: bool = False) -> Finished:
         """Run a command."""
-        if cold or sys.platform != "linux":
+        address = None if cold or sys.platform != "linux" else self._address()
+        if address is None:
             return run_cold(words, self.threads)
-        address = self._address()
-        request: Request = {
-            "words": list(words),
-            "directory": os.getcwd(),
-            "environment": _environment(self.threads),
-        }
+        request: Request = (list(words), os.getcwd(), _environment(self.threads))
         with TemporaryFile("w+") as out, TemporaryFile("w+") as error, socket.socket(socket.AF_UNIX) as connection:
             connection.connect(address)
             socket.send_fds(connection, [b"\n"], [out.fileno(), error.fileno()])
@@ -103,8 +92,8 @@ class ForkServer:
             texts = [file.read() for file in (out, error) if not file.seek(0)]
         return Finished(int(answer), *texts) if answer else Finished(1, texts[0], "its process was lost")
 
-    def _address(self) -> str:
-        """Start the server if it does not run, wait until it listens, and return the path of its socket."""
+    def _address(self) -> str | None:
+        """Start the server if it does not run, wait until it listens, and return the path of its socket, if any."""
         address = str(Path(self._place.name) / "socket")
         with self._lock:
             if self._server is None or self._server.poll() is not None:
@@ -113,7 +102,8 @@ class ForkServer:
                 environment = {**_environment(self.threads), **SERVER}
                 self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
                 assert self._server.stdout is not None  # a pipe
-                self._server.stdout.readline()
+                if not self._server.stdout.readline():
+                    return None
         return address
 
 

@@ -155,7 +155,7 @@ def compute(
     jobs: int = 1,
     address: str | None = None,
     run: Runner | None = None,
-    on_done: Callable[[RunSpec], object] = lambda spec: None,
+    on_done: Callable[[RunSpec], None] = lambda spec: None,
 ) -> None:
     """Train and evaluate the missing runs, ``jobs`` at a time.
 
@@ -210,11 +210,19 @@ def _started(jobs: int, address: str | None, missing: Mapping[Path, Sequence[Run
             yield run_in_task
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    specs = [spec for group in missing.values() for spec in group]
-    parts = {f"{module}:{spec.config[group]['name']}" for spec in specs for group, module in REGISTRIES.items()}
-    baselines = ["maskgym.experiments.grids.baselines"] if any(spec.baseline for spec in specs) else []
-    with ForkServer(max(1, cores // jobs), [*COMMON, *baselines, *sorted(parts)]) as server:
+    parts = {part for group in missing.values() for part in _parts(group[0])}
+    with ForkServer(max(1, cores // jobs), sorted(parts)) as server:
         yield server
+
+
+def _parts(spec: RunSpec) -> list[str]:
+    """List the modules that a run imports, and the entries of registries."""
+    if spec.baseline:
+        return ["maskgym.experiments.grids.baselines", "maskgym.policies.few_shot", "maskgym.segmenters:sam_tiny"]
+    algo = spec.config["algo"]
+    parts = [f"{module}:{spec.config[group]['name']}" for group, module in REGISTRIES.items()]
+    trains_text = algo["updates"] > 0 and "max_new_tokens" in algo
+    return [*COMMON, *parts, *(["maskgym.agents.text.training"] if trains_text else [])]
 
 
 @cache

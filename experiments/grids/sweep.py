@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import yaml
 
+from maskgym.aliases import Config
 from maskgym.errors import UserError
 from maskgym.experiments.grids import files
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import RunSpec, add_options, compute
-from maskgym.experiments.grids.sweep_table import Row, text, write
+from maskgym.experiments.grids.sweep_table import Row, Value, text, write
 from maskgym.experiments.wiring import command, composition, run_folder
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -33,41 +33,11 @@ HELD_OUT = "held_out/"  # prefix of the names of logged measures
 SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")  # measures in the table of ``run.py -m``
 
 
-class Parameter(TypedDict, total=False):
-    """One parameter of a wandb sweep: a value, values, or a distribution with its settings."""
-
-    value: object
-    values: list[object]
-    probabilities: list[float]
-    distribution: str
-    min: float
-    max: float
-    mu: float
-    sigma: float
-
-
-class Metric(TypedDict, total=False):
-    """Measure that a sweep sorts its runs by; the goal is ``minimize`` by default."""
-
-    name: str
-    goal: str
-
-
-class Sweep(TypedDict, total=False):
-    """Content of a sweep's file, as far as it is used here."""
-
-    name: str
-    method: str
-    metric: Metric
-    parameters: dict[str, Parameter]
-    run_cap: int
-
-
 # Samplers by distribution.
-DRAWS: dict[str, Callable[[np.random.Generator, Parameter], object]] = {
+DRAWS: dict[str, Callable[[np.random.Generator, Config], Value]] = {
     "constant": lambda rng, given: given["value"],
     "categorical": lambda rng, given: given["values"][rng.choice(len(given["values"]), p=given.get("probabilities"))],
-    "int_uniform": lambda rng, given: int(rng.integers(int(given["min"]), int(given["max"]), endpoint=True)),
+    "int_uniform": lambda rng, given: int(rng.integers(given["min"], given["max"], endpoint=True)),
     "uniform": lambda rng, given: float(rng.uniform(given["min"], given["max"])),
     "log_uniform_values": lambda rng, given: math.exp(rng.uniform(math.log(given["min"]), math.log(given["max"]))),
     "normal": lambda rng, given: float(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0))),
@@ -75,13 +45,13 @@ DRAWS: dict[str, Callable[[np.random.Generator, Parameter], object]] = {
 NEEDED = {"constant": {"value"}, "categorical": {"values"}, "normal": set()}  # other distributions need min and max
 
 
-def load(name: str) -> Sweep:
+def load(name: str) -> Config:
     """Load a sweep by the name of its file in ``sweeps/``, or by path.
 
     Raises:
         UserError: If the file does not exist, or is not a supported sweep.
     """
-    sweep: Sweep = files.read(name, SWEEPS, "sweep", {"method", "metric", "parameters"}, OPTIONAL)
+    sweep: Config = files.read(name, SWEEPS, "sweep", {"method", "metric", "parameters"}, OPTIONAL)
     metric, parameters, cap = sweep["metric"], sweep["parameters"], sweep.get("run_cap")
     if sweep["method"] not in METHODS:
         raise UserError(f"sweep '{name}': method: {sweep['method']}: expected {' or '.join(METHODS)}; wandb has others")
@@ -98,7 +68,7 @@ def load(name: str) -> Sweep:
     return sweep
 
 
-def rows(sweep: Sweep) -> list[Row]:
+def rows(sweep: Config) -> list[Row]:
     """List the runs of a sweep, with one value per parameter; logger settings are left out."""
     parameters = {n: given for n, given in sweep["parameters"].items() if n.partition(".")[0] != "logger"}
     if sweep["method"] == "grid":
@@ -110,7 +80,7 @@ def rows(sweep: Sweep) -> list[Row]:
     return [{n: draw[n](rng, given) for n, given in parameters.items()} for _ in range(sweep["run_cap"])]
 
 
-def spec(sweep: Sweep, row: Row) -> RunSpec:
+def spec(sweep: Config, row: Row) -> RunSpec:
     """Build a run, whose measure is the sweep's metric.
 
     Raises:
@@ -170,7 +140,7 @@ def _multirun(arguments: Sequence[str], run: Runner | None) -> None:
     write(out, "multirun", " ".join(given.settings), varied, scores)
 
 
-def _check_parameter(what: str, given: Parameter, method: str) -> None:
+def _check_parameter(what: str, given: Config, method: str) -> None:
     if not isinstance(given, dict):
         raise UserError(f"{what}: {given}: expected value, values, or min and max")
     kind = _distribution(given)
@@ -190,7 +160,7 @@ def _check_parameter(what: str, given: Parameter, method: str) -> None:
             raise UserError(f"{what}: {given}: expected numbers, min not above max" + ", above 0" * (least == 0))
 
 
-def _distribution(given: Mapping[str, object]) -> str:
+def _distribution(given: Config) -> str:
     """Name the distribution of a parameter, with wandb's default if it names none."""
     if "distribution" in given:
         return str(given["distribution"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import numpy as np
 from maskgym.experiments.grids import files
 from maskgym.experiments.wiring import run_folder
 
-Row = Mapping[str, object]  # one value per parameter
-Scores = Mapping[str, float]
+Value = str | float | bool | None  # of a parameter
+Row = Mapping[str, Value]  # one value per parameter
 
 
-def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequence[Scores]) -> None:
+def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequence[Mapping[str, float]]) -> None:
     """Write the parameters that vary and the scores of runs as Markdown, CSV and a plot; print the table.
 
     Args:
@@ -38,14 +39,14 @@ def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequenc
     print(f"{shown}\n{out / name}.png")
 
 
-def text(value: object) -> str:
+def text(value: Value) -> str:
     """Format a value for an argument of `run.py` or a table."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw(title: str, head: Sequence[str], body: Sequence[Sequence[object]]) -> bytes:
+def draw(title: str, head: Sequence[str], body: Sequence[Sequence[Value]]) -> bytes:
     """Plot parallel coordinates as PNG: one axis per column, one line per run, coloured by the last column."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def draw(title: str, head: Sequence[str], body: Sequence[Sequence[object]]) -> b
     return stream.getvalue()
 
 
-def _axis(values: Sequence[object]) -> tuple[list[float], list[tuple[float, str]]]:
+def _axis(values: Sequence[Value]) -> tuple[list[float], list[tuple[float, str]]]:
     """Compute the height of each value in [0, 1] on its axis, and the labels of the axis with their heights."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):

@@ -149,3 +149,11 @@ def test_commands_are_cold_elsewhere_than_on_linux(monkeypatch):
     with ForkServer(1, []) as server:
         assert server(["nonsense"]).status == 2
         assert server._server is None
+
+
+def test_commands_are_cold_where_an_import_used_a_gpu(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_initialized = lambda: True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ForkServer(1, ["torch"]) as server:
+        assert server(["nonsense"]).status == 2
+        assert server._server.wait() == 1

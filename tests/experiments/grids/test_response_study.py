@@ -143,10 +143,9 @@ def test_the_folder_of_a_run_is_left_alone(tmp_path, capsys):
     assert "holds a run" in capsys.readouterr().err
 
 
-def test_an_interruption_is_status_130(tmp_path, capsys, monkeypatch):
+def test_an_interruption_is_status_130(tmp_path, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(response_study, "sample", stop)
-    assert response_study.main(["env=sis", "--out", str(tmp_path / "out")]) == 130
+    assert response_study.main(["env=sis", "--out", str(tmp_path / "out")], stop) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
 
 from maskgym.errors import UserError
+from maskgym.experiments.grids import runner
 from maskgym.experiments.grids.runner import RunSpec, compute, config_of
 
 CLICKS = ("env=point_prompt", "algo=random", "env.task=glass")
@@ -87,3 +89,14 @@ def test_a_row_of_other_defaults_is_not_taken(tmp_path, fake):
     assert spec.value(tmp_path / "elsewhere", {spec.key: row}) == 0.5
     assert spec.stored({spec.key: {**row, "config": {**row["config"], "train_samples": 7}}}) is None
     assert spec.stored({}) is None
+
+
+def test_a_server_imports_what_its_runs_need():
+    trained, untrained = (RunSpec(("env=sis", "algo=cgpo", f"algo.updates={updates}")) for updates in (1, 0))
+    assert {"maskgym.agents:cgpo", "maskgym.segmenters:evf_sam_tiny"} <= set(runner._parts(untrained))
+    assert set(runner._parts(trained)) - set(runner._parts(untrained)) == {"maskgym.agents.text.training"}
+    assert not any(":" in part for part in runner.COMMON)
+    for part in (*runner._parts(trained), *runner._parts(RunSpec(CLICKS, baseline="samed"))):
+        module, _, name = part.partition(":")
+        found = importlib.import_module(module)
+        assert not name or found.get(name)
