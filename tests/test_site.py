@@ -57,6 +57,7 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def reference():
     """Return the hook as a module."""
+    sys.path.insert(0, str(ROOT / "docs"))  # MkDocs does the same, for what lies beside a hook
     spec = importlib.util.spec_from_file_location("site_reference", ROOT / "docs" / "reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
