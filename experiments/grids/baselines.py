@@ -149,7 +149,7 @@ def score(
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=TASKS, default="sod", help="what the masks show (default: %(default)s)")
+    parser.add_argument("--task", choices=TASKS, default="sod", help="content of the masks (default: %(default)s)")
     parser.add_argument("--category", help="category for --task semantic, such as star; without it, each in turn")
     parser.add_argument("--data", choices=("scenes", "folder"), default="scenes", help="(default: %(default)s)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of samples for --data folder")

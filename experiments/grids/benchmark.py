@@ -8,14 +8,14 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
       - title: one update a batch
         about: text below it
         base: [evaluation.every=8]                     # arguments of `run.py`, of every run
-        columns:                                       # name: more arguments, and what is shown, the quality first
+        columns:                                       # name: more arguments, and measures, the quality first
           sis: {with: [env=sis], measures: [iasm, ap70]}
         rows:                                          # name: more arguments
           cgpo: {with: [algo=cgpo]}
         against: cgpo                                  # the row that the others are compared with
         seeds: [0, 1, 2]
     costs:                                             # measured alone, one after the other, in turn
-      - title: an update of 128 answers
+      - title: updates of 128 answers
         about: text below it
         base: [env=sis, algo.updates=10]
         rows: {cgpo: {with: [algo=cgpo]}}
@@ -59,7 +59,7 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
     add_options(parser)
-    parser.add_argument("--report", action="store_true", help="run nothing: report what is there")
+    parser.add_argument("--report", action="store_true", help="write the report from existing results, without runs")
     given = parser.parse_args(arguments)
     name, runs = Path(given.matrix).stem, given.runs.absolute()
     results = Results(matrix.load(given.matrix), given.out / name)

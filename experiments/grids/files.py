@@ -1,4 +1,4 @@
-"""Files of grids: YAML that says what to run, and Markdown tables of what came out."""
+"""Files of grids: YAML that describes runs, and Markdown tables of their results."""
 
 from __future__ import annotations
 

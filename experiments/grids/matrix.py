@@ -166,7 +166,7 @@ class Results:
 
 
 def cost_key(arguments: Sequence[str]) -> str:
-    """Build the key of an update's cost: the arguments without the seed, the budget and the like."""
+    """Build the key of the cost per update: the arguments without seed, budget, reward and learning rate."""
     skipped = ("seed=", "evaluation.", "reward=", "algo.updates=", "algo.learning_rate=")
     return " ".join(sorted(argument for argument in arguments if not argument.startswith(skipped)))
 

@@ -1,4 +1,4 @@
-"""Runs of a table: what each of them is (`RunSpec`), how it is made (`Job`), and many of them at a time (`compute`)."""
+"""Runs of a table: `RunSpec` describes one, `Job` makes it, `compute` makes many at a time."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 A study is a file in ``studies/`` (or any path): common arguments of `run.py`, columns, rows and seeds.
 
-    title: what the table is about
+    title: subject of the table
     base: [env=point_prompt, algo=ppo]            # arguments of every run
     columns:                                      # name: more arguments, and the measure to show
       shadow: {with: [env.task=shadow], measure: iou}
-    rows:                                         # name: more arguments; what is different when evaluated
+    rows:                                         # name: more arguments; changes for the evaluation
       ours: {}
       random clicks: {evaluate: [algo=random]}
       one click: {evaluate: [env.horizon=20], measure: iou@1}
@@ -80,12 +80,12 @@ def table(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, J
     (first, *others), columns = study["rows"], list(study["columns"])
     means = [[row, *(_mean(values[row, column]) for column in columns)] for row in study["rows"]]
     gains = [
-        [f"than {row}", *(_mean(_differences(values[first, column], values[row, column]), "+") for column in columns)]
+        [f"over {row}", *(_mean(_differences(values[first, column], values[row, column]), "+") for column in columns)]
         for row in others
     ]
     note = f"{len(seeds)} seeds, mean and 95 % interval over the seeds." if len(seeds) > 1 else "One seed."
     tables = files.table(["", *columns], means), files.table(["", *columns], gains)
-    title = f"\nWhat '{first}' has more, seed by seed:\n"
+    title = f"\nGain of '{first}', seed by seed:\n"
     return "\n".join([f"{study['title']}\n", *tables[0], title, *tables[1], f"\n{note}", ""])
 
 

@@ -63,7 +63,7 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys, in_process):
     two = json.loads((folder / "results.json").read_text())["after"]["iou"]
     (one,) = [json.loads(path.read_text())["iou@1"] for path in folder.glob("evaluation-*.json")]
     assert f"| two | {two:.3f} |" in shown and f"| one | {one:.3f} |" in shown and "One seed." in shown
-    assert f"| than one | {two - one:+.3f} |" in shown  # one value has no interval
+    assert f"| over one | {two - one:+.3f} |" in shown  # one value has no interval
     assert (out / "small.md").read_text() + "\n" == shown
     written = (folder / "results.json").stat().st_mtime_ns
     assert study.main([str(file), "--out", str(out)], in_process) == 0
@@ -87,7 +87,7 @@ def test_several_seeds_have_intervals(tmp_path):
             spec.file(tmp_path).write_text(json.dumps({"after": {"iou": value}}))
     shown = study.table(content, content["seeds"], tmp_path)
     assert "| two | 0.300 [0.200, 0.400] |" in shown and "2 seeds, mean and 95 % interval" in shown
-    assert "| than more | +0.200 [+0.100, +0.300] |" in shown
+    assert "| over more | +0.200 [+0.100, +0.300] |" in shown
 
 
 @pytest.mark.parametrize(
