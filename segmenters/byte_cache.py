@@ -32,11 +32,11 @@ class ByteCache(Generic[_Value]):
         self._kept: OrderedDict[Hashable, _Value] = OrderedDict()
 
     def get(self, key: Hashable) -> _Value | None:
-        """Return the value of a key, or None."""
+        """Look up the value of a key; None if there is none."""
         return self._kept.get(key)
 
     def keep(self, key: Hashable, value: _Value) -> None:
-        """Store a value, or mark it as used; a value larger than the bound is not stored."""
+        """Store a value, or mark it as the latest used; a value larger than the bound is not stored."""
         if value.nbytes > self.max_bytes:
             return
         if key not in self._kept:

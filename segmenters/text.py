@@ -76,7 +76,7 @@ def word_tokenizer(words: Iterable[str], special_last: bool = False) -> PreTrain
     Args:
         words: Words or phrases, in any order; the vocabulary is their sorted parts.
         special_last: Whether to number the special tokens last instead of 0 to 3; a CLIP of transformers whose end
-            token is 2 finds the end by the largest id.
+            token is 2 takes the largest id as the end.
 
     Example:
         >>> tokenizer = word_tokenizer(["[semantic] red dog"])
@@ -102,7 +102,7 @@ def word_tokenizer(words: Iterable[str], special_last: bool = False) -> PreTrain
 
 
 def find_tokenizer(path: Path) -> Path:
-    """Return the tokenizer file at ``path``: the file itself, or the one in that folder.
+    """Find the tokenizer file at ``path``: the file itself, or the one in that folder.
 
     Raises:
         UserError: If there is no tokenizer.

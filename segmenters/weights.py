@@ -128,7 +128,7 @@ def refuse_mismatch(source: Path | str, **problems: Sequence[str]) -> None:
 
 
 def bundled(path: Path) -> Path:
-    """Return the path of bundled weights.
+    """Check that bundled weights exist, and return their path.
 
     Raises:
         UserError: If the package was installed without them.
@@ -138,7 +138,7 @@ def bundled(path: Path) -> Path:
     return path
 
 
-def cast(state: Mapping[str, Tensor], dtype: torch.dtype, exact: str) -> dict[str, Tensor]:
+def with_dtype(state: Mapping[str, Tensor], dtype: torch.dtype, exact: str) -> dict[str, Tensor]:
     """Convert the tensors of a state dict to ``dtype``, except the tensor named ``exact``, which becomes float32."""
     return {name: value.detach().to(torch.float32 if name == exact else dtype) for name, value in state.items()}
 

@@ -15,7 +15,7 @@ from maskgym.errors import UserError
 
 @dataclass(frozen=True)
 class PointActorCritic:
-    """Hold the network sizes; `trunk`, `actor` and `critic` build the networks for an environment's spaces.
+    """Sizes of the networks; `trunk`, `actor` and `critic` build the networks for an environment's spaces.
 
     Args:
         channels: Width of the shared trunk.
@@ -40,7 +40,7 @@ class PointActorCritic:
         return GridTrunk(observation_space, self.channels, self.layers)
 
     def actor(self, observation_space: spaces.Dict, action_space: spaces.Space) -> GridActor:
-        """Build the layer that computes logits."""
+        """Build the layer that computes the logits of actions."""
         return GridActor(
             self.channels, grid_side(observation_space), labelled=isinstance(action_space, spaces.MultiDiscrete)
         )
@@ -51,7 +51,7 @@ class PointActorCritic:
 
 
 def grid_side(observation_space: spaces.Dict) -> int:
-    """Return g, the number of patches along a side."""
+    """Read g, the number of patches along a side, from the space of masks (1, g, g)."""
     shape = observation_space["mask"].shape
     assert shape is not None
     return shape[-1]
@@ -76,25 +76,24 @@ class GridTrunk(nn.Module):
         self.features = channels * side**2 + (side**2 if "clicked" in observation_space.spaces else 0)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Concatenate patch features (B, channels · g²) of maps (B, C_k, g, g) and ``clicked`` (B, g²), unchanged.
+        """Compute patch features (B, channels · g²) of maps (B, C_k, g, g), and append ``clicked`` (B, g²) if given.
 
         An entry that is not a map, such as the feature (B, D) of a need, is repeated on every patch.
         """
         side = self.position.shape[-1]
         maps = torch.cat([_spread(observations[name], side) for name in sorted(observations)], dim=1)
         features = self.blocks(self.stem(maps) + self.position).flatten(1)
-        return (
-            torch.cat([features, observations["clicked"].flatten(1)], dim=1) if "clicked" in observations else features
-        )
+        clicked = [observations["clicked"].flatten(1)] if "clicked" in observations else []
+        return torch.cat([features, *clicked], dim=1)
 
 
 def _spread(values: Tensor, side: int) -> Tensor:
-    """Return maps (B, C, g, g) unchanged, or repeat features (B, C) on every patch."""
+    """Repeat features (B, C) on every patch; maps (B, C, g, g) stay unchanged."""
     return values if values.ndim == 4 else values[:, :, None, None].expand(-1, -1, side, side)
 
 
 class GridActor(nn.Module):
-    """Compute one logit per patch, masked where it was clicked, and two label logits if labels are actions."""
+    """Compute one logit per patch, masked at clicked patches, and two label logits if the action has a label."""
 
     def __init__(self, channels: int, side: int, labelled: bool) -> None:
         super().__init__()

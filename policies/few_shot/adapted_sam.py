@@ -106,10 +106,10 @@ def scored(sample: Sample) -> np.ndarray:
 
 
 def checked(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Return the samples.
+    """Check that there are samples and that each has foreground outside void, and return them.
 
     Raises:
-        UserError: If there are none, or a sample has no foreground outside void.
+        UserError: If one of the conditions fails.
     """
     if not len(samples):
         raise UserError("no sample to learn from: expected at least one")

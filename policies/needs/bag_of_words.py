@@ -120,10 +120,10 @@ def split(text: str) -> list[str]:
 
 
 def scene_words() -> set[str]:
-    """Return the vocabulary of the bundled CLIP, the words of scenes and their effects.
+    """Read the vocabulary of the bundled CLIP, the words of scenes and their effects.
 
     Raises:
-        UserError: If the package was installed without it.
+        UserError: If its file is missing or cannot be read.
     """
     file = EMBEDDED / "tokenizer.json"
     try:

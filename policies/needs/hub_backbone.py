@@ -7,9 +7,10 @@ prompts, as keys and values without a position.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -26,43 +27,69 @@ PROMPTED = "maskgym_prompted"  # name of the window attention in the registry of
 VIT_SCALES = (4.0, 2.0, 1.0, 1.0)  # cells of the decoder's grid per patch, for features of four depths of a ViT
 
 
+class _Encoder(HubNetwork):
+    def trainable(self, pretrained: bool) -> PreTrainedModel:
+        """Load the encoder with trainable weights, or build it with random weights."""
+        if pretrained:
+            return self.network.requires_grad_(True)
+        model = getattr(transformers, self.architecture)
+        return model(self._read(model.config_class))
+
+
+class _Swin(_Encoder):
+    published = "microsoft/swin-tiny-patch4-window7-224"
+    architecture = "SwinModel"
+    model_types = ("swin",)
+
+
+class _Dinov3(_Encoder):
+    published = "facebook/dinov3-vits16-pretrain-lvd1689m"
+    architecture = "DINOv3ViTModel"
+    model_types = ("dinov3_vit",)
+
+
 class HubBackbone(SaliencyBackbone):
-    """An encoder of transformers and a `LightDecoder`; a subclass implements `encode`.
+    """An encoder of transformers and a `LightDecoder`; a subclass implements `encode` and `_measure`.
 
     Args:
-        encoder: The network.
-        feature_dims: Channels of the features that `encode` returns, finest or shallowest first.
-        scales: Ratio of the side of the decoder's grid to the side of each feature.
-        encoder_prompt_dims: Width of the prompt tokens of each place in the encoder.
-        patch: Side of a patch, in pixels.
-        size_divisor: Divisor of the sides of images, in pixels.
+        checkpoint: See `HubNetwork`.
+        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
         width: Channels of the decoder, a multiple of 8.
         heads: Heads of the decoder's attention, a divisor of ``width``.
         weights: Weights of the whole backbone for `load`; None leaves the decoder random.
 
     Raises:
-        UserError: If a size or the weights do not fit.
+        UserError: If the checkpoint is missing, cannot be read, or holds another model, or a size or the weights do not
+            fit.
     """
+
+    reader: ClassVar[type[_Encoder]]
 
     def __init__(
         self,
-        encoder: PreTrainedModel,
-        feature_dims: Sequence[int],
-        scales: Sequence[float],
-        encoder_prompt_dims: Sequence[int],
-        patch: int,
-        size_divisor: int,
-        width: int,
-        heads: int,
-        weights: str | Path | None,
+        checkpoint: str | Path | None = None,
+        pretrained: bool = True,
+        width: int = 96,
+        heads: int = 4,
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.patch, self.size_divisor = encoder, patch, size_divisor
-        self.feature_dims, self.encoder_prompt_dims = tuple(feature_dims), tuple(encoder_prompt_dims)
+        self.encoder = self.reader(checkpoint, device="cpu").trainable(pretrained)
+        size = self.encoder.config.patch_size
+        self.patch: int = size if isinstance(size, int) else size[0]  # side, in pixels
+        scales = self._measure()
         self.decoder = LightDecoder(self.feature_dims, scales, width, heads)
         self.decoder_prompt_dims = self.decoder.prompt_dims
         if weights is not None:
             self.load(weights)
+
+    @abstractmethod
+    def _measure(self) -> Sequence[float]:
+        """Set `feature_dims`, `encoder_prompt_dims` and `size_divisor` from the encoder.
+
+        Returns:
+            Ratio of the side of the decoder's grid to the side of each feature.
+        """
 
     def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
         """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
@@ -78,44 +105,20 @@ class SwinBackbone(HubBackbone):
     keys and values of every window, without relative position and mask. The attention interface of transformers
     supports this, so that no module is replaced or copied.
 
-    Args:
-        checkpoint: See `HubNetwork`.
-        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
-        width: See `HubBackbone`.
-        heads: See `HubBackbone`.
-        weights: See `HubBackbone`.
-
-    Raises:
-        UserError: If the checkpoint is missing, cannot be read, or holds another model; see also `HubBackbone`.
+    `HubBackbone` describes the arguments.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | Path | None = None,
-        pretrained: bool = True,
-        width: int = 96,
-        heads: int = 4,
-        weights: str | Path | None = None,
-    ) -> None:
-        encoder = _Swin(checkpoint, device="cpu").trainable(pretrained)
+    reader = _Swin
+
+    def _measure(self) -> Sequence[float]:
         if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
             raise UserError(f"swin: expected transformers 5.24 or newer: {transformers.__version__} is installed")
-        encoder.set_attn_implementation(PROMPTED)
-        dims = [encoder.config.embed_dim * 2**stage for stage in range(len(encoder.config.depths))]
-        patch = _side(encoder.config.patch_size)
-        super().__init__(
-            encoder,
-            feature_dims=dims,
-            scales=(1.0,) * len(dims),
-            encoder_prompt_dims=[
-                dim for dim, depth in zip(dims, encoder.config.depths, strict=True) for _ in range(depth)
-            ],
-            patch=patch,
-            size_divisor=patch * 2 ** (len(dims) - 1),
-            width=width,
-            heads=heads,
-            weights=weights,
-        )
+        self.encoder.set_attn_implementation(PROMPTED)
+        depths, dim = self.encoder.config.depths, self.encoder.config.embed_dim
+        self.feature_dims = tuple(dim * 2**stage for stage in range(len(depths)))
+        self.encoder_prompt_dims = tuple(dim * 2**stage for stage, depth in enumerate(depths) for _ in range(depth))
+        self.size_divisor = self.patch * 2 ** (len(depths) - 1)
+        return (1.0,) * len(depths)
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Compute the features of each stage before merging, the last with Swin's final normalisation."""
@@ -141,43 +144,19 @@ class Dinov3Backbone(HubBackbone):
     Each block of the encoder takes prompts, in front of its other tokens, where they get no rotary position, like class
     and register tokens.
 
-    Args:
-        checkpoint: See `HubNetwork`; the hub asks for consent to the licence of the published weights.
-        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
-        width: See `HubBackbone`.
-        heads: See `HubBackbone`.
-        weights: See `HubBackbone`.
-
-    Raises:
-        UserError: If the checkpoint is missing, cannot be read, or holds another model or fewer than four blocks; see
-            also `HubBackbone`.
+    `HubBackbone` describes the arguments. The hub asks for consent to the licence of the published weights.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | Path | None = None,
-        pretrained: bool = True,
-        width: int = 96,
-        heads: int = 4,
-        weights: str | Path | None = None,
-    ) -> None:
-        encoder = _Dinov3(checkpoint, device="cpu").trainable(pretrained)
-        depth, dim, levels = encoder.config.num_hidden_layers, encoder.config.hidden_size, len(VIT_SCALES)
+    reader = _Dinov3
+
+    def _measure(self) -> Sequence[float]:
+        depth, dim, levels = self.encoder.config.num_hidden_layers, self.encoder.config.hidden_size, len(VIT_SCALES)
         if depth < levels:
-            raise UserError(f"{checkpoint}: has {depth} blocks: expected at least {levels}, one per decoded feature")
+            raise UserError(f"dinov3: has {depth} blocks: expected at least {levels}, one per decoded feature")
         self._depths = [depth * level // levels - 1 for level in range(1, levels + 1)]
-        patch = _side(encoder.config.patch_size)
-        super().__init__(
-            encoder,
-            feature_dims=(dim,) * levels,
-            scales=VIT_SCALES,
-            encoder_prompt_dims=(dim,) * depth,
-            patch=patch,
-            size_divisor=patch,
-            width=width,
-            heads=heads,
-            weights=weights,
-        )
+        self.feature_dims, self.encoder_prompt_dims = (dim,) * levels, (dim,) * depth
+        self.size_divisor = self.patch
+        return VIT_SCALES
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Compute features of four depths on the grid of patches, shallow first, the last normalised."""
@@ -242,27 +221,6 @@ class LightDecoder(nn.Module):
         return self.head(joined)
 
 
-class _Encoder(HubNetwork):
-    def trainable(self, pretrained: bool) -> PreTrainedModel:
-        """Load the encoder with trainable weights, or build it with random weights."""
-        if pretrained:
-            return self.network.requires_grad_(True)
-        model = getattr(transformers, self.architecture)
-        return model(self._read(model.config_class))
-
-
-class _Swin(_Encoder):
-    published = "microsoft/swin-tiny-patch4-window7-224"
-    architecture = "SwinModel"
-    model_types = ("swin",)
-
-
-class _Dinov3(_Encoder):
-    published = "facebook/dinov3-vits16-pretrain-lvd1689m"
-    architecture = "DINOv3ViTModel"
-    model_types = ("dinov3_vit",)
-
-
 def attend_prompted(
     module: nn.Module,
     query: Tensor,
@@ -312,7 +270,3 @@ def _resize(maps: Tensor, side: int) -> Tensor:
     if maps.shape[-1] == side:
         return maps
     return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
-
-
-def _side(size: int | Sequence[int]) -> int:
-    return size if isinstance(size, int) else size[0]

@@ -74,7 +74,7 @@ class TextTower(HubNetwork, ABC):
         """Pool hidden states (B, T, D) with a mask (B, T), 0 at padding, to (B, D)."""
 
     def tower(self) -> nn.Module:
-        """Return the module that reads texts."""
+        """Select the module that reads texts."""
         return self.network
 
     @torch.inference_mode()

@@ -63,7 +63,7 @@ class PromptedBlock(nn.Module):
 
 
 def per_place(prompts: Sequence[Tensor] | None, dims: Sequence[int]) -> list[Tensor | None]:
-    """Return one prompt per place, or None per place without prompts.
+    """List one prompt per place, or None per place without prompts.
 
     Raises:
         ValueError: If the number of prompts differs, or a prompt is not (B, T, D) with its place's width D.

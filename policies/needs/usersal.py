@@ -5,12 +5,12 @@ also adds appearance to the features between encoder and decoder.
 
 The paper leaves these choices open; each is an argument:
 
-- *Number and place of tokens.* Each place of the backbone's encoder and decoder gets four tokens. Each token reads all
-  levels of the text, so that a place can use both words and sentences.
-- *Need of zeros.* Table 5 pads the text with zeros for plain salient objects. Zero tokens still receive attention, so
-  attention excludes them: without a need the output is bit-identical to the backbone's. With ``skip_empty_need=False``
-  attention includes them.
-- *Axis and weight of the KL divergence*: see `maskgym.policies.needs.appearance`.
+- *Number and place of tokens.* Each place of the backbone's encoder and decoder gets four tokens. Each token depends on
+  all levels of the text, so that a place can use both words and sentences.
+- *Need of zeros.* Table 5 pads the text with zeros for plain salient objects. Zero tokens would still receive
+  attention, so they are excluded: without a need the output is bit-identical to the backbone's.
+  ``skip_empty_need=False`` includes them.
+- *Axis and weight of the KL divergence.* See `maskgym.policies.needs.appearance`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class UserSal(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if name.partition(".")[0] not in FROZEN]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the trained modules."""
+        """Select the trained modules' part of the state dict."""
         return {name: value for name, value in self.state_dict().items() if name.partition(".")[0] not in FROZEN}
 
     def load_trained_state(self, state: Mapping[str, Tensor], source: Path) -> None:
@@ -146,7 +146,7 @@ class UserSal(nn.Module):
             UserError: If names or shapes do not fit; the message names ``source``.
         """
         trained = nn.ModuleDict({name: part for name, part in self.named_children() if name not in FROZEN})
-        load_strictly(trained, state, source, assign=False)  # copying keeps parameters that an optimiser holds
+        load_strictly(trained, state, source, assign=False)  # copying keeps the parameters that an optimizer holds
 
     def describe(self) -> dict[str, bool | int | str]:
         """Describe the policy that the trained weights fit: kind, settings and fingerprints of frozen modules."""
@@ -166,8 +166,8 @@ class UserSal(nn.Module):
         write_state(self.trained_state(), Path(folder) / WEIGHTS)
         write_text(json.dumps(self.describe(), indent=1), Path(folder) / DESCRIPTION)
 
-    def load(self, folder: str | Path) -> UserSal:
-        """Load the weights that `save` wrote and return the policy.
+    def load(self, folder: str | Path) -> None:
+        """Load the weights that `save` wrote.
 
         Raises:
             UserError: If the weights are missing or belong to another kind, backbone, encoder or setting.
@@ -175,7 +175,6 @@ class UserSal(nn.Module):
         weights, file = Path(folder).expanduser() / WEIGHTS, Path(folder).expanduser() / DESCRIPTION
         self.check(_read_description(file), file)
         self.load_trained_state(read_state(weights), weights)
-        return self
 
     def _run(self, pixels: Tensor, needs: Sequence[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Compute logits (B, 1, S, S), bool (B,) for rows with a need, and the features F' of those rows."""
@@ -207,7 +206,7 @@ class UserSal(nn.Module):
         return features
 
     def _more_terms(self, features: list[Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Compute further loss terms by name, as means over the images, which all have a need."""
+        """Compute further loss terms by name, as means over images that all have a need."""
         return {}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-POSITION_OFFSET = 2  # position tables keep two unused rows in front, as fairseq's do
+POSITION_OFFSET = 2  # position tables start with two unused rows, as in fairseq
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Beit3Config:
 
     @property
     def vision_tokens(self) -> int:
-        """Return the number of vision tokens: the class token and the patches."""
+        """Number of vision tokens: the class token and the patches."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
     def max_text_tokens(self) -> int:
-        """Return the maximum text length in tokens."""
+        """Maximum text length in tokens."""
         return self.max_text_positions - POSITION_OFFSET
 
 
@@ -68,7 +68,7 @@ class VisionEmbedding(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (B, 1 + patches, D) for pixels (B, 3, H, W)."""
+        """Embed pixels (B, 3, H, W) as tokens (B, 1 + patches, D)."""
         patches = self.proj(pixels).flatten(2).transpose(1, 2)
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
 
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
             projection(tokens, vision_tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Every kernel behind this call takes its softmax in float32, whatever the inputs are.
+        # Every kernel of this function computes the softmax in float32, for inputs of any precision.
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
         attended = attended.transpose(1, 2).flatten(2)  # (B, N, D)
         return self.out_proj(self.inner_attn_ln(attended, vision_tokens), vision_tokens)
@@ -110,7 +110,7 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
         hidden = self.fc1(tokens)
-        hidden = F.gelu(hidden.float()).to(hidden.dtype)  # in float32 in every precision, as the reference
+        hidden = F.gelu(hidden.float()).to(hidden.dtype)  # float32 in every precision, as in the reference
         return self.fc2(self.ffn_layernorm(hidden))
 
 
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         self.layer_norm = Multiway(lambda: nn.LayerNorm(config.embed_dim))
 
     def forward(self, vision: Tensor, text: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return (B, V + T, D) for vision (B, V, D) and text (B, T, D); see `Beit3.forward`."""
+        """Encode vision (B, V, D) and text (B, T, D) together to (B, V + T, D); see `Beit3.forward`."""
         vision_tokens, text_tokens = vision.shape[1], text.shape[1]
         vision = vision + self.embed_positions["A"].weight[POSITION_OFFSET:][:vision_tokens]
         text = text + self.embed_positions["B"].weight[POSITION_OFFSET:][:text_tokens]
@@ -185,10 +185,10 @@ class Beit3(nn.Module):
             input_ids: int64 (P, T) token ids, padded on the right.
             padding_mask: bool (P, T), True at padding; None when nothing is padded.
             image_index: int64 (P,), the image of each text; None when text p belongs to image p. The patches of
-                an image are embedded once however many texts it has.
+                an image are embedded once for all its texts.
 
         Returns:
-            float (P, V + T, D): the vision tokens first, row 0 is the class token.
+            float (P, V + T, D): the vision tokens, of which the first is the class token, then the text tokens.
         """
         vision = self.vision_embed(pixels)
         if image_index is not None:

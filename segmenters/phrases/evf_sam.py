@@ -35,11 +35,11 @@ from maskgym.segmenters.points.sam import (
 from maskgym.segmenters.text import find_tokenizer, load_tokenizer, tokenize
 from maskgym.segmenters.weights import (
     bundled,
-    cast,
     find_weights,
     load_strictly,
     read_state,
     weight_files,
+    with_dtype,
     write_state,
     write_text,
 )
@@ -238,7 +238,7 @@ def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = to
     Raises:
         UserError: If the weights cannot be read or do not fit the config.
     """
-    state = cast(read_state(weights_file), dtype, GAUSSIAN_MATRIX)
+    state = with_dtype(read_state(weights_file), dtype, GAUSSIAN_MATRIX)
     with torch.device("meta"):
         model = EvfSam(config)
     load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
@@ -260,5 +260,5 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(tokenizer.backend_tokenizer.to_str(pretty=True), folder / "tokenizer.json")
-    write_state(cast(model.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
+    write_state(with_dtype(model.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
     write_text(json.dumps(asdict(model.config), indent=2) + "\n", folder / "config.json")

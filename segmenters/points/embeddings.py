@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class EmbeddingCache:
     """Cache of a promptable segmenter's embeddings, keyed by the pixels of the image.
 
-    The folder on disk is keyed by the segmenter's fingerprint, so that segmenters never share entries. Writes are
-    atomic, and an unreadable file is computed again.
+    Each segmenter has a subfolder on disk, named by its fingerprint. Writes are atomic, and an unreadable file is
+    computed again.
 
     Args:
         segmenter: Segmenter that computes the embeddings.
@@ -42,7 +42,7 @@ class EmbeddingCache:
         self.folder = None if folder is None else Path(folder).expanduser() / segmenter.fingerprint
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Return embeddings (B, C, h, w) on the segmenter's device, and encode new images.
+        """Look up embeddings (B, C, h, w) on the segmenter's device; new images are encoded.
 
         Args:
             images: B square arrays, uint8 (S, S, 3).

@@ -83,7 +83,7 @@ class PromptableSegmenter(FrozenNetwork):
             embeddings: Embeddings (B, C', h, w) from `encode`; rows may repeat.
             points: (B, k, 2), (x, y) in pixels of the square image; None if there are only boxes.
             labels: (B, k), 1 foreground, 0 background, -1 padding.
-            side: Side of that image, pixels; None means `input_size`.
+            side: Side of that image, in pixels; None selects `input_size`.
             boxes: (B, 4), (left, top, right, bottom) in pixels of the square image; None for no boxes.
 
         Returns:
@@ -92,20 +92,7 @@ class PromptableSegmenter(FrozenNetwork):
         Raises:
             ValueError: If the shapes do not fit, or a row has neither point nor box.
         """
-        count, scale = len(embeddings), self.input_size / (side or self.input_size)
-        points = torch.zeros(count, 0, 2) if points is None else points
-        labels = torch.zeros(count, 0, dtype=torch.int64) if labels is None else labels
-        places: Tensor = torch.as_tensor(points, device=self.device, dtype=torch.float32) * scale
-        kinds: Tensor = torch.as_tensor(labels, device=self.device)
-        if places.shape != (*kinds.shape, 2) or len(kinds) != count:
-            raise ValueError(
-                f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
-                "expected (B, …), (B, k, 2), (B, k)"
-            )
-        if boxes is not None:
-            boxes = torch.as_tensor(boxes, device=self.device, dtype=torch.float32) * scale
-            if boxes.shape != (count, 4):
-                raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
+        places, kinds, boxes = self._checked(len(embeddings), points, labels, side or self.input_size, boxes)
         # A stable sort moves padding to the end of its row and keeps the order of the points.
         order = (kinds == PADDING).int().argsort(dim=1, stable=True)
         places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
@@ -121,6 +108,31 @@ class PromptableSegmenter(FrozenNetwork):
                     self._decode(embeddings[chunk], places[chunk, :used], kinds[chunk, :used], own_boxes).float()
                 )
         return torch.cat(logits)[torch.cat(rows).argsort()]
+
+    def _checked(
+        self,
+        count: int,
+        points: np.ndarray | Tensor | None,
+        labels: np.ndarray | Tensor | None,
+        side: int,
+        boxes: np.ndarray | Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Convert points, labels and boxes to tensors on `device`, in pixels of the network's input."""
+        scale = self.input_size / side
+        points = torch.zeros(count, 0, 2) if points is None else points
+        labels = torch.zeros(count, 0, dtype=torch.int64) if labels is None else labels
+        places: Tensor = torch.as_tensor(points, device=self.device, dtype=torch.float32) * scale
+        kinds: Tensor = torch.as_tensor(labels, device=self.device)
+        if places.shape != (*kinds.shape, 2) or len(kinds) != count:
+            raise ValueError(
+                f"{count} embeddings, points {tuple(places.shape)}, labels {tuple(kinds.shape)}: "
+                "expected (B, …), (B, k, 2), (B, k)"
+            )
+        if boxes is not None:
+            boxes = torch.as_tensor(boxes, device=self.device, dtype=torch.float32) * scale
+            if boxes.shape != (count, 4):
+                raise ValueError(f"{count} embeddings, boxes {tuple(boxes.shape)}: expected (B, …), (B, 4)")
+        return places, kinds, boxes
 
     @staticmethod
     def resize(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:

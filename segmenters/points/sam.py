@@ -24,11 +24,11 @@ from maskgym.errors import UserError
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 from maskgym.segmenters.weights import (
     bundled,
-    cast,
     find_weights,
     load_strictly,
     read_state,
     weight_files,
+    with_dtype,
     write_state,
     write_text,
 )
@@ -273,7 +273,7 @@ def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype
     """
     with torch.device("meta"):
         sam = config.build()
-    load_strictly(sam, cast(state, dtype, GAUSSIAN_MATRIX), source, ignore=CONSTANTS)
+    load_strictly(sam, with_dtype(state, dtype, GAUSSIAN_MATRIX), source, ignore=CONSTANTS)
     restore_constants(sam)
     return sam
 
@@ -288,5 +288,5 @@ def save_sam(folder: str | Path, sam: Sam, config: SamConfig, dtype: torch.dtype
     """Write a folder that `SamSegmenter` loads: ``config.json`` and ``model.safetensors``, stored as ``dtype``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_state(cast(sam.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
+    write_state(with_dtype(sam.state_dict(), dtype, GAUSSIAN_MATRIX), folder / "model.safetensors")
     write_text(json.dumps(asdict(config), indent=2) + "\n", folder / "config.json")

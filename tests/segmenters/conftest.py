@@ -1,4 +1,4 @@
-"""What the tests of several segmenters need."""
+"""Fixtures for the tests of several segmenters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def letters_tokenizer():
-    """Return a CLIP tokenizer whose pieces are letters; end of text is its last id."""
+    """Build a CLIP tokenizer whose pieces are letters; end of text is its last id."""
     from transformers import CLIPTokenizer
 
     letters = string.ascii_lowercase + "[]"
@@ -20,6 +20,6 @@ def letters_tokenizer():
 
 @pytest.fixture(scope="session")
 def two_images() -> list[np.ndarray]:
-    """Return two images of different sizes."""
+    """Build two images of different sizes."""
     generator = np.random.default_rng(0)
     return [generator.integers(0, 256, size, dtype=np.uint8) for size in ((30, 50, 3), (41, 20, 3))]

@@ -1,4 +1,4 @@
-"""What is kept within a bound: order of use, sizes, pickles."""
+"""The cache with a bound in bytes: order of use, sizes, pickles."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SENTENCES = ["the red dog on the left side", "a blue car in the street", "[seman
 
 @pytest.fixture(scope="module")
 def pieces() -> bytes:
-    """Return a small SentencePiece model in place of beit3.spm."""
+    """Build a small SentencePiece model in place of beit3.spm."""
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_writer=stream, vocab_size=28, minloglevel=2

@@ -1,4 +1,4 @@
-"""The semantic recalibration module: Eq. 13 by hand, and what each branch reads."""
+"""The semantic recalibration module: Eq. 13 by hand, and the inputs of each branch."""
 
 from __future__ import annotations
 

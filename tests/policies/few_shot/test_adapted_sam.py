@@ -1,4 +1,4 @@
-"""Shared parts of the few-shot baselines: what each leaves as it was, what it trains, the loss and the schedule."""
+"""Shared parts of the few-shot baselines: frozen and trained weights, the loss and the schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskgym.segmenters.points.sam import decode_prompts, sam_pixels
 
 
 def unprompted(sam, images):
-    """Return the logits of a SAM that is given no prompt."""
+    """Compute the logits of a SAM without a prompt."""
     embeddings = sam.image_encoder(torch.stack([sam_pixels(image, 96) for image in images]))
     return decode_prompts(sam, embeddings, torch.zeros(len(images), 0, embeddings.shape[1]))
 

@@ -1,4 +1,4 @@
-"""SAMed: what its low-rank updates change."""
+"""SAMed: the effect of its low-rank updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bag of words: a mean that knows no order, trained with gradients, saved and loaded."""
+"""The bag of words: a mean without word order, trained with gradients, saved and loaded."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ KINDS = {"swin": SwinBackbone, "dinov3": Dinov3Backbone}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Return a folder of each kind with a small model of random weights."""
+    """Write a folder of each kind with a small model of random weights."""
     torch.manual_seed(0)
     # A grid of 16 in windows of 3, shifted and padded; then 8 and 4.
     swin = SwinConfig(

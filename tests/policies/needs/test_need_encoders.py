@@ -1,4 +1,4 @@
-"""Need encoders: which hidden state each pools, what is empty, and that no text is too strange."""
+"""Need encoders: the hidden state that each pools, empty needs, and strange texts."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def make(models, name, **settings):
 
 
 def expected(models, name, text):
-    """Return (levels, width) for one text, depths 1, 2 and 4 of 4, step by step."""
+    """Compute (levels, width) for one text from depths 1, 2 and 4 of 4, step by step."""
     encoder, model = make(models, name), models[name][1]
     tokenizer = encoder.text.tokenizer
     if name == "siglip":
@@ -211,7 +211,7 @@ def test_nothing_is_loaded_before_it_is_used_and_nothing_is_pickled(models):
     torch.testing.assert_close(pickle.loads(packed).encode(NEEDS), features)
 
 
-def test_the_embedded_one_tells_words_apart():
+def test_the_bundled_one_tells_words_apart():
     encoder = policies.make_need_encoder("clip_tiny", device="cpu")
     features = encoder.encode(["a red star", "a blue star", "a red star"])
     assert features.shape == (3, 3, 128)

@@ -1,4 +1,4 @@
-"""UserSal and UserSal+: what is frozen, what no need gives, the losses again in plain PyTorch, switches, files."""
+"""UserSal and UserSal+: frozen parts, empty needs, the losses again in plain PyTorch, switches, files."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ SMALL = {
 
 
 def lively(backbone: VST) -> VST:
-    """Return the network with weights large enough that every part of it shows in the output."""
+    """Scale the weights up so that every part of the network affects the output."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weights in backbone.parameters():

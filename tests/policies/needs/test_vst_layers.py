@@ -1,4 +1,4 @@
-"""The parts of VST, worked out again."""
+"""The layers of VST, computed again by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language policy: one code path for any folder, frozen vision, adapters, and faults told in one line."""
+"""The language policy: one code path for any folder, frozen vision, adapters, and errors in one line."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "tex
 
 
 def to_transformers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state dict of OpenAI CLIP under the names of transformers."""
+    """Rename a state dict of OpenAI CLIP to the names of transformers."""
     state = {}
     for name, value in weights.items():
         if name in WHOLE:
@@ -80,7 +80,7 @@ def to_transformers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def model():
-    """Return the stored tiny CLIP; the names must agree one by one."""
+    """Load the stored tiny CLIP; the names must agree one by one."""
     from transformers import CLIPConfig, CLIPModel
 
     model = CLIPModel(CLIPConfig(**ABOUT["transformers_config"])).eval().requires_grad_(False)
@@ -102,7 +102,7 @@ class Stored(dict):
 
 @pytest.fixture(scope="module")
 def io():
-    """Return the stored tensors; at the end every output must have been compared."""
+    """Load the stored tensors; at the end every output must have been compared."""
     stored = Stored(load_file(PARITY / "clip_surgery_tiny_io.safetensors"))
     stored.compared = set()
     return stored
@@ -210,7 +210,7 @@ SIDE = 32
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, letters_tokenizer):
-    """Return a folder with a small CLIP of random weights: 8 blocks, patches of 8, pictures of 32 pixels."""
+    """Write a folder with a small CLIP of random weights: 8 blocks, patches of 8, pictures of 32 pixels."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     end = len(letters_tokenizer) - 1
@@ -235,7 +235,7 @@ def surgery(checkpoint, **arguments) -> ClipSurgery:
 
 
 def expected_similarity(checkpoint, tokenizer, image, text, side=SIDE) -> torch.Tensor:
-    """Return (1, 1 + N, 1), computed from the checkpoint step by step."""
+    """Compute similarities (1, 1 + N, 1) from the checkpoint step by step."""
     from transformers import CLIPModel
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 

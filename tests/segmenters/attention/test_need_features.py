@@ -1,4 +1,4 @@
-"""Features of needs by the embedded CLIP: size without weights, unit length, nothing for nothing."""
+"""Features of needs by the bundled CLIP: their width without weights, unit length, zeros for empty needs."""
 
 from __future__ import annotations
 

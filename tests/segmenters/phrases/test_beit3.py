@@ -25,14 +25,14 @@ PADDING = IDS == 1
 
 @pytest.fixture
 def model() -> Beit3:
-    """Return a small encoder with random weights."""
+    """Build a small encoder with random weights."""
     torch.manual_seed(0)
     return Beit3(CONFIG).eval()
 
 
 @pytest.fixture
 def pixels() -> torch.Tensor:
-    """Return two images."""
+    """Build two images."""
     return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 

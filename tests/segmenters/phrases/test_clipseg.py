@@ -1,4 +1,4 @@
-"""CLIPSeg: the adapter against transformers' own way through the same random weights."""
+"""CLIPSeg: the adapter against transformers' own computation with the same random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHRASES = [["a red dog", "cat"], ["cat"]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, letters_tokenizer):
-    """Return a folder with a small CLIPSeg of random weights."""
+    """Write a folder with a small CLIPSeg of random weights."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, ViTImageProcessor
 
     end = len(letters_tokenizer) - 1

@@ -36,7 +36,7 @@ ATOL = ABOUT["tolerance"]["atol"]
 
 
 def parity_config() -> EvfSamConfig:
-    """Return the settings of the stored tiny model in our names."""
+    """Load the settings of the stored tiny model in our names."""
     sam, beit3 = ABOUT["config"]["sam"], ABOUT["config"]["beit3"]
     return EvfSamConfig(
         sam=SamConfig(
@@ -71,12 +71,12 @@ def parity_config() -> EvfSamConfig:
 
 @pytest.fixture(scope="module")
 def io() -> dict[str, torch.Tensor]:
-    """Return the stored inputs, intermediate values and outputs."""
+    """Load the stored inputs, intermediate values and outputs."""
     return load_file(PARITY / "evf_sam_tiny_io.safetensors")
 
 
 def build(weights: dict[str, torch.Tensor]) -> EvfSam:
-    """Return the stored tiny model; the names must agree one by one."""
+    """Load the stored tiny model; the names must agree one by one."""
     model = EvfSam(parity_config())
     model.load_state_dict(weights, strict=True)
     return model.eval()
@@ -84,13 +84,13 @@ def build(weights: dict[str, torch.Tensor]) -> EvfSam:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    """Return the stored weights."""
+    """Load the stored weights."""
     return load_file(PARITY / "evf_sam_tiny.safetensors")
 
 
 @pytest.fixture(scope="module")
 def model(weights) -> EvfSam:
-    """Return the stored tiny model."""
+    """Load the stored tiny model."""
     return build(weights)
 
 
@@ -276,7 +276,7 @@ PHRASES = [["a red dog", "the blue car on the left side"], [], ["[semantic]dog"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, model) -> Path:
-    """Return a folder with the stored tiny model and a tokenizer of a few words."""
+    """Write a folder with the stored tiny model and a tokenizer of a few words."""
     folder = tmp_path_factory.mktemp("checkpoints") / "evf"
     save_checkpoint(folder, model, word_tokenizer(WORDS))
     return folder
@@ -284,13 +284,13 @@ def checkpoint(tmp_path_factory, model) -> Path:
 
 @pytest.fixture(scope="module")
 def images(io) -> list[np.ndarray]:
-    """Return three images of different sizes."""
+    """Build three images of different sizes."""
     third = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     return [io["image0.raw_rgb_uint8"].numpy(), third, io["image1.raw_rgb_uint8"].numpy()]
 
 
 def count_encoded(segmenter: EvfSamSegmenter) -> list[int]:
-    """Return a list that grows by the number of images of each call of the image encoder."""
+    """List the number of images per call of the image encoder."""
     counts: list[int] = []
     encoder = segmenter.network.visual_model.image_encoder
     encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
@@ -460,7 +460,7 @@ def test_a_published_config_means_the_published_sizes(tmp_path, checkpoint):
 
 
 def refused(tmp_path: Path, checkpoint: Path, change) -> str:
-    """Return the one line with which a changed copy of a checkpoint is refused."""
+    """Read the one-line error for a changed copy of a checkpoint."""
     folder = tmp_path / "evf"
     shutil.copytree(checkpoint, folder)
     change(folder)
@@ -526,7 +526,7 @@ def test_settings_that_cannot_be_used_are_refused(checkpoint, tmp_path):
         EvfSamSegmenter(checkpoint, batch_size=0)
 
 
-def test_the_embedded_model_is_the_same_class(checkpoint, monkeypatch, images):
+def test_the_bundled_model_is_the_same_class(checkpoint, monkeypatch, images):
     monkeypatch.setattr(evf_sam, "EMBEDDED", checkpoint)
     segmenter = segmenters.make("evf_sam_tiny", device="cpu")
     assert isinstance(segmenter, EvfSamSegmenter)

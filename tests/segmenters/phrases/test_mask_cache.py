@@ -1,4 +1,4 @@
-"""Masks remembered: the same as the segmenter's, computed once, within a bound."""
+"""The cache of masks: equal to the segmenter's, computed once, within a bound."""
 
 from __future__ import annotations
 

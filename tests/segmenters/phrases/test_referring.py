@@ -1,4 +1,4 @@
-"""What all referring segmenters share, on one that needs no network; more in test_evf_sam."""
+"""The base class of referring segmenters, on one without a network; test_evf_sam tests more."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Brighter(ReferringNetwork):
 
 
 def plain(red: int, height: int = 8, width: int = 8) -> np.ndarray:
-    """Return an image of one colour."""
+    """Build an image of one colour."""
     return np.full((height, width, 3), red, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""SAM 3: the adapter against transformers' own way through the same random weights."""
+"""SAM 3: the adapter against transformers' own computation with the same random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHRASES = [["[semantic] a red dog", "cat"], ["[semantic] cat"]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, letters_tokenizer):
-    """Return a folder with a small SAM 3 of random weights."""
+    """Write a folder with a small SAM 3 of random weights."""
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
 
     end = len(letters_tokenizer) - 1
@@ -68,7 +68,7 @@ def checkpoint(tmp_path_factory, letters_tokenizer):
 
 @pytest.fixture(scope="module")
 def outputs(checkpoint, two_images, letters_tokenizer):
-    """Return the model's own output for each pair of image and phrase, prefix taken off."""
+    """Compute the model's own output for each pair of image and phrase, without the prefix."""
     from transformers import Sam3ImageProcessor, Sam3Model, Sam3Processor
 
     model = Sam3Model.from_pretrained(checkpoint).eval()

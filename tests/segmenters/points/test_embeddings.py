@@ -17,7 +17,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint
 
 @pytest.fixture
 def segmenter(monkeypatch):
-    """Return the embedded SAM, which notes how many images it encodes."""
+    """Build the bundled SAM, which records how many images it encodes."""
     made = sam_tiny(device="cpu")
     made.encoded = []
     encode = made.encode

@@ -1,4 +1,4 @@
-"""SAM: batched decoding against the package's own way, checkpoints, and what is refused."""
+"""SAM: batched decoding against the package's own, checkpoints, and refused arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = np.array([[1, 0, 1], [1, 1, 0]])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Return a folder with a small SAM of random weights."""
+    """Write a folder with a small SAM of random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sam")
     save_sam(folder, SMALL.build(), SMALL)
@@ -200,7 +200,7 @@ def test_files_that_are_no_sam(checkpoint, tmp_path):
         SamSegmenter(tmp_path / "b")
 
 
-def test_the_embedded_one_says_its_shapes_before_it_is_loaded():
+def test_the_bundled_one_says_its_shapes_before_it_is_loaded():
     segmenter = sam_tiny()
     assert segmenter.input_size == 96 and segmenter.embedding_shape == (128, 12, 12)
     assert "network" not in vars(segmenter)

@@ -1,4 +1,4 @@
-"""SAM and SAM 2 of transformers: the adapters against the models' own way through the same random weights."""
+"""SAM and SAM 2 of transformers: the adapters against the models' own computation with the same random weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def small_sam2(kind: str):
 
 @pytest.fixture(scope="module", params=KINDS)
 def checkpoint(request, tmp_path_factory):
-    """Return a folder with a small model of random weights, named after its kind."""
+    """Write a folder with a small model of random weights, named after its kind."""
     folder = tmp_path_factory.mktemp("checkpoint") / request.param
     torch.manual_seed(0)
     model, processor = small_sam() if request.param == "sam" else small_sam2(request.param)
@@ -101,7 +101,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def reference(checkpoint, images):
-    """Return the model's own logits for each image alone, prompted in pixels of the image by its own processor."""
+    """Compute the model's own logits for each image alone, prompted in pixels of the image by its own processor."""
     import transformers
 
     if checkpoint.name == "sam":
