@@ -1,16 +1,16 @@
-"""Speed and memory of the point environment: its native vector form beside Gymnasium's, and beside the decoder alone.
+"""Measure speed and memory of the point environment, beside Gymnasium's vector environments and the decoder alone.
 
 Run ``python benchmarks/point_env.py`` (about two minutes on two cores). Every row plays whole episodes on the same
-samples, which were encoded before; steps a second are medians of alternating rounds. *floor* decodes the same
-numbers of points for the same number of images and does nothing else.
+samples, which are encoded beforehand. Steps per second are medians over alternating rounds. *floor* only decodes the
+same numbers of points for the same number of images.
 
     native       PointPromptVectorEnv
-    sync, async  Gymnasium's vector environments of the scalar one (async, a process each, with --processes alone:
-                 they take minutes to start, and 64 would need some 50 GB; the bars are for a run without them)
+    sync, async  Gymnasium's vector environments of the scalar one. async has one process per environment and runs only
+                 with --processes: 64 processes take minutes to start and some 50 GB. The bars hold without them.
     sb3          Stable-Baselines3's DummyVecEnv of the scalar one
-    adaptor      the native one behind our adaptor to Stable-Baselines3
+    adaptor      the native one behind the adaptor to Stable-Baselines3
 
-With ``--segmenter vit_b|vit_l|vit_h`` the published sizes with random weights are measured, native and floor alone.
+With ``--segmenter vit_b|vit_l|vit_h``, the published sizes with random weights are measured, for native and floor only.
 """
 
 from __future__ import annotations

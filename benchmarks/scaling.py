@@ -1,23 +1,22 @@
-"""What workers add: environment steps and scores a second at one and two, what an actor costs, and a guess at N.
+"""Measure scaling: environment steps and scores per second in one and two processes, and an estimate for N workers.
 
     python benchmarks/scaling.py                     # about five minutes on two cores
-    python benchmarks/scaling.py --bandwidth 5e10    # of the network of the guess, bytes a second
+    python benchmarks/scaling.py --bandwidth 5e10    # bandwidth of the assumed network, bytes per second
 
-Every process has one thread. Measurements of one and of two processes alternate, and medians are compared, so that the
-efficiency, what two do over twice what one does, is of one run on one machine. Two processes on the two hyper-threads
-of one core share its arithmetic: their efficiency is that of the core.
+Every process has one thread. Rounds with one and with two processes alternate, and medians are compared. The efficiency
+is the rate of two processes over twice the rate of one, from one run on one machine. Two hyper-threads of one core
+share its arithmetic, so their efficiency is that of the core.
 
-- *environment steps*: random clicks in ``maskgym/PointPrompt-v0``, 16 sub-environments a process.
+- *environment steps*: random clicks in ``maskgym/PointPrompt-v0``, 16 sub-environments per process.
 - *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
-- *overhead of an actor*: milliseconds an answer that the same scoring takes longer through Ray than in this process.
-- *bytes*: of a request and its answer, and of the gradients that a worker sends and receives in an update.
+- *overhead of an actor*: additional milliseconds per answer for scoring through Ray instead of in this process.
+- *bytes*: size of a request with its answer, and of the gradients that a worker sends and receives per update.
 
-The guess: an update of N workers, each with its own share of prompts (the batch grows with N), takes as long as the
-slowest of N draws from the measured times of one worker's updates of that kind, policy or supervised, which all make at
-the same time; and then the time to sum the gradients in a ring: 2 (N - 1) / N times their bytes at the network's
-bandwidth, and 2 (N - 1) times its latency. Assumed: scoring keeps pace
-(actors grow with N), workers' times are independent, the sum does not overlap with the backward pass, the first worker
-does not evaluate meanwhile, and nothing fails.
+The estimate draws, for N workers with their own prompts (the global batch grows with N), the slowest of N measured
+times of one worker's updates of the same kind, policy or supervised. It adds the time of a ring all-reduce: 2 (N - 1) /
+N times the gradients' bytes at the network's bandwidth, and 2 (N - 1) times its latency. It assumes that actors grow
+with N, that workers' times are independent, that the sum does not overlap with the backward pass, that rank 0 does not
+evaluate meanwhile, and that nothing fails.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def scores(rounds: int) -> None:
 
         ray.get(ask(2))
         show("scores", rates(ask, rounds))
-        # The second time all masks are there: what is left is the metrics, and the way to the actor and back.
+        # From the second time on, all masks are cached, so the rest is the metrics and the way to the actor and back.
         indices, texts = (list(column) for column in zip(*answers[:ANSWERS], strict=True))
         local = reward_pool.Scorer(config, os.getcwd())
         ways = {

@@ -1,8 +1,9 @@
-"""How hard scenes are: what colour-contrast saliency scores, beside empty masks, full masks and ground truth.
+"""Measure the difficulty of scenes: scores of colour-contrast saliency, empty masks, full masks and the ground truth.
 
-Run ``python benchmarks/scenes.py``. The heuristic is the classic one: a pixel stands out as its colour lies far from
-the image's mean colour in CIELAB (Achanta et al., Frequency-tuned Salient Region Detection, CVPR 2009), cut at twice
-the map's mean, as there. The last row is the bundled segmenter on the true descriptions: what a policy can reach.
+Run ``python benchmarks/scenes.py``. The heuristic is the classic one: a pixel is salient if its colour is far from the
+image's mean colour in CIELAB (Achanta et al., Frequency-tuned Salient Region Detection, CVPR 2009), with a threshold of
+twice the map's mean, as in that paper. The last row is the bundled segmenter on the true descriptions, which bounds
+what a policy can reach.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""Speed and size of UserSal and UserSal+, beside CLIPSeg at the same input size (UserSOD, Table 1).
+"""Measure speed and size of UserSal and UserSal+, beside CLIPSeg at the same input size (UserSOD, Table 1).
 
-Run ``python benchmarks/usersal.py``. All weights are random, and of the published sizes: VST, the text tower of CLIP
-ViT-B, and transformers' CLIPSeg of its default configuration. Each image comes with a need that was not read before, so
-that no feature of a text is found ready; words are read by each model itself. Images a second are medians of
-alternating rounds; ratios are to CLIPSeg in the same run.
+Run ``python benchmarks/usersal.py``. All weights are random and have the published sizes: VST, the text tower of CLIP
+ViT-B, and transformers' CLIPSeg with its default configuration. Each image has a need of its own, so that no cached
+text feature is used. Images per second are medians over alternating rounds, and ratios are to CLIPSeg in the same run.
 
     backbone     the salient-object network alone, which reads no need
-    usersal      frozen network, prompt tokens
-    usersal+     and an appearance similarity adder at every scale; its Siamese network by --siamese
+    usersal      frozen network with prompt tokens
+    usersal+     UserSal with an appearance similarity adder at every scale; --siamese selects its Siamese network
     clipseg      transformers' CLIPSegForImageSegmentation
 
-``--tiny`` measures the small networks for scenes, at 128 pixels, to try it out; its figures say nothing of the others.
-The paper's own, on a GPU that it does not name for this table: 46.6 images a second and 238 M parameters for UserSal,
-39.2 and 241 M for UserSal+.
+``--tiny`` measures the small networks for scenes at 128 pixels, as a trial; its figures say nothing about the others.
+The paper states 46.6 images per second and 238 M parameters for UserSal, and 39.2 and 241 M for UserSal+, on a GPU that
+it does not name for this table.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def usersal(name: str, given: argparse.Namespace, folder: Path) -> UserSal:
 
 
 def count(module: torch.nn.Module) -> int:
-    """Return the number of parameters."""
+    """Count the parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -124,7 +123,7 @@ def main() -> None:
         tower = Path(folder) if given.tiny else text_tower(Path(folder), tokenizer)
         models = {name: usersal(name, given, tower) for name in ("usersal", "usersal_plus")}
         for model in models.values():
-            model.encoder.encode(["find it"])  # a text tower is read at first use
+            model.encoder.encode(["find it"])  # The first use reads the text tower.
     sizes = {name: count(model.backbone) + count(model.encoder.network) for name, model in models.items()}
     trained = {name: sum(p.numel() for p in model.trainable_parameters()) for name, model in models.items()}
     answer, sizes["clipseg"] = clipseg(tokenizer, given.tiny, given.device)
