@@ -186,7 +186,7 @@ def serve(
     app: Callable[[Sequence[str], str | None], Starlette],
     host: str,
     port: int,
-    announce: Callable[[str], object] = print,
+    announce: Callable[[str], None] = print,
 ) -> None:
     """Serve a page until the process is interrupted.
 

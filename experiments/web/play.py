@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -69,7 +69,7 @@ class Journal:
         self.folder, self.file = folder, folder / EPISODES
         self._lines()
 
-    def add(self, row: Mapping[str, object], picture: np.ndarray) -> None:
+    def add(self, row: JsonObject, picture: np.ndarray) -> None:
         """Add an episode and its picture, uint8 (H, W, 3).
 
         Raises:
@@ -118,7 +118,7 @@ class Game:
     def __init__(
         self,
         config: JsonObject,
-        parts: Mapping[str, object],
+        parts: build.Parts,
         journal: Journal,
         policy: Agent | None = None,
         title: str = "",
@@ -258,7 +258,7 @@ class Game:
         segmenter = {"segmenter": self._parts["segmenter"]} if name == "referring" else {}
         return agents.make(name, env=env, **segmenter)
 
-    def _save(self, row: Mapping[str, object], picture: np.ndarray) -> str:
+    def _save(self, row: JsonObject, picture: np.ndarray) -> str:
         """Save an episode; return what went wrong, if anything: the outcome is shown all the same."""
         try:
             self.journal.add(row, picture)
@@ -285,7 +285,7 @@ class Game:
     def _read(self, task: str, split: str, index: int) -> Sample:
         return unwrap(self._env(task, split), SampleVectorEnv).dataset[index]
 
-    def _place(self, given: Mapping[str, object]) -> tuple[str, str, int]:
+    def _place(self, given: JsonObject) -> tuple[str, str, int]:
         task, split, index = given.get("task"), given.get("split"), given.get("index")
         if not isinstance(task, str) or task not in self.tasks or not isinstance(split, str) or split not in SPLITS:
             raise UserError(f"task {task!r}, split {split!r}: expected one of {', '.join((*self.tasks, *SPLITS))}")

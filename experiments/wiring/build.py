@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from maskgym.aliases import Config, Settings
 from maskgym.errors import UserError
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from maskgym.agents.base import Agent
     from maskgym.data import Dataset
     from maskgym.envs.base import SampleVectorEnv
+    from maskgym.policies.clicks.recalibration import SemanticRecalibration
+    from maskgym.rewards import Reward
+    from maskgym.segmenters import AttentionSegmenter, ReferringSegmenter
+    from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 # Keys of a config group that are no arguments of its component.
 ALGO_KEYS = ("updates", "rationales", "default_parts")
@@ -41,19 +45,28 @@ OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
 _Part = TypeVar("_Part")
 
 
+class Parts(TypedDict):
+    """Components that the environments of a run share, by the name of their argument."""
+
+    segmenter: ReferringSegmenter | PromptableSegmenter
+    reward: Reward
+    attention: NotRequired[AttentionSegmenter]
+    recalibration: NotRequired[SemanticRecalibration]
+
+
 @dataclass(frozen=True)
 class Built:
     """An agent with its environments.
 
     Attributes:
         config: Config that they were built from.
-        parts: Components that the environments share, by the name of their argument.
+        parts: Components that the environments share.
         agent: The agent.
         envs: Vector environments by task.
     """
 
     config: Config
-    parts: dict[str, object]
+    parts: Parts
     agent: Agent
     envs: dict[str, VectorEnv]
 
@@ -98,14 +111,16 @@ def _supporting(config: Config) -> list[str]:
     return found
 
 
-def make_parts(config: Config) -> dict[str, object]:
+def make_parts(config: Config) -> Parts:
     """Make the components that environments share: segmenter, reward, attention, recalibration module."""
     from maskgym import rewards, segmenters
 
     env = config["env"]
     segmenter = _make("segmenter", config["segmenter"], segmenters.get, segmenters.make)
-    parts: dict[str, object] = {"segmenter": segmenter}
-    parts["reward"] = _make("reward", config["reward"], rewards.get, rewards.make)
+    parts: Parts = {
+        "segmenter": segmenter,
+        "reward": _make("reward", config["reward"], rewards.get, rewards.make),
+    }
     if env.get("text") is not None:
         parts["attention"] = _make(
             "env.attention", env["attention"], segmenters.get_attention, segmenters.make_attention
@@ -128,7 +143,7 @@ def make_parts(config: Config) -> dict[str, object]:
 
 
 def make_env(
-    config: Config, task: str, split: str, parts: Mapping[str, object], data_name: str = "", autoreset: bool = False
+    config: Config, task: str, split: str, parts: Parts, data_name: str = "", autoreset: bool = False
 ) -> VectorEnv:
     """Make the vector environment of a task and a split; it resets by index.
 
@@ -192,7 +207,7 @@ def _make_dataset(config: Config, task: str, split: str, data_name: str) -> Data
     return dataset
 
 
-def make_train_envs(config: Config, parts: Mapping[str, object]) -> dict[str, VectorEnv]:
+def make_train_envs(config: Config, parts: Parts) -> dict[str, VectorEnv]:
     """Make the training environments by task, with the autoreset mode that the agent requires."""
     return {task: make_env(config, task, "train", parts, autoreset=True) for task in config["env"]["gym_ids"]}
 
@@ -210,7 +225,7 @@ def make_worker_env(config: Config, directory: str, num_envs: int) -> VectorEnv:
     return next(iter(make_train_envs(config, make_parts(config)).values()))
 
 
-def make_held_out_env(config: Config, task: str, parts: Mapping[str, object]) -> VectorEnv:
+def make_held_out_env(config: Config, task: str, parts: Parts) -> VectorEnv:
     """Make the environment of held-out samples: of validation if a small data set has no test samples.
 
     Folders without lists split by a hash, so a dozen samples may leave a split empty. The train split was read before
@@ -226,7 +241,7 @@ def make_held_out_env(config: Config, task: str, parts: Mapping[str, object]) ->
         return env
 
 
-def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Mapping[str, object]) -> Agent:
+def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Agent:
     """Make the agent with its policy, for the spaces of an environment.
 
     Raises:
@@ -241,7 +256,7 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Mapping[str,
     kind = agents.get(config["algo"]["name"])
     if config["policy"]["name"] == "none" and kind.learns:
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
-    given: dict[str, object] = {"output": folder / run_folder.CHECKPOINTS}
+    given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if "segmenter" in kind.takes:
         given["segmenter"] = parts["segmenter"]
     if "make_env" in kind.takes:
@@ -251,9 +266,7 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Mapping[str,
     return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
 
 
-def make_supervised(
-    config: Config, envs: Mapping[str, VectorEnv], parts: Mapping[str, object]
-) -> list[VectorEnv] | None:
+def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts) -> list[VectorEnv] | None:
     """Make the environments whose rationales supervised steps imitate; None for the training environments.
 
     Photographs carry no rationales: with ``algo.rationales=auto``, those of scenes replace them.
@@ -319,9 +332,9 @@ def untrained(config: Config, folder: Path) -> Built:
 def _make(
     group: str,
     settings: Settings,
-    target: Callable[[str], Callable[..., _Part]],
+    target: Callable[[str], Callable],
     make: Callable[..., _Part],
-    **given: object,
+    **given: Any,
 ) -> _Part:
     """Make the component that a config group names.
 

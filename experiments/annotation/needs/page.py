@@ -162,7 +162,7 @@ def make_app(desk: Desk, hosts: Sequence[str] = pages.LOCAL, token: str | None =
     )
 
 
-def serve(desk: Desk, host: str, port: int, announce: Callable[[str], object] = print) -> None:
+def serve(desk: Desk, host: str, port: int, announce: Callable[[str], None] = print) -> None:
     """Serve the page until the process is interrupted; arguments and errors are those of `pages.serve`."""
     try:
         pages.serve(partial(make_app, desk), host, port, announce)
