@@ -1,1 +1,1 @@
-"""Reports: pages made from the files of finished runs."""
+"""Reports: one HTML page about one finished run or several."""

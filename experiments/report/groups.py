@@ -116,15 +116,14 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
     A group is named by its algorithm and the first settings that differ between groups of that algorithm.
     """
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(tuple(flat(run.config).items()), []).append(run)
-    algos = {config: group[0].results["algo"] for config, group in found.items()}
+        found.setdefault(str(sorted(flat(run.config).items())), []).append(run)
+    kinds = [(group[0].results["algo"], flat(group[0].config)) for group in found.values()]
     names: list[str] = []
     groups = []
-    for place, (config, group) in enumerate(found.items()):
-        algo, own = algos[config], dict(config)
-        keys = differing([dict(other) for other in found if algos[other] == algo])
+    for place, ((algo, own), group) in enumerate(zip(kinds, found.values(), strict=True)):
+        keys = differing([other for name, other in kinds if name == algo])
         told = [f"{key.rpartition('.')[2]}={own[key]}" for key in keys if key in own][:NAMED]
         name = ", ".join([algo, *told])
         names.append(name)

@@ -92,7 +92,7 @@ def render(folders: Sequence[Path]) -> str:
     runs: dict[str, Run] = {}
     for folder in folders:
         run = run_data.read(folder)
-        same = runs.setdefault(f"{run.config['seed']} {flat(run.config)}", run)
+        same = runs.setdefault(f"{run.config['seed']} {sorted(flat(run.config).items())}", run)
         if same is not run:
             raise UserError(f"{folder}: is the same run as {same.folder}: expected each run once")
     environments: dict[str, list[Run]] = {}

@@ -13,7 +13,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import MAIN
 from maskgym.experiments.wiring import composition, run_folder
 
-SECONDS = "seconds_an_update"  # curve that is computed from the times in the log
+SECONDS = "seconds_per_update"  # curve that is computed from the times in the log
 Points = list[tuple[float, float]]  # (step, value) in order
 When = Literal["before", "after", "gain"]
 

@@ -21,6 +21,9 @@ def test_runs_are_grouped_by_what_differs_except_for_the_seed(several):
     assert "algo.name" in (keys := differing([group.settings for group in groups]))
     assert not {"seed", "out", "env.name"} & set(keys)
     assert settings(groups)[-1] == ["seeds", "0, 1, 2", "0"]
+    first, second = (run_data.read(folder) for folder in several[:2])
+    second.config["algo"] = dict(reversed(second.config["algo"].items()))  # an older version wrote another order
+    assert len(group_runs([first, second])) == 1
 
 
 def test_groups_of_one_algorithm_are_named_by_their_settings(make_run, tmp_path):
