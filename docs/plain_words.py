@@ -33,7 +33,7 @@ RULES = {
     r"\bless (the|its|their|what|those|one)\b": "'minus', 'without'",
     rf"\b({COUNTS}) an? ({COUNTED})\b": "'per', not 'a'",
     r"\b[Ee]mbedded\b(?! in)": "'bundled'",
-    r"(?<![Gg]round )(?<![Gg]round-)(?<!^\| the )(?<!^\| one box around the )\b[Tt]ruths?\b": "'ground truth'",
+    r"(?<![Gg]round )(?<![Gg]round-)(?<!--)(?<!^\| the )(?<!^\| one box around the )\b[Tt]ruths?\b": "'ground truth'",
     r"\b(dealt|deals?) out\b": "'sharded', 'split'",
     r"\btrained along\b": "'jointly trained'",
     r"\blogical batch\b": "'global batch'",
@@ -52,7 +52,8 @@ def prose(file: Path) -> Iterator[tuple[int, str]]:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
                 for number, line in enumerate(token.string.splitlines(), token.start[0]):
-                    yield number, line
+                    if not line.lstrip().startswith((">>>", "...")):
+                        yield number, line
     elif file.suffix == ".yaml":
         for number, line in enumerate(text.splitlines(), 1):
             yield number, line.partition("#")[2]

@@ -44,6 +44,7 @@ def test_a_line_against_the_rules_is_found_in_comments_and_docstrings(tmp_path, 
     [
         ("module.py", 'truth = "the embedded truth"\n'),
         ("module.py", '"""Compute one mask per phrase; the ground truth is `truth`."""\n'),
+        ("module.py", '"""Score a mask.\n\n>>> truth = embedded\n\nUse --truth.\n"""\n'),
         ("module.py", "# It returns what it was given, and embedded in a page.\n"),
         ("page.md", "Write `truth` and\n```python\ntruth = embedded\n```\n"),
         ("option.yaml", "truth: 1 # the ground truth\n"),

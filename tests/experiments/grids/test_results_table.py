@@ -47,7 +47,7 @@ def test_an_earlier_config_agrees_if_no_value_has_changed(then, now, expected):
     assert results_table.agrees(then, now) is expected
 
 
-@pytest.mark.e2e  # minutes of bootstraps
+@pytest.mark.e2e  # all bootstraps of the page
 def test_the_page_of_algorithms_comes_from_its_table():
     results = matrix.Results(matrix.load("algorithms"), RESULTS / "algorithms")
     assert all(results.of(spec) for spec in results.specs())
