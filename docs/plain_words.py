@@ -23,7 +23,7 @@ COUNTED = (
 COUNTS = (
     "answers|calls|clicks|embeddings|episodes|examples|expressions|files|folders|hours|lines|masks|minutes|numbers"
     "|patches|photos|phrases|pictures|pixels|processes|prompts|rows|samples|seconds|steps|threads|times|tokens|updates"
-    r"|values|words|[Oo]ne \w+|MiB|GiB|MB|ms|s|\d[\d,.]*"
+    r"|values|words|[Oo]ne \w+|MiB|GiB|MB|ms|s|\d(?:[\d,.]*\d)?"
 )
 # Each pattern with what to write instead.
 RULES = {
@@ -32,8 +32,8 @@ RULES = {
     r"\bbut for\b": "'except', 'without'",
     r"\bless (the|its|their|what|those|one)\b": "'minus', 'without'",
     rf"\b({COUNTS}) an? ({COUNTED})\b": "'per', not 'a'",
-    r"\b[Ee]mbedded\b(?! in)": "'bundled'",
-    r"(?<![Gg]round )(?<![Gg]round-)(?<!--)(?<!^\| the )(?<!^\| one box around the )\b[Tt]ruths?\b": "'ground truth'",
+    r"(?<!is )(?<!are )\b[Ee]mbedded\b(?! in)": "'bundled'",
+    r"(?<![Gg]round )(?<![Gg]round-)(?<!--)(?<!^\| the )(?<!^\| one box around the )\b[Tt]ruths?\b(?!:)": "'ground truth'",
     r"\b(dealt|deals?) out\b": "'sharded', 'split'",
     r"\btrained along\b": "'jointly trained'",
     r"\blogical batch\b": "'global batch'",
