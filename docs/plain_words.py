@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SKIPPED = ("tests/", "CHANGELOG.md", "docs/plain_words.py")
 COUNTED = (
-    "answer|batch|category|class|environment|episode|file|folder|group|image|instance|kind|line|object|phrase|prompt|row"
+    "answer|batch|category|class|episode|file|folder|group|image|instance|kind|line|object|phrase|prompt|row"
     "|run|sample|seed|split|step|sub-environment|task|token|update|worker"
 )
 COUNTS = (
@@ -33,7 +33,7 @@ RULES = {
     r"\bless (the|its|their|what|those|one)\b": "'minus', 'without'",
     rf"\b({COUNTS}) an? ({COUNTED})\b": "'per', not 'a'",
     r"(?<!is )(?<!are )\b[Ee]mbedded\b(?! in)": "'bundled'",
-    r"(?<![Gg]round )(?<![Gg]round-)(?<!--)(?<!^\| the )(?<!^\| one box around the )\b[Tt]ruths?\b(?!:)": "'ground truth'",
+    r"(?<!round )(?<!round-)(?<!--)(?<!^\| the )(?<!around the )\b[Tt]ruths?\b(?!:)": "'ground truth'",
     r"\b(dealt|deals?) out\b": "'sharded', 'split'",
     r"\btrained along\b": "'jointly trained'",
     r"\blogical batch\b": "'global batch'",

@@ -37,7 +37,7 @@ OPTIONAL = {  # module: what it is for, and what installs it
     "sb3_contrib": ("MaskablePPO and RecurrentPPO on clicks", "maskgym[contrib]"),
     "vllm": ("algo.use_vllm=true: faster generation of the group methods", "trl[vllm]"),
 }
-# One of each kind of environment, with what answers there; the embedded models are behind each.
+# One of each kind of environment, with what answers there; the bundled models are behind each.
 EPISODES = {
     "maskgym/SIS-v0": "a text",
     "maskgym/PointPrompt-v0": "clicks",
@@ -133,7 +133,7 @@ def _play(name: str) -> None:
 
 
 def _answer() -> None:
-    """Have the embedded policy answer, and the environment score it."""
+    """Let the bundled policy answer and the environment score the answer."""
     import gymnasium as gym
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""What readers share when they list a data set: findings, splits, and keys to leave out."""
+"""Lists of a data set's files for readers: findings, splits, and excluded keys."""
 
 from __future__ import annotations
 

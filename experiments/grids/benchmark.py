@@ -5,7 +5,7 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
     title: the report's
     about: text below it
     sections:
-      - title: one update a batch
+      - title: one update per batch
         about: text below it
         base: [evaluation.every=8]                     # arguments of `run.py`, of every run
         columns:                                       # name: more arguments, and measures, the quality first

@@ -33,7 +33,7 @@ REGISTRIES = {
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is, and which of its numbers a table shows.
+    """Definition of a run, and of its number in a table.
 
     Attributes:
         arguments: Arguments of the training run, including the seed.
@@ -102,7 +102,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """How one run is made: a command that starts or resumes it, and one per evaluation.
+    """Commands that make one run: one starts or resumes it, one per evaluation.
 
     Attributes:
         folder: Folder of the run.

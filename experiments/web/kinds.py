@@ -1,4 +1,4 @@
-"""What differs between playing in words, in clicks and in masks: rules, actions and outcomes for the page."""
+"""Games in words, in clicks and in masks: their rules, actions and outcomes for the page."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ env.label_source=…, says who labels them.
 OUT/episodes.jsonl gets one line for each episode that is played to its end, OUT/pictures what the environment draws of
 it. Lines have ``time``, ``seconds``, ``env``, ``task``, ``data``, ``split``, ``index``, ``key``, ``asks`` (what was
 asked for), ``actions``, ``rewards``, ``terms`` and ``iou`` (a step each), ``reward``, ``ended``, ``peeked``
-(others, or the truth, could be seen before) and ``picture``. An action is a text, [patch, label], a patch where others
+(others, or the ground truth, could be seen before) and ``picture``. An action is a text, [patch, label], a patch where others
 label clicks, or COCO's run-length code of a mask over the observed square.
 """
 
@@ -59,7 +59,7 @@ class Journal:
     """Finished episodes in a folder: one line each in a file that is written whole, and a picture.
 
     Args:
-        folder: Made with the first episode; one that is there is continued.
+        folder: Created with the first episode; an existing one is continued.
 
     Raises:
         UserError: If the file does not hold episodes.
@@ -85,7 +85,7 @@ class Journal:
             raise UserError(f"{self.file}: not saved: {error.strerror}") from error
 
     def _lines(self) -> list[bytes]:
-        """Return the lines that are there; a last one that was cut short, by another program's end, is left out."""
+        """Read the lines; a last line that was interrupted is left out."""
         try:
             *whole, last = self.file.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class Journal:
 
 
 class Game:
-    """What the page asks for: samples, what actions lead to, and what others do on the same sample.
+    """Answer the page: samples, outcomes of actions, and what others do on the same sample.
 
     An episode is its sample and its actions: the page sends both, and it is played from its start each time. So nothing
     of it is kept here, undoing is playing less, and two windows do not disturb each other.
@@ -259,7 +259,7 @@ class Game:
         return agents.make(name, env=env, **segmenter)
 
     def _save(self, row: JsonObject, picture: np.ndarray) -> str:
-        """Save an episode; return what went wrong, if anything: the outcome is shown all the same."""
+        """Save an episode; return what went wrong, if anything: the outcome is still shown."""
         try:
             self.journal.add(row, picture)
         except UserError as error:
