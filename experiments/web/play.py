@@ -11,8 +11,8 @@ env.label_source=…, says who labels them.
 OUT/episodes.jsonl gets one line for each episode that is played to its end, OUT/pictures what the environment draws of
 it. Lines have ``time``, ``seconds``, ``env``, ``task``, ``data``, ``split``, ``index``, ``key``, ``asks`` (what was
 asked for), ``actions``, ``rewards``, ``terms`` and ``iou`` (a step each), ``reward``, ``ended``, ``peeked``
-(others, or the ground truth, could be seen before) and ``picture``. An action is a text, [patch, label], a patch where others
-label clicks, or COCO's run-length code of a mask over the observed square.
+(others, or the ground truth, were shown before) and ``picture``. An action is a text, [patch, label], a patch
+where others label clicks, or COCO's run-length code of a mask over the observed square.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Chooser = Callable[[int, Observations], Action | None]
 
 
 class Journal:
-    """Finished episodes in a folder: one line each in a file that is written whole, and a picture.
+    """Finished episodes in a folder: one line each in a file that is written atomically, and a picture each.
 
     Args:
         folder: Created with the first episode; an existing one is continued.
@@ -101,8 +101,8 @@ class Journal:
 class Game:
     """Answer the page: samples, outcomes of actions, and what others do on the same sample.
 
-    An episode is its sample and its actions: the page sends both, and it is played from its start each time. So nothing
-    of it is kept here, undoing is playing less, and two windows do not disturb each other.
+    An episode is its sample and its actions. The page sends both, and each request plays them from the start, so the
+    game keeps no episode, undoing sends fewer actions, and two windows do not disturb each other.
 
     Args:
         config: Config of a run; the training settings are ignored.
@@ -259,7 +259,7 @@ class Game:
         return agents.make(name, env=env, **segmenter)
 
     def _save(self, row: JsonObject, picture: np.ndarray) -> str:
-        """Save an episode; return what went wrong, if anything: the outcome is still shown."""
+        """Save an episode; return the error, if any, because the outcome is shown even if it cannot be saved."""
         try:
             self.journal.add(row, picture)
         except UserError as error:
