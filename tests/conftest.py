@@ -78,7 +78,7 @@ class Halves:
 
 
 class Photos(Dataset):
-    """Three samples of different sizes whose truth is the left half; groups hold as many images."""
+    """Three samples of different sizes whose ground truth is the left half; group n holds n images."""
 
     def __init__(self, task: str = "sis", split: str = "train", instances: int = 1) -> None:
         from maskgym.data import Sample
@@ -203,7 +203,7 @@ def need_encoder() -> HashEncoder:
 
 
 class ChatHandler(BaseHTTPRequestHandler):
-    """Chat completions as OpenAI's server has them."""
+    """Chat completions in the format of OpenAI's server."""
 
     server: ChatServer
 
@@ -248,7 +248,7 @@ class ChatHandler(BaseHTTPRequestHandler):
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers chat completions by ``plan``, one entry a request, then by ``reply``.
+    """Answers chat completions by ``plan``, one entry per request, then by ``reply``.
 
     An entry is a text to answer with, a status, ``gone`` for a connection that ends, or the bytes of a whole body.
     ``reply`` is called with the question's texts and pictures (PNG).
@@ -282,7 +282,7 @@ def parts_of(body: dict) -> list[str | bytes]:
 
 @pytest.fixture
 def chat_server():
-    """Return a server that speaks as OpenAI's does, on a port of this machine."""
+    """Return a server with OpenAI's interface on a port of this machine."""
     with ChatServer() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -299,17 +299,17 @@ BROWSER_FLAGS = (
 
 
 class Browser:
-    """A headless Chromium: its ``driver`` (selenium), what its console said, and what axe-core finds wrong."""
+    """A headless Chromium: its ``driver`` (selenium), the messages of its console, and the violations that axe-core finds."""
 
     def __init__(self, driver) -> None:
         self.driver = driver
 
     def console(self) -> list[str]:
-        """Return what the console said since the last call."""
+        """Return the messages of the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def faults(self) -> list[str]:
-        """Return what axe-core calls serious or critical on the page as it is, a line a rule."""
+        """Return the serious and critical violations that axe-core finds on the page, one line per rule."""
         from axe_core_python.selenium import Axe
 
         found = Axe().run(self.driver)["violations"]
@@ -346,6 +346,6 @@ def browser(_driver) -> Browser:
     """Return a browser on an empty page, of the size of a laptop's, that prefers light pages."""
     _driver.get("about:blank")
     found = Browser(_driver)
-    found.console()  # what an earlier page left
+    found.console()  # discard the messages of an earlier page
     found.size(1280, 900)
     return found

@@ -183,7 +183,7 @@ def test_no_page_asks_for_anything_outside(site):
 
 @pytest.fixture
 def open_page(site, browser):
-    """Return what opens a page from disk as if for the first time."""
+    """Return a function that opens a page from disk without the browser's memory of it."""
 
     def opener(page: str, width: int = 1280, height: int = 900, dark: bool = False):
         browser.size(width, height, dark)

@@ -41,8 +41,8 @@ class Block:
     Attributes:
         language: ``bash`` or ``python``.
         code: Its text.
-        line: Of the page on which the code begins, from 1.
-        reason: Why it is not run, as ``<!-- not run: reason -->`` on the line above has it; None for one that is run.
+        line: Line of the page on which the code begins, from 1.
+        reason: Reason in ``<!-- not run: reason -->`` on the line above the block; None for a block that is run.
     """
 
     language: str
@@ -69,7 +69,7 @@ def play(page: Path) -> None:
     """Run the blocks of a page in the current folder; those of Python share one namespace.
 
     Raises:
-        Exception: What the first block that fails raises, with the page's line.
+        Exception: The error of the first block that fails, with the page's line.
     """
     namespace = {"__name__": "__main__"}
     installs = any("pip install" in block.code for block in blocks(page) if block.reason is None)
@@ -111,7 +111,7 @@ def surroundings(home: Path) -> dict[str, str]:
 
 
 def check_picture(file: Path) -> None:
-    """Raise an AssertionError if there is no picture there, or one of a single colour."""
+    """Raise an AssertionError if the picture is missing or of a single colour."""
     assert file.is_file(), f"{file}: was not made"
     levels = np.asarray(Image.open(file).convert("L"))
     assert levels.std() > 1, f"{file}: is blank"
@@ -131,10 +131,10 @@ def test_page(page, tmp_path):
 
 
 def run(page: Path, folder: Path, environment: Mapping[str, str]) -> None:
-    """Run a page in a process of its own, and end all that it started.
+    """Run a page in a process of its own, and end every process that it started.
 
     Raises:
-        AssertionError: If a block fails, or the page takes too long; with the end of what was printed.
+        AssertionError: If a block fails, or the page takes too long; with the end of its output.
     """
     command = [sys.executable, __file__, str(page)]
     log = folder / "printed.txt"

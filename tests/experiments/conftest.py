@@ -1,4 +1,4 @@
-"""What the tests of experiments share: the command line called in this process, and a tiny data set drawn by hand."""
+"""Fixtures for the tests of experiments: the command line in this process, finished runs, and a tiny data set."""
 
 from __future__ import annotations
 

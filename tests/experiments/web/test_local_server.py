@@ -1,4 +1,4 @@
-"""What the pages share: which addresses are this machine's own. The rest is tested by the pages themselves."""
+"""Which addresses are this machine's own. The tests of the pages cover the rest of the server."""
 
 from __future__ import annotations
 
