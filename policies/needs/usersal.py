@@ -71,8 +71,11 @@ class UserSal(nn.Module):
         for name, value in (("tokens", tokens), ("hidden", hidden)):
             if value < 1:
                 raise UserError(f"policy.{name}={value}: expected at least 1")
+        from maskgym.policies import make_backbone, make_need_encoder  # a local import avoids an import cycle
+
         super().__init__()
-        self.backbone, self.encoder = _backbone(backbone).requires_grad_(False), _encoder(encoder).requires_grad_(False)
+        self.backbone = _part("backbone", make_backbone, backbone).requires_grad_(False)
+        self.encoder = _part("encoder", make_need_encoder, encoder).requires_grad_(False)
         self.skip_empty_need = skip_empty_need
         dims = (*self.backbone.encoder_prompt_dims, *self.backbone.decoder_prompt_dims)
         self.prompts = PromptGenerator(self.encoder.levels, self.encoder.width, dims, tokens, hidden)
@@ -347,22 +350,12 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _backbone(given: SaliencyBackbone | Settings) -> SaliencyBackbone:
-    from maskgym.policies import make_backbone  # a local import avoids an import cycle
-
-    return given if isinstance(given, SaliencyBackbone) else _part("backbone", make_backbone, given)
-
-
-def _encoder(given: NeedEncoder | Settings) -> NeedEncoder:
-    from maskgym.policies import make_need_encoder
-
-    return given if isinstance(given, NeedEncoder) else _part("encoder", make_need_encoder, given)
-
-
-def _part(kind: str, make: Callable[..., _Part], settings: Settings) -> _Part:
-    if "name" not in settings:
-        raise UserError(f"policy.{kind}={dict(settings)}: expected a name, and settings beside it")
-    return make(**settings)
+def _part(kind: str, make: Callable[..., _Part], given: _Part | Settings) -> _Part:
+    if not isinstance(given, Mapping):
+        return given
+    if "name" not in given:
+        raise UserError(f"policy.{kind}={dict(given)}: expected a name, and settings beside it")
+    return make(**given)
 
 
 def _read_description(file: Path) -> JsonObject:

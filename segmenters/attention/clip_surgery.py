@@ -127,14 +127,8 @@ class ClipSurgery(HubNetwork):
     ) -> np.ndarray:
         """Compute the attention map of each image for its text, minus that of the empty text.
 
-        Args:
-            images: B arrays, uint8 (H_i, W_i, 3) RGB, of any sizes.
-            texts: One text per image; the prefix ``[semantic]`` is ignored.
-            size: (height, width) of the maps; None selects the input's square.
-
-        Returns:
-            float32 (B, h, w) in [0, 1]; each map is rescaled so that its lowest cell is 0 and its highest 1. A
-            constant map becomes 0 everywhere.
+        `maskgym.segmenters.AttentionSegmenter` describes the arguments. The prefix ``[semantic]`` is ignored. Each map
+        is rescaled so that its lowest cell is 0 and its highest 1; a constant map becomes 0 everywhere.
 
         Raises:
             ValueError: If the number of texts and images differs.
