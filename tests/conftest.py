@@ -299,7 +299,7 @@ BROWSER_FLAGS = (
 
 
 class Browser:
-    """A headless Chromium: its ``driver`` (selenium), the messages of its console, and the violations that axe-core finds."""
+    """A headless Chromium: its ``driver`` (selenium), its console, and the violations that axe-core finds."""
 
     def __init__(self, driver) -> None:
         self.driver = driver
