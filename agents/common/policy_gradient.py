@@ -19,7 +19,7 @@ MAX_GRADIENT_NORM = 0.5
 
 
 class Rollout(Protocol):
-    """What the agent played in one update."""
+    """Actions of one update, with what their loss needs."""
 
     def scalars(self) -> dict[str, float]:
         """Compute named scalars for the log."""

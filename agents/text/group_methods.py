@@ -41,7 +41,7 @@ class ComparingConfig(TextConfig):
 
     def check(self) -> None:
         """Check the settings of groups."""
-        if self.num_generations < 2:
+        if (self.num_generations or 0) < 2:
             raise UserError(f"group_size={self.num_generations}: expected at least 2 answers to compare")
         check_range(self, ["signal_tolerance"], lambda value: value >= 0, "at least 0")
 

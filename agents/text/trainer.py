@@ -1,4 +1,4 @@
-"""What the trainers of text add to TRL's: rows read when needed, a resumable order, and complete checkpoints.
+"""Extend TRL's trainers: rows are read when needed, the order resumes, and checkpoints are complete.
 
 `ResumableTrainer` is a mixin over TRL's trainers that sample answers, so that the file of an algorithm holds only the
 algorithm:
@@ -24,7 +24,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from trl import GRPOConfig
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import RepeatSampler
@@ -56,9 +55,8 @@ def check_range(config: TextConfig, options: Iterable[str], holds: Callable[[flo
 
 # A class that uses a mixin below also inherits from one of TRL's classes.
 if TYPE_CHECKING:
+    from trl import GRPOConfig as _Config
     from trl import GRPOTrainer as _Trainer
-
-    _Config = GRPOConfig
 else:
     _Config = _Trainer = object
 
@@ -74,6 +72,7 @@ class TextConfig(_Config):
         UserError: If a setting is out of range or not supported; the message names it.
     """
 
+    num_generations: int | None = field(default=None, metadata={"help": "Answers per prompt."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the policy updates."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in Saliency-R1."})
 
