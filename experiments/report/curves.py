@@ -71,7 +71,7 @@ class Axis:
         self._low, self._high = low - spread, high + spread
         self._start, self._end = start, end
         locator = MaxNLocator(7, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1)
-        ticks = locator.tick_values(self._low, self._high) + 0.0  # no tick is -0.0
+        ticks = np.asarray(locator.tick_values(self._low, self._high)) + 0.0  # no tick is -0.0
         decimals = max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))
         form = f",.{decimals}f" if decimals < 6 and max(map(abs, known)) < 1e7 else ".3g"
         places = [(self.place(tick), f"{tick:{form}}") for tick in ticks]
