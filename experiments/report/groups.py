@@ -70,7 +70,7 @@ class Group:
         each = present([run.values(name, when) for run in self.runs])
         if each and len({run.keys(name) for run in self.runs}) == 1:
             return np.mean(each, axis=0).tolist()
-        return each and [value for values in each for value in values]
+        return None if each is None else [value for values in each for value in values]
 
 
 def present(values: Sequence[T | None]) -> list[T] | None:
