@@ -5,7 +5,6 @@ Lazy imports count. The drawing leaves out arrows that follow from two others.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import grimp
@@ -51,7 +50,9 @@ def reduced(edges: set[tuple[str, str]]) -> list[tuple[str, str]]:
 
     for node in {a for a, _ in edges}:
         reach(node)
-    return sorted((a, b) for a, b in edges if not any(b in below[c] for x, c in edges if x == a and c != b and c in below))
+    return sorted(
+        (a, b) for a, b in edges if not any(b in below[c] for x, c in edges if x == a and c != b and c in below)
+    )
 
 
 def drawing() -> str:
@@ -68,4 +69,3 @@ def page(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.exit(0)
