@@ -295,14 +295,14 @@ def _read_irsr(listing: Listing, part: Part, photos: Mapping[str, Path]) -> dict
     return found
 
 
-def _segmentations(records: object) -> list[Segmentation] | None:
+def _segmentations(records: list | None) -> list[Segmentation] | None:
     """Read the segmentation of each object; None if the format is wrong."""
     if not isinstance(records, list) or not all(isinstance(r, dict) and "segmentation" in r for r in records):
         return None
     return [record["segmentation"] for record in records]
 
 
-def _numbers(values: object) -> list[float] | None:
+def _numbers(values: list | None) -> list[float] | None:
     """Read finite numbers; None if a value is not a finite number."""
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in values):
         return None

@@ -136,7 +136,7 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, identity: object) -> NoReturn:
+    def persistent_load(self, identity: str) -> NoReturn:
         raise pickle.UnpicklingError("it asks for an object outside of it")
 
 
@@ -227,7 +227,7 @@ def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonO
             yield place, known
 
 
-def _is_sentence(value: object) -> bool:
+def _is_sentence(value: JsonObject) -> bool:
     return isinstance(value, dict) and isinstance(value.get("sent"), str) and isinstance(value.get("sent_id"), int)
 
 
