@@ -13,7 +13,7 @@ import logging
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from mkdocs.structure.pages import Page
 
 from maskgym import agents, data, policies, rewards, segmenters
 from maskgym.agents.base import Agent
+from maskgym.aliases import Config, Settings
 from maskgym.data.published import PUBLISHED, make_published
 from maskgym.envs.base import SampleVectorEnv
 from maskgym.errors import UserError
@@ -288,7 +289,7 @@ def reward_table(reward: Reward) -> str:
     return f"The default, in {span(reward.range)}, is the weighted sum of\n\n{table(('term', 'weight', 'range'), rows)}"
 
 
-def arguments_table(kind: type[SampleVectorEnv], given: Mapping[str, object]) -> str:
+def arguments_table(kind: type[SampleVectorEnv], given: Settings) -> str:
     """Build a table of the arguments of an environment, including inherited ones, with their defaults.
 
     Args:
@@ -296,7 +297,7 @@ def arguments_table(kind: type[SampleVectorEnv], given: Mapping[str, object]) ->
         given: Arguments that its registration fixes.
     """
     said: dict[str, str] = {}
-    defaults: dict[str, object] = {}
+    defaults: Config = {}
     for one in inspect.getmro(kind):
         own = dict(re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", sections_of(one).get("Arguments", "")))
         said = {**own, **said}
@@ -355,7 +356,7 @@ def parts_table(group: str, names: Callable[[], tuple[str, ...]]) -> str:
     return table(("name", "meaning", "made by", "range")[: len(rows[0])], rows)
 
 
-def link_to(kind: Callable[..., object], text: str) -> str:
+def link_to(kind: Callable, text: str) -> str:
     """Link a text to a class or function of the library; what has no page stays plain text."""
     public = kind.__module__.startswith("maskgym.") and not kind.__name__.startswith("_")
     return f"[{text}][{kind.__module__}.{kind.__qualname__}]" if public else text
