@@ -155,7 +155,7 @@ def test_every_module_has_a_page_with_its_docstrings(site):
     pages = {path.relative_to(site / "api").with_suffix(".py") for path in (site / "api").rglob("*.html")}
     assert {Path(str(module).replace("__init__", "index")) for module in modules} <= pages
     terms = Tags(site / "api" / "rewards" / "terms.html").text
-    assert "How much a step raised the IoU of the mask." in terms
+    assert "Increase of the IoU of the mask by a step." in terms
     assert "_without" not in terms, "private"
 
 
