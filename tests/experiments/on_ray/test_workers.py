@@ -153,7 +153,7 @@ def test_ray_takes_the_cluster_that_the_page_describes():
     [
         ([*TINY, "scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
         ([*TINY, "scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
-        ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has forms, num_workers"),
+        ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has algo_aliases, num_workers"),
         (["env=sis", "algo=grpo", "+algo.fsdp=true", "evaluation.every=2"], "evaluation.every: with algo.fsdp"),
         (["env=user_need", "algo=grpo"], "env=user_need scale=ray takes usersal, usersal_plus"),
         (["env=point_prompt", "algo=grpo"], "env=point_prompt scale=ray takes ppo_rllib"),
