@@ -75,7 +75,7 @@ class LanguageAgent(Agent):
         """
         from maskgym.agents.text.training import Training
 
-        Training(self)
+        Training(self).check()
 
     def train(
         self,

@@ -63,13 +63,13 @@ METHODS = {
 
 
 class Training:
-    """Training of one agent, with checked settings.
+    """Training of one agent.
 
     Args:
         agent: The agent.
 
     Raises:
-        UserError: If a setting is unknown or out of range.
+        UserError: If a setting is unknown, or the group size does not fit.
     """
 
     def __init__(self, agent: LanguageAgent) -> None:
@@ -84,6 +84,13 @@ class Training:
         if unknown:
             kind = self.method.config.__name__
             raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
+
+    def check(self) -> None:
+        """Check the values of the settings, and that this machine can use them.
+
+        Raises:
+            UserError: If a value is out of range, or a library or a device is missing.
+        """
         config = self.config(updates=1)
         if config.use_vllm and find_spec("vllm") is None:
             raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
