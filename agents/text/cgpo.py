@@ -243,13 +243,12 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     completions has no advantages, because only the loss computes them.
 
     Args:
-        model: As in ``GRPOTrainer``.
-        reward_funcs: As in ``GRPOTrainer``. The weighted sum is ``r`` and should lie in [0, 1], as ``c`` does.
-        args: A :class:`CGPOConfig`.
         isr_dataset: Rows with ``prompt``, ``completion`` (a string, or one assistant message in a list; the tokenizer's
             end token is appended) and, if there are images, ``images`` or ``image``.
-        *arguments: Arguments of ``GRPOTrainer``.
-        **kwargs: Further arguments of ``GRPOTrainer``: ``train_dataset``, ``processing_class``, ``peft_config``, ….
+        *arguments: Arguments of ``GRPOTrainer``. The weighted sum of ``reward_funcs`` is ``r`` and should lie in [0, 1],
+            as ``c`` does.
+        **kwargs: Further arguments of ``GRPOTrainer``: ``args``, a :class:`CGPOConfig`, ``train_dataset``,
+            ``processing_class``, ``peft_config``, ….
 
     Raises:
         UserError: If ``args`` is of another class, or if ISR is on without rows, with rows that lack a column, or with

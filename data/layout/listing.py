@@ -108,14 +108,13 @@ class Listing:
 class Reader(Dataset):
     """Data set on disk, whose files are listed at construction; a sample is decoded and checked on each access.
 
-    Args:
-        root: Folder of the data set.
-        task: Meaning of the masks.
-        split: ``train``, ``validation``, ``test``, or ``all``.
-        splits: ``auto``: by split folders or lists such as ``train.txt``, ``val.txt`` and ``test.txt`` if they exist,
-            else by the hash of the key; ``hash``: always by hash; ``test``: all samples are the test split, and so on.
-        exclude: Keys of photos to leave out.
-        strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those samples.
+    Each reader takes the arguments ``root``, ``task`` (meaning of the masks), ``split`` (``train``, ``validation``,
+    ``test`` or ``all``), and:
+
+    - ``splits``: ``auto`` splits by folders or lists such as ``train.txt``, ``val.txt`` and ``test.txt`` if they exist,
+      otherwise by the hash of the key; ``hash`` always by hash; ``test`` makes all samples the test split, and so on.
+    - ``exclude``: keys of photos to leave out.
+    - ``strict``: whether to raise on faults found in listing; False records them in ``faults`` and skips those samples.
 
     Attributes:
         root: Folder of the data set.
