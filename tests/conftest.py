@@ -349,3 +349,16 @@ def browser(_driver) -> Browser:
     found.console()  # discard the messages of an earlier page
     found.size(1280, 900)
     return found
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Register a part for one test: ``registered(maskgym.data, "name", target)``."""
+
+    def register(module, name, target):
+        registry = module.names.__self__
+        monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+        monkeypatch.setattr(registry, "_presets", dict(registry._presets))
+        module.register(name, target)
+
+    return register

@@ -173,9 +173,8 @@ def test_data_without_phrases_and_wrong_numbers_are_refused(start, tmp_path):
             finetune_mask_decoder(start, Halves(), tmp_path, **{name: 0})
 
 
-def test_the_command_trains_and_its_mistakes_are_one_line(start, tmp_path, capsys):
-    if "halves_for_finetune" not in data.names():
-        data.register("halves_for_finetune", Halves)
+def test_the_command_trains_and_its_mistakes_are_one_line(start, tmp_path, capsys, registered):
+    registered(data, "halves_for_finetune", Halves)
     base = [
         "data=halves_for_finetune",
         "data.size=2",
