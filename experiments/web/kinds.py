@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from PIL import Image
 
 from maskgym.agents.base import Action
-from maskgym.aliases import Infos, JsonObject, Observation
+from maskgym.aliases import Infos, Json, JsonObject, Observation
 from maskgym.chat.asker import data_url, to_png
 from maskgym.data import Sample
 from maskgym.data.run_lengths import decode_counts, encode, runs
@@ -101,7 +101,7 @@ class Kind(ABC):
         """Describe the request in words."""
 
     @abstractmethod
-    def read(self, given: object, sample: Sample) -> Action:
+    def read(self, given: Json, sample: Sample) -> Action:
         """Convert an action of the page to the environment's.
 
         Raises:
@@ -152,7 +152,7 @@ class TextKind(Kind):
         """Return the instruction."""
         return self.env.instruction
 
-    def read(self, given: object, sample: Sample) -> str:
+    def read(self, given: Json, sample: Sample) -> str:
         """Check a text."""
         if not isinstance(given, str) or len(given) > MOST_TEXT:
             raise UserError(f"an answer: expected a text of at most {MOST_TEXT} characters")
@@ -215,7 +215,7 @@ class ClickKind(Kind):
         """Return the need, or what the data shows."""
         return sample.need or CATEGORIES.get(self.env.task) or sample.category or "what is salient"
 
-    def read(self, given: object, sample: Sample) -> int | tuple[int, int]:
+    def read(self, given: Json, sample: Sample) -> int | tuple[int, int]:
         """Check a click; its label counts only where the policy labels."""
         last = self.env.grid**2 - 1
         fits = isinstance(given, list) and len(given) == 2 and all(type(number) is int for number in given)
@@ -254,7 +254,7 @@ class MaskKind(Kind):
         ranking = isinstance(self.env, RankingVectorEnv)
         return "the most salient object that is left" if ranking else "what is salient"
 
-    def read(self, given: object, sample: Sample) -> np.ndarray:
+    def read(self, given: Json, sample: Sample) -> np.ndarray:
         """Decode run lengths over the part of the square that shows the image, to float32 (S, S)."""
         side = self.env.image_size
         height, width = fitted_size(sample.images[0].shape, side)

@@ -31,7 +31,7 @@ from gymnasium.vector import VectorEnv
 from maskgym import agents
 from maskgym.agents.base import Action, Agent
 from maskgym.agents.base import Chooser as Policy
-from maskgym.aliases import Config, JsonObject, Observations
+from maskgym.aliases import Config, Json, JsonObject, Observations
 from maskgym.chat.asker import to_png
 from maskgym.data import SPLITS, Sample
 from maskgym.envs.base import SampleVectorEnv, info_of, unwrap
@@ -407,7 +407,7 @@ def _row(kind: Kind, sample: Sample, episode: Episode) -> JsonObject:
     }
 
 
-def _seconds(given: object) -> float | None:
+def _seconds(given: Json) -> float | None:
     if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given < math.inf:
         return None
     return round(float(given), 2)
