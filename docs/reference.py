@@ -109,8 +109,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change links to files of the repository into links to the pages of the site."""
+    """Change links to files of the repository into links to the pages of the site, and drop badges of other hosts."""
     uri = page.file.src_uri
+    markdown = re.sub(r"(?m)^!\[[^]]*\]\(https://[^)]*\)\n", "", markdown)
     origins = {uri: place for place, uri in reversed(ELSEWHERE.items())}
     if uri not in origins and page.file.abs_src_path is None:
         return markdown  # Generated pages link to pages already.
