@@ -245,8 +245,8 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     Args:
         isr_dataset: Rows with ``prompt``, ``completion`` (a string, or one assistant message in a list; the tokenizer's
             end token is appended) and, if there are images, ``images`` or ``image``.
-        *arguments: Arguments of ``GRPOTrainer``. The weighted sum of ``reward_funcs`` is ``r`` and should lie in [0, 1],
-            as ``c`` does.
+        *arguments: Arguments of ``GRPOTrainer``. The weighted sum of ``reward_funcs`` is ``r`` and should lie in
+            [0, 1], as ``c`` does.
         **kwargs: Further arguments of ``GRPOTrainer``: ``args``, a :class:`CGPOConfig`, ``train_dataset``,
             ``processing_class``, ``peft_config``, ….
 

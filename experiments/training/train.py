@@ -82,7 +82,8 @@ class TrainingRun:
         self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
         listed = composition.option("algo", config["algo"]["name"])
-        if self.updates or config["algo"].keys() - listed:  # Without training, only keys of the user's own can be wrong.
+        # Without training, only keys that the option's file does not list can be wrong.
+        if self.updates or config["algo"].keys() - listed:
             self.agent.check_training()
 
     def open(self) -> None:
