@@ -17,11 +17,11 @@ from gymnasium.vector import AutoresetMode
 from maskgym import segmenters
 from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
-from maskgym.envs.attention_maps import AttentionMaps
 from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, make_dataset
-from maskgym.envs.patches import patch_centres, random_prompts, stretch
-from maskgym.envs.point_episodes import EpisodeBatch, PointState
-from maskgym.envs.point_settings import ClickSettings
+from maskgym.envs.clicks.attention_maps import AttentionMaps
+from maskgym.envs.clicks.episodes import EpisodeBatch, PointState
+from maskgym.envs.clicks.patches import patch_centres, random_prompts, stretch
+from maskgym.envs.clicks.settings import ClickSettings
 from maskgym.envs.rendering import clicks_picture
 from maskgym.errors import UserError
 from maskgym.rewards import Click, Reward, Transition

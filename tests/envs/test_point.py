@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from maskgym import data, segmenters
-from maskgym.envs.patches import stretch
+from maskgym.envs.clicks.patches import stretch
 from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.recalibration import SemanticRecalibration

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from maskgym.aliases import Observations
 from maskgym.data import Sample
-from maskgym.envs.patches import pooling_weights
+from maskgym.envs.clicks.patches import pooling_weights
 
 
 @dataclass(frozen=True)

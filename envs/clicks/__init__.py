@@ -1,0 +1,1 @@
+"""Episodes, settings and patches of the environments of clicks."""
