@@ -43,14 +43,20 @@ def main(address: str, *parts: str) -> int:
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         return 1  # by an import; its client runs commands cold
     gc.freeze()  # a collection in a command would copy the memory that it shares with the server
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the commands too, which end by themselves
+    # Ctrl-C reaches the commands too, which end by themselves. One that comes while a command is forked waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the processes that wait for commands
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(128)
         print("ready", flush=True)
         words = _serve(listener)
-    ended.append(importlib.import_module(COMMAND).main(words))
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        ended.append(importlib.import_module(COMMAND).main(words))
+    except KeyboardInterrupt:  # before the command could take it
+        print("interrupted", file=sys.stderr)
+        ended.append(130)
     return ended[0]
 
 
