@@ -99,10 +99,16 @@ def replay(env: VectorEnv, answers: Sequence[str]) -> Player:
 
     def begin(start: int, count: int) -> Chooser:
         episodes = actions[start : start + count]
-        # Episodes that are over get their last action again; its result is ignored.
-        return lambda step, observations: [episode[min(step, len(episode) - 1)] for episode in episodes]
+        return lambda step, observations: [_at(episode, step) for episode in episodes]
 
     return begin
+
+
+def _at(episode: Sequence[Action], step: int) -> Action:
+    """Return the action of a step; after the stored ones an empty mask, or the last action, whose result is ignored."""
+    if step < len(episode):
+        return episode[step]
+    return np.zeros_like(episode[-1]) if isinstance(episode[-1], np.ndarray) else episode[-1]
 
 
 def write_actions(env: VectorEnv, episode: Episode) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,11 @@ from maskgym.experiments.wiring.process import device_name, keep_freed_memory, p
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from maskgym.agents.base import Scorer
+    from maskgym.agents.base import OnLog, Scorer
     from maskgym.experiments.evaluation.evaluation import Evaluation
     from maskgym.experiments.training.loggers import Logger
 
 FINITE = ("loss", "reward", "grad_norm")  # logged names that must be finite
-OnUpdate = Callable[[int, Mapping[str, float]], None]
 
 
 def run(
@@ -30,7 +29,7 @@ def run(
     folder: Path,
     resume: bool = False,
     scorer: Scorer | None = None,
-    report: OnUpdate = lambda step, values: None,
+    report: OnLog = lambda step, values: None,
 ) -> JsonObject:
     """Train, evaluate before and after, and write the run folder; of several workers only rank 0 evaluates and writes.
 
@@ -72,7 +71,7 @@ class TrainingRun:
     The arguments are those of `run`.
     """
 
-    def __init__(self, config: Config, folder: Path, resume: bool, scorer: Scorer | None, report: OnUpdate) -> None:
+    def __init__(self, config: Config, folder: Path, resume: bool, scorer: Scorer | None, report: OnLog) -> None:
         self.config, self.folder, self.resume, self.report = config, folder, resume, report
         self.updates: int = config["algo"]["updates"]
         self.parts = build.make_parts(config)
@@ -168,7 +167,7 @@ class TrainingRun:
 
             self.fit(on_log)
 
-    def fit(self, on_log: OnUpdate) -> None:
+    def fit(self, on_log: OnLog) -> None:
         """Train the agent."""
         if self.updates:
             self.agent.train(list(self.train_envs.values()), self.updates, on_log, resume=self.resume, **self.more)

@@ -40,7 +40,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.evaluation.rollout import first_rows
 from maskgym.experiments.evaluation.trajectories import EPISODES
 from maskgym.experiments.web import local_server as pages
-from maskgym.experiments.web.kinds import MOST_TEXT, Episode, Kind, Step, TextKind, kind_of, picture, shown_runs
+from maskgym.experiments.web.kinds import Episode, Kind, Step, TextKind, kind_of, picture, shown_runs
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
@@ -171,13 +171,11 @@ class Game:
             UserError: If it is no text, or too long.
         """
         with self._busy:
-            kind = kind_of(self._env(*self._place(given)[:2]))
+            task, split, index = self._place(given)
+            kind, sample = kind_of(self._env(task, split)), self._sample(task, split, index)
         if not isinstance(kind, TextKind):
             raise UserError("an answer: expected an environment of text")
-        text = given.get("text")
-        if not isinstance(text, str) or len(text) > MOST_TEXT:
-            raise UserError(f"an answer: expected a text of at most {MOST_TEXT} characters")
-        return kind.describe(text)
+        return kind.describe(kind.read(given.get("text"), sample))
 
     def step(self, given: JsonObject) -> JsonObject:
         """Play actions from the start of the episode; a finished episode is saved.

@@ -259,7 +259,7 @@ def test_what_a_click_added(before, after, expected):
 
 
 def soft(values: np.ndarray, truth: np.ndarray, void: np.ndarray | None = None) -> Transition:
-    """Return what a map float (H, W) led to."""
+    """Build the transition of a map float (H, W)."""
     step = transition([[truth]], [[truth]], None if void is None else [void])
     return replace(step, masks=(values[None].astype(np.float32),))
 

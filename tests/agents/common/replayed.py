@@ -1,7 +1,7 @@
 """Train agents of text on answers that are given, not sampled; the other half of ``test_parallel.py``.
 
-``python tests/agents/replayed.py FOLDER`` trains in this process, and under ``torchrun`` in several, which share each
-batch. The first one writes what it logged as ``FOLDER/CASE.json``, one dictionary an update.
+``python tests/agents/common/replayed.py FOLDER`` trains in this process, and under ``torchrun`` in several, which share
+each batch. Rank 0 writes its log as ``FOLDER/CASE.json``, one dictionary per update.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ShardedState(accelerator.AcceleratorState):
 
 
 def train(case: str, folder: Path) -> list[dict[str, float]]:
-    """Return what one of the cases logged, and last of all, of weights dealt out, how far they went."""
+    """Run one case; return its log, and for sharded weights, as the last row, their distance from the start."""
     env = ReasoningVectorEnv(4, "sis", autoreset_mode=AutoresetMode.DISABLED)
     policy = policies.make("qwen2_5_vl_tiny", device="cpu")
     settings = {"batch_size": BATCH, "learning_rate": 1e-4, "save_every": 1000, "output": folder / case}

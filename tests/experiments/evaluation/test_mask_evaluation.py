@@ -12,7 +12,7 @@ from maskgym.data import Sample
 from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.experiments.evaluation import evaluation
-from maskgym.experiments.evaluation.rollout import decode_masks, encode_masks
+from maskgym.experiments.evaluation.rollout import decode_masks, encode_masks, replay
 from maskgym.metrics import s_measure, sa_sor
 
 SIDE = 16
@@ -155,3 +155,11 @@ def test_masks_as_text():
     for mask, back in zip(masks, decode_masks(text), strict=True):
         np.testing.assert_array_equal(mask > 0.5, back)
     assert decode_masks(encode_masks([])) == []
+
+
+def test_a_replay_beyond_its_stored_masks_finds_nothing_more():
+    stored = encode_masks([strip(0, 4)])
+    choose = replay(needs(Pictures([(0, 4)])), [stored])(0, 1)
+    (first,), (second,) = choose(0, {}), choose(1, {})
+    np.testing.assert_array_equal(first, strip(0, 4))
+    assert not second.any()
