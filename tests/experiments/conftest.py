@@ -87,7 +87,9 @@ def worker_of():
     """Return a function that finds the id of a process below another one, by the beginning of its program's name."""
 
     def find(pid: int, name: str) -> int:
-        listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-e", "-ww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
+        ).stdout
         rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
         family = {pid}
         while more := {int(row[0]) for row in rows if int(row[1]) in family} - family:
