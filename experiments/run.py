@@ -118,7 +118,8 @@ def _train(config: Config, folder: Path, resume: bool) -> JsonObject:
         from maskgym.experiments.on_ray import workers
 
         return workers.run(config, folder, resume)
-    from maskgym.experiments.training import train
+    with _imports():
+        from maskgym.experiments.training import train
 
     return train.run(config, folder, resume)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, trim_mean
 
 RESAMPLES = 2000
 LEVEL = 0.95  # share of the resampled estimates inside an interval
@@ -32,6 +31,8 @@ def bootstrap_interval(
     """
     if len(values) == 1:
         return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # a third of a second, which a report of one run need not wait for
+
     settings = {"n_resamples": resamples, "confidence_level": level, "method": "percentile"}
     low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), **settings).confidence_interval
     return float(low), float(high)
@@ -75,6 +76,8 @@ def _resampled(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _trimmed(drawn: np.ndarray) -> np.ndarray:
     """Compute the interquartile means (B, P) of resamples (B, N, T, P)."""
+    from scipy.stats import trim_mean
+
     return trim_mean(drawn.reshape(len(drawn), -1, drawn.shape[-1]), 0.25, axis=1)
 
 

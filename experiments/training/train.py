@@ -6,20 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+from maskgym.agents.base import OnLog, Scorer
+from maskgym.agents.common import parallel
 from maskgym.aliases import Config, JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import evaluation
+from maskgym.experiments.evaluation.evaluation import Evaluation, scores
+from maskgym.experiments.report import report as pages
+from maskgym.experiments.training import loggers, samples
+from maskgym.experiments.training.loggers import Logger
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from maskgym.agents.base import OnLog, Scorer
-    from maskgym.experiments.evaluation.evaluation import Evaluation
-    from maskgym.experiments.training.loggers import Logger
 
 FINITE = ("loss", "reward", "grad_norm")  # logged names that must be finite
 
@@ -47,10 +48,6 @@ def run(
     Raises:
         UserError: If the config is invalid.
     """
-    from maskgym.agents.common import parallel
-    from maskgym.experiments.report import report as pages
-    from maskgym.experiments.training import loggers
-
     keep_freed_memory()
     seed_everything(config["seed"])
     training = TrainingRun(config, folder, resume, scorer, report)
@@ -87,24 +84,19 @@ class TrainingRun:
 
     def open(self) -> None:
         """Make the held-out environments and start the files of the run folder; rank 0 only."""
-        from maskgym.experiments.evaluation import evaluation
-
         self.test_envs = {
             task: build.make_held_out_env(self.config, task, self.parts) for task in self.config["env"]["gym_ids"]
         }
         run_folder.write(self.folder / run_folder.CONFIG, composition.dump(self.config))
         self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
-        samples = self.config["evaluation"]["samples"]
+        count = self.config["evaluation"]["samples"]
         self.indices = {
-            task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, samples)
+            task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
             for task, env in self.test_envs.items()
         }
 
     def finish(self, logger: Logger) -> JsonObject:
         """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
-        from maskgym.experiments.evaluation.evaluation import scores
-        from maskgym.experiments.training import samples
-
         self.logger = logger
         before = self.evaluate_before()
         if self.updates:
@@ -129,8 +121,6 @@ class TrainingRun:
 
     def evaluate_before(self) -> dict[str, Evaluation]:
         """Evaluate before training; a resumed run reads what it stored."""
-        from maskgym.experiments.evaluation.evaluation import Evaluation
-
         file = self.folder / run_folder.BEFORE
         if self.resume and file.exists():
             return {task: Evaluation(**values) for task, values in run_folder.read_json(file).items()}
@@ -140,8 +130,6 @@ class TrainingRun:
 
     def evaluate(self, label: str, step: int) -> dict[str, Evaluation]:
         """Evaluate every task and log its scores."""
-        from maskgym.experiments.evaluation import evaluation
-
         found = {
             task: evaluation.evaluate(self.agent, env, self.indices[task], f"{label}, {task}")
             for task, env in self.test_envs.items()
@@ -151,8 +139,6 @@ class TrainingRun:
 
     def train(self) -> None:
         """Train with a progress bar, a log and evaluations in between."""
-        from tqdm import tqdm
-
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
         every = self.config["evaluation"]["every"] or self.updates
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from maskgym.errors import UserError
+
+# At exit the collector would walk every imported module several times, for seconds.
+atexit.register(gc.freeze)
 
 
 class Parser(argparse.ArgumentParser):
