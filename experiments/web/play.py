@@ -28,7 +28,7 @@ from threading import Lock
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from maskgym import agents
+from maskgym import agents, files
 from maskgym.agents.base import Action, Agent
 from maskgym.agents.base import Chooser as Policy
 from maskgym.aliases import Config, Json, JsonObject, Observations
@@ -45,7 +45,7 @@ from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 
 PAGE = Path(__file__).with_name("play.html")
-PICTURES = "pictures"
+PICTURES, LOCK = "pictures", ".episodes.lock"
 LARGEST_BODY = 2_000_000  # bytes of a request
 REFERENCES = {  # agents that need no training: what they are called here, and how they do it
     "oracle": ("Oracle", "it knows the truth"),
@@ -57,6 +57,8 @@ Chooser = Callable[[int, Observations], Action | None]
 
 class Journal:
     """Finished episodes in a folder: one line each in a file that is written atomically, and a picture each.
+
+    Several players, in threads or processes, may save into one folder: they wait for each other.
 
     Args:
         folder: Created with the first episode; an existing one is continued.
@@ -75,12 +77,13 @@ class Journal:
         Raises:
             UserError: If it cannot be written.
         """
-        lines = self._lines()
-        name = f"{PICTURES}/{len(lines) + 1:04d}.png"
         try:
-            run_folder.write(self.folder / name, to_png(picture))
-            line = run_folder.to_json({**row, "picture": name}).encode()
-            run_folder.write(self.file, b"".join(one + b"\n" for one in (*lines, line)))
+            with files.locked(self.folder / LOCK):
+                lines = self._lines()
+                name = f"{PICTURES}/{len(lines) + 1:04d}.png"
+                files.write(self.folder / name, to_png(picture))
+                line = run_folder.to_json({**row, "picture": name}).encode()
+                files.write(self.file, b"".join(one + b"\n" for one in (*lines, line)), flush=True)
         except OSError as error:
             raise UserError(f"{self.file}: not saved: {error.strerror}") from error
 

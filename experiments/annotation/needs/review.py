@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import RLock
 
@@ -110,6 +111,9 @@ class Decisions:
             status: ``accepted``, ``rejected`` or ``undecided``.
             needs: The final commands.
             corrected: Corrected ``segmentation`` and the clicks that made it; None keeps the mask of the segmenter.
+
+        Raises:
+            UserError: If it cannot be written, as on a full disk; then nothing is recorded.
         """
         made = {
             "object": name,
@@ -120,18 +124,30 @@ class Decisions:
         }
         line = json.dumps(made, ensure_ascii=True)
         with self._lock:
-            files.append(self._journal, line)
+            try:
+                files.append(self._journal, line)
+            except OSError as error:
+                raise UserError(f"{self._journal}: not saved: {error.strerror}") from error
             self.made[name] = made
             self._bytes += len(line) + 1
             self._since += 1
             if self._since >= SNAPSHOT_EVERY:
-                self.save()
+                with suppress(UserError):  # the journal holds the decision; the next one tries again
+                    self.save()
 
     def save(self) -> None:
-        """Write the snapshot."""
+        """Write the snapshot.
+
+        Raises:
+            UserError: If it cannot be written; the journal still holds every decision.
+        """
         with self._lock:
             content = json.dumps({"bytes": self._bytes, "decisions": self.made}, indent=1) + "\n"
-            files.write(self._snapshot, content, flush=True)
+            try:
+                files.write(self._snapshot, content, flush=True)
+            except OSError as error:
+                kept = f"the decisions are in {self._journal.name}"
+                raise UserError(f"{self._snapshot}: cannot be written: {error.strerror}; {kept}") from error
             self._since = 0
 
     def _read(self, writing: bool) -> int:

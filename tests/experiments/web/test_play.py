@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
@@ -238,6 +239,20 @@ def test_what_is_there_is_continued_and_a_cut_line_left_out(tmp_path):
     file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="line 1 is no episode: choose another --out"):
         play.Journal(tmp_path)
+
+
+def test_two_players_with_one_folder_lose_nothing(words, tmp_path):
+    games = [play.Game(words.config, words._parts, play.Journal(tmp_path)) for _ in range(2)]
+    picture, saves = np.zeros((2, 2, 3), np.uint8), 40
+
+    def save(number):
+        return games[number % 2]._save({"n": number}, picture)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(save, range(saves))) == {""}
+    rows = saved(tmp_path)
+    assert sorted(row["n"] for row in rows) == list(range(saves))
+    assert [row["picture"] for row in rows] == [f"pictures/{count + 1:04d}.png" for count in range(saves)]
 
 
 def test_an_episode_that_cannot_be_saved_is_shown_all_the_same(words, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
@@ -99,3 +100,25 @@ def test_progress_counts_objects_that_are_there(project, source):
         "undecided": count - 2,
     }
     assert json.loads((project.folder / review.JOURNAL).read_text().splitlines()[0])["provenance"]["at"]
+
+
+def test_a_full_disk_is_told_and_loses_no_decision(project, monkeypatch):
+    decisions = decided(project, 1)
+    journal, limits = project.folder / review.JOURNAL, resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = journal.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))  # half of the next line fits
+    try:
+        with pytest.raises(UserError, match=r"corrections\.jsonl: not saved: File too large"):
+            decisions.decide("object1", "ann", "accepted", ["find it"])
+        with pytest.raises(UserError, match=r"corrections\.json: cannot be written: .*are in corrections\.jsonl"):
+            decisions.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.read_bytes() == before and set(decisions.made) == {"object0"}
+    decisions.decide("object2", "ann", "rejected", [])
+    assert review.Decisions(project).made == decisions.made and set(decisions.made) == {"object0", "object2"}
+    # A decision counts once it is in the journal, whether or not the snapshot can be written.
+    monkeypatch.setattr(review, "SNAPSHOT_EVERY", 1)
+    (project.folder / f"{review.SNAPSHOT}.tmp").mkdir()  # in the way of the snapshot
+    decisions.decide("object1", "ann", "accepted", ["find it"])
+    assert set(review.Decisions(project).made) == {"object0", "object1", "object2"}
