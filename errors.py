@@ -1,4 +1,4 @@
-"""Exception for mistakes of the user."""
+"""Exceptions for mistakes of the user."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,33 @@ class UserError(ValueError):
     The message is one line that names the faulty thing, its value and what was expected. The command line prints it
     without a traceback and exits with status 2. Bugs of ours raise other exceptions.
     """
+
+
+class EmptySplit(UserError):
+    """A split of a data set that has no sample, where at least one was expected."""
+
+
+def one_line(text: object) -> str:
+    r"""Format text for one line of a terminal: what could move its cursor or change its colours is escaped.
+
+    Names of files, and texts from data, models and servers may hold escape sequences, line breaks, or bytes that are no
+    UTF-8, which Python holds as halves of surrogates and cannot print.
+
+    Example:
+        >>> one_line("a\x1b[31m\n  b\udce9")
+        'a\\x1b[31m b\\udce9'
+    """
+    words = " ".join(line.strip() for line in str(text).splitlines())
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in words)
+
+
+def brief(value: object) -> str:
+    """Describe a value that was handed in, for an error: its type, and its shape or the beginning of its text.
+
+    Example:
+        >>> brief("abc"), brief(None)
+        ("str 'abc'", 'NoneType None')
+    """
+    shape = getattr(value, "shape", None)
+    text = repr(value)[:80] if shape is None else f"{getattr(value, 'dtype', '')} {tuple(shape)}"
+    return f"{type(value).__name__} {one_line(text.strip())}"

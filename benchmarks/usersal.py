@@ -76,7 +76,11 @@ def clipseg(
 
 def usersal(name: str, given: argparse.Namespace, folder: Path) -> UserSal:
     """Build a policy with random weights."""
-    backbone = {"name": "vst_tiny", "pretrained": False} if given.tiny else {"name": "vst", "image_size": given.size}
+    backbone = (
+        {"name": "vst_tiny", "pretrained": False}
+        if given.tiny
+        else {"name": "vst", "pretrained": False, "image_size": given.size}
+    )
     encoder = {"name": "clip_tiny"} if given.tiny else {"name": "clip", "checkpoint": str(folder)}
     own = {"siamese": given.siamese} if name == "usersal_plus" else {}
     return policies.make(

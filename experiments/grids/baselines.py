@@ -1,8 +1,10 @@
-"""Baselines of AlignSAM's Tables 2 and 3 with few training samples: ``maskgym baselines samed --task sod``.
+"""Baselines of AlignSAM's Tables 2 and 3: ``maskgym baselines samed env.task=blur train_samples=50 --out FILE``.
 
-PerSAM, SAMed or MSA (`maskgym.policies.few_shot`) is trained on ``--shots`` samples, and is scored on the
-same held-out samples as click agents. With ``--task semantic`` there is one model per category, as in Table 3, because
-a baseline reads no text. The scores are then over the samples of all categories.
+PerSAM, SAMed or MSA (`maskgym.policies.few_shot`) is trained on the samples, and scored on the held-out samples, that a
+click agent has with the same ``key=value`` arguments of ``run``: ``data``, ``env.task``, ``segmenter``,
+``train_samples``, ``evaluation`` and ``seed`` name what they are of; the others do not concern a baseline. With
+``env.task=semantic`` there is one model per category, as in Table 3, because a baseline reads no text;
+``train_samples`` then counts per category. The scores are then over the samples of all categories.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym import data
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Config, JsonObject
 from maskgym.data import Dataset, Sample, Subset
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import held_out
-from maskgym.experiments.wiring import command, run_folder
+from maskgym.experiments.wiring import build, command, composition, run_folder
 from maskgym.metrics import SaliencyScores, iou, s_measure
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
@@ -67,13 +69,39 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     baselines = parser.add_subparsers(dest="baseline", required=True, metavar="{" + ",".join(SETTINGS) + "}")
     for name, settings in SETTINGS.items():
         baseline = baselines.add_parser(name, help=f"settings: {', '.join(settings)}")
-        _add_common(baseline)
+        baseline.add_argument("arguments", nargs="*", metavar="key=value", help="as of run: data=… env.task=… seed=1")
+        baseline.add_argument(
+            "--category", help="category for env.task=semantic, such as star; without it, all in turn"
+        )
+        baseline.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the results, as JSON")
         for setting in settings:
             kind = float if setting == "learning_rate" else int
             baseline.add_argument(f"--{setting.replace('_', '-')}", type=kind, help="see policies/few_shot/")
-    given = parser.parse_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    given.arguments += [word for word in others if not word.startswith("-")]  # that follow an option
+    if unknown := [word for word in others if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given.config = config_of(given.arguments)
     _check(given)
     return given
+
+
+def config_of(arguments: Sequence[str]) -> Config:
+    """Compose the config of ``key=value`` arguments, of ``env=point_prompt`` unless another is named.
+
+    Raises:
+        UserError: If an argument is invalid, or the config names a task or a segmenter that baselines do not take.
+    """
+    named = {argument.partition("=")[0] for argument in arguments}
+    config = composition.compose([*(() if "env" in named else ("env=point_prompt",)), *arguments])
+    build.check_numbers(config)
+    for key, value, expected in (
+        ("env.task", config["env"].get("task"), TASKS),
+        ("segmenter", config["segmenter"]["name"], SEGMENTERS),
+    ):
+        if value not in expected:
+            raise UserError(f"{key}={value}: baselines take {', '.join(expected)}")
+    return config
 
 
 def fit_and_score(given: argparse.Namespace) -> JsonObject:
@@ -84,40 +112,43 @@ def fit_and_score(given: argparse.Namespace) -> JsonObject:
     """
     from maskgym.policies.few_shot import BASELINES
 
-    start, place = time.monotonic(), {"root": given.root} if given.data == "folder" else {}
-    train, test = (data.make(given.data, task=given.task, split=split, **place) for split in ("train", "test"))
-    indices = held_out(len(test), given.samples)
-    segmenter, settings = _segmenter(given), _settings(given)
-    groups = _by_category(given, train, test, indices) if given.task == "semantic" else {"": (train, indices)}
+    start, config = time.monotonic(), given.config
+    ((task, _),) = config["env"]["gym_ids"].items()
+    semantic = config["env"]["task"] == "semantic"
+    train = build.make_dataset({**config, "train_samples": None} if semantic else config, task, "train")
+    test = build.make_held_out_dataset(config, task)
+    indices = held_out(len(test), config["evaluation"]["samples"])
+    segmenter, settings = _segmenter(config), _settings(given)
+    groups = _by_category(given, train, test, indices) if semantic else {"": (train, indices)}
     rows: list[JsonObject] = []
-    every, categories, losses = SaliencyScores(), {}, {}
+    every, categories, losses, shots = SaliencyScores(), {}, {}, 0
     for category, (samples, tested) in groups.items():
         model = BASELINES[given.baseline](segmenter, **settings)
-        shots = data.few_shot(samples, given.shots, given.seed)
-        losses[category] = model.fit(_read(shots, range(len(shots)), f"read shots {category}"))
+        losses[category] = model.fit(_read(samples, range(len(samples)), f"read train {category}"))
+        shots += len(samples)
         pixels = SaliencyScores()
         rows += score(model, _read(test, tested, f"read test {category}"), (every, pixels), segmenter.batch_size)
         categories[category] = pixels.result()
     results = {
         "baseline": given.baseline,
-        "task": given.task,
-        "data": given.data,
+        "task": config["env"]["task"],
+        "data": config["data"],
         "split": test.split,
-        "segmenter": given.segmenter,
-        "checkpoint": None if given.checkpoint is None else str(given.checkpoint),
+        "segmenter": config["segmenter"],
         "weights": segmenter.fingerprint,
-        "shots": given.shots,
+        "train_samples": shots,
         "samples": len(rows),
-        "seed": given.seed,
+        "of": len(test),
+        "seed": config["seed"],
         "device": str(segmenter.device),
         "settings": settings,
         "scores": every.result(),
         "per_sample": sorted(rows, key=lambda row: row["key"]),
-        "loss": {category or given.task: _thinned(values) for category, values in losses.items() if values},
+        "loss": {category or config["env"]["task"]: _thinned(values) for category, values in losses.items() if values},
         "wall_s": round(time.monotonic() - start, 1),
         "versions": {name: version(name) for name in LIBRARIES},
     }
-    return results | ({"categories": categories} if given.task == "semantic" else {})
+    return results | ({"categories": categories} if semantic else {})
 
 
 def score(
@@ -148,34 +179,10 @@ def score(
     return rows
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=TASKS, default="sod", help="content of the masks (default: %(default)s)")
-    parser.add_argument("--category", help="category for --task semantic, such as star; without it, each in turn")
-    parser.add_argument("--data", choices=("scenes", "folder"), default="scenes", help="(default: %(default)s)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of samples for --data folder")
-    parser.add_argument("--shots", type=int, default=50, help="training samples (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed for the choice of shots and for training (default: %(default)s)"
-    )
-    parser.add_argument("--samples", type=int, default=256, help="held-out samples (default: %(default)s)")
-    parser.add_argument("--segmenter", choices=SEGMENTERS, default="sam_tiny", help="(default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --segmenter sam")
-    parser.add_argument("--device", help="PyTorch device (default: CUDA if available)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the results, as JSON")
-
-
 def _check(given: argparse.Namespace) -> None:
-    """Raise UserError if settings contradict each other, or the results file cannot be written."""
-    for name, least in (("shots", 1), ("samples", 1), ("seed", 0)):
-        if getattr(given, name) < least:
-            raise UserError(f"--{name} {getattr(given, name)}: expected at least {least}")
-    for name, belongs, asked in (
-        ("category", "--task semantic", given.task == "semantic"),
-        ("root", "--data folder", given.data == "folder"),
-        ("checkpoint", "--segmenter sam", given.segmenter == "sam"),
-    ):
-        if getattr(given, name) is not None and not asked:
-            raise UserError(f"--{name} {getattr(given, name)}: belongs to {belongs}")
+    """Raise UserError if ``--category`` does not belong here, or the results file cannot be written."""
+    if given.category is not None and given.config["env"]["task"] != "semantic":
+        raise UserError(f"--category {given.category}: belongs to env.task=semantic")
     if given.out.is_dir():
         raise UserError(f"--out {given.out}: is a folder: expected a file")
     folder = next(parent for parent in given.out.absolute().parents if parent.exists())
@@ -183,12 +190,10 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"--out {given.out}: cannot be written in {folder}")
 
 
-def _segmenter(given: argparse.Namespace) -> SamSegmenter:
-    from maskgym import segmenters
+def _segmenter(config: Config) -> SamSegmenter:
     from maskgym.segmenters.points.sam import SamSegmenter
 
-    weights = {"checkpoint": given.checkpoint} if given.segmenter == "sam" else {}
-    segmenter = segmenters.make(given.segmenter, device=given.device, **weights)
+    segmenter = build.make_segmenter(config)
     assert isinstance(segmenter, SamSegmenter)  # as all `SEGMENTERS`
     return segmenter
 
@@ -199,10 +204,10 @@ def _settings(given: argparse.Namespace) -> dict[str, int | float]:
 
     arguments = inspect.signature(BASELINES[given.baseline]).parameters.values()
     settings = {argument.name: argument.default for argument in arguments if argument.name != "segmenter"}
-    if given.segmenter == "sam_tiny" and given.baseline == "persam":
+    if given.config["segmenter"]["name"] == "sam_tiny" and given.baseline == "persam":
         settings["refinements"] = 0  # sam_tiny was not trained with the prompts of refinements
     if "seed" in settings:
-        settings["seed"] = given.seed
+        settings["seed"] = given.config["seed"]
     asked = {name: getattr(given, name) for name in SETTINGS[given.baseline]}
     return settings | {name: value for name, value in asked.items() if value is not None}
 
@@ -216,11 +221,13 @@ def _by_category(
         held = ", ".join(sorted(of_test))
         raise UserError(f"--category {given.category}: not among the {len(indices)} held-out samples: they have {held}")
     groups: dict[str, tuple[Dataset, list[int]]] = {}
+    shots = given.config["train_samples"]
     for category in sorted(of_test) if given.category is None else (given.category,):
         rows = of_train.get(category, [])
-        if len(rows) < given.shots:
-            raise UserError(f"--shots {given.shots}: the training split has {len(rows)} samples of '{category}'")
-        groups[category] = (Subset(train, rows), of_test[category])
+        if len(rows) < (shots or 1):
+            raise UserError(f"train_samples={shots}: the training split has {len(rows)} samples of '{category}'")
+        samples = Subset(train, rows)
+        groups[category] = data.few_shot(samples, shots, given.config["seed"]) if shots else samples, of_test[category]
     return groups
 
 

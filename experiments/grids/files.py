@@ -36,6 +36,17 @@ def check_keys(part: object, keys: set[str], fault: str, optional: Iterable[str]
         raise UserError(f"{fault}: expected the keys {', '.join(sorted(keys))}{also}")
 
 
+def check_parts(parts: Mapping[str, object], keys: Iterable[str], where: str) -> None:
+    """Raise a UserError if a row or column is no dictionary, or has another key than ``keys``; all are optional."""
+    if not isinstance(parts, Mapping) or not parts:
+        raise UserError(f"{where}: expected names and what is of each")
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            raise UserError(f"{where}.{name}: {part}: expected {{}}, or keys among {', '.join(sorted(keys))}")
+        if unknown := sorted(set(part) - set(keys)):
+            raise UserError(f"{where}.{name}: unknown key '{unknown[0]}': expected one of {', '.join(sorted(keys))}")
+
+
 def known(folder: Path) -> str:
     """List the names of the YAML files in a folder, for messages."""
     return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))

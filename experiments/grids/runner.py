@@ -30,6 +30,8 @@ REGISTRIES = {
     **{"segmenter": "maskgym.segmenters", "data": "maskgym.data"},
 }
 
+OF_BASELINES = ("data", "segmenter", "train_samples", "evaluation", "seed")  # keys of a config that a baseline reads
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -57,11 +59,7 @@ class RunSpec:
         """Words of the `maskgym` command that makes the run, without the place of its results."""
         if not self.baseline:
             return ("run", *self.arguments)
-        config = self.config
-        given = {"task": config["env"]["task"], "shots": config["train_samples"], "seed": config["seed"]}
-        given |= {"samples": config["evaluation"]["samples"]}
-        options = (f"--{name}={value}" for name, value in given.items() if value is not None)
-        return ("baselines", self.baseline, *options)
+        return ("baselines", self.baseline, *self.arguments)
 
     @property
     def key(self) -> str:
@@ -69,8 +67,15 @@ class RunSpec:
         return digest(" ".join((*sorted(self.arguments), self.baseline, *self.changes)))
 
     def folder(self, root: Path) -> Path:
-        """Return the folder of the run, named by the hash of its config."""
-        return root / digest(" ".join(self.command[1:]) if self.baseline else composition.dump(self.config))
+        """Return the folder of the run, named by the hash of its config, or of the part that a baseline reads."""
+        config = self.config
+        if self.baseline:
+            config = {
+                "baseline": self.baseline,
+                "task": config["env"].get("task"),
+                **{n: config[n] for n in OF_BASELINES},
+            }
+        return root / digest(composition.dump(config))
 
     def file(self, root: Path) -> Path:
         """Return the path of the scores."""
@@ -218,7 +223,8 @@ def _started(jobs: int, address: str | None, missing: Mapping[Path, Sequence[Run
 def _parts(spec: RunSpec) -> list[str]:
     """List the modules that a run imports, and the entries of registries."""
     if spec.baseline:
-        return ["maskgym.experiments.grids.baselines", "maskgym.policies.few_shot", "maskgym.segmenters:sam_tiny"]
+        own = [f"{REGISTRIES[group]}:{spec.config[group]['name']}" for group in ("segmenter", "data")]
+        return ["maskgym.experiments.grids.baselines", "maskgym.policies.few_shot", *own]
     algo = spec.config["algo"]
     parts = [f"{module}:{spec.config[group]['name']}" for group, module in REGISTRIES.items()]
     trains_text = algo["updates"] > 0 and "max_new_tokens" in algo

@@ -10,7 +10,7 @@ A study is a file in ``studies/`` (or any path): common arguments of `run.py`, c
       ours: {}
       random clicks: {evaluate: [algo=random]}
       one click: {evaluate: [env.horizon=20], measure: iou@1}
-      SAMed: {baseline: samed}                    # of baselines.py: on the task and samples of the runs
+      SAMed: {baseline: samed}                    # of baselines.py: on the data and segmenter of the runs
     seeds: [0, 1, 2]
 
 The folder of a run is named by the hash of its config. Rows, columns and studies therefore share equal runs, and a
@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from maskgym.aliases import JsonObject
+from maskgym.errors import UserError
 from maskgym.experiments.evaluation.statistics import bootstrap_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, compute
-from maskgym.experiments.wiring import command, run_folder
+from maskgym.experiments.wiring import command, composition, run_folder
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -54,7 +55,16 @@ def load(name: str) -> Study:
     Raises:
         UserError: If the file does not exist, or is not a study.
     """
-    return files.read(name, STUDIES, "study", set(Study.__annotations__))
+    study: Study = files.read(name, STUDIES, "study", set(Study.__annotations__))
+    files.check_parts(study["rows"], Part.__optional_keys__, f"study '{name}': rows")
+    files.check_parts(study["columns"], {"with", "measure"}, f"study '{name}': columns")
+    for row, part in study["rows"].items():
+        if "baseline" in part and "evaluate" in part:
+            raise UserError(f"study '{name}': rows.{row}: a baseline is scored once: expected no evaluate beside it")
+    for column, part in study["columns"].items():
+        if "measure" not in part and not all("measure" in other for other in study["rows"].values()):
+            raise UserError(f"study '{name}': columns.{column}: expected a measure, which a row lacks too")
+    return study
 
 
 def specs(study: Study, seeds: Sequence[int]) -> dict[tuple[str, str], list[RunSpec]]:
@@ -89,6 +99,19 @@ def table(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, J
     return "\n".join([f"{study['title']}\n", *tables[0], title, *tables[1], f"\n{note}", ""])
 
 
+def check(spec: RunSpec) -> None:
+    """Check a number of a table before anything is trained.
+
+    Raises:
+        UserError: If its config is invalid, or names what its baseline does not take.
+    """
+    composition.change(spec.config, spec.changes)
+    if spec.baseline:
+        from maskgym.experiments.grids import baselines  # imports the parts of a run, which only baselines need here
+
+        baselines.parse([*spec.command[1:], "--out=results.json"])
+
+
 def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
     """Run a study; return the exit status: 2 for a usage error, 130 when interrupted."""
     return command.status(partial(_main, run=run), argv, "interrupted: the same command goes on")
@@ -109,6 +132,8 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     stored = results_table.read(given.table) if given.table else {}
     wanted = [spec for group in specs(study, seeds).values() for spec in group]
     missing = [spec for spec in wanted if spec.stored(stored) is None]
+    for spec in missing:
+        check(spec)
     compute(missing, root, given.jobs, given.ray, run)
     if given.table and missing:
         stored |= {spec.key: spec.row(root) for spec in missing}

@@ -156,7 +156,7 @@ class VSTApprentice(Apprentice):
     backbone: VST
 
     def __init__(self) -> None:
-        backbone = VST(**TINY)
+        backbone = VST(pretrained=False, **TINY)
         super().__init__(backbone, backbone.feature_dims[2])
 
     def detect(self, features: list[Tensor], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

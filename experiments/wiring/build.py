@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from maskgym.aliases import Config, Settings
-from maskgym.errors import UserError
+from maskgym.errors import EmptySplit, UserError
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.process import seed_everything, silence_transformers
 from maskgym.registry import check_arguments
@@ -40,6 +40,7 @@ LEAST = {  # least value of each whole number
     "train_samples": 1,
     "evaluation.every": 1,
 }
+BUNDLED_CLIP, PUBLISHED_SAMS = "clip_tiny", ("sam", "sam_hf", "sam2")
 OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
 
 _Part = TypeVar("_Part")
@@ -71,11 +72,11 @@ class Built:
     envs: dict[str, VectorEnv]
 
 
-def check(config: Config) -> None:
-    """Check numbers, and that the algorithm supports the environment.
+def check_numbers(config: Config) -> None:
+    """Check the numbers that no part checks.
 
     Raises:
-        UserError: If a number is out of range, or the algorithm does not support the environment or the scale.
+        UserError: If a number is out of range, or the split is not one of held-out samples.
     """
     for key, least in LEAST.items():
         value = composition.look_up(config, key.split("."))
@@ -85,11 +86,38 @@ def check(config: Config) -> None:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
     if config["evaluation"]["split"] not in HELD_OUT:
         raise UserError(f"evaluation.split={config['evaluation']['split']}: expected one of {', '.join(HELD_OUT)}")
+
+
+def check(config: Config) -> None:
+    """Check numbers, and that the algorithm supports the environment.
+
+    Raises:
+        UserError: If a number is out of range, or the algorithm does not support the environment or the scale.
+    """
+    check_numbers(config)
     env, algo, scale = config["env"]["name"], config["algo"]["name"], config["scale"]["name"]
     if not _supports(config, algo):
         where = f"env={env}" + f" scale={scale}" * (scale != "local")
         offer = ", ".join(_supporting(config)) or "no agent"
         raise UserError(f"env={env} algo={algo}: not a pair: {where} takes {offer}")
+
+
+def _check_bundled(config: Config) -> None:
+    """Refuse the bundled CLIP, whose vocabulary is that of synthetic scenes, beside a published SAM.
+
+    Raises:
+        UserError: If it would attend to texts, or encode needs, beside one.
+    """
+    env, segmenter = config["env"], config["segmenter"]["name"]
+    used = {"env.encoder": env.get("encoder") if env.get("need") else None}
+    if env.get("text") is not None:
+        used["env.attention.name"] = env["attention"]["name"]
+    for key, name in used.items():
+        if name == BUNDLED_CLIP and segmenter in PUBLISHED_SAMS:
+            raise UserError(
+                f"{key}={name}: the bundled CLIP knows the words of synthetic scenes alone, segmenter={segmenter} is "
+                f"for photographs: expected {key}=clip_surgery, or segmenter=sam_tiny"
+            )
 
 
 def _supports(config: Config, name: str) -> bool:
@@ -111,12 +139,24 @@ def _supporting(config: Config) -> list[str]:
     return found
 
 
+def make_segmenter(config: Config) -> ReferringSegmenter | PromptableSegmenter:
+    """Make the segmenter of a run."""
+    from maskgym import segmenters
+
+    return _make("segmenter", config["segmenter"], segmenters.get, segmenters.make)
+
+
 def make_parts(config: Config) -> Parts:
-    """Make the components that environments share: segmenter, reward, attention, recalibration module."""
+    """Make the components that environments share: segmenter, reward, attention, recalibration module.
+
+    Raises:
+        UserError: If a part is unknown or a setting is invalid, or a bundled CLIP reads texts beside a published SAM.
+    """
     from maskgym import rewards, segmenters
 
     env = config["env"]
-    segmenter = _make("segmenter", config["segmenter"], segmenters.get, segmenters.make)
+    _check_bundled(config)
+    segmenter = make_segmenter(config)
     parts: Parts = {
         "segmenter": segmenter,
         "reward": _make("reward", config["reward"], rewards.get, rewards.make),
@@ -158,6 +198,11 @@ def make_env(
     Raises:
         UserError: If the data cannot be read, the split is empty, or a setting is unknown or out of range.
     """
+    return _env_of(config, task, make_dataset(config, task, split, data_name), parts, autoreset)
+
+
+def _env_of(config: Config, task: str, dataset: Dataset, parts: Parts, autoreset: bool = False) -> VectorEnv:
+    """Make the vector environment of a task on a data set; arguments as of `make_env`."""
     import gymnasium as gym
     from gymnasium.vector import AutoresetMode
 
@@ -170,7 +215,7 @@ def make_env(
         {key: value for key, value in config["env"].items() if key not in ENV_KEYS},
         lambda name: kind,
         lambda name, **arguments: gym.make_vec(gym_id, **arguments),
-        dataset=_make_dataset(config, task, split, data_name),
+        dataset=dataset,
         autoreset_mode=agents.get(config["algo"]["name"]).autoreset_mode if autoreset else AutoresetMode.DISABLED,
         **{name: part for name, part in parts.items() if name in kind.takes},
     )
@@ -190,7 +235,13 @@ def _env_class(gym_id: str) -> type[SampleVectorEnv]:
     return kind
 
 
-def _make_dataset(config: Config, task: str, split: str, data_name: str) -> Dataset:
+def make_dataset(config: Config, task: str, split: str, data_name: str = "") -> Dataset:
+    """Make the data set of a task and a split; arguments as of `make_env`.
+
+    Raises:
+        EmptySplit: If the split has no sample.
+        UserError: If the data cannot be read, or a setting is unknown or out of range.
+    """
     from maskgym import data
 
     group = {"group_size": config["env"]["group_size"]} if task == "cosod" else {}
@@ -201,7 +252,7 @@ def _make_dataset(config: Config, task: str, split: str, data_name: str) -> Data
     if rationales is not None and split == "train":
         dataset = data.WithRationales(dataset, rationales)
     if not len(dataset):
-        raise UserError(f"data={source['name']}: the {split} split is empty: expected at least one sample")
+        raise EmptySplit(f"data={source['name']}: the {split} split is empty: expected at least one sample")
     if split == "train" and config["train_samples"] is not None and not data_name:
         dataset = data.few_shot(dataset, config["train_samples"], config["seed"])
     return dataset
@@ -226,19 +277,23 @@ def make_worker_env(config: Config, directory: str, num_envs: int) -> VectorEnv:
 
 
 def make_held_out_env(config: Config, task: str, parts: Parts) -> VectorEnv:
-    """Make the environment of held-out samples: of validation if a small data set has no test samples.
+    """Make the environment of the samples of `make_held_out_dataset`."""
+    return _env_of(config, task, make_held_out_dataset(config, task), parts)
 
-    Folders without lists split by a hash, so a dozen samples may leave a split empty. The train split was read before
-    with the same arguments, so a failure here is the split's.
+
+def make_held_out_dataset(config: Config, task: str) -> Dataset:
+    """Make the data set of held-out samples: of validation if a small data set has no test samples.
+
+    Folders without lists split by a hash, so a dozen samples may leave a split empty.
     """
     try:
-        return make_env(config, task, config["evaluation"]["split"], parts)
-    except UserError:
+        return make_dataset(config, task, config["evaluation"]["split"])
+    except EmptySplit:
         if config["evaluation"]["split"] == "validation":
             raise
-        env = make_env(config, task, "validation", parts)
+        dataset = make_dataset(config, task, "validation")
         print(f"{task}: the data has no test split: held-out samples are those of validation")
-        return env
+        return dataset
 
 
 def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Agent:

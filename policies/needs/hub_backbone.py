@@ -53,16 +53,19 @@ class HubBackbone(SaliencyBackbone):
 
     Args:
         checkpoint: See `HubNetwork`.
-        pretrained: Whether to load its weights; False reads only its config and initialises the weights at random.
+        pretrained: Whether to load its weights and those of the decoder; False reads only its config and initialises
+            all weights at random, unless ``weights`` are given.
         width: Channels of the decoder, a multiple of 8.
         heads: Heads of the decoder's attention, a divisor of ``width``.
-        weights: Weights of the whole backbone for `load`; None leaves the decoder random.
+        weights: Weights of the whole backbone for `load`, because no published file has those of the decoder.
+        random_decoder: Whether a pretrained encoder may have a decoder of random weights, to be trained.
 
     Raises:
         UserError: If the checkpoint is missing, cannot be read, or holds another model, or a size or the weights do not
-            fit.
+            fit, or the decoder has no weights.
     """
 
+    name: ClassVar[str]
     reader: ClassVar[type[_Encoder]]
 
     def __init__(
@@ -72,7 +75,13 @@ class HubBackbone(SaliencyBackbone):
         width: int = 96,
         heads: int = 4,
         weights: str | Path | None = None,
+        random_decoder: bool = False,
     ) -> None:
+        if pretrained and weights is None and not random_decoder:
+            raise UserError(
+                f"{self.name}: its decoder has no weights: expected weights=FILE of the whole backbone, or "
+                "random_decoder=true for random ones"
+            )
         super().__init__()
         self.encoder = self.reader(checkpoint, device="cpu").trainable(pretrained)
         size = self.encoder.config.patch_size
@@ -108,7 +117,7 @@ class SwinBackbone(HubBackbone):
     `HubBackbone` describes the arguments.
     """
 
-    reader = _Swin
+    name, reader = "swin", _Swin
 
     def _measure(self) -> Sequence[float]:
         if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
@@ -147,7 +156,7 @@ class Dinov3Backbone(HubBackbone):
     `HubBackbone` describes the arguments. The hub asks for consent to the licence of the published weights.
     """
 
-    reader = _Dinov3
+    name, reader = "dinov3", _Dinov3
 
     def _measure(self) -> Sequence[float]:
         depth, dim, levels = self.encoder.config.num_hidden_layers, self.encoder.config.hidden_size, len(VIT_SCALES)

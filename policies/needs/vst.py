@@ -55,7 +55,8 @@ class VST(SaliencyBackbone):
     (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
 
     Args:
-        checkpoint: Published checkpoint or state dict of this class, for `load`; None initialises weights at random.
+        checkpoint: Published checkpoint or state dict of this class, for `load`; needed if ``pretrained``.
+        pretrained: Whether weights come from the checkpoint; False allows random ones, to be trained.
         image_size: Side of the square that position embeddings fit, in pixels, a multiple of 16; for another side
             their grid is interpolated bicubically, as in T2T-ViT.
         embed_dim: Width of the blocks.
@@ -69,11 +70,11 @@ class VST(SaliencyBackbone):
         dropout: Dropout rate of the two layers that join scales.
 
     Raises:
-        UserError: If a size or the checkpoint does not fit.
+        UserError: If a size or the checkpoint does not fit, or there is no checkpoint to take the weights from.
 
     Example:
         >>> import torch
-        >>> backbone = VST(**TINY)
+        >>> backbone = VST(pretrained=False, **TINY)
         >>> [tuple(maps.shape[1:]) for maps in backbone.encode(torch.zeros(1, 3, 128, 128))]
         [(32, 32, 32), (32, 16, 16), (96, 8, 8)]
         >>> backbone(torch.zeros(1, 3, 128, 128)).shape
@@ -85,6 +86,7 @@ class VST(SaliencyBackbone):
     def __init__(
         self,
         checkpoint: str | Path | None = None,
+        pretrained: bool = True,
         image_size: int = 224,
         embed_dim: int = 384,
         depth: int = 14,
@@ -96,6 +98,8 @@ class VST(SaliencyBackbone):
         token_depth: int = 2,
         dropout: float = 0.1,
     ) -> None:
+        if pretrained and checkpoint is None:
+            raise UserError("vst: has no weights: expected checkpoint=FILE, or pretrained=false for random ones")
         if image_size < DIVISOR or image_size % DIVISOR:
             raise UserError(f"vst: image_size={image_size}: expected a multiple of {DIVISOR}")
         if min(embed_dim, heads, token_dim) < 1 or embed_dim % heads or token_dim % 2:
@@ -149,4 +153,4 @@ def vst_tiny(pretrained: bool = True) -> VST:
     Raises:
         UserError: If the package was installed without its weights.
     """
-    return VST(bundled(EMBEDDED) if pretrained else None, **TINY)
+    return VST(bundled(EMBEDDED) if pretrained else None, pretrained, **TINY)

@@ -14,8 +14,9 @@ from maskgym.experiments.grids import baselines
 from maskgym.metrics import SaliencyScores
 from maskgym.segmenters.points.sam import EMBEDDED
 
-FEW = ("--device", "cpu", "--shots", "4", "--samples", "6")
+FEW = ("segmenter.device=cpu", "train_samples=4", "evaluation.samples=6")
 SHORT = ("--steps", "2", "--batch-size", "2")
+SEMANTIC = ("samed", "env.task=semantic", "data.size=60")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def call(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", baselines.SETTINGS)
 def test_the_file_holds_every_measure(call, name):
-    results = call(name, *(() if name == "persam" else SHORT), "--task", "shadow")
+    results = call(name, *(() if name == "persam" else SHORT), "env.task=shadow")
     scores = SaliencyScores()
     scores.add(np.eye(4), np.eye(4, dtype=bool))
     assert set(results["scores"]) == set(scores.result())
@@ -45,12 +46,13 @@ def test_the_file_holds_every_measure(call, name):
         assert results["scores"][measure] == pytest.approx(np.mean([row[measure] for row in results["per_sample"]]))
     assert (len(results["loss"]["shadow"]) == 2) if name != "persam" else results["loss"] == {}
     assert results["settings"].get("steps") == (None if name == "persam" else 2)
+    assert (results["train_samples"], results["samples"], results["of"]) == (4, 6, len(Scenes("shadow", "test")))
 
 
 def test_the_same_seed_gives_the_same_file(call):
     first, again = call("samed", *SHORT), call("samed", *SHORT)
     assert first | {"wall_s": 0} == again | {"wall_s": 0}
-    assert call("samed", *SHORT, "--seed", "1")["loss"] != first["loss"]
+    assert call("samed", *SHORT, "seed=1")["loss"] != first["loss"]
 
 
 def test_every_option_of_a_baseline_reaches_it(call):
@@ -70,24 +72,23 @@ def test_every_option_of_a_baseline_reaches_it(call):
 
 def test_a_checkpoint_of_ones_own(call):
     embedded = call("persam")
-    own = call("persam", "--segmenter", "sam", "--checkpoint", str(EMBEDDED), "--refinements", "0")
+    own = call("persam", "segmenter=sam", f"segmenter.checkpoint={EMBEDDED}", "--refinements", "0")
     assert own["scores"] == embedded["scores"] and own["weights"] == embedded["weights"]
-    assert own["checkpoint"] == str(EMBEDDED)
-    published = call("persam", "--segmenter", "sam", "--checkpoint", str(EMBEDDED))
+    assert own["segmenter"]["checkpoint"] == str(EMBEDDED)
+    published = call("persam", "segmenter=sam", f"segmenter.checkpoint={EMBEDDED}")
     assert published["settings"] == {"refinements": 2} and published["scores"] != embedded["scores"]
 
 
-def test_semantic_has_one_model_a_category(call, monkeypatch):
-    make = data.make
-    monkeypatch.setattr(data, "make", lambda name, **arguments: make(name, size=60, **arguments))
-    every = call("persam", "--task", "semantic")
+def test_semantic_has_one_model_a_category(call):
+    few = ("env.task=semantic", "data.size=60")
+    every = call("persam", *few)
     test = Scenes("semantic", "test", size=60)
     indices = held_out(60, 6)
     shown = {test[index].category for index in indices}
     assert list(every["categories"]) == sorted(shown) and len(shown) > 1
     assert {row["key"] for row in every["per_sample"]} == {test[index].key for index in indices}
     category = next(iter(every["categories"]))
-    one = call("persam", "--task", "semantic", "--category", category)
+    one = call("persam", *few, "--category", category)
     assert one["scores"] == every["categories"][category] == one["categories"][category]
     assert {row["key"] for row in one["per_sample"]} == {
         test[index].key for index in indices if test[index].category == category
@@ -96,7 +97,8 @@ def test_semantic_has_one_model_a_category(call, monkeypatch):
 
 @pytest.mark.parametrize("task", ["sod", "glass"])
 def test_photographs_of_ones_own(call, photo_folder, task):
-    results = call("samed", *SHORT, "--task", task, "--data", "folder", "--root", str(photo_folder))
+    results = call("samed", *SHORT, f"env.task={task}", "data=folder", f"data.root={photo_folder}")
+    assert results["data"]["root"] == str(photo_folder)
     test = data.make("folder", root=photo_folder, split="test", task=task)
     assert [row["key"] for row in results["per_sample"]] == sorted(test.keys[i] for i in held_out(len(test), 6))
 
@@ -106,30 +108,27 @@ def test_photographs_of_ones_own(call, photo_folder, task):
     [
         ((), "required"),
         (("nope",), "invalid choice: 'nope'"),
-        (("samed", "--task", "x"), "invalid choice: 'x'"),
-        (("samed", "--shots", "0"), "--shots 0: expected at least 1"),
-        (("samed", "--shots", "9999"), "9999 samples to train on"),
+        (("samed", "env.task=x"), "env.task=x: baselines take sod, blur"),
+        (("samed", "env=user_need"), "env.task=need: baselines take sod, blur"),
+        (("samed", "env=sis"), "env.task=None: baselines take sod, blur"),
+        (("samed", "segmenter=sam_hf"), "segmenter=sam_hf: baselines take sam_tiny, sam"),
+        (("samed", "train_samples=0"), "train_samples=0: expected a whole number, at least 1"),
+        (("samed", "train_samples=9999"), "9999 samples to train on"),
         (("samed", "--steps", "0"), "steps=0: expected at least 1"),
         (("persam", "--steps", "9"), "unrecognized arguments: --steps"),
         (("persam", "--refinements", "3"), "refinements=3: expected 0, 1 or 2"),
-        (("samed", "--category", "star"), "--category star: belongs to --task semantic"),
-        (("samed", "--segmenter", "sam"), "needs checkpoint=PATH"),
-        (("samed", "--checkpoint", "x.pth"), "--checkpoint x.pth: belongs to --segmenter sam"),
-        (("samed", "--segmenter", "sam", "--checkpoint", "x.pth"), "x.pth: no such checkpoint"),
-        (("samed", "--root", "x"), "--root x: belongs to --data folder"),
-        (("samed", "--data", "folder"), "expects a folder"),
-        (
-            ("samed", "--task", "semantic", "--category", "car"),
-            "--category car: not among the 60 held-out samples: they",
-        ),
-        (("samed", "--task", "semantic", "--category", "star"), "--shots 50: the training split has"),
-        (("samed", "--device", "nope"), "device 'nope'"),
+        (("samed", "--category", "star"), "--category star: belongs to env.task=semantic"),
+        (("samed", "segmenter=sam"), "needs checkpoint=PATH"),
+        (("samed", "segmenter.checkpoint=x.pth"), "unknown key 'segmenter.checkpoint'"),
+        (("samed", "segmenter=sam", "segmenter.checkpoint=x.pth"), "x.pth: no such checkpoint"),
+        (("samed", "data.root=x"), "unknown key 'data.root'"),
+        (("samed", "data=folder"), "expects a folder"),
+        ((*SEMANTIC, "--category", "car"), "--category car: not among the 60 held-out samples: they"),
+        ((*SEMANTIC, "--category", "star", "train_samples=50"), "train_samples=50: the training split has"),
+        (("samed", "segmenter.device=nope"), "device 'nope'"),
     ],
 )
-def test_mistakes_end_with_status_2_and_one_line(capsys, tmp_path, monkeypatch, arguments, expected):
-    if "semantic" in arguments:  # whose categories are looked for
-        make = data.make
-        monkeypatch.setattr(data, "make", lambda name, **given: make(name, size=60, **given))
+def test_mistakes_end_with_status_2_and_one_line(capsys, tmp_path, arguments, expected):
     file = tmp_path / "baseline.json"
     assert baselines.main([*arguments, *(("--out", str(file)) if arguments else ())]) == 2
     (line,) = capsys.readouterr().err.splitlines()

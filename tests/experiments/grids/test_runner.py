@@ -47,13 +47,17 @@ def test_a_run_that_was_started_is_resumed(tmp_path, fake):
     assert fake.calls == [(("run", f"resume={spec.folder(tmp_path)}"), False)]
 
 
-def test_a_baseline_is_fitted_to_the_task_and_samples_of_the_runs(tmp_path, fake):
-    given = (*CLICKS, "train_samples=5", "evaluation.samples=3", "seed=2")
+def test_a_baseline_is_fitted_to_the_data_segmenter_and_samples_of_the_runs(tmp_path, fake):
+    given = (*CLICKS, "train_samples=5", "evaluation.samples=3", "seed=2", "data=folder", "data.root=photos")
+    given += ("segmenter=sam", "segmenter.checkpoint=sam_vit_b.pth")
     spec = RunSpec(given, measure="iou", baseline="samed")
     compute([spec], tmp_path, run=fake)
-    words = ("baselines", "samed", "--task=glass", "--shots=5", "--seed=2", "--samples=3")
-    assert fake.calls == [((*words, f"--out={spec.file(tmp_path)}"), False)]
+    assert fake.calls == [(("baselines", "samed", *given, f"--out={spec.file(tmp_path)}"), False)]
     assert spec.value(tmp_path) == 0.5
+    for change in ("data.root=elsewhere", "segmenter.checkpoint=sam_vit_h.pth", "train_samples=6", "env.task=blur"):
+        assert RunSpec((*given, change), baseline="samed").folder(tmp_path) != spec.folder(tmp_path)
+    other = RunSpec((*given, "algo=ppo", "env.horizon=3"), baseline="samed")
+    assert other.folder(tmp_path) == spec.folder(tmp_path)  # which do not concern it
 
 
 def test_runs_on_ray_are_cold(tmp_path, fake):

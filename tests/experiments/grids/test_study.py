@@ -51,7 +51,9 @@ def test_columns_of_one_run_and_rows_of_one_agent_share_a_folder(tmp_path):
     branches = study.specs(study.load("alignsam_branches"), [0])
     baseline = study.specs(study.load("alignsam_baselines"), [3])
     command = baseline["SAMed", "glass F"][0].command
-    assert command == ("baselines", "samed", "--task=glass", "--shots=50", "--seed=3", "--samples=128")
+    assert command == ("baselines", "samed", *content["base"], "env.task=glass", "seed=3")
+    folders = [baseline["SAMed", f"{column}"][0].folder(tmp_path) for column in ("glass F", "glass IoU", "blur F")]
+    assert folders[0] == folders[1] != folders[2]
     assert branches["explicit", "shadow"][0].folder(tmp_path) == folder["ours", "shadow IoU"]
 
 
@@ -95,12 +97,20 @@ def test_several_seeds_have_intervals(tmp_path):
     [
         ({"rows": {"two": {"with": ["env.horizon=0"]}}}, "horizon=0: expected at least 1"),
         ({"columns": {"glass": {"measure": "iouu"}}}, "measure 'iouu': expected one of reward"),
+        ({"rows": {"x": {"withh": []}}}, "rows.x: unknown key 'withh': expected one of baseline, evaluate"),
+        ({"rows": {"x": None}}, "rows.x: None: expected {}, or keys among baseline"),
+        ({"columns": {"x": {"mesure": "iou"}}}, "columns.x: unknown key 'mesure': expected one of measure, with"),
+        ({"columns": {"x": {}}}, "columns.x: expected a measure"),
+        ({"rows": {"x": {"baseline": "samed", "evaluate": ["env.horizon=1"]}}}, "rows.x: a baseline is scored once"),
+        ({"rows": {"two": {}, "x": {"baseline": "samed", "with": ["segmenter=sam_hf"]}}}, "baselines take sam_tiny"),
+        ({"rows": {"two": {}, "x": {"baseline": "none"}}}, "invalid choice: 'none'"),
     ],
 )
 def test_what_goes_wrong_is_one_line(tmp_path, capsys, in_process, changes, message):
     assert study.main([str(write(tmp_path, **changes)), "--out", str(tmp_path / "out")], in_process) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "runs").exists() or "horizon" in message or "iouu" in message
 
 
 def test_what_is_no_study(tmp_path, capsys):

@@ -45,7 +45,8 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module", params=["swin", "dinov3"])
 def backbone(request, folders):
     torch.manual_seed(0)
-    return policies.make_backbone(request.param, checkpoint=folders[request.param], width=16, heads=2).eval()
+    given = {"checkpoint": folders[request.param], "width": 16, "heads": 2, "random_decoder": True}
+    return policies.make_backbone(request.param, **given).eval()
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_shapes(backbone, pixels):
 
 
 def test_without_prompts_swin_is_that_of_transformers(folders):
-    backbone = SwinBackbone(folders["swin"], width=16, heads=2).eval()
+    backbone = SwinBackbone(folders["swin"], width=16, heads=2, random_decoder=True).eval()
     original = SwinModel.from_pretrained(folders["swin"], attn_implementation="eager").eval()
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = original(
@@ -91,7 +92,7 @@ def test_without_prompts_swin_is_that_of_transformers(folders):
 
 
 def test_without_prompts_dinov3_is_that_of_transformers(folders):
-    backbone = Dinov3Backbone(folders["dinov3"], width=16, heads=2).eval()
+    backbone = Dinov3Backbone(folders["dinov3"], width=16, heads=2, random_decoder=True).eval()
     original = DINOv3ViTModel.from_pretrained(folders["dinov3"]).eval()
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = original(normalise(pixels, 1), output_hidden_states=True)
@@ -184,10 +185,11 @@ def test_random_weights_need_a_config_alone(folders, tmp_path, name):
     first = KINDS[name](tmp_path, pretrained=False, width=16, heads=2)
     second = KINDS[name](tmp_path, pretrained=False, width=16, heads=2)
     names = first.state_dict()
-    assert names.keys() == KINDS[name](folders[name], width=16, heads=2).state_dict().keys()
+    whole = KINDS[name](folders[name], width=16, heads=2, random_decoder=True)
+    assert names.keys() == whole.state_dict().keys()
     assert any(not torch.equal(value, second.state_dict()[key]) for key, value in names.items() if "encoder." in key)
     with pytest.raises(UserError, match="no weights there|cannot be read"):
-        KINDS[name](tmp_path, width=16, heads=2)
+        KINDS[name](tmp_path, width=16, heads=2, random_decoder=True)
 
 
 def test_weights_of_encoder_and_decoder_load_strictly(backbone, pixels, folders, tmp_path):
@@ -202,11 +204,14 @@ def test_weights_of_encoder_and_decoder_load_strictly(backbone, pixels, folders,
 
 def test_what_cannot_be_used_is_refused(folders, tmp_path):
     with pytest.raises(UserError, match="holds a 'swin' model: expected dinov3_vit"):
-        Dinov3Backbone(folders["swin"])
+        Dinov3Backbone(folders["swin"], random_decoder=True)
     with pytest.raises(UserError, match="neither a folder nor a model"):
-        SwinBackbone(tmp_path / "no" / "where")
+        SwinBackbone(tmp_path / "no" / "where", random_decoder=True)
     with pytest.raises(UserError, match="width=20, heads=2: expected a multiple of 8"):
-        SwinBackbone(folders["swin"], width=20, heads=2)
+        SwinBackbone(folders["swin"], width=20, heads=2, random_decoder=True)
+    for name, kind in KINDS.items():
+        with pytest.raises(UserError, match=f"{name}: its decoder has no weights: expected weights=FILE"):
+            kind(folders[name], width=16, heads=2)
     with pytest.raises(UserError, match="width=16, heads=3"):
         LightDecoder((8, 8), (1.0, 1.0), 16, 3)
     config = json.loads((folders["dinov3"] / "config.json").read_text())

@@ -19,6 +19,7 @@ from maskgym.segmenters.weights import write_state
 
 PARITY = json.loads((Path(__file__).parent / "parity" / "vst_keys.json").read_text())
 SMALL = {
+    "pretrained": False,
     "image_size": 32,
     "embed_dim": 16,
     "depth": 2,
@@ -57,7 +58,7 @@ def draw(dims: tuple[int, ...], tokens: int = 3) -> list[torch.Tensor]:
 
 def test_published_sizes_have_the_published_names_shapes_and_counts():
     with torch.device("meta"):
-        backbone = VST()
+        backbone = VST(pretrained=False)
     expected = {name: entry["shape"] for name, entry in PARITY["state_dict"].items() if name not in UNUSED}
     assert {name: list(value.shape) for name, value in backbone.state_dict().items()} == expected
     assert set(UNUSED) < set(PARITY["state_dict"]) and len(expected) == PARITY["numbers"]["keys"] - 2
@@ -252,6 +253,8 @@ def test_names_and_pickles(small, pixels):
     assert {"vst", "vst_tiny"} <= set(policies.backbone_names())
     assert policies.make_backbone("vst_tiny", pretrained=False).feature_dims == (TINY["token_dim"],) * 2 + (96,)
     assert policies.make_backbone("vst", **SMALL).feature_dims == small.feature_dims
+    with pytest.raises(UserError, match="vst: has no weights: expected checkpoint=FILE, or pretrained=false"):
+        policies.make_backbone("vst")
     torch.testing.assert_close(pickle.loads(pickle.dumps(small))(pixels), small(pixels))
 
 
