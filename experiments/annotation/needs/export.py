@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -30,13 +31,13 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
         project: Project whose decisions are exported.
         source: Source of its images.
         include: ``accepted``: accepted objects; ``all``: all objects that are not rejected.
-        way: ``copy`` the photos, or ``link`` to them; scenes are always written.
+        way: ``copy`` the photos, or ``link``: a second name of the same file; scenes are always written.
 
     Returns:
         Number of images, annotations and needs, and of objects ``without_mask``, which are left out.
 
     Raises:
-        UserError: If there is nothing to export, or an argument is unknown.
+        UserError: If there is nothing to export, an argument is unknown, or a photo is on another disk than the link.
     """
     if include not in INCLUDED or way not in WAYS:
         raise UserError(f"export {include}, {way}: expected {' or '.join(INCLUDED)}, and {' or '.join(WAYS)}")
@@ -105,7 +106,7 @@ def _content(chosen: Sequence[tuple[review.Candidate, Outcome, np.ndarray]], nam
 def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
     """Choose the file name of each image: its path, which may hold split folders, with unique stems.
 
-    An image whose path is not valid text, or shares its stem with another, gets the name of its records.
+    An image that shares its stem with another gets the name of its records.
     """
     names: dict[Item, str] = {}
     taken: set[str] = set()
@@ -113,9 +114,7 @@ def _file_names(items: Sequence[Item], source: Source) -> dict[Item, str]:
         path = PurePosixPath(item.key if source.file(item) else f"{item.key}.png")
         if path.parts[0] == IMAGES and len(path.parts) > 1:
             path = path.relative_to(IMAGES)
-        if str(path).encode("utf-8", "replace").decode() != str(path):
-            path = PurePosixPath(f"{item.name}{path.suffix}")
-        elif str(path.with_suffix("")).casefold() in taken:
+        if str(path.with_suffix("")).casefold() in taken:
             path = path.with_name(f"{item.name}{path.suffix}")
         taken.add(str(path.with_suffix("")).casefold())
         names[item] = path.as_posix()
@@ -129,11 +128,15 @@ def _bring(source: Source, item: Item, target: Path, way: str) -> None:
     if file is None:
         write_changed(target, to_png(source.image(item)))
         return
+    one = target.exists() and target.samefile(file)
     if way == "link":
-        if not (target.is_symlink() and target.resolve() == file.resolve()):
+        if not one or target.is_symlink():
             target.unlink(missing_ok=True)
-            target.symlink_to(file.resolve())
-        return
-    if target.is_symlink() or not target.exists() or target.read_bytes() != file.read_bytes():
+            try:
+                os.link(file.resolve(), target)  # a symbolic link would leave the data set, and readers refuse those
+            except OSError as error:
+                told = f"{target}: no link to {file}: {error.strerror}: without --link the photo is copied"
+                raise UserError(told) from error
+    elif one or not target.exists() or target.read_bytes() != file.read_bytes():
         with files.replacing(target) as temporary:
             shutil.copyfile(file, temporary)

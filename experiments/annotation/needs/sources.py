@@ -14,7 +14,8 @@ import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.data import run_lengths
-from maskgym.data.layout.images import is_picture, read_image
+from maskgym.data.layout.images import DataFault, is_picture, read_image, read_size
+from maskgym.data.layout.listing import name_fault
 from maskgym.data.layout.names import image_folders
 from maskgym.data.needs import Id, category_of
 from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations, read_json
@@ -137,7 +138,7 @@ class PhotoSource:
         annotations: The JSON, under the folder or anywhere; None searches for it when it is needed.
 
     Raises:
-        UserError: If there is no photo.
+        UserError: If there is no photo, or the name of one is no UTF-8.
     """
 
     def __init__(self, folder: str | Path, annotations: str | None = None) -> None:
@@ -147,6 +148,8 @@ class PhotoSource:
         places = image_folders(self.folder) or [self.folder]  # beside images/, pictures may be masks
         found = sorted(path for place in places for path in place.rglob("*") if is_picture(path.name))
         keys = [path.relative_to(self.folder).as_posix() for path in found if path.is_file()]
+        if fault := next(filter(None, map(name_fault, map(Path, keys))), None):
+            raise UserError(f"--images {folder}: {fault}")
         self.items = [Item(key, _file_name(key)) for key in keys]
         if not self.items:
             raise UserError(f"--images {folder}: no photo there: expected .jpg, .jpeg, .png or .bmp")
@@ -191,15 +194,24 @@ class PhotoSource:
             names = {record["id"]: record["name"] for record in content.get("categories", ())}
             images = {record["id"]: record for record in content["images"]}
             records = [(images[record["image_id"]], record) for record in content["annotations"]]
+            named = [str(image["file_name"]) for image, _ in records]
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: cannot be read as COCO-style JSON: {type(error).__name__} {error}") from error
-        keys = self._keys_of({str(image["file_name"]) for image, _ in records}, file)
+        keys = self._keys_of(set(named), file)
+        sizes = {key: self._size(key) for key in keys.values()}
         marked: dict[str, list[Annotation]] = {}
-        for image, record in records:
-            key = keys.get(str(image["file_name"]))
-            if key is not None and not record.get("iscrowd"):
-                marked.setdefault(key, []).append(_annotation(file, image, record, names))
+        for (image, record), name in zip(records, named, strict=True):
+            size = sizes.get(key := keys.get(name, ""))
+            if size is not None and not record.get("iscrowd"):
+                marked.setdefault(key, []).append(_annotation(file, image, record, names, size))
         return marked
+
+    def _size(self, key: str) -> tuple[int, int] | None:
+        """Read the size (H, W) of a photo; None if it is no picture, which the stage ``detect`` records."""
+        try:
+            return read_size(self.folder / key)
+        except DataFault:
+            return None
 
     def _find_json(self) -> Path:
         if self._json is not None:
@@ -227,10 +239,15 @@ class PhotoSource:
         return keys
 
 
-def _annotation(file: Path, image: JsonObject, record: JsonObject, names: dict[Id, str]) -> Annotation:
+def _annotation(
+    file: Path, image: JsonObject, record: JsonObject, names: dict[Id, str], size: tuple[int, int]
+) -> Annotation:
+    """Read an annotation of a photo of the given size (H, W), so that no number of the JSON decides about memory."""
     try:
-        height, width = int(image["height"]), int(image["width"])
-        mask = run_lengths.rasterise(record["segmentation"], (height, width))
+        stated = image.get("height"), image.get("width")
+        if any(side not in (None, own) for side, own in zip(stated, size, strict=True)):
+            raise ValueError(f"it states {stated[1]}x{stated[0]} pixels, the photo has {size[1]}x{size[0]}")
+        mask = run_lengths.rasterise(record["segmentation"], size)
         box = masks.box_of(mask)
         if box is None:
             raise ValueError("its mask is empty")
@@ -244,4 +261,4 @@ def _annotation(file: Path, image: JsonObject, record: JsonObject, names: dict[I
 def _file_name(key: str) -> str:
     """Build a file name from a path: readable, and unique by its end."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", PurePosixPath(key).stem)[:60]
-    return f"{readable}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -78,15 +80,32 @@ def test_photos_keep_their_folders_and_are_copied_or_linked(tmp_path, dig, way):
     for _ in range(2):
         assert export(project, source, "all", way)["images"] == 3
         files = sorted(path for path in (project.folder / "export" / "images").rglob("*") if path.is_file())
-        assert len(files) == 3 and all(path.is_symlink() == (way == "link") for path in files)
+        assert len(files) == 3 and [path.stat().st_nlink for path in files] == [1 + (way == "link")] * 3
     assert {len(data.make("coco", root=project.folder / "export", split=split)) for split in ("train", "test")} == {
         2,
         1,
     }
     other = "link" if way == "copy" else "copy"
     export(project, source, "all", other)
-    assert all(path.is_symlink() == (other == "link") for path in files)
+    assert [path.stat().st_nlink for path in files] == [1 + (other == "link")] * 3
     assert (photos / "images" / "train" / "a.png").exists()
+
+
+def test_a_link_that_cannot_be_made_is_told(tmp_path, dig, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photos / "a.png")
+    images = [{"id": 1, "file_name": "a.png"}]
+    marked = [{"id": 1, "image_id": 1, "segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]]}]
+    (photos / "marks.json").write_text(json.dumps({"images": images, "annotations": marked}))
+    project = dig(tmp_path / "p", images=str(photos), annotations="marks.json", segmenter="annotations")
+
+    def on_another_disk(file, target):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", on_another_disk)
+    with pytest.raises(UserError, match=r"a\.png: no link to .*: without --link the photo is copied"):
+        export(project, sources.open_source(project.settings), "all", "link")
 
 
 def test_what_has_no_mask_is_left_out_and_counted(project, source, decided):

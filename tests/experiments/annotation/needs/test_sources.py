@@ -9,12 +9,10 @@ import pytest
 from PIL import Image
 
 from maskgym.data import run_lengths
-from maskgym.data.readers.coco import Coco
 from maskgym.errors import UserError
 from maskgym.experiments.annotation.needs import masks
-from maskgym.experiments.annotation.needs.export import export
 from maskgym.experiments.annotation.needs.project import Settings
-from maskgym.experiments.annotation.needs.sources import PhotoSource, SceneSource, open_source
+from maskgym.experiments.annotation.needs.sources import Item, PhotoSource, SceneSource, open_source
 
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[5] / "shared" / "data")
 
@@ -62,20 +60,14 @@ def test_photos_are_found_and_named_apart(tmp_path):
     assert [item.key for item in PhotoSource(tmp_path).items] == ["images/c.png"]  # the others may be masks
 
 
-def test_a_name_that_is_no_text_goes_all_the_way(tmp_path, dig):
-    photos = tmp_path / "photos"
-    picture(photos / "a.png")
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    picture(tmp_path / "a.png")
     try:
-        (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+        (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
     except OSError:
         pytest.skip("this file system has no such names")
-    name = os.fsdecode(b"caf\xe9.png")
-    coco(photos / "annotations.json", SQUARE, name=name)
-    project = dig(tmp_path / "p", images=str(photos), segmenter="annotations")
-    source = PhotoSource(photos)
-    assert project.read("needs", source.items[0].name)["objects"][0]["needs"][0] == "find the cat"
-    assert export(project, source, "all")["annotations"] == 1
-    assert len(Coco(project.folder / "export", split="all")) == 1
+    with pytest.raises(UserError, match="its name is no UTF-8: expected another name"):
+        PhotoSource(tmp_path)
 
 
 def test_annotations_of_coco(tmp_path):
@@ -111,6 +103,73 @@ def test_annotations_at_fault_are_named(tmp_path, annotation, expected):
     source = PhotoSource(tmp_path)
     with pytest.raises(UserError, match=expected):
         source.annotations(source.items[0])
+
+
+@pytest.mark.parametrize("number", [1e9, 1e18, 1e300, -1e9, float("inf"), float("nan"), 10**400, "x", None, [1], {}])
+def test_no_number_of_a_polygon_ends_the_process(tmp_path, number):
+    picture(tmp_path / "a.png")
+    for segmentation in ([[5, 5, 15, 5, number, 15]], [[number] * 6], [number], number, {"size": number, "counts": ""}):
+        coco(tmp_path / "annotations.json", {"segmentation": segmentation})
+        source = PhotoSource(tmp_path)
+        with pytest.raises(UserError, match=r"annotations.json: annotation 0 of a.png: ."):
+            source.annotations(source.items[0])
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"height": 10**9, "width": 10**9}, "it states 1000000000x1000000000 pixels, the photo has 30x20"),
+        ({"height": 30, "width": 20}, "it states 20x30 pixels, the photo has 30x20"),
+        ({"height": -20, "width": 30}, "30x-20 pixels"),
+        ({"height": "20"}, "the photo has 30x20"),
+        ({"height": [20], "width": {}}, "the photo has 30x20"),
+        ({"height": float("nan")}, "xnan pixels"),
+    ],
+)
+def test_the_size_that_the_json_states_is_compared_with_the_photo(tmp_path, stated, told):
+    picture(tmp_path / "a.png")
+    content = json.loads(coco(tmp_path / "annotations.json", SQUARE).read_text())
+    content["images"] = [{"id": 1, "file_name": "a.png", **stated}]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=told):
+        PhotoSource(tmp_path).annotations(PhotoSource(tmp_path).items[0])
+    content["images"] = [{"id": 1, "file_name": "a.png"}]  # the photo's own size counts
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    (found,) = PhotoSource(tmp_path).annotations(PhotoSource(tmp_path).items[0])
+    assert found.box == (5, 5, 15, 15) and found.segmentation["size"] == [20, 30]
+
+
+def test_sizes_are_those_of_upright_photos_and_what_is_no_picture_has_no_annotations(tmp_path):
+    turned = Image.new("RGB", (20, 30))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "a.jpg", exif=exif)
+    coco(tmp_path / "annotations.json", SQUARE, name="a.jpg")
+    (found,) = PhotoSource(tmp_path).annotations(PhotoSource(tmp_path).items[0])
+    assert found.segmentation["size"] == [20, 30] == list(PhotoSource(tmp_path).image(Item("a.jpg", "a")).shape[:2])
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    assert PhotoSource(tmp_path).annotations(Item("a.jpg", "a")) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": [{"id": 1}]},
+        {"images": [[1]]},
+        {"images": [{"id": [1], "file_name": "a.png"}]},
+        {"images": {}},
+        {"annotations": [5]},
+        {"annotations": [{"image_id": {}}]},
+        {"categories": 5},
+        {"categories": [5]},
+    ],
+)
+def test_json_of_another_form_is_named(tmp_path, change):
+    picture(tmp_path / "a.png")
+    file = coco(tmp_path / "annotations.json", SQUARE)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=r"annotations\.json: cannot be read as COCO-style JSON"):
+        PhotoSource(tmp_path, "annotations.json").annotations(Item("a.png", "a"))
 
 
 def test_what_cannot_be_dug(tmp_path):
