@@ -13,7 +13,13 @@ from gymnasium.vector import VectorEnv
 from torch.nn import functional as F
 
 from maskgym.agents.clicks.sb3 import GridPolicy
-from maskgym.agents.common.checkpoints import CheckpointedAgent, TrainingState, read_checkpoint, write_checkpoint
+from maskgym.agents.common.checkpoints import (
+    CheckpointedAgent,
+    TrainingState,
+    fitting,
+    read_checkpoint,
+    write_checkpoint,
+)
 from maskgym.aliases import Observation, Settings
 from maskgym.envs.base import unwrap
 from maskgym.envs.point import PointPromptVectorEnv
@@ -57,9 +63,12 @@ class ClickAgent(CheckpointedAgent):
         """Load the weights that `save` wrote.
 
         Raises:
-            UserError: If the file is missing.
+            UserError: If the file is missing, damaged, or of another policy.
         """
-        self._load_weights(read_checkpoint(Path(path) / "policy.pt"))
+        file = Path(path) / "policy.pt"
+        state = read_checkpoint(file)
+        with fitting(file):
+            self._load_weights(state)
 
     def training_state(self) -> TrainingState:
         """Collect the weights and the states of the optimizers."""

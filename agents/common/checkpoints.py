@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -67,10 +70,11 @@ class CheckpointedAgent(Agent):
         if not file.exists():
             return 0
         state = read_checkpoint(file)
-        if state["agent"] != type(self).__name__:
-            raise UserError(f"{file}: a checkpoint of {state['agent']}: expected one of {type(self).__name__}")
-        self.load_training_state(state, file)
-        return state["update"]
+        if state.get("agent") != type(self).__name__:
+            raise UserError(f"{file}: a checkpoint of {state.get('agent')}: expected one of {type(self).__name__}")
+        with fitting(file):
+            self.load_training_state(state, file)
+            return state["update"]
 
 
 def write_checkpoint(file: Path, state: Settings) -> None:
@@ -79,16 +83,40 @@ def write_checkpoint(file: Path, state: Settings) -> None:
         torch.save(state, temporary)
 
 
-def read_checkpoint(file: Path) -> Settings:
-    """Load a checkpoint of `write_checkpoint` to the CPU.
+def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> Settings:
+    """Load a checkpoint of `write_checkpoint` to a device.
 
     Raises:
-        UserError: If the file is missing.
+        UserError: If the file is missing, damaged (its checksums tell), or no checkpoint.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # PyTorch itself compares no checksums.
+        if damaged is not None:
+            raise UserError(f"{file}: damaged at {damaged}: expected the file as it was written")
+        state = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file of weights") from error
+    except UserError:
+        raise
+    # Damage makes the readers of zip files and pickles raise anything. They advise to allow code, so none is quoted.
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as a checkpoint ({type(error).__name__}): was it damaged?") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file}: holds a {type(state).__name__}: expected the dictionary of a checkpoint")
+    return state
+
+
+@contextmanager
+def fitting(file: Path) -> Iterator[None]:
+    """Turn the errors of loading a state into modules and optimizers into a UserError that names its file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file}: does not fit this run: {type(error).__name__}: {reason}") from error
 
 
 def check_at_least(least: float, **numbers: float) -> None:

@@ -6,17 +6,18 @@ algorithm:
 - Rows of ``train_dataset`` are handled as numbers and read only when answers to them are generated.
 - The order of an epoch depends on its number, so that a run resumed in its third epoch reads the same prompts.
 - Tokens that stand for images are never sampled, because a sampled one crashes the next forward pass.
+- Of the decoding settings of a checkpoint only its end tokens count; ``generation_kwargs`` names others.
 - A checkpoint also holds the step counter, the answers that are still to be used, and what a subclass adds in
-  `ResumableTrainer.extra_state`.
+  `ResumableTrainer.extra_state`. Its manifest (`maskgym.manifest`) is written last and checked before it is resumed.
 - Each update logs the shares of the response types and the mean advantage of each type.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,11 +29,14 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import RepeatSampler
 
+from maskgym import manifest
+from maskgym.agents.common.checkpoints import read_checkpoint, write_checkpoint
 from maskgym.agents.text.response_types import confidence, mean_by_type, rank_normalized, response_types, shares
 from maskgym.agents.text.reward_function import Completion
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
-from maskgym.policies.text.mllm import vision_token_ids
+from maskgym.policies.text.mllm import neutralise_decoding, vision_token_ids
+from maskgym.segmenters.weights import refuse_mismatch
 
 Row = dict[str, Any]  # columns of a data set's row: prompt, image or images, completion, task, index
 OnAnswer = Callable[[Row, str], None]  # receives the row of a prompt and the text of an answer to it
@@ -176,6 +180,7 @@ class ResumableTrainer(_Trainer):
         self._prompted: list[Row] = []  # rows that answers are being generated to
         self.on_answer: OnAnswer | None = None  # receives each finished answer, with the row of its prompt
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        neutralise_decoding(self.model, self._tokenizer)
         suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
         suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
         if suppressed:
@@ -305,34 +310,54 @@ class ResumableTrainer(_Trainer):
     def load_extra_state(self, state: Settings) -> None:
         """Load what :meth:`extra_state` returned."""
 
-    def _state_path(self, folder: str) -> str:
-        return os.path.join(folder, f"{self._name.lower()}_state_{self.accelerator.process_index}.pt")
+    def _state_path(self, folder: str) -> Path:
+        return Path(folder) / f"{self._name.lower()}_state_{self.accelerator.process_index}.pt"
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # Each process writes files of its own.
+        if self.args.should_save:
+            step = self.state.global_step
+            manifest.write(Path(self._get_output_dir(trial)) / checkpoint_name(step), step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        os.makedirs(output_dir, exist_ok=True)  # This process may arrive before the one that makes the folder.
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         answers = None if used_up else self._buffered_inputs
-        torch.save({"step": self._step, "answers": answers, **self.extra_state()}, self._state_path(output_dir))
+        state = {"step": self._step, "answers": answers, **self.extra_state()}
+        write_checkpoint(self._state_path(output_dir), state)  # It makes the folder, which may not be there yet.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        manifest.check(folder, checkpoint_step(folder))
         # The Trainer matches names in the file literally. Vision-language models are saved under their hub names, which
         # differ, so it would keep the current weights with only a warning.
         if model is not None or not isinstance(self.model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
+            return
+        saved, report = type(self.model).from_pretrained(
+            folder, config=self.model.config, dtype=self.model.dtype, output_loading_info=True, trust_remote_code=False
+        )
+        refuse_mismatch(folder, missing=sorted(report["missing_keys"]), unexpected=sorted(report["unexpected_keys"]))
+        self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            path = self._state_path(checkpoint)
-            if not os.path.isfile(path):
-                raise UserError(f"{path}: missing, so {self._name} cannot resume from this checkpoint")
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            state = dict(read_checkpoint(self._state_path(checkpoint), self.accelerator.device))
             self._step, self._buffered_inputs = state.pop("step"), state.pop("answers")
             self.load_extra_state(state)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the folder of a checkpoint, as transformers' Trainer does."""
+    return f"checkpoint-{step}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Read the number of finished steps from the name of a checkpoint's folder; None if it has another name."""
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() and folder.name == checkpoint_name(int(number)) else None
 
 
 def weighted_sums(rewards_of_terms: Tensor, weights: Tensor) -> Tensor:

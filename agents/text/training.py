@@ -6,7 +6,6 @@ environments. This module imports TRL, which takes seconds; agents import it whe
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from gymnasium.vector import VectorEnv
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
+from maskgym import manifest
 from maskgym.agents.base import OnLog, Scorer
 from maskgym.agents.common import parallel
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
@@ -28,7 +28,7 @@ from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
 from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
-from maskgym.agents.text.trainer import ResumableTrainer
+from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step
 from maskgym.aliases import Settings
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
@@ -194,17 +194,16 @@ class _Logs(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint in a folder, if any; incomplete ones are removed.
+    """Find the newest finished checkpoint in a folder, if any; unfinished ones are removed, and other entries stay.
 
-    The trainer writes ``trainer_state.json`` last, so a checkpoint that was interrupted has no readable one.
+    The trainer writes the manifest last, so a checkpoint without one was interrupted.
     """
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-            continue
-        return path
+    found = {step: path for path in folder.glob("*") if path.is_dir() and (step := checkpoint_step(path)) is not None}
+    for _, path in sorted(found.items(), reverse=True):
+        if (path / manifest.NAME).exists():
+            return path
+        print(f"{path}: no {manifest.NAME}, so it was not finished: removed")
+        shutil.rmtree(path)
     return None
 
 

@@ -168,7 +168,7 @@ def _answer(agent: LanguageAgent, env: VectorEnv, indices: np.ndarray) -> tuple[
     shown, _ = env.reset(options={"index": np.resize(indices, env.num_envs)})  # filled up with repeats
     observations = [{name: value[i] for name, value in shown.items()} for i in range(count)]
     temperature, form = agent.settings.get("temperature", 1.0), agent.settings.get("confidence", "mean_probability")
-    answers, log_probabilities, mask = agent.policy.sample(observations, agent.max_new_tokens, temperature)
+    answers, log_probabilities, mask, _ = agent.policy.sample(observations, agent.max_new_tokens, temperature)
     _, rewards, _, _, infos = env.step((*answers, *[""] * (env.num_envs - count)))
     confidences = CONFIDENCES[form](log_probabilities, mask).tolist()
     return rewards[:count].tolist(), confidences, list(infos["sample_key"][:count])

@@ -7,35 +7,58 @@ The vision encoder is frozen and LoRA trains the language part, as in Saliency-R
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
+from maskgym import manifest
 from maskgym.aliases import JsonObject, Observation
 from maskgym.errors import UserError
 from maskgym.segmenters.frozen import DTYPES
 from maskgym.segmenters.weights import refuse_mismatch
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
 # The pattern names the language part because the vision encoder has layers of the same names.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
+class Samples(NamedTuple):
+    """Answers that `LanguagePolicy.sample` drew, one per observation (B), up to T tokens long.
+
+    Attributes:
+        answers: The texts, without special tokens.
+        log_probabilities: float32 (B, T), of the sampled tokens at the sampling temperature, normalised over the full
+            vocabulary as in training; constant.
+        mask: bool (B, T), True at the tokens of an answer, including its end token.
+        tokens: The tokens of each answer, including its end token; a truncated answer has none.
+    """
+
+    answers: list[str]
+    log_probabilities: Tensor
+    mask: Tensor
+    tokens: list[list[int]]
+
+
 class LanguagePolicy:
     """Qwen2.5-VL that answers observations of the reasoning environments.
 
-    The model and its processor are loaded at first use.
+    The model and its processor are loaded at first use. Of the decoding settings in ``generation_config.json`` only the
+    tokens that begin, end and pad an answer count, so that what is evaluated and sampled is what is trained.
 
     Args:
         path: Hub name, or a folder with ``config.json``, weights, tokenizer and processor.
@@ -46,7 +69,8 @@ class LanguagePolicy:
         dtype: Precision: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        UserError: If an argument is unknown. At first use, if the folder holds no such model or its weights do not fit.
+        UserError: If an argument is unknown. At first use, if the folder holds no such model, its weights do not fit,
+            or it differs from its manifest (see `maskgym.manifest`).
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
@@ -71,22 +95,42 @@ class LanguagePolicy:
         self.dtype = DTYPES[dtype]
 
     @cached_property
+    def _source(self) -> str:
+        """The checked folder, or the hub name."""
+        local = Path(self.path).expanduser()
+        if not local.exists():
+            return self.path
+        _check_folder(local, f"policy.path={self.path}")
+        return str(local)
+
+    @cached_property
     def processor(self) -> ProcessorMixin:
         """Processor with chat template, left-padding tokenizer and image processor."""
-        processor = _load(AutoProcessor, self.path)
+        processor = self._load(AutoProcessor)
+        for name, value in (
+            ("an end token", processor.tokenizer.eos_token_id),
+            ("a padding token", processor.tokenizer.pad_token_id),
+            ("a chat template", processor.chat_template),
+        ):
+            if value is None:
+                raise UserError(f"policy.path={self.path}: its tokenizer or processor lacks {name}")
         processor.tokenizer.padding_side = "left"
         return processor
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """Model on `device`, with adapters; frozen parts have no gradient."""
-        model, report = _load(Qwen2_5_VLForConditionalGeneration, self.path, dtype=self.dtype, output_loading_info=True)
+        model, report = self._load(Qwen2_5_VLForConditionalGeneration, dtype=self.dtype, output_loading_info=True)
         refuse_mismatch(
             f"policy.path={self.path}",
             missing=sorted(report["missing_keys"]),
             unexpected=sorted(report["unexpected_keys"]),
             misshaped=sorted(entry[0] for entry in report["mismatched_keys"]),
         )
+        tokenizer = self.processor.tokenizer
+        if tokenizer.convert_tokens_to_ids(self.processor.image_token) != model.config.image_token_id:
+            raise UserError(f"policy.path={self.path}: its tokenizer and its model differ in the token of an image")
+        neutralise_decoding(model, tokenizer)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self.lora_rank is not None:
@@ -95,6 +139,17 @@ class LanguagePolicy:
             scale = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
             model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS, task_type="CAUSAL_LM", **scale))
         return model.to(self.device)
+
+    def _load(self, kind: Any, **arguments: Any) -> Any:
+        """Call ``from_pretrained`` and raise its errors about a folder or a hub name as UserError."""
+        try:
+            return kind.from_pretrained(self._source, trust_remote_code=False, **arguments)
+        except UserError:
+            raise
+        # Many readers are called with different exceptions, and all of them concern the checkpoint.
+        except Exception as error:
+            reason = " ".join((str(error) or type(error).__name__).split())[:300]
+            raise UserError(f"policy.path={self.path}: {reason}") from error
 
     def prompt(self, observation: Observation) -> tuple[list[JsonObject], list[Image.Image]]:
         """Build the messages of an observation, image placeholders before the instruction, and list its images."""
@@ -125,25 +180,84 @@ class LanguagePolicy:
 
     def sample(
         self, observations: Sequence[Observation], max_new_tokens: int = 128, temperature: float = 1.0
-    ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    ) -> Samples:
         """Sample one answer per observation in a single batch, with the log-probabilities of its tokens.
 
         Args:
             observations: Unbatched observations from the environments.
             max_new_tokens: Maximum length of an answer in tokens.
             temperature: Sampling temperature, above 0.
-
-        Returns:
-            The answers without special tokens; float32 (B, T), the log-probabilities of the sampled tokens at that
-            temperature, normalised over the full vocabulary as in training; bool (B, T), True at the tokens of an
-            answer, including its end token.
         """
         tokens, logits = self._generate(observations, max_new_tokens, temperature, with_logits=True)  # T of (B, V)
         steps = zip(tokens.unbind(1), logits, strict=True)
         columns = [(step.float() / temperature).log_softmax(-1).gather(1, chosen[:, None]) for chosen, step in steps]
         ends = torch.isin(tokens, torch.as_tensor(self.model.generation_config.eos_token_id, device=tokens.device))
         mask = ends.cumsum(1) - ends.long() == 0  # True until the first end token, inclusive
-        return self.processor.batch_decode(tokens, skip_special_tokens=True), torch.cat(columns, dim=1), mask
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        rows = [row[shown].tolist() for row, shown in zip(tokens, mask, strict=True)]
+        return Samples(texts, torch.cat(columns, dim=1), mask, rows)
+
+    def log_probabilities(
+        self, observations: Sequence[Observation], answers: Sequence[str | Sequence[int]], temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the log-probabilities of answers with gradient, in one batch, for a loss of one's own.
+
+        They equal those in the losses of our trainers at the same temperature. The model stays in its mode.
+
+        Args:
+            observations: Unbatched observations from the environments (B).
+            answers: One per observation: a text, to which the end token is appended, or the ``tokens`` of `sample`,
+                which are taken as they are. Only the latter are surely what was sampled: another sequence of tokens may
+                have the same text, and a truncated answer has no end token.
+            temperature: Divisor of the logits, above 0.
+
+        Returns:
+            float32 (B, T), the log-probabilities of the answers' tokens, normalised over the full vocabulary, 0 after
+            the last one; bool (B, T), True at the tokens of an answer, including its end token.
+
+        Raises:
+            UserError: If the numbers of answers and observations differ, or an answer is empty or contains a token that
+                stands for an image.
+
+        Example:
+            >>> found = policy.sample(observations)  # doctest: +SKIP
+            >>> log_probabilities, mask = policy.log_probabilities(observations, found.tokens)  # doctest: +SKIP
+            >>> loss = -(advantages[:, None] * log_probabilities).sum() / mask.sum()  # doctest: +SKIP
+        """
+        if len(answers) != len(observations):
+            raise UserError(f"log_probabilities: {len(answers)} answers to {len(observations)} observations")
+        rows = [self._answer_tokens(number, answer) for number, answer in enumerate(answers)]
+        model, inputs = self.model, self._inputs(observations)
+        answer_ids = pad_sequence(rows, batch_first=True).to(self.device)  # (B, T)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        mask = torch.arange(answer_ids.shape[1], device=self.device) < lengths[:, None]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)  # (B, L + T)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"])], dim=1)
+        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, answer_ids.shape[1]))  # text has type 0
+        logits = model(**inputs, logits_to_keep=answer_ids.shape[1] + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
+        chosen = (logits.float() / temperature).log_softmax(-1).gather(2, answer_ids[:, :, None])[:, :, 0]
+        return chosen.masked_fill(~mask, 0.0), mask
+
+    def _answer_tokens(self, number: int, answer: str | Sequence[int]) -> Tensor:
+        """Build the tokens of an answer; ``number`` is for errors."""
+        tokenizer = self.processor.tokenizer
+        if isinstance(answer, str):
+            answer = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if not len(answer):
+            raise UserError(f"log_probabilities: answer {number} has no tokens: expected at least one")
+        if set(answer) & set(vision_token_ids(self.model.config, tokenizer)):
+            raise UserError(f"log_probabilities: answer {number} contains a token that stands for an image")
+        return torch.tensor(answer)
+
+    def _inputs(self, observations: Sequence[Observation]) -> BatchFeature:
+        """Build the model's inputs for one batch of prompts, padded on the left, on `device`."""
+        processor, prompts = self.processor, [self.prompt(observation) for observation in observations]
+        texts = [
+            processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            for messages, _ in prompts
+        ]
+        inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+        return inputs.to(self.device)
 
     def _generate(
         self,
@@ -151,18 +265,11 @@ class LanguagePolicy:
         max_new_tokens: int,
         temperature: float,
         with_logits: bool = False,
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """Generate the tokens (B, T) of one batch of answers and, on request, T logits (B, vocabulary)."""
-        model, processor = self.model, self.processor  # loading outside inference mode keeps the weights trainable
+        model, inputs = self.model, self._inputs(observations)  # loading outside inference mode keeps weights trainable
         sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        suppressed = vision_token_ids(model.config, processor.tokenizer)
-        prompts = [self.prompt(observation) for observation in observations]
-        texts = [
-            processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            for messages, _ in prompts
-        ]
-        inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
-        inputs = inputs.to(self.device)
+        suppressed = vision_token_ids(model.config, self.processor.tokenizer)
         was_training = model.training
         model.eval()
         with torch.inference_mode():
@@ -179,7 +286,7 @@ class LanguagePolicy:
         return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits or ()
 
     def save(self, path: str | Path) -> None:
-        """Write model and processor atomically to a folder that ``policy=qwen2_5_vl policy.path=…`` loads.
+        """Write model, processor and manifest atomically to a folder that ``policy=qwen2_5_vl policy.path=…`` loads.
 
         The adapters are merged into the weights.
         """
@@ -190,13 +297,19 @@ class LanguagePolicy:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(unfinished)
         self.processor.save_pretrained(unfinished)
+        manifest.write(unfinished)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unfinished, target)
 
     def load(self, path: str | Path) -> None:
-        """Load the weights that `save` wrote, at next use; new adapters start on the merged weights."""
+        """Load what `save` wrote, at next use; new adapters start on the merged weights.
+
+        Raises:
+            UserError: At next use, see the class.
+        """
         self.path = str(path)
-        vars(self).pop("model", None)
+        for name in ("_source", "processor", "model"):
+            vars(self).pop(name, None)
 
 
 def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -222,13 +335,45 @@ qwen2_5_vl_7b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
 tiny_policy = partial(LanguagePolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
 
 
-def _load(kind: Any, path: str, **arguments: Any) -> Any:
-    """Call ``from_pretrained`` and raise its errors about a folder or a hub name as UserError."""
-    local = Path(path).expanduser()
-    if local.exists() and not (local / "config.json").is_file():
-        raise UserError(f"policy.path={path}: no config.json there; expected a Hugging Face model folder")
+def neutralise_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop the decoding settings of a checkpoint, such as ``repetition_penalty``, ``min_p`` or ``num_beams``.
+
+    They would change what is evaluated and sampled, while log-probabilities in training are those of the plain model.
+    The tokens that begin, end and pad an answer stay. The tokenizer's end token always ends an answer, as in TRL.
+    """
+    own = model.generation_config
+    ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or ())
+    if tokenizer.eos_token_id not in ends:
+        ends = [tokenizer.eos_token_id, *ends]
+    pads = tokenizer.pad_token_id if own.pad_token_id is None else own.pad_token_id
+    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=pads)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Raise a UserError that begins with ``name`` if files are missing, empty or damaged that loading would do without.
+
+    Transformers takes the sizes of another model for those that ``config.json`` omits, and a tokenizer without special
+    tokens if ``tokenizer_config.json`` is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: no config.json there; expected a Hugging Face model folder")
+    manifest.check(folder)
+    config = _read_json(folder / "config.json")
+    sizes = {**config, **(config.get("text_config") or {})}
+    if config.get("model_type") != "qwen2_5_vl" or not config.get("vision_config") or not sizes.get("hidden_size"):
+        raise UserError(
+            f"{folder / 'config.json'}: model_type={config.get('model_type')}: expected qwen2_5_vl, with vision_config "
+            "and hidden_size"
+        )
+    if not _read_json(folder / "tokenizer_config.json"):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: empty: expected the settings of a tokenizer")
+
+
+def _read_json(file: Path) -> JsonObject:
     try:
-        return kind.from_pretrained(str(local) if local.exists() else path, **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"policy.path={path}: {reason}") from error
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds a {type(found).__name__}: expected a JSON object")
+    return found

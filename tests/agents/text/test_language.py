@@ -163,6 +163,30 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-6"
 
 
+def test_log_probabilities_of_the_policy_are_those_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskgym.agents.text.cgpo import CGPOTrainer
+
+    agent, fresh, found, score = make_agent("cgpo", tmp_path), make_agent("cgpo", tmp_path), [], CGPOTrainer._score
+
+    def look(trainer: CGPOTrainer, model: torch.nn.Module, inputs: dict):
+        answers, router = score(trainer, model, inputs)
+        total = (answers.log_probabilities * answers.mask).sum()
+        (gradient,) = torch.autograd.grad(total, model.lm_head.weight, retain_graph=True)
+        tokens = [row[: int(n)].tolist() for row, n in zip(inputs["completion_ids"], answers.mask.sum(1), strict=True)]
+        found.append((answers, gradient, tokens, [row["index"] for row in trainer._prompted]))
+        return answers, router
+
+    monkeypatch.setattr(CGPOTrainer, "_score", look)
+    agent.train([make_env("sis")], 1, lambda *_: None)
+    [(answers, gradient, tokens, indices)] = found
+    observations, _ = Episodes([make_env("sis")]).reset(0, indices)
+    values, mask = fresh.policy.log_probabilities(observations, tokens)
+    assert torch.equal(mask, answers.mask.bool())
+    torch.testing.assert_close(values, answers.log_probabilities * answers.mask, atol=1e-5, rtol=1e-5)
+    (own,) = torch.autograd.grad(values.sum(), fresh.policy.model.lm_head.weight)
+    torch.testing.assert_close(own, gradient, atol=1e-4, rtol=1e-4)
+
+
 def test_seeds_decide_the_numbers(tmp_path: Path) -> None:
     found = []
     for run, seed in enumerate((0, 0, 1)):

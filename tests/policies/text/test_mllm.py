@@ -55,8 +55,11 @@ def test_samples_come_with_the_probabilities_of_their_tokens(tiny: LanguagePolic
     torch.manual_seed(0)
     plain = tiny.generate(shown, max_new_tokens=60, temperature=temperature)
     torch.manual_seed(0)
-    answers, log_probabilities, mask = tiny.sample(shown, max_new_tokens=60, temperature=temperature)
+    answers, log_probabilities, mask, drawn = tiny.sample(shown, max_new_tokens=60, temperature=temperature)
     assert answers == plain
+    again, same_mask = tiny.log_probabilities(shown, drawn, temperature)
+    torch.testing.assert_close(again.detach(), log_probabilities * mask, atol=1e-3, rtol=1e-3)
+    assert torch.equal(mask, same_mask)
     assert log_probabilities.shape == mask.shape and mask.dtype == torch.bool
     processor, end = tiny.processor, tiny.processor.tokenizer.eos_token_id
     for row, (observation, text) in enumerate(zip(shown, answers, strict=True)):
@@ -72,6 +75,30 @@ def test_samples_come_with_the_probabilities_of_their_tokens(tiny: LanguagePolic
             logits = tiny.model(input_ids=ids, **inputs).logits[0, -len(tokens) - 1 : -1]
         wanted = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
         torch.testing.assert_close(log_probabilities[row, : len(tokens)], wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_answers_as_text_get_an_end_token_and_a_gradient(tiny: LanguagePolicy) -> None:
+    shown, texts = observations("sis", 2), ["<think>One.</think>", "<think>"]
+    values, mask = tiny.log_probabilities(shown, texts)
+    tokens = [[*tiny.processor.tokenizer(text)["input_ids"], 2] for text in texts]
+    assert mask.sum(1).tolist() == [len(row) for row in tokens] and (values[~mask] == 0).all()
+    alone, _ = tiny.log_probabilities(shown[1:], tokens[1:])
+    torch.testing.assert_close(values[1:, : len(tokens[1])], alone, atol=1e-5, rtol=1e-5)
+    weight = tiny.model.model.language_model.layers[0].mlp.up_proj.weight
+    assert torch.autograd.grad(values[0].sum(), weight)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (["a"], "1 answers to 2 observations"),
+        (["a", []], "answer 1 has no tokens"),
+        (["<|image_pad|>", "a"], "answer 0 contains a token that stands for an image"),
+    ],
+)
+def test_answers_without_a_log_probability_are_refused(tiny: LanguagePolicy, answers: list, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny.log_probabilities(observations("sis", 2), answers)
 
 
 def test_the_vision_encoder_is_frozen_and_only_it(tiny: LanguagePolicy) -> None:

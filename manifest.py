@@ -1,0 +1,69 @@
+"""Manifests: sizes and checksums of the files in a folder of weights, so that damage is noticed before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskgym import files
+from maskgym.errors import UserError
+
+NAME = "maskgym_manifest.json"
+READ_BY_NAME = (".json", ".jinja", ".safetensors", ".bin")  # Loaders also read such files when nobody lists them.
+
+
+def write(folder: Path, step: int | None = None) -> None:
+    """Write the manifest of a folder, its last file; a folder without one was not finished, or is another program's.
+
+    Args:
+        folder: Folder whose files are listed, with those in its folders.
+        step: Number of finished updates, of a checkpoint.
+    """
+    listed = {name: _describe(folder / name) for name in sorted(_names(folder))}
+    files.write(folder / NAME, json.dumps({"step": step, "files": listed}, indent=1) + "\n")
+
+
+def check(folder: Path, step: int | None = None) -> None:
+    """Compare a folder with its manifest, if it has one.
+
+    Args:
+        folder: Folder from `write`, or any other.
+        step: Number of finished updates that the manifest, which must then exist, must state; None accepts any.
+
+    Raises:
+        UserError: If the manifest cannot be read, a file is missing, changed or added, or the step is another one.
+    """
+    file = folder / NAME
+    if step is None and not file.exists():
+        return
+    try:
+        found = json.loads(file.read_bytes())
+        known, listed = found["step"], dict(found["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as the manifest of a finished checkpoint or policy") from error
+    if step is not None and known != step:
+        raise UserError(f"{file}: of step {known}: expected step {step}, as the folder's name says")
+    for name, description in listed.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing, but listed in {NAME}: expected the folder as it was saved")
+        if _describe(folder / name) != description:
+            raise UserError(f"{folder / name}: differs from {NAME}: expected the file as it was saved")
+    for name in _names(folder):
+        if name not in listed and name.endswith(READ_BY_NAME):
+            raise UserError(f"{folder / name}: not listed in {NAME}: expected the folder as it was saved")
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Yield the paths of a folder's files, relative to it, except that of the manifest."""
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name != NAME:
+            yield name
+
+
+def _describe(file: Path) -> dict[str, int | str]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
