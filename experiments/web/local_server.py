@@ -11,13 +11,13 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from maskgym.aliases import JsonObject
-from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
 from maskgym.experiments.wiring.run_folder import to_json
 
@@ -26,7 +26,7 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, RedirectResponse, Response
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +36,7 @@ except ImportError as error:
 Answer = JsonObject | list[JsonObject] | bytes | None  # sent as JSON; bytes as PNG
 COOKIE = "maskgym_token"
 LARGEST_BODY = 100_000  # bytes of a request, unless a page says otherwise
+HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")  # of a header, with its port
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>maskgym: token</title><form><label>Token, as the terminal shows it:
@@ -52,14 +53,14 @@ def make_app(
 ) -> Starlette:
     """Return the application of a page.
 
-    What an action returns is sent as JSON, bytes as PNG; a `UserError` or `DataFault` as ``{"error": one line}`` and
+    What an action returns is sent as JSON, bytes as PNG; a `UserError` as ``{"error": one line}`` and
     status 400. Actions run in threads, several at a time.
 
     Args:
         page: HTML file, in which ``NONCE`` is replaced by the nonce of its script and style.
         reading: Handlers of GET by path; each receives the path's parameters by name.
         changing: Handlers of POST by path; each receives the JSON object.
-        hosts: Names that requests may be addressed to; ``*`` for any, with a token.
+        hosts: Names that requests may be addressed to; ``*`` for any, with a token. A name is required.
         token: Token that every visitor must give; None needs none.
         largest_body: Largest size of a request in bytes.
     """
@@ -96,10 +97,13 @@ def _changing(act: Callable[[JsonObject], Answer], largest_body: int) -> Callabl
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             return _json({"error": "expected JSON"}, 415)
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > largest_body:
-                return _json({"error": f"expected at most {largest_body} bytes"}, 413)
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > largest_body:
+                    return _json({"error": f"expected at most {largest_body} bytes"}, 413)
+        except ClientDisconnect:  # nobody reads this answer
+            return _json({"error": "the request was cut off"}, 400)
         return await _answered(lambda: act(_object(bytes(body))))
 
     return answer
@@ -109,8 +113,10 @@ async def _answered(act: Callable[[], Answer]) -> Response:
     """Run an action in a thread; errors become one line."""
     try:
         found = await run_in_threadpool(act)
-    except (UserError, DataFault) as error:
+    except UserError as error:
         return _json({"error": " ".join(str(error).split())}, 400)
+    except RecursionError:
+        return _json({"error": "expected lists and objects that are not nested so deep"}, 400)
     return Response(found, media_type="image/png") if isinstance(found, bytes) else _json(found)
 
 
@@ -162,15 +168,13 @@ class Guard:
         await (refusal or self._app)(scope, receive, hardened)
 
     def _refusal(self, request: Request) -> Response | None:
-        try:
-            named = request.url.hostname
-        except ValueError:
-            named = None
-        if "*" not in self._hosts and named not in self._hosts:
+        named = [HOST.fullmatch(value) for value in request.headers.getlist("host")]
+        host = named[0]["name"].strip("[]").lower() if len(named) == 1 and named[0] else None
+        if host is None or ("*" not in self._hosts and host not in self._hosts):
             return _json({"error": "this name does not lead here"}, 421)
         if self._token is None or self._knows(request.cookies.get(COOKIE)):
             return None
-        if request.url.path != "/":
+        if request.scope["path"] != "/":
             return _json({"error": "the token is missing or wrong"}, 401)
         if not self._knows(request.query_params.get("token")):
             return HTMLResponse(ASK, 401)

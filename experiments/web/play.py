@@ -18,7 +18,6 @@ where others label clicks, or COCO's run-length code of a mask over the observed
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
@@ -47,6 +46,7 @@ from maskgym.experiments.wiring.command import Parser
 PAGE = Path(__file__).with_name("play.html")
 PICTURES, LOCK = "pictures", ".episodes.lock"
 LARGEST_BODY = 2_000_000  # bytes of a request
+LONGEST = 10**9  # seconds of an episode; what a page states beyond is no time
 REFERENCES = {  # agents that need no training: what they are called here, and how they do it
     "oracle": ("Oracle", "it knows the truth"),
     "referring": ("Segmenter", "the need taken as a phrase"),
@@ -192,6 +192,9 @@ class Game:
             kind, asked = kind_of(env), given.get("actions")
             if not isinstance(asked, list):
                 raise UserError("actions: expected a list")
+            most = unwrap(env, SampleVectorEnv).horizon
+            if len(asked) > most:
+                raise UserError(f"{len(asked)} actions: the episode is over after {most}")
             actions = [kind.read(one, sample) for one in asked]
             episode = self._play(env, index, repeating(actions))
             if len(episode.steps) < len(actions):
@@ -409,7 +412,7 @@ def _row(kind: Kind, sample: Sample, episode: Episode) -> JsonObject:
 
 
 def _seconds(given: Json) -> float | None:
-    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given < math.inf:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given <= LONGEST:
         return None
     return round(float(given), 2)
 

@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Json, JsonObject
 from maskgym.chat.asker import to_png
 from maskgym.data import run_lengths
 from maskgym.errors import UserError
@@ -171,13 +171,23 @@ def serve(desk: Desk, host: str, port: int, announce: Callable[[str], None] = pr
 
 
 def _clicks(given: JsonObject, shape: Sequence[int]) -> tuple[list[list[float]], list[int], bool]:
-    points, labels, boxed = given.get("points") or [], given.get("labels") or [], bool(given.get("boxed", True))
-    try:
-        places = np.array(points, np.float32).reshape(len(points), 2)
-        fits = len(labels) == len(points) <= MOST_POINTS and all(label in (0, 1) for label in labels)
-        inside = bool(((places >= 0) & (places <= (shape[1], shape[0]))).all())
-    except (TypeError, ValueError):
-        fits = inside = False
-    if not (fits and inside):
+    """Read the clicks of a request, with places rounded to tenths of a pixel."""
+    points, labels, boxed = given.get("points") or [], given.get("labels") or [], given.get("boxed", True)
+    fits = isinstance(points, list) and isinstance(labels, list) and len(labels) == len(points) <= MOST_POINTS
+    if not fits or not all(_is_inside(point, shape) for point in points) or not all(map(_is_label, labels)):
         raise UserError(f"clicks: expected at most {MOST_POINTS} points (x, y) in the image, each with label 0 or 1")
-    return [[round(float(x), 1), round(float(y), 1)] for x, y in places], [int(label) for label in labels], boxed
+    if not isinstance(boxed, bool):
+        raise UserError("boxed: expected true or false")
+    return [[round(float(x), 1), round(float(y), 1)] for x, y in points], labels, boxed
+
+
+def _is_inside(point: Json, shape: Sequence[int]) -> bool:
+    if not isinstance(point, list) or len(point) != 2:
+        return False
+    return all(
+        type(place) in (int, float) and 0 <= place <= side for place, side in zip(point, shape[1::-1], strict=True)
+    )
+
+
+def _is_label(label: Json) -> bool:
+    return type(label) is int and label in (0, 1)

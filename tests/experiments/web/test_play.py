@@ -195,6 +195,7 @@ def test_what_is_malformed_is_told(words, text, expected):
         ({"actions": [5]}, "expected a text of at most 20000 characters"),
         ({"actions": ["x" * 20_001]}, "expected a text of at most 20000 characters"),
         ({"actions": ["a", "b"]}, "2 actions: the episode is over after 1"),
+        ({"actions": ["a"] * 10_000}, "10000 actions: the episode is over after 1"),
     ],
 )
 def test_what_cannot_be_played_is_told(words, given, expected):
@@ -218,6 +219,34 @@ def test_what_is_no_mask_is_told(ranks, action):
         ranks.step(at(ranks, actions=[action]))
 
 
+def is_index(value) -> bool:
+    return type(value) is int and 0 <= value < 512
+
+
+@pytest.mark.parametrize("route", ["show", "check", "step", "against"])
+@pytest.mark.parametrize("name", ["words", "clicks", "ranks"])
+def test_requests_with_something_wrong_in_them_are_refused_and_save_nothing(request, call, attack, name, route):
+    game = request.getfixturevalue(name)
+    app, place = play.make_app(game), at(game)
+    legal = {"task": lambda value: False, "split": lambda value: False, "index": is_index}
+    more = {
+        "show": ({}, {}),
+        "check": ({"text": GOOD}, {"text": lambda value: isinstance(value, str)}),
+        "step": ({"actions": [], "seconds": 3.5, "peeked": True}, {"actions": lambda value: value == []}),
+        "against": ({"who": "truth"}, {"who": lambda value: False}),
+    }
+    body, rules = more[route]
+    if route == "check" and name != "words":
+        assert call(app, "/api/check", {**place, **body})[0] == 400  # only answers in words have a form
+        return
+
+    def saves():
+        file = game.journal.file
+        return file.read_bytes() if file.exists() else b""
+
+    attack(app, f"/api/{route}", {**place, **body}, {**legal, **rules}, saves, tries=40)
+
+
 def test_nobody_else_plays(words, ranks):
     with pytest.raises(UserError, match="who 'policy': nobody of this name plays here"):
         words.against(at(words, who="policy"))
@@ -239,6 +268,12 @@ def test_what_is_there_is_continued_and_a_cut_line_left_out(tmp_path):
     file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="line 1 is no episode: choose another --out"):
         play.Journal(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [10**400, -1, float("nan"), float("inf"), True, "3", None, [3], 1e300])
+def test_a_time_that_is_none_is_not_saved(words, seconds):
+    words.step(at(words, actions=[GOOD], seconds=seconds))
+    assert saved(words)[-1]["seconds"] is None
 
 
 def test_two_players_with_one_folder_lose_nothing(words, tmp_path):

@@ -104,6 +104,13 @@ def test_clicks_make_the_mask_that_the_segmenter_makes_and_a_decision_keeps_it(d
         ({"points": [[1, 500]], "labels": [1]}, "clicks: expected"),
         ({"points": [["nan", 5]], "labels": [1]}, "clicks: expected"),
         ({"points": {"a": 1}, "labels": [1]}, "clicks: expected"),
+        ({"points": [[10**400, 1]], "labels": [1]}, "clicks: expected"),
+        ({"points": [[[1], [2]]], "labels": [1]}, "clicks: expected"),
+        ({"points": [["1", "2"]], "labels": [1]}, "clicks: expected"),
+        ({"points": [[True, False]], "labels": [1]}, "clicks: expected"),
+        ({"points": [[1, 2]], "labels": [True]}, "clicks: expected"),
+        ({"points": [[1, 2]], "labels": "1"}, "clicks: expected"),
+        ({"points": [[1, 2]], "labels": [1], "boxed": "yes"}, "boxed: expected true or false"),
         ({"points": [[1, 1]] * 65, "labels": [1] * 65}, "clicks: expected at most 64"),
     ],
 )
@@ -111,6 +118,27 @@ def test_what_cannot_be_decided_is_told_and_not_recorded(desk, given, expected):
     with pytest.raises(UserError, match=expected):
         desk.decide({"id": desk.objects[0].id, "status": "accepted", "needs": ["find it"], **given})
     assert not desk.decisions.made
+
+
+def test_requests_with_something_wrong_in_them_are_refused_and_decide_nothing(desk, call, attack):
+    one, app = desk.objects[0], page.make_app(desk)
+    given = {**clicks(one, (40, 50)), "status": "accepted", "needs": ["find it"]}
+    legal = {
+        "id": lambda value: False,
+        "status": lambda value: False,
+        "needs": lambda value: False,
+        # Nothing, as a page sends it that has no clicks, is right where both are nothing.
+        "points": lambda value: False,
+        "labels": lambda value: value == [1] and type(value[0]) is int,
+        "boxed": lambda value: isinstance(value, bool),
+    }
+    journal = desk.decisions._journal
+    for route, tries in (("mask", 70), ("decide", 120)):
+        rules = {name: rule for name, rule in legal.items() if route == "decide" or name not in ("status", "needs")}
+        attack(app, f"/api/{route}", given, rules, lambda: journal.read_bytes() if journal.exists() else b"", tries)
+    for name in ("x", "..", "%2e%2e%2fproject.json", "\x1b[2J", "é"):
+        for place in ("objects", "pictures"):
+            assert call(app, f"/api/{place}/{name}".encode().decode("latin-1"))[0] in (400, 404)
 
 
 def test_an_object_without_a_mask_is_not_accepted(desk, project, source):
