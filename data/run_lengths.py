@@ -65,6 +65,8 @@ def decode_counts(counts: Counts, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: If the code is malformed, or does not fill ``shape`` exactly.
     """
+    if not isinstance(counts, (str, bytes)) and np.size(counts) and np.asarray(counts).dtype.kind not in "iu":
+        raise ValueError("malformed run lengths: expected whole numbers")
     try:
         lengths = _uncompress(counts) if isinstance(counts, (str, bytes)) else np.array(counts, dtype=np.int64)
     except (TypeError, OverflowError) as error:

@@ -131,13 +131,15 @@ def average_precision(
             image, a value is NaN or outside [0, 1], or the threshold is outside [0, 1].
 
     Convention:
-        The COCO API with one category: predictions of all images pooled and sorted by score, ties in the order given
-        (image by image); each takes the free target of largest IoU; precision made monotone and read at 101 recalls; at
-        most 100 predictions per image. There is no crowd and no area range. Predictions on images without targets are
-        false positives. Targets without a prediction: 0. No target in the whole set: NaN (the COCO API returns -1).
-        Without scores the value depends on the order of the images where hits and misses mix: compare such numbers
-        only over the same images in the same order. Other toolboxes differ: S4Net averages an AP per photo, ILSO's tool
-        ranks by IoU itself.
+        The COCO API with one category: predictions of all images pooled and sorted by score; each takes the free target
+        of largest IoU; precision made monotone and read at 101 recalls; at most 100 predictions per image. There is no
+        crowd and no area range. Predictions on images without targets are false positives. Targets without a
+        prediction: 0. No target in the whole set: NaN (the COCO API returns -1).
+        Equal scores are handled jointly, so the value does not depend on the order of images or predictions: those of
+        an image are assigned so that the most of them find a target, and precision is read only where the score
+        changes. The COCO API takes them in the order given (its issue 678). Where an image's hundredth score is shared,
+        all that share it are kept. Without scores there is one point: the precision of all predictions, up to their
+        recall. Other toolboxes differ: S4Net averages an AP per photo, ILSO's tool ranks by IoU itself.
 
     References:
         Lin et al., Microsoft COCO: common objects in context, ECCV 2014. cocodataset/cocoapi, COCOeval.
@@ -201,10 +203,13 @@ class InstanceScores:
         confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores, np.float64)
         if confidence.shape != (len(guesses),) or np.isnan(confidence).any():
             raise ValueError(f"scores: expected {len(guesses)} numbers, one per prediction, got {confidence}")
-        order = np.argsort(-confidence, kind="stable")[:MAX_DETECTIONS]
+        order = np.argsort(-confidence, kind="stable")
+        if len(order) > MAX_DETECTIONS:
+            order = order[confidence[order] >= confidence[order[MAX_DETECTIONS - 1]]]
         table, _ = _intersect([guesses[i] for i in order], truths)
+        groups = np.split(np.arange(len(order)), np.flatnonzero(np.diff(confidence[order])) + 1)
         return {
-            "hits": [_take_greedily(table, threshold).tolist() for threshold in self._hits],
+            "hits": [_take(table, groups, threshold).tolist() for threshold in self._hits],
             "confidences": confidence[order].tolist(),
             "positives": len(truths),
             "iasm": iasm(tuple(guesses), tuple(truths)),
@@ -222,8 +227,10 @@ class InstanceScores:
         """Compute the average precision at one of the thresholds; NaN if no photo has a target."""
         if not self.positives:
             return float("nan")
-        ranking = np.argsort(-np.concatenate(self._confidences), kind="stable")
-        return _interpolate(np.concatenate(self._hits[threshold])[ranking], self.positives)
+        confidences = np.concatenate(self._confidences)
+        ranking = np.argsort(-confidences, kind="stable")
+        ends = np.flatnonzero(np.append(np.diff(confidences[ranking]) != 0, True))[: len(ranking)]
+        return _interpolate(np.concatenate(self._hits[threshold])[ranking], ends, self.positives)
 
     def result(self) -> dict[str, float]:
         """Compute the metrics over all photos so far, in [0, 1].
@@ -296,25 +303,45 @@ def _assign(table: np.ndarray, threshold: float) -> Matches:
     return Matches(rows[kept], columns[kept], ious[kept])
 
 
-def _take_greedily(table: np.ndarray, threshold: float) -> np.ndarray:
-    """Check, in order, whether each prediction finds a free target of IoU at least the threshold; bool (m,)."""
-    table = table.copy()
+def _take(table: np.ndarray, groups: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+    """Check whether each prediction finds a free target of IoU at least the threshold.
+
+    Args:
+        table: float64 (m, n), IoU of predictions and targets.
+        groups: Rows of equal confidence, the most confident first. Within a group the order does not matter.
+        threshold: Smallest IoU of a hit.
+
+    Returns:
+        bool (m,).
+    """
+    # COCO lowers a threshold of 1 so that equal masks pass after rounding.
+    least = min(threshold, 1 - 1e-10)
+    free = np.ones(table.shape[1], bool)
     hits = np.zeros(len(table), bool)
-    if table.shape[1]:
-        for index, row in enumerate(table):
-            # COCO takes the last of equal IoUs, and lowers a threshold of 1 so that equal masks pass after rounding.
-            best = row.size - 1 - int(row[::-1].argmax())
-            hits[index] = row[best] >= min(threshold, 1 - 1e-10)
-            if hits[index]:
-                table[:, best] = -1  # this target is no longer free
+    for rows in groups if table.size else ():
+        values = np.where(free & (table[rows] >= least), table[rows], -1.0)
+        if len(rows) == 1:
+            chosen = np.array([0]), np.array([values.shape[1] - 1 - int(values[0, ::-1].argmax())])  # as COCO: the last
+        else:
+            # A hit outweighs any sum of IoUs, so the number of hits is the largest possible.
+            chosen = linear_sum_assignment(np.where(values >= 0, values + len(rows) + 1, 0.0), maximize=True)
+        found = values[chosen] >= 0
+        hits[rows[chosen[0][found]]] = True
+        free[chosen[1][found]] = False
     return hits
 
 
-def _interpolate(hits: np.ndarray, positives: int) -> float:
-    """Compute the mean over 101 recalls of the best precision at that recall or beyond; 0 where it is not reached."""
+def _interpolate(hits: np.ndarray, ends: np.ndarray, positives: int) -> float:
+    """Compute the mean over 101 recalls of the best precision at that recall or beyond; 0 where it is not reached.
+
+    Args:
+        hits: bool (m,), by descending confidence.
+        ends: int (k,), the last place of each run of equal confidences, where precision is read.
+        positives: Number of targets.
+    """
     if not len(hits):
         return 0.0
-    true = np.cumsum(hits)
-    precision = true / np.arange(1, len(hits) + 1)
+    true = np.cumsum(hits)[ends]
+    precision = true / (ends + 1)
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return float(envelope[np.searchsorted(true / positives, RECALLS, side="left")].mean())

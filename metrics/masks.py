@@ -210,7 +210,10 @@ def as_maps(value: Maps, name: str) -> np.ndarray:
     if maps.ndim not in (2, 3) or 0 in maps.shape[-2:]:
         raise ValueError(f"{name}: expected shape (H, W) or (B, H, W), got {maps.shape}")
     if maps.dtype == bool:
-        return maps
+        # A view of other bytes as bool may hold true values that are not 1, which counting by bytes would miss.
+        return maps if not maps.size or maps.view(np.uint8).max() <= 1 else maps.view(np.uint8) != 0
+    if maps.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected bool or real numbers, got {maps.dtype}")
     if maps.dtype not in (np.float32, np.float64):
         maps = maps.astype(np.float32 if maps.dtype == np.float16 else np.float64)
     # Reductions propagate NaN, so one comparison catches it too.

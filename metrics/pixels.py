@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -138,7 +138,7 @@ def f_measure(prediction: Maps, target: Masks) -> FMeasure:
     References:
         Achanta et al., Frequency-tuned salient region detection, CVPR 2009. lartpang/PySODMetrics, class Fmeasure.
     """
-    values = per_image(_f_values, prediction, target)
+    values = _curves(_f_values, prediction, target)
     return FMeasure(*map(_float_or_batch, _summarise(values)))
 
 
@@ -167,7 +167,7 @@ def e_measure(prediction: Maps, target: Masks) -> EMeasure:
         Fan et al., Enhanced-alignment measure for binary foreground map evaluation, IJCAI 2018, Eq. 2-5.
         lartpang/PySODMetrics, class Emeasure.
     """
-    values = per_image(_e_values, prediction, target)
+    values = _curves(_e_values, prediction, target)
     return EMeasure(*map(_float_or_batch, _summarise(values)))
 
 
@@ -176,7 +176,7 @@ def f_curve(prediction: Maps, target: Masks) -> np.ndarray:
 
     Arguments, errors and convention are those of `f_measure`. Average curves over images, then take mean or maximum.
     """
-    return per_image(_f_values, prediction, target)[..., :-1]
+    return _curves(_f_values, prediction, target)[..., :-1]
 
 
 def e_curve(prediction: Maps, target: Masks) -> np.ndarray:
@@ -184,7 +184,7 @@ def e_curve(prediction: Maps, target: Masks) -> np.ndarray:
 
     Arguments, errors and convention are those of `e_measure`. Average curves over images, then take mean or maximum.
     """
-    return per_image(_e_values, prediction, target)[..., :-1]
+    return _curves(_e_values, prediction, target)[..., :-1]
 
 
 class SaliencyScores:
@@ -357,6 +357,13 @@ def _count(prediction: np.ndarray, target: PreparedMask) -> tuple[np.ndarray, np
         at_least = np.bincount(level, minlength=256)[::-1].cumsum()[::-1]
         counts.append(np.append(at_least, np.count_nonzero(above)))
     return counts[0], counts[1]
+
+
+def _curves(score: Callable[[np.ndarray, PreparedMask], np.ndarray], prediction: Maps, target: Masks) -> np.ndarray:
+    """Apply `_f_values` or `_e_values` to each image, (257,) or (B, 257); a batch of no image is (0, 257)."""
+    values = per_image(score, prediction, target)
+    assert isinstance(values, np.ndarray)
+    return values if values.size else np.zeros((0, 257))
 
 
 def _summarise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,6 +39,8 @@ def test_run_lengths_agree_with_pycocotools():
         "PPPP",
         "PPPPPPPPPPPPP0P6",
         [193],
+        [100.7, 92],
+        [True] * 192,
     ],
 )
 def test_malformed_run_lengths(counts):

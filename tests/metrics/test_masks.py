@@ -80,8 +80,28 @@ def test_prepare_returns_one_or_many():
         s_measure(np.zeros((3, 3, 3)), prepare(np.zeros((4, 3, 3))))
 
 
+@pytest.mark.parametrize("metric", [s_measure, mae, iou])
+def test_true_bytes_that_are_not_one_are_foreground(metric):
+    plain = np.zeros((8, 8), bool)
+    plain[2:6, 1:5] = True
+    odd = (plain * 255).astype(np.uint8).view(bool)  # as masks come out of memory maps and views
+    half = np.arange(64).reshape(8, 8) % 3 == 0
+    assert metric(odd, odd) == metric(plain, plain)
+    assert metric(half, odd) == metric(half, plain) and metric(odd, half) == metric(plain, half)
+    assert prepare(odd).area == 16
+
+
+@pytest.mark.parametrize("metric", PAIRWISE)
+@pytest.mark.parametrize("odd", [np.eye(4) * 1j, np.full((4, 4), "1"), np.full((4, 4), None)])
+def test_what_is_no_real_number_is_refused(metric, odd):
+    with pytest.raises(ValueError, match="prediction: expected bool or real numbers, got"):
+        metric(odd, np.eye(4, dtype=bool))
+
+
 def test_an_empty_batch_gives_no_values():
-    assert s_measure(np.zeros((0, 3, 3), bool), np.zeros((0, 3, 3), bool)).shape == (0,)
+    nothing = np.zeros((0, 3, 3), bool)
+    assert s_measure(nothing, nothing).shape == f_measure(nothing, nothing).max.shape == (0,)
+    assert e_measure(nothing, nothing).mean.shape == (0,)
 
 
 @pytest.mark.parametrize("tight", [True, False])
