@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from maskgym.aliases import Settings
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 
 PLUGIN_GROUP = "maskgym.plugins"
 _plugins_loaded = False
@@ -81,17 +82,16 @@ class Registry(Generic[Part]):
         """Look up the factory of a name.
 
         Raises:
-            UserError: If the name is unknown; the message lists the closest names.
+            UserError: If the name is unknown; the message lists all names, the closest first.
         """
         load_plugins()
         if name not in self._targets:
             close = difflib.get_close_matches(str(name), self._targets, n=3, cutoff=0.5)
-            offer = close or sorted(self._targets)
+            offer = dict.fromkeys([*close, *sorted(self._targets)])
             raise UserError(f"unknown {self.kind} '{name}': expected one of {', '.join(offer)}")
         target = self._targets[name]
         if isinstance(target, str):
-            module, _, attribute = target.partition(":")
-            target = self._targets[name] = getattr(importlib.import_module(module), attribute)
+            target = self._targets[name] = _imported(target, f"{self.kind} '{name}'")
         return partial(target, **self._presets[name]) if self._presets[name] else target
 
     def make(self, name: str, **arguments: Any) -> Part:
@@ -103,6 +103,20 @@ class Registry(Generic[Part]):
         target = self.get(name)
         check_arguments(target, arguments, f"{self.kind} '{name}'")
         return target(**arguments)
+
+
+def _imported(target: str, owner: str) -> Callable[..., Any]:
+    """Import ``module:attribute``; an error of a plugin's module names the part that it belongs to."""
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
+    except Exception as error:  # A plugin's module may raise anything when it is imported.
+        if module.partition(".")[0] == __package__:  # a fault of ours, or a library that is not installed
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{owner}: its target {target} cannot be imported: {reason}") from error
 
 
 def check_arguments(target: Callable[..., Part], arguments: Settings, owner: str, prefix: str = "") -> None:
@@ -155,9 +169,19 @@ def plugin_folders() -> tuple[Path, ...]:
 
 
 def load_plugins() -> None:
-    """Import every installed ``maskgym.plugins`` entry point once, which registers its components."""
+    """Import every installed ``maskgym.plugins`` entry point once, which registers its components.
+
+    Raises:
+        UserError: If one cannot be imported; the message names it.
+    """
     global _plugins_loaded
-    if not _plugins_loaded:
-        _plugins_loaded = True
-        for plugin in entry_points(group=PLUGIN_GROUP):
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True  # also for names that a plugin asks for while it is imported
+    for plugin in entry_points(group=PLUGIN_GROUP):
+        try:
             plugin.load()
+        except (Exception, SystemExit) as error:
+            _plugins_loaded = False
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"plugin '{plugin.name}' ({plugin.value}): {reason}: mend or uninstall it") from error

@@ -98,9 +98,9 @@ def test_a_string_that_cannot_be_imported_is_a_fault_of_ours(shapes):
         shapes.get("lost")
 
 
-def test_an_unknown_name_is_answered_with_the_closest(shapes):
+def test_an_unknown_name_is_answered_with_all_the_closest_first(shapes):
     shapes.register("circle", Square)
-    with pytest.raises(UserError, match=r"^unknown shape 'squares': expected one of square$"):
+    with pytest.raises(UserError, match=r"^unknown shape 'squares': expected one of square, circle$"):
         shapes.make("squares")
 
 
@@ -113,6 +113,17 @@ def test_an_unknown_name_close_to_none_is_answered_with_all(shapes):
 def test_registries_are_apart(shapes):
     assert Registry("colour").names() == ()
     assert shapes.names() == ("square",)
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "import no_such_library", "raise SystemExit(3)", "def f(:"])
+def test_a_plugin_that_cannot_be_imported_is_named_each_time(tmp_path, monkeypatch, shapes, content):
+    (tmp_path / "broken_plugin.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("mine", "broken_plugin", group)])
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^plugin 'mine' \(broken_plugin\): \w+: .*uninstall it$"):
+            shapes.get("square")
 
 
 @pytest.mark.parametrize("use", [lambda shapes: shapes.names(), lambda shapes: shapes.make("plugged")])
@@ -138,3 +149,28 @@ def test_plugins_are_loaded_at_first_use_and_once(tmp_path, monkeypatch, use):
     use(host.shapes)
     assert host.shapes.names() == ("plugged",)
     assert asked == ["maskgym.plugins"]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("no_such_plugin:Part", "ModuleNotFoundError: No module named 'no_such_plugin'"),
+        ("json:Part", "AttributeError: module 'json' has no attribute 'Part'"),
+    ],
+)
+def test_a_plugins_string_that_leads_nowhere_names_the_part(shapes, target, expected):
+    shapes.register("lost", target)
+    with pytest.raises(UserError) as caught:
+        shapes.make("lost")
+    assert str(caught.value) == f"shape 'lost': its target {target} cannot be imported: {expected}"
+
+
+def test_a_broken_plugin_is_named_each_time(tmp_path, monkeypatch, shapes):
+    (tmp_path / "broken_plugin.py").write_text("raise ZeroDivisionError('no\\nluck')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = EntryPoint("mine", "broken_plugin", registry.PLUGIN_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [plugin])
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    for ask in (shapes.names, lambda: shapes.get("square")):
+        with pytest.raises(UserError, match=r"^plugin 'mine' \(broken_plugin\): ZeroDivisionError: no luck: mend or"):
+            ask()

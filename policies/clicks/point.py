@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
+from maskgym.aliases import Observation
 from maskgym.errors import UserError
 
 
 @dataclass(frozen=True)
 class PointActorCritic:
-    """Sizes of the networks; `trunk`, `actor` and `critic` build the networks for an environment's spaces.
+    """Sizes of the networks; the methods build them for an environment's spaces.
+
+    `network` builds a whole policy for an algorithm of one's own; `trunk`, `actor` and `critic` build the parts that
+    Stable-Baselines3 and RLlib put together.
 
     Args:
         channels: Width of the shared trunk.
@@ -34,6 +40,10 @@ class PointActorCritic:
             raise UserError(
                 f"channels={self.channels}, layers={self.layers}: expected a multiple of 8 and at least 0 layers"
             )
+
+    def network(self, observation_space: spaces.Dict, action_space: spaces.Space) -> ClickNetwork:
+        """Build a policy that draws clicks and computes their log-probabilities."""
+        return ClickNetwork(self, observation_space, action_space)
 
     def trunk(self, observation_space: spaces.Dict) -> GridTrunk:
         """Build the trunk that actor and critic share."""
@@ -130,3 +140,64 @@ def split_features(features: Tensor, channels: int, side: int) -> tuple[Tensor, 
     maps, clicked = features.split([channels * side**2, features.shape[1] - channels * side**2], dim=1)
     clicked = clicked if clicked.shape[1] else features.new_zeros(len(features), side**2)
     return maps.unflatten(1, (channels, side, side)), clicked
+
+
+class ClickNetwork(nn.Module):
+    """Policy over the patch grid without a critic.
+
+    Args:
+        sizes: Sizes of the networks.
+        observation_space: Space of one observation, with the patch grid.
+        action_space: Patches, ``Discrete(g²)``, or patches and labels, ``MultiDiscrete([g², 2])``.
+    """
+
+    def __init__(self, sizes: PointActorCritic, observation_space: spaces.Dict, action_space: spaces.Space) -> None:
+        super().__init__()
+        self.trunk, self.actor = sizes.trunk(observation_space), sizes.actor(observation_space, action_space)
+        self.names, self.labelled = tuple(observation_space.spaces), isinstance(action_space, spaces.MultiDiscrete)
+
+    def forward(self, observations: Sequence[Observation]) -> list[Categorical]:
+        """Compute the distribution of the patch, and that of the label if the action has one.
+
+        Args:
+            observations: B unbatched observations from the environments.
+        """
+        device = self.trunk.position.device
+        batch = {
+            name: torch.as_tensor(np.stack([row[name] for row in observations]), device=device).float()
+            for name in self.names
+        }
+        logits = self.actor(self.trunk(batch))  # (B, g²) or (B, g² + 2)
+        parts = logits.split([logits.shape[1] - 2, 2], dim=1) if self.labelled else [logits]
+        return [Categorical(logits=part) for part in parts]
+
+    @torch.no_grad()
+    def sample(self, observations: Sequence[Observation], greedy: bool = False) -> np.ndarray:
+        """Draw one action per observation, or take the most probable one, int64 (B,) or (B, 2)."""
+        found = [part.logits.argmax(dim=1) if greedy else part.sample() for part in self(observations)]
+        return (torch.stack(found, dim=1) if self.labelled else found[0]).cpu().numpy()
+
+    def log_probabilities(self, observations: Sequence[Observation], actions: np.ndarray) -> Tensor:
+        """Compute the log-probabilities of actions with gradient, for a loss of one's own.
+
+        Args:
+            observations: B unbatched observations from the environments.
+            actions: One per observation, int (B,) or (B, 2), as `sample` gives them.
+
+        Returns:
+            float32 (B,).
+
+        Raises:
+            UserError: If the shape of the actions does not fit.
+
+        Example:
+            >>> actions = network.sample(observations)  # doctest: +SKIP
+            >>> loss = -(advantages * network.log_probabilities(observations, actions)).mean()  # doctest: +SKIP
+        """
+        parts = self(observations)
+        given = np.asarray(actions)
+        shape = (len(observations), 2) if self.labelled else (len(observations),)
+        if given.shape != shape:
+            raise UserError(f"log_probabilities: actions of shape {given.shape}: expected {shape}")
+        chosen = torch.as_tensor(given.reshape(len(given), -1), device=self.trunk.position.device)
+        return torch.stack([part.log_prob(chosen[:, k]) for k, part in enumerate(parts)]).sum(dim=0)
