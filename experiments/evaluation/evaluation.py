@@ -17,6 +17,7 @@ from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
+from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
 from maskgym.experiments.evaluation.rollout import Episode
 from maskgym.metrics import InstanceScores, ReferringScores, SaliencyScores
 from maskgym.rewards import Transition
@@ -32,7 +33,6 @@ SET_MEASURES = (
     *("ber_mean", "ber_pooled", "weighted_f"),
 )
 AP_THRESHOLDS = (0.5, 0.7)
-CLICKS_SHOWN = (1, 5, 10, 15, 20)  # numbers of clicks after which the IoU is reported
 CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # IoU thresholds of the number-of-clicks measures
 
 # The final transition of an episode, whose action is all actions as text, and the numbers of the episode.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from maskgym.aliases import Config
+from maskgym.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,64 @@ def measure(name: str) -> Measure:
     if found := re.fullmatch(r"p@(0\.\d)", last):
         return Measure(last, f"P@{found[1]}")
     return Measure(last, last, range=(-math.inf, math.inf), needs="reward")
+
+
+def main_of(env: str, names: Iterable[str]) -> list[str]:
+    """Select the reward and the main measure of each task from the names of scores.
+
+    Args:
+        env: Name of the environment, and of its task if there is one.
+        names: Names as in ``results.json``.
+    """
+    split = [(name, *name.rpartition("/")[::2]) for name in names]
+    return [name for name, task, last in split if last in ("reward", MAIN.get(task or env, "reward"))]
+
+
+CLICKS_SHOWN = (1, 5, 10, 15, 20)  # numbers of clicks after which the IoU is reported
+_PIXELS = (
+    *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive", "ber_mean", "ber_pooled", "weighted_f"),
+    *("s_measure", "iou", "reward"),
+)
+_TEXT = (*_PIXELS, "format", "expressions", "characters")
+_REFERRING = ("miou", "oiou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
+_CLICKS = (*_PIXELS, "repeated", "noc85", "noc90")
+_RANKS = ("reward", "steps", "found", "iou", "mae", "sor", "sor_mean", "sa_sor")
+_WITH_TERMS = ("sod", "sis", "cosod", "user_need")  # tasks whose evaluation reports the terms of the reward
+# What evaluations of our own tasks report.
+_OF_TASKS: dict[str, tuple[str, ...]] = {
+    **{"sod": _TEXT, "cosod": _TEXT, "sis": (*_TEXT, "iasm", "iasm_published", "ap50", "ap70")},
+    **{"point_prompt": _CLICKS, "user_need_point": (*_CLICKS, *_REFERRING)},
+    **{"user_need": (*_PIXELS, *_REFERRING), "ranking": (*_RANKS, *(f"{name}_photos" for name in _RANKS[-3:]))},
+}
+
+
+def check_offered(config: Config, names: Collection[str], where: str) -> None:
+    """Check that the evaluation of a config reports some measures, before anything is trained.
+
+    Tasks of plugins are not checked, because only their evaluation knows their measures.
+
+    Args:
+        config: Config of a run, with the changes of its evaluation.
+        names: Names as in ``results.json``: with the prefix of a task if there are several.
+        where: File and key, for errors.
+
+    Raises:
+        UserError: If a measure is missing; the message lists those that there are.
+    """
+    tasks = config["env"]["gym_ids"]
+    if not set(tasks) <= set(_OF_TASKS):
+        return
+    from maskgym import rewards
+
+    settings = {key: value for key, value in config["reward"].items() if key != "name"}
+    reward = rewards.make(config["reward"]["name"], **settings)
+    if not isinstance(reward, rewards.WeightedSum):
+        return  # its terms are known when it has scored
+    offered: dict[str, None] = {}
+    for task in tasks:
+        own = [*_OF_TASKS[task], *(term.name for term in reward.terms if task in _WITH_TERMS)]
+        if "horizon" in config["env"]:
+            own += [f"iou@{count}" for count in CLICKS_SHOWN if count <= config["env"]["horizon"]]
+        offered |= dict.fromkeys(f"{task}/{name}" if len(tasks) > 1 else name for name in own)
+    if missing := [name for name in names if name not in offered]:
+        raise UserError(f"{where}: measure '{missing[0]}': expected one of {', '.join(offered)}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+FEW = 30  # samples below which differences between scores are mostly chance
 RESAMPLES = 2000
 LEVEL = 0.95  # share of the resampled estimates inside an interval
 Interval = tuple[float, float, float]  # estimate, lower bound and upper bound
@@ -36,6 +37,26 @@ def bootstrap_interval(
     settings = {"n_resamples": resamples, "confidence_level": level, "method": "percentile"}
     low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), **settings).confidence_interval
     return float(low), float(high)
+
+
+def mean_and_interval(values: Sequence[float], sign: str = "") -> str:
+    """Format the mean of some values, and its interval if there are several; a dash if a value is no number.
+
+    Args:
+        values: At least one.
+        sign: ``+`` to write the sign of positive numbers too.
+
+    Example:
+        >>> mean_and_interval([0.25], "+"), mean_and_interval([0.5, 0.5]), mean_and_interval([0.5, float("nan")])
+        ('+0.250', '0.500 [0.500, 0.500]', '–')
+    """
+    if not np.isfinite(values).all():
+        return "–"
+    mean = f"{sum(values) / len(values):{sign}.3f}"
+    if len(values) == 1:
+        return mean
+    low, high = bootstrap_interval(values)
+    return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def interquartile_mean(scores: np.ndarray) -> Interval:

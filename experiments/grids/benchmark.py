@@ -14,20 +14,21 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
           cgpo: {with: [algo=cgpo]}
         against: cgpo                                  # the row that the others are compared with
         seeds: [0, 1, 2]
-    costs:                                             # measured alone, one after the other, in turn
+    costs:                                             # optional: measured alone, one after the other, in turn
       - title: updates of 128 answers
         about: text below it
         base: [env=sis, algo.updates=10]
         rows: {cgpo: {with: [algo=cgpo]}}
         rounds: 2
-    published:                                         # of a paper, whose order of the rows is compared with ours
+    published:                                         # optional: of a paper, whose order of the rows is compared
       cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
 
 Each run becomes one row of the table ``OUT/NAME.jsonl.gz``, whose key is the hash of its arguments. Rows that sections
 share are therefore run once, and a stopped benchmark resumes. A row also holds the config of its run, and is made again
 if a default has changed. ``--report`` writes the report from existing results and runs nothing.
-Seconds are the number of updates times the seconds per update of a separate timing run, so that rows may train in
-parallel.
+Any agent can be a row. Tokens and rewards per update are those that it logs as ``generated_tokens`` and
+``reward_calls``; without them, the columns and curves of the row are empty, and the report says so. Seconds are the
+number of updates times the seconds per update of a separate timing run, so that rows may train in parallel.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tqdm import tqdm
 from maskgym.errors import UserError
 from maskgym.experiments.grids import benchmark_report, files, matrix
 from maskgym.experiments.grids.matrix import WARM_UP, Results, cost_arguments, cost_key
-from maskgym.experiments.grids.processes import Finished, Runner, run_cold
+from maskgym.experiments.grids.processes import Finished, Runner, run_cold, threads_of
 from maskgym.experiments.grids.runner import RunSpec, add_options, call, compute, digest
 from maskgym.experiments.wiring import command, run_folder
 
@@ -64,6 +65,7 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     name, runs = Path(given.matrix).stem, given.runs.absolute()
     results = Results(matrix.load(given.matrix), given.out / name)
     if not given.report:
+        matrix.check(results.matrix)
         missing = [spec for spec in results.specs() if results.of(spec) is None]
 
         def keep(spec: RunSpec) -> None:
@@ -78,7 +80,9 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     for file, content in pictures.items():
         run_folder.write(results.folder / file, content)
     run_folder.write(given.out / f"{name}.md", text)
+    print("\n".join(benchmark_report.overview(results)))
     print(given.out / f"{name}.md")
+    print(f"one page that compares its runs: maskgym report {runs} --out {given.out / 'comparison.html'}")
 
 
 def _run_alone(words: Sequence[str], cold: bool = True) -> Finished:
@@ -91,7 +95,7 @@ def measure_costs(results: Results, runs: Path, run: Runner) -> None:
     Each is a cold process, whose memory is that of the run alone.
 
     Raises:
-        UserError: If a run fails.
+        UserError: If a run fails, or earlier timing runs had another number of threads.
     """
     wanted = {  # keyed by cost, so that a row of two tables is timed once
         (number, cost_key(arguments)): arguments
@@ -100,6 +104,12 @@ def measure_costs(results: Results, runs: Path, run: Runner) -> None:
         for arguments in (cost_arguments(cost, row) for row in cost["rows"])
     }
     plan = [arguments for (number, key), arguments in wanted.items() if len(results.costs.get(key, [])) <= number]
+    threads = threads_of(1)
+    if plan and threads != results.threads:
+        raise UserError(
+            f"OMP_NUM_THREADS={threads}: the timing runs in {results.table} had {results.threads} threads: "
+            f"expected OMP_NUM_THREADS={results.threads}"
+        )
     for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
         rounds = results.costs.setdefault(cost_key(arguments), [])
         folder = runs / f"cost-{digest(cost_key(arguments))}-{len(rounds)}"
@@ -111,13 +121,12 @@ def measure_costs(results: Results, runs: Path, run: Runner) -> None:
 
 def _cost_of(folder: Path) -> dict[str, float]:
     """Compute the mean cost per update of a run, without the warm-up updates."""
-    rows = run_folder.read_metrics(folder / run_folder.METRICS)
-    updates = [row for row in rows if "generated_tokens" in row]
+    updates = matrix.updates_of(run_folder.read_metrics(folder / run_folder.METRICS))
     timed = updates[WARM_UP:]
     if not timed:
         raise UserError(f"{folder}: expected more than {WARM_UP} updates")
     return {
         "step_s": (updates[-1]["wall_s"] - updates[WARM_UP - 1]["wall_s"]) / len(timed),
         "peak_memory_mib": updates[-1]["peak_memory_mib"],
-        **{name: float(np.mean([row[name] for row in timed])) for name in matrix.SPENT},
+        **{n: float(np.mean([row[n] for row in timed])) for n in matrix.SPENT if all(n in row for row in timed)},
     }

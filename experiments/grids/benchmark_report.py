@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -16,7 +17,18 @@ from maskgym.experiments.evaluation.statistics import (
     probability_of_improvement,
 )
 from maskgym.experiments.grids import files
-from maskgym.experiments.grids.matrix import WARM_UP, Cost, Results, Section, cost_arguments, cost_key, run_of, score
+from maskgym.experiments.grids.matrix import (
+    SPENT,
+    WARM_UP,
+    Cost,
+    Results,
+    Section,
+    cost_arguments,
+    cost_key,
+    run_of,
+    score,
+)
+from maskgym.experiments.grids.summary import samples_of
 
 SHOWN = {  # logged names in the report, as means of the first and of the last ten updates
     "training reward": "reward",
@@ -26,6 +38,7 @@ SHOWN = {  # logged names in the report, as means of the first and of the last t
     "advantage": "cgpo/advantage",
     "zero-variance groups": "group/share_without_signal",
 }
+TOKENS = "generated_tokens"  # logged name
 Curve = tuple[Sequence[float], Sequence[float]]  # budgets spent at the points of a run, from 0, and the scores there
 Panels = dict[str, dict[str, list[Curve]]]  # curves of the seeds by unit of the budget and by row
 
@@ -36,7 +49,7 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
     pictures: dict[str, bytes] = {}
     for number, section in enumerate(results.matrix["sections"]):
         lines += [f"## {section['title']}\n", f"{section['about'].strip()}\n"]
-        there = [row for row in section["rows"] if all(results.read(section, row, c) for c in section["columns"])]
+        there = _complete(results, section)
         if not there:
             lines.append("Not run yet.\n")
             continue
@@ -48,6 +61,9 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
         if len(there) > 1 and len(section["columns"]) == 1:
             panels, quality = curves(results, section, there, column), section["columns"][column]["measures"][0]
             lines += _budget_table(panels, there, f"{quality} on {column}")
+            logs = {row: [run["updates"] for run in results.read(section, row, column)] for row in there}
+            if silent := [row for row, found in logs.items() if not all(TOKENS in log for log in found)]:
+                lines.append(f"No {TOKENS} in the log of {', '.join(silent)}, and so no score at equal tokens.\n")
             file = f"{name}-{number + 1}.png"
             pictures[file] = draw_curves(panels, f"{quality}, {column}, held out")
             lines.append(f"![Quality against what was spent]({results.folder.name}/{file})\n")
@@ -55,6 +71,20 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
     for cost in results.matrix["costs"]:
         lines += [f"## {cost['title']}\n", f"{cost['about'].strip()}\n", *_cost_table(results, cost)]
     return "\n".join(lines), pictures
+
+
+def overview(results: Results) -> list[str]:
+    """Format the scores before and after training of every section that has runs, for the console."""
+    lines = []
+    for section in results.matrix["sections"]:
+        if there := _complete(results, section):
+            lines += [f"\n{section['title']}\n", *_quality_table(results, section, there)]
+    return lines
+
+
+def _complete(results: Results, section: Section) -> list[str]:
+    """List the rows of a section that have runs in every column."""
+    return [row for row in section["rows"] if all(results.read(section, row, c) for c in section["columns"])]
 
 
 def compare(results: Results, section: Section, first: str, second: str) -> tuple[Interval, Interval, Interval]:
@@ -123,10 +153,11 @@ def curves(results: Results, section: Section, rows: Sequence[str], column: str)
         seconds = results.seconds(run_of(section, row, column, 0))
         for run in results.read(section, row, column):
             steps, scores = run["held_out"]["step"], score(run["held_out"], column, quality)
-            tokens = np.concatenate([[0], np.cumsum(run["updates"]["generated_tokens"])])
+            spent = run["updates"].get(TOKENS, [None])
+            tokens = np.concatenate([[0], np.cumsum([math.nan if part is None else part for part in spent])])
             at = np.searchsorted([0, *run["updates"]["step"]], steps)
             panels["updates"].setdefault(row, []).append((steps, scores))
-            if tokens[-1]:
+            if tokens[-1] and math.isfinite(tokens[-1]):
                 panels["generated tokens"].setdefault(row, []).append((tokens[at].tolist(), scores))
             if seconds is not None:
                 panels["seconds"].setdefault(row, []).append(([step * seconds for step in steps], scores))
@@ -177,7 +208,14 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
         seeds = sorted({len(runs) for runs in found.values()})
         body.append([label, *cells, " to ".join(map(str, seeds))])
     note = "\nInterquartile means over the seeds, with 95 % stratified bootstrap intervals.\n"
-    return [*files.table(["", *map(" ".join, shown), "seeds"], body), note]
+    counts = {
+        f"{column}: {text}"
+        for column, name in shown
+        for row in rows
+        if (text := samples_of(results.read(section, row, column), f"{column}/{name}"))
+    }
+    told = [f"Held-out samples per run: {', '.join(sorted(counts))}.\n"] if counts else []
+    return [*files.table(["", *map(" ".join, shown), "seeds"], body), note, *told]
 
 
 def _comparison_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
@@ -241,13 +279,20 @@ def _cost_table(results: Results, cost: Cost) -> list[str]:
         if rounds:
             mean = {name: np.mean([part[name] for part in rounds]) for name in rounds[0]}
             each = ", ".join(f"{part['step_s']:.2f}" for part in rounds)
-            spent = [f"{mean['reward_calls']:.0f}", f"{mean['generated_tokens']:,.0f}"]
+            spent = [f"{mean[name]:,.0f}" if name in mean else "" for name in ("reward_calls", "generated_tokens")]
             body.append([row, *spent, f"{mean['step_s']:.2f} ({each})", f"{mean['peak_memory_mib']:,.0f}"])
     if not body:
         return ["Not run yet.\n"]
     head = ["", "answers per update", "tokens per update", "s per update", "memory, MiB"]
-    note = f"\nEach alone on one thread, in turn; without the first {WARM_UP} updates; each round's seconds.\n"
-    return [*files.table(head, body), note]
+    threads = "one thread" if results.threads == "1" else f"{results.threads} threads"
+    note = f"\nEach alone on {threads}, in turn; without the first {WARM_UP} updates; each round's seconds.\n"
+    silent = [
+        f"{row} does not log {name}: its cell is empty.\n"
+        for row, rounds in found.items()
+        for name in SPENT
+        if rounds and name not in rounds[0]
+    ]
+    return [*files.table(head, body), note, *silent]
 
 
 def _quality(results: Results, section: Section, row: str) -> np.ndarray:

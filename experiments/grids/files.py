@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,15 @@ from typing import Any
 import yaml
 
 from maskgym.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which ``1e-5`` is a number, as in Hydra's files and YAML 1.2; PyYAML reads it as a text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read(name: str, folder: Path, kind: str, keys: set[str], optional: Iterable[str] = ()) -> Any:
@@ -20,7 +30,7 @@ def read(name: str, folder: Path, kind: str, keys: set[str], optional: Iterable[
     """
     file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise UserError(f"{kind} '{name}': no such file: expected a path, or one of {known(folder)}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,9 +10,11 @@ import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation.measures import check_offered
 from maskgym.experiments.grids import files, results_table
+from maskgym.experiments.grids.processes import threads_of
 from maskgym.experiments.grids.runner import RunSpec, digest
-from maskgym.experiments.wiring import run_folder
+from maskgym.experiments.wiring import composition, run_folder
 
 MATRICES = Path(__file__).parents[1] / "matrices"
 HELD_OUT = "held_out/"  # prefix of the logged names of evaluations
@@ -23,7 +25,9 @@ KEPT = (
     *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )
+FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "versions")  # of a run, that the table keeps
 COSTS = "cost"  # key of the timing runs in the table
+OPTIONAL = ("costs", "published")  # keys of a matrix
 WARM_UP = 3  # initial updates that are not timed
 Value = TypeVar("Value", float, Sequence[float])
 
@@ -69,15 +73,43 @@ def load(name: str) -> Matrix:
     Raises:
         UserError: If the file does not exist, or is not a matrix.
     """
-    matrix: Matrix = files.read(name, MATRICES, "matrix", set(Matrix.__annotations__))
+    needed = {"title", "about", "sections"}
+    matrix: Matrix = {"costs": [], "published": {}} | files.read(name, MATRICES, "matrix", needed, OPTIONAL)
     for section in matrix["sections"]:
         files.check_keys(section, set(Section.__annotations__), f"matrix '{name}': {section}: is not a section")
+        where = f"matrix '{name}': {section['title']}"
+        files.check_parts(section["rows"], {"with"}, f"{where}: rows")
+        files.check_parts(section["columns"], {"with", "measures"}, f"{where}: columns")
+        if lacking := [column for column, up in section["columns"].items() if not up.get("measures")]:
+            raise UserError(f"{where}: columns.{lacking[0]}: expected measures, the quality first")
         if section["against"] not in section["rows"]:
             rows = ", ".join(section["rows"])
             raise UserError(f"matrix '{name}': against: {section['against']}: expected one of {rows}")
     for cost in matrix["costs"]:
         files.check_keys(cost, set(Cost.__annotations__), f"matrix '{name}': {cost}: is not a cost")
+        files.check_parts(cost["rows"], {"with"}, f"matrix '{name}': {cost['title']}: rows")
     return matrix
+
+
+def check(matrix: Matrix) -> None:
+    """Check every run of a matrix before one of them trains.
+
+    Raises:
+        UserError: If a config is invalid, a measure is not one of its run, or a timing run has too few updates.
+    """
+    for section in matrix["sections"]:
+        for column, up in section["columns"].items():
+            for row in section["rows"]:
+                config = run_of(section, row, column, 0).config
+                tasks = config["env"]["gym_ids"]
+                names = [f"{column}/{name}" if len(tasks) > 1 else name for name in up["measures"]]
+                check_offered(config, names, f"{section['title']}: {row}, {column}")
+    for cost in matrix["costs"]:
+        for row in cost["rows"]:
+            updates = composition.compose(cost_arguments(cost, row))["algo"]["updates"]
+            if updates <= WARM_UP:
+                told = f"algo.updates={updates}: expected more than {WARM_UP}, which are not timed"
+                raise UserError(f"{cost['title']}: {row}: {told}")
 
 
 def run_of(section: Section, row: str, column: str, seed: int) -> RunSpec:
@@ -98,17 +130,21 @@ class Results:
     Attributes:
         rows: Results of each run by `key`.
         costs: Timing runs by `cost_key`.
+        threads: Number of threads of the timing runs, as ``OMP_NUM_THREADS`` has it.
     """
 
     def __init__(self, matrix: Matrix, folder: Path) -> None:
         self.matrix, self.folder = matrix, folder
         self.table = folder.with_name(folder.name + results_table.SUFFIX)
         self.rows = results_table.read(self.table)
-        self.costs: dict[str, list[dict[str, float]]] = self.rows.pop(COSTS, {}).get("rows", {})
+        costs = self.rows.pop(COSTS, {})
+        self.costs: dict[str, list[dict[str, float]]] = costs.get("rows", {})
+        self.threads = str(costs.get("threads", threads_of(1)))
 
     def write(self) -> None:
         """Write the table."""
-        costs = {COSTS: {"threads": 1, "rows": self.costs}} if self.costs else {}
+        threads = int(self.threads) if self.threads.isdecimal() else self.threads
+        costs = {COSTS: {"threads": threads, "rows": self.costs}} if self.costs else {}
         results_table.write(self.table, self.rows | costs)
 
     def key(self, spec: RunSpec) -> str:
@@ -140,7 +176,7 @@ class Results:
     def keep(self, spec: RunSpec, run: Path) -> None:
         """Add a finished run to the table."""
         rows = run_folder.read_metrics(run / run_folder.METRICS)
-        updates = [row for row in rows if any(name in row for name in SPENT)]
+        updates = updates_of(rows)
         held_out = [row for row in rows if any(name.startswith(HELD_OUT) for name in row)]
         names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
         measures = [name for name in held_out[0] if name.startswith(HELD_OUT)]
@@ -148,7 +184,7 @@ class Results:
         self.rows[self.key(spec)] = {
             "arguments": list(spec.arguments),
             "config": spec.config,
-            **{name: found[name] for name in ("env", "algo", "seed", "device", "steps", "split", "versions")},
+            **{name: found[name] for name in FACTS if name in found},
             "before": found["before"],
             "after": found["after"],
             "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
@@ -176,15 +212,24 @@ def cost_arguments(cost: Cost, row: str) -> tuple[str, ...]:
     return (*cost["base"], *cost["rows"][row].get("with", ()))
 
 
+def updates_of(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Select the rows of a log that are of updates: those that state what was spent, else all but the evaluations."""
+    spent = [row for row in rows if any(name in row for name in SPENT)]
+    times = ("step", "wall_s")
+    return spent or [row for row in rows if any(n not in times and not n.startswith(HELD_OUT) for n in row)]
+
+
 def score(scores: Mapping[str, Value], column: str, measure: str) -> Value:
     """Look up a measure of a run or its curve; a run of several tasks has one per task, named like the column.
+
+    Values that are undefined, null in the files, are NaN.
 
     Raises:
         UserError: If the run lacks the measure.
     """
     for name in (measure, f"{column}/{measure}"):
         if name in scores:
-            return scores[name]
+            return np.array(scores[name], float).tolist()
     raise UserError(f"measure '{measure}' of {column}: expected one of {', '.join(scores)}")
 
 

@@ -35,7 +35,7 @@ Runner = Callable[[Sequence[str], bool], Finished]
 
 
 def run_cold(words: Sequence[str], threads: int) -> Finished:
-    """Run a command in a new Python process whose numerical libraries have some number of threads."""
+    """Run a command in a new Python process with a number of threads for numerical libraries; see `threads_of`."""
     command = [sys.executable, "-m", COMMAND, *words]
     done = subprocess.run(command, env=_environment(threads), capture_output=True, text=True, check=False)
     return Finished(done.returncode, done.stdout, done.stderr)
@@ -59,7 +59,7 @@ class ForkServer:
     systems other than Linux, whose libraries may start threads when they are imported, and if an import used a GPU.
 
     Args:
-        threads: Number of threads of numerical libraries per command.
+        threads: Number of threads of numerical libraries per command; see `threads_of`.
         parts: Modules to import, and ``module:name`` for entries of registries.
     """
 
@@ -107,5 +107,10 @@ class ForkServer:
         return address
 
 
+def threads_of(share: int) -> str:
+    """Return the number of threads of a command: what ``OMP_NUM_THREADS`` says, else its share of the cores."""
+    return os.environ.get("OMP_NUM_THREADS") or str(share)
+
+
 def _environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, "OMP_NUM_THREADS": threads_of(threads)}

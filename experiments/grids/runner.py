@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -92,17 +93,21 @@ class RunSpec:
         given = {"arguments": list(self.arguments), "evaluate": list(self.changes), "baseline": self.baseline}
         return {**given, "config": self.config, "results": run_folder.read_json(self.file(root))}
 
-    def value(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS) -> float:
-        """Read the number from a table, otherwise from the folder of the run.
+    def results(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS) -> JsonObject:
+        """Read the results from a table, otherwise from the folder of the run."""
+        return self.stored(rows) or run_folder.read_json(self.file(root))
+
+    def value(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS, when: str = "after") -> float:
+        """Read the number, NaN if it is undefined there, from a table, otherwise from the folder of the run.
 
         Raises:
             UserError: If the scores lack the measure.
         """
-        found = self.stored(rows) or run_folder.read_json(self.file(root))
-        scores = found["scores"] if self.baseline else found if self.changes else found["after"]
+        found = self.results(root, rows)
+        scores = found["scores"] if self.baseline else found if self.changes else found[when]
         if self.measure not in scores:
             raise UserError(f"measure '{self.measure}': expected one of {', '.join(scores)}")
-        return scores[self.measure]
+        return math.nan if scores[self.measure] is None else scores[self.measure]
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ from typing import TypedDict
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.statistics import bootstrap_interval
+from maskgym.experiments.evaluation.measures import check_offered
+from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, compute
+from maskgym.experiments.grids.summary import samples_of
 from maskgym.experiments.wiring import command, composition, run_folder
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -88,9 +90,9 @@ def table(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, J
     """Format the study as Markdown: means with intervals, and the gains of the first row over each other row."""
     values = {place: [spec.value(root, stored) for spec in group] for place, group in specs(study, seeds).items()}
     (first, *others), columns = study["rows"], list(study["columns"])
-    means = [[row, *(_mean(values[row, column]) for column in columns)] for row in study["rows"]]
+    means = [[row, *(mean_and_interval(values[row, column]) for column in columns)] for row in study["rows"]]
     gains = [
-        [f"over {row}", *(_mean(_differences(values[first, column], values[row, column]), "+") for column in columns)]
+        [f"over {row}", *(mean_and_interval(_differences(values[first, c], values[row, c]), "+") for c in columns)]
         for row in others
     ]
     note = f"{len(seeds)} seeds, mean and 95 % interval over the seeds." if len(seeds) > 1 else "One seed."
@@ -105,7 +107,8 @@ def check(spec: RunSpec) -> None:
     Raises:
         UserError: If its config is invalid, or names what its baseline does not take.
     """
-    composition.change(spec.config, spec.changes)
+    config = composition.change(spec.config, spec.changes)
+    check_offered(config, [spec.measure], "the study")
     if spec.baseline:
         from maskgym.experiments.grids import baselines  # imports the parts of a run, which only baselines need here
 
@@ -138,19 +141,28 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     if given.table and missing:
         stored |= {spec.key: spec.row(root) for spec in missing}
         results_table.write(given.table, stored)
-    text = table(study, seeds, root, stored)
+    text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored)])
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
+    print(f"one page that compares its runs: maskgym report {root} --out {given.out / 'comparison.html'}")
+
+
+def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> str:
+    """Format the scores before training of the rows that are runs, and the numbers of samples, if any."""
+    groups = specs(study, seeds)
+    body = []
+    for row, part in study["rows"].items():
+        if not part.keys() & {"baseline", "evaluate"}:
+            cells = [groups[row, column] for column in study["columns"]]
+            values = [[spec.value(root, stored, "before") for spec in cell] for cell in cells]
+            body.append([row, *map(mean_and_interval, values)])
+    runs = [spec.results(root, stored) for group in groups.values() for spec in group if not spec.changes]
+    counts = sorted({text for run in runs if (text := samples_of([run], ""))})
+    n = [f"\nHeld-out samples of a run: {', '.join(counts)}."] if counts else []
+    if not body:
+        return "\n".join(n)
+    return "\n".join(["Before training:\n", *files.table(["", *study["columns"]], body), *n, ""])
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(first, second, strict=True)]
-
-
-def _mean(values: Sequence[float], sign: str = "") -> str:
-    """Format the mean, and its interval if there are several values."""
-    mean = f"{sum(values) / len(values):{sign}.3f}"
-    if len(values) == 1:
-        return mean
-    low, high = bootstrap_interval(values)
-    return f"{mean} [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -1,24 +1,28 @@
 """Summary of runs: ``maskgym summary FOLDER …`` prints the gains of each group of seeds.
 
-Each folder is a group of runs that differ in their seed only. Gains compare greedy answers to the same held-out samples
-before and after training. Intervals are 95 % percentile bootstraps over the seeds.
+Each folder holds runs, at any depth, such as the folder of ``run -m``, a sweep or a study. Runs that differ in their
+seed only are a group. Gains compare greedy answers to the same held-out samples before and after training; ``n`` is the
+number of samples. Intervals are 95 % percentile bootstraps over the seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import MAIN
-from maskgym.experiments.evaluation.statistics import bootstrap_interval
+from maskgym.experiments.evaluation.measures import main_of
+from maskgym.experiments.evaluation.statistics import FEW, mean_and_interval
 from maskgym.experiments.grids import files
-from maskgym.experiments.wiring import command, run_folder
+from maskgym.experiments.report.groups import differing, flat, named
+from maskgym.experiments.wiring import command, composition, run_folder
 
-HEAD = ("runs", "measure", "before", "after", "gain, 95 % interval", "gain per seed", "s per run")
+HEAD = ("runs", "measure", "n", "before", "after", "gain", "gain per seed", "s per run")
+Groups = dict[str, list[JsonObject]]  # results of runs that differ in their seed only, in order of seed, by name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,42 +33,84 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> None:
     parser = command.Parser(prog="maskgym summary", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    body = [row for folder in parser.parse_args(arguments).folders for row in rows(folder)]
-    print("\n".join(files.table(HEAD, body)))
+    found = [read_groups(folder) for folder in parser.parse_args(arguments).folders]
+    print("\n".join(table({name: runs for groups in found for name, runs in groups.items()})))
 
 
-def read_runs(folder: Path) -> list[JsonObject]:
-    """Read the results of every finished run below a folder, in order of seed.
+def read_groups(folder: Path) -> Groups:
+    """Read the results of every finished run below a folder, in groups.
 
     Raises:
-        UserError: If there is no run, or the runs differ in environment or algorithm.
+        UserError: As `groups_of`.
     """
-    runs = [run_folder.read_json(file) for file in folder.rglob(run_folder.RESULTS)]
+    return groups_of([file.parent for file in sorted(folder.rglob(run_folder.RESULTS))], folder)
+
+
+def groups_of(folders: Sequence[Path], root: Path) -> Groups:
+    """Read the results of runs, in groups that are named by a folder above them and by the settings that differ.
+
+    Raises:
+        UserError: If there is no run, or a file cannot be read.
+    """
+    runs = []
+    for folder in folders:
+        found, stored = run_folder.read_json(folder / run_folder.RESULTS), folder / run_folder.CONFIG
+        if isinstance(found, dict) and {"before", "after"} <= found.keys():  # the other files are of baselines
+            own = flat(composition.load(stored)) if stored.exists() else {}
+            runs.append((found, {**own, "env": str(found["env"]), "algo": str(found["algo"])}))
     if not runs:
-        raise UserError(f"{folder}: no finished run below: expected {run_folder.RESULTS} files")
-    kinds = {(run["env"], run["algo"]) for run in runs}
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: holds runs of {len(kinds)} kinds: expected one environment and algorithm")
-    return sorted(runs, key=lambda run: run["seed"])
+        raise UserError(f"{root}: no finished run below: expected {run_folder.RESULTS} files")
+    kinds: dict[str, list[tuple[JsonObject, dict[str, str]]]] = {}
+    for found, own in runs:
+        kinds.setdefault(str(sorted(own.items())), []).append((found, own))
+    settings = [group[0][1] for group in kinds.values()]
+    keys = [key for key in differing(settings) if key not in ("env.name", "algo.name")]
+    groups: Groups = {}
+    for own, group in zip(settings, kinds.values(), strict=True):
+        name = ", ".join([root.resolve().name, *named(own, keys)])
+        while name in groups:  # settings beyond the named ones differ
+            name += "'"
+        groups[name] = sorted((found for found, _ in group), key=lambda run: run["seed"])
+    return groups
 
 
-def rows(folder: Path) -> list[list[str]]:
+def table(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
+    """Format the table of some groups as lines, with a warning if scores are of few samples."""
+    body = [row for name, runs in groups.items() for row in _rows(name, runs)]
+    counts = [counted["n"] for runs in groups.values() for run in runs for counted in run.get("samples", {}).values()]
+    few = f"warning: scores of {min(counts)} samples: with fewer than {FEW}, differences are mostly chance"
+    return [*files.table(HEAD, body), *([few] if counts and min(counts) < FEW else [])]
+
+
+def closing(groups: Mapping[str, Sequence[JsonObject]], folder: Path) -> str:
+    """Format the table of some groups, and the command that writes the page which compares the runs in a folder."""
+    page = folder.parent / "comparison.html"
+    told = f"one page that compares them: maskgym report {shlex.quote(str(folder))} --out {shlex.quote(str(page))}"
+    return "\n".join(["", *table(groups), "", told])
+
+
+def samples_of(runs: Sequence[JsonObject], measure: str) -> str:
+    """Format the number of samples that a measure is of, such as ``256 of 512``; empty if no run states it."""
+    told = {}
+    for run in runs:
+        counted = run.get("samples", {})
+        own = counted.get(measure.rpartition("/")[0]) or next(iter(counted.values()), None)
+        if own:
+            told[f"{own['n']}" if own["n"] == own["of"] else f"{own['n']} of {own['of']}"] = None
+    return " and ".join(told)
+
+
+def _rows(name: str, runs: Sequence[JsonObject]) -> list[list[str]]:
     """Build one row of the table for the reward and for each main measure of a group."""
-    runs = read_runs(folder)
-    after, quality = runs[0]["after"], MAIN.get(runs[0]["env"])
-    if quality:
-        measures = [name for name in after if name in ("reward", quality)]
-    else:  # several tasks, whose names are prefixes
-        measures = [name for name in after if name.rpartition("/")[2] in ("reward", *MAIN.values())]
     seconds = np.mean([run["wall_s"] for run in runs])
-    return [[folder.name, name, *_cells(runs, name), f"{seconds:.0f}"] for name in measures]
+    measures = main_of(runs[0]["env"], runs[0]["after"])
+    return [[name, one, samples_of(runs, one), *_cells(runs, one), f"{seconds:.0f}"] for one in measures]
 
 
 def _cells(runs: Sequence[JsonObject], name: str) -> list[str]:
     """Format the means before and after training, the mean gain with its interval, and the gains."""
-    before, after = (np.array([run[side][name] for run in runs]) for side in ("before", "after"))
+    before, after = (np.array([run[side].get(name) for run in runs], float) for side in ("before", "after"))
     gains = (after - before).tolist()
-    low, high = bootstrap_interval(gains)
-    interval = f"[{low:+.3f}, {high:+.3f}]" if len(gains) > 1 else "(one seed)"
     each = " ".join(f"{gain:+.3f}" for gain in gains)
-    return [f"{before.mean():.3f}", f"{after.mean():.3f}", f"{np.mean(gains):+.3f} {interval}", each]
+    said = mean_and_interval(gains, "+") + " (one seed)" * (len(gains) == 1)
+    return [mean_and_interval(before.tolist()), mean_and_interval(after.tolist()), said, each]

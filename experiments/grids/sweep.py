@@ -3,40 +3,46 @@
 A sweep is a file in ``sweeps/`` (or any path) in the format of ``wandb sweep``. The search method ``grid`` runs every
 combination, and ``random`` draws ``run_cap`` combinations with a fixed seed; ``bayes`` is not supported. Runs log to
 their ``metrics.csv``, whatever logger the file names. The folder of a run is named by the hash of its config, so that a
-stopped sweep resumes. At the end, the command writes a table of all runs, best first, as Markdown and CSV, and a plot
-with one axis per parameter. ``run.py -m`` does the same for values listed on the command line.
+stopped sweep resumes. Values reach a run exactly as the file has them, in type and in every digit. At the end, the
+command writes a table of all runs, best first, as Markdown and CSV, and a plot with one axis per parameter.
+``run.py -m`` does the same for values listed on the command line.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from maskgym.aliases import Config
 from maskgym.errors import UserError
-from maskgym.experiments.grids import files
+from maskgym.experiments.evaluation.measures import check_offered, main_of, measure
+from maskgym.experiments.grids import files, summary
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import RunSpec, add_options, compute
-from maskgym.experiments.grids.sweep_table import Row, Value, text, write
+from maskgym.experiments.grids.sweep_table import Row, Value, write
 from maskgym.experiments.wiring import command, composition, run_folder
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 OPTIONAL = ("name", "description", "program", "command", "project", "entity", "run_cap")
+NOT_HERE = {"early_terminate"}  # keys of wandb whose meaning is left out here
+PRECISION = 1e-6  # of the sum of probabilities
 METHODS, GOALS = ("grid", "random"), ("maximize", "minimize")
 HELD_OUT = "held_out/"  # prefix of the names of logged measures
-SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")  # measures in the table of ``run.py -m``
 
 
 # Samplers by distribution.
 DRAWS: dict[str, Callable[[np.random.Generator, Config], Value]] = {
     "constant": lambda rng, given: given["value"],
-    "categorical": lambda rng, given: given["values"][rng.choice(len(given["values"]), p=given.get("probabilities"))],
+    "categorical": lambda rng, given: given["values"][rng.choice(len(given["values"]), p=_shares(given))],
     "int_uniform": lambda rng, given: int(rng.integers(given["min"], given["max"], endpoint=True)),
     "uniform": lambda rng, given: float(rng.uniform(given["min"], given["max"])),
     "log_uniform_values": lambda rng, given: math.exp(rng.uniform(math.log(given["min"]), math.log(given["max"]))),
@@ -51,7 +57,9 @@ def load(name: str) -> Config:
     Raises:
         UserError: If the file does not exist, or is not a supported sweep.
     """
-    sweep: Config = files.read(name, SWEEPS, "sweep", {"method", "metric", "parameters"}, OPTIONAL)
+    sweep: Config = files.read(name, SWEEPS, "sweep", {"method", "metric", "parameters"}, (*OPTIONAL, *NOT_HERE))
+    for key in NOT_HERE & sweep.keys():
+        raise UserError(f"sweep '{name}': {key}: here every run goes to its end: remove it, or let wandb run the sweep")
     metric, parameters, cap = sweep["metric"], sweep["parameters"], sweep.get("run_cap")
     if sweep["method"] not in METHODS:
         raise UserError(f"sweep '{name}': method: {sweep['method']}: expected {' or '.join(METHODS)}; wandb has others")
@@ -59,11 +67,15 @@ def load(name: str) -> Config:
         raise UserError(f"sweep '{name}': metric: {metric}: expected a name that begins with {HELD_OUT}")
     if metric.get("goal", "minimize") not in GOALS:
         raise UserError(f"sweep '{name}': metric.goal: {metric['goal']}: expected {' or '.join(GOALS)}")
+    if "goal" not in metric and measure(metric["name"].removeprefix(HELD_OUT)).higher_is_better:
+        raise UserError(
+            f"sweep '{name}': metric: {metric['name']}: expected goal: maximize; without it, less is better"
+        )
     if not isinstance(parameters, dict) or not parameters:
         raise UserError(f"sweep '{name}': parameters: expected a name and its values for each")
     for key, given in parameters.items():
         _check_parameter(f"sweep '{name}': parameters.{key}", given, sweep["method"])
-    if sweep["method"] == "random" and (type(cap) is not int or cap < 1):
+    if (sweep["method"] == "random" or cap is not None) and (type(cap) is not int or cap < 1):
         raise UserError(f"sweep '{name}': run_cap: {cap}: expected how many runs to draw")
     return sweep
 
@@ -84,11 +96,54 @@ def spec(sweep: Config, row: Row) -> RunSpec:
     """Build a run, whose measure is the sweep's metric.
 
     Raises:
-        UserError: If its config is invalid.
+        UserError: If its config is invalid, the metric is not one of its measures, or a value has no argument.
     """
-    arguments = tuple(f"{name}={text(value)}" for name, value in row.items())
-    composition.compose(arguments)
-    return RunSpec(arguments, measure=sweep["metric"]["name"].removeprefix(HELD_OUT))
+    arguments, metric = tuple(argument(name, value) for name, value in row.items()), sweep["metric"]["name"]
+    config = composition.compose(arguments)
+    check_offered(config, [metric.removeprefix(HELD_OUT)], f"metric.name: {metric}")
+    return RunSpec(arguments, measure=metric.removeprefix(HELD_OUT))
+
+
+def argument(name: str, value: Value) -> str:
+    """Write the argument of `run.py` that sets a key to a value.
+
+    Raises:
+        UserError: If no argument gives this value, in type and in every digit.
+
+    Example:
+        >>> argument("algo.learning_rate", 1.00001e-05), argument("env.text", "null")
+        ('algo.learning_rate=1.00001e-05', "env.text='null'")
+    """
+    written = f"{name}={_written(value)}"
+    override = composition.parse(written)
+    if "${" in written or override.is_sweep_override() or not _same(override.value(), value):
+        raise UserError(f"{name}: {value!r}: cannot be written as an argument of a run")
+    return written
+
+
+def _written(value: Value) -> str:
+    """Write a value in Hydra's grammar; texts are quoted unless they are plain words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z][\w/-]*", value, re.ASCII) and yaml.safe_load(value) == value
+        return (
+            value if plain and value.lower() not in ("inf", "nan") else QuotedString(value, Quote.single).with_quotes()
+        )
+    return repr(value)
+
+
+def _same(found: Value, wanted: Value) -> bool:
+    """Check that two values are equal, and of the same types."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return list(found) == list(wanted) and all(_same(found[key], wanted[key]) for key in wanted)
+    if isinstance(found, list) and isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    return type(found) is type(wanted) and (found == wanted or (found != found and wanted != wanted))
 
 
 def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
@@ -108,9 +163,11 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     pairs = [(row, spec(sweep, row)) for row in rows(sweep)]
     compute([wanted for _, wanted in pairs], root, given.jobs, given.ray, run)
     measure, best_first = sweep["metric"]["name"], sweep["metric"].get("goal") == "maximize"
-    found = sorted(((wanted.value(root), row) for row, wanted in pairs), key=lambda pair: pair[0], reverse=best_first)
+    found = [(wanted.value(root), row) for row, wanted in pairs]
+    found.sort(key=lambda pair: (math.isnan(pair[0]), -pair[0] if best_first else pair[0]))  # undefined ones last
     scores = [{measure: value} for value, _ in found]
     write(given.out, name, sweep.get("name", name), [row for _, row in found], scores)
+    print(summary.closing(summary.groups_of([wanted.folder(root) for _, wanted in pairs], Path(name)), root))
 
 
 def multirun(arguments: Sequence[str], run: Runner | None = None) -> int:
@@ -132,12 +189,13 @@ def _multirun(arguments: Sequence[str], run: Runner | None) -> None:
         composition.compose(combination)
     wanted = [RunSpec(tuple(combination)) for combination in combinations]
     compute(wanted, out / "runs", given.jobs, given.ray, run)
-    found = [run_folder.read_json(one.file(out / "runs"))["after"] for one in wanted]
-    measures = [name for name in SUMMARISED if all(name in scores for scores in found)]
-    parts = [[argument.partition("=") for argument in combination] for combination in combinations]
-    varied = [{name: yaml.safe_load(value) for name, _, value in combination} for combination in parts]
+    runs = [run_folder.read_json(one.file(out / "runs")) for one in wanted]
+    found = [one["after"] for one in runs]
+    measures = [name for name in main_of(runs[0]["env"], found[0]) if all(name in scores for scores in found)]
+    varied = [{one.key_or_group: one.value() for one in map(composition.parse, row)} for row in combinations]
     scores = [{name: scores[name] for name in measures} for scores in found]
     write(out, "multirun", " ".join(given.settings), varied, scores)
+    print(summary.closing(summary.groups_of([one.folder(out / "runs") for one in wanted], out), out / "runs"))
 
 
 def _check_parameter(what: str, given: Config, method: str) -> None:
@@ -151,13 +209,42 @@ def _check_parameter(what: str, given: Config, method: str) -> None:
         raise UserError(f"{what}: {given}: expected {' and '.join(sorted(needed))}")
     if method == "grid" and kind not in ("constant", "categorical"):
         raise UserError(f"{what}: {given}: a grid has no {kind}: expected value or values")
-    if kind == "categorical" and (not isinstance(given["values"], list) or not given["values"]):
-        raise UserError(f"{what}: values: {given['values']}: expected a list")
+    if kind == "categorical":
+        if not isinstance(given["values"], list) or not given["values"]:
+            raise UserError(f"{what}: values: {given['values']}: expected a list")
+        if "probabilities" in given:
+            _check_probabilities(f"{what}: probabilities: {given['probabilities']}", given, method)
     if "min" in needed:
         least = 0 if kind.startswith("log") else -math.inf
         ends = given["min"], given["max"]
         if {type(end) for end in ends} - {int, float} or not least < ends[0] <= ends[1]:
             raise UserError(f"{what}: {given}: expected numbers, min not above max" + ", above 0" * (least == 0))
+        if kind == "int_uniform" and {type(end) for end in ends} != {int}:
+            raise UserError(f"{what}: {given}: expected whole numbers")
+    if kind == "normal":
+        mu, sigma = given.get("mu", 0.0), given.get("sigma", 1.0)
+        if {type(mu), type(sigma)} - {int, float} or not (math.isfinite(mu) and 0 <= sigma < math.inf):
+            raise UserError(f"{what}: {given}: expected numbers, sigma not below 0")
+
+
+def _check_probabilities(what: str, given: Config, method: str) -> None:
+    shares = given["probabilities"]
+    if method == "grid":
+        raise UserError(f"{what}: a grid draws nothing: expected values alone")
+    if (
+        not isinstance(shares, list)
+        or len(shares) != len(given["values"])
+        or {type(share) for share in shares} - {int, float}
+        or not all(0 <= share <= 1 for share in shares)
+        or abs(sum(shares) - 1) > PRECISION
+    ):
+        raise UserError(f"{what}: expected {len(given['values'])} numbers, one per value, that add up to 1")
+
+
+def _shares(given: Config) -> np.ndarray | None:
+    """Return the probabilities of values, whose sum is 1 but for the rounding of decimals; None if all are equal."""
+    shares = given.get("probabilities")
+    return None if shares is None else np.array(shares) / np.sum(shares)
 
 
 def _distribution(given: Config) -> str:

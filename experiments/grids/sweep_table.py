@@ -7,13 +7,14 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from maskgym.experiments.grids import files
 from maskgym.experiments.wiring import run_folder
 
-Value = str | float | bool | None  # of a parameter
+Value: TypeAlias = str | float | bool | list["Value"] | dict[str, "Value"] | None  # of a parameter, as YAML has it
 Row = Mapping[str, Value]  # one value per parameter
 
 
@@ -27,10 +28,11 @@ def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequenc
         rows: Parameters of each run.
         scores: Scores of each run.
     """
-    varied = [key for key in rows[0] if len({text(row[key]) for row in rows}) > 1]
+    varied = [key for key in rows[0] if len({_exact(row[key]) for row in rows}) > 1]
     head = [*varied, *scores[0]]
     body = [[*(row[key] for key in varied), *found.values()] for row, found in zip(rows, scores, strict=True)]
-    shown = "\n".join([f"{title}\n", *files.table(head, [[text(value) for value in line] for line in body]), ""])
+    columns = [labels(column) for column in zip(*body, strict=True)]
+    shown = "\n".join([f"{title}\n", *files.table(head, zip(*columns, strict=True)), ""])
     run_folder.write(out / f"{name}.md", shown)
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([head, *body])
@@ -39,11 +41,24 @@ def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequenc
     print(f"{shown}\n{out / name}.png")
 
 
-def text(value: Value) -> str:
-    """Format a value for an argument of `run.py` or a table."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def labels(values: Sequence[Value]) -> list[str]:
+    """Format the values of a column: decimals with four digits, or with as many as tell different values apart.
+
+    Example:
+        >>> labels([0.5, 1.00001e-05, 1.00002e-05]), labels([1, True, "null", None])
+        (['0.5', '1.00001e-05', '1.00002e-05'], ['1', 'true', '"null"', 'null'])
+    """
+    different = len({_exact(value) for value in values})
+    for digits in range(4, 18):
+        shown = [f"{value:.{digits}g}" if isinstance(value, float) else _exact(value) for value in values]
+        if len(set(shown)) == different:
+            break
+    words = [value if isinstance(value, str) else text for value, text in zip(values, shown, strict=True)]
+    return words if len(set(words)) == different else shown
+
+
+def _exact(value: Value) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def draw(title: str, head: Sequence[str], body: Sequence[Sequence[Value]]) -> bytes:
@@ -73,15 +88,16 @@ def draw(title: str, head: Sequence[str], body: Sequence[Sequence[Value]]) -> by
 def _axis(values: Sequence[Value]) -> tuple[list[float], list[tuple[float, str]]]:
     """Compute the height of each value in [0, 1] on its axis, and the labels of the axis with their heights."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    shown = labels(values)
     if len(numbers) < len(values):
-        kinds = sorted(set(map(text, values)))
-        scaled = np.array([kinds.index(text(value)) for value in values], float)
+        kinds = sorted(set(shown))
+        scaled = np.array([kinds.index(text) for text in shown], float)
     else:
         scaled = np.array(numbers, float)
         if scaled.min() > 0 and scaled.max() >= 20 * scaled.min():
             scaled = np.log(scaled)
     heights = ((scaled - scaled.min()) / (np.ptp(scaled) or 1.0)).tolist()
     # More than six labels would overlap, so that only the two ends of numbers are labelled then.
-    ticks = dict(zip(heights, map(text, values), strict=True))
+    ticks = dict(zip(heights, shown, strict=True))
     few = len(ticks) <= 6 or len(numbers) < len(values)
     return heights, [(h, t) for h, t in sorted(ticks.items()) if few or h in (0, max(ticks))]

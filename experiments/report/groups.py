@@ -102,6 +102,11 @@ def differing(groups: Sequence[dict[str, str]]) -> list[str]:
     return [key for key in names if len({settings.get(key, ABSENT) for settings in groups}) > 1]
 
 
+def named(own: dict[str, str], keys: Sequence[str]) -> list[str]:
+    """Format the first of the settings that name a group."""
+    return [f"{key.rpartition('.')[2]}={own[key]}" for key in keys if key in own][:NAMED]
+
+
 def settings(groups: Sequence[Group]) -> list[list[str]]:
     """List the settings that differ between groups, each with its value per group, and the seeds."""
     rows = [
@@ -124,8 +129,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for place, ((algo, own), group) in enumerate(zip(kinds, found.values(), strict=True)):
         keys = differing([other for name, other in kinds if name == algo])
-        told = [f"{key.rpartition('.')[2]}={own[key]}" for key in keys if key in own][:NAMED]
-        name = ", ".join([algo, *told])
+        name = ", ".join([algo, *named(own, keys)])
         names.append(name)
         unique = name if names.count(name) == 1 else f"{name} ({names.count(name)})"
         groups.append(Group(unique, own, sorted(group, key=lambda run: run.results["seed"]), place))

@@ -65,13 +65,14 @@ Side = tuple[Group, Run, JsonObject]  # a sample as one group answers it
 
 
 def write(folders: Sequence[Path], file: Path | None = None) -> Path:
-    """Write the report of some runs to a file, and return its path.
+    """Write the report of some runs, or of all runs below some folders, to a file, and return its path.
 
     The default is ``report.html`` in the folder of a single run, and ``comparison.html`` here for several.
 
     Raises:
         UserError: As in `render`, or if the file cannot be written.
     """
+    folders = [run for folder in folders for run in run_data.below(folder)]
     file = file or (folders[0] / run_folder.REPORT if len(folders) == 1 else Path("comparison.html"))
     page = render(folders)
     try:

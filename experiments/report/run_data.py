@@ -10,7 +10,7 @@ from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import MAIN
+from maskgym.experiments.evaluation.measures import main_of
 from maskgym.experiments.wiring import composition, run_folder
 
 SECONDS = "seconds_per_update"  # curve that is computed from the times in the log
@@ -31,10 +31,7 @@ class Run:
     @property
     def main(self) -> list[str]:
         """Names of the main measures: the reward, and one quality measure per task."""
-        split = [(name, *name.rpartition("/")[::2]) for name in self.results["after"]]
-        return [
-            name for name, task, last in split if last in ("reward", MAIN.get(task or self.results["env"], "reward"))
-        ]
+        return main_of(self.results["env"], self.results["after"])
 
     def samples_of(self, name: str) -> list[JsonObject]:
         """Select the samples of a measure: those of the task in its prefix, or all if there is one task."""
@@ -89,6 +86,14 @@ class Run:
             self.folder / run_folder.SAMPLES / Path(str(name)).name
         )  # The name alone, so that no path leads elsewhere.
         return file if name and file.is_file() else None
+
+
+def below(folder: Path) -> list[Path]:
+    """List the folders of finished runs below a folder that is no run, such as that of ``run -m``; itself otherwise."""
+    if (folder / run_folder.CONFIG).exists():
+        return [folder]
+    results = sorted(folder.rglob(run_folder.RESULTS))
+    return [file.parent for file in results if file.with_name(run_folder.CONFIG).exists()] or [folder]
 
 
 def read(folder: Path) -> Run:

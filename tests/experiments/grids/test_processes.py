@@ -67,6 +67,13 @@ def test_a_forked_command_has_the_directory_and_environment_of_its_caller(server
     assert "MASKGYM_UPDATES=few: expected a whole number" in server(["run", "env=sis"]).error
 
 
+def test_threads_that_the_user_sets_stand(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes._environment(7)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert processes._environment(7)["OMP_NUM_THREADS"] == "7"
+
+
 def test_a_killed_command_is_reported_and_the_server_goes_on(server, blocked):
     server(["nonsense"])  # starts the server
     found = []
@@ -131,6 +138,7 @@ def test_a_study_forks_its_runs_from_one_server(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("maskgym.experiments.grids.runner.ForkServer", Watched)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     file, given = tmp_path / "small.yaml", ("evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2")
     file.write_text(
         f"title: Small\nbase: [env=point_prompt, algo=random, env.horizon=2, {', '.join(given)}]\n"

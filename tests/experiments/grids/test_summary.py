@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from maskgym.experiments.grids import summary
+from maskgym.experiments.wiring import composition
 
 
-def write_run(folder: Path, seed: int, before: float, after: float, algo: str = "cgpo") -> None:
+def write_run(folder: Path, seed: int, before: float, after: float | None, algo: str = "cgpo", rate: str = "") -> Path:
     folder.mkdir(parents=True)
-    scores = [{"reward": value, "iasm": value / 2, "mae": 0.1} for value in (before, after)]
+    scores = [{"reward": value, "iasm": value and value / 2, "mae": 0.1} for value in (before, after)]
     run = {"env": "sis", "algo": algo, "seed": seed, "wall_s": 10, "before": scores[0], "after": scores[1]}
+    run["samples"] = {"sis": {"n": 16, "of": 512, "split": "test"}}
     (folder / "results.json").write_text(json.dumps(run))
+    settings = ["env=sis", f"algo={algo}", f"seed={seed}", *([f"algo.learning_rate={rate}"] if rate else [])]
+    (folder / "config.yaml").write_text(composition.dump(composition.compose(settings)))
+    return folder
 
 
 def test_gains_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,15 +27,29 @@ def test_gains_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         write_run(tmp_path / "group" / f"seed{seed}", seed, 0.5, after)
     assert summary.main([str(tmp_path / "group")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and "mae" not in "".join(lines)
-    assert "| group | reward | 0.500 | 0.733 | +0.233 [" in lines[2]
+    assert len(lines) == 5 and "mae" not in "".join(lines)
+    assert "| group | reward | 16 of 512 | 0.500 [0.500, 0.500] | 0.733 [0.6" in lines[2] and "| +0.233 [" in lines[2]
     assert "+0.100 +0.200 +0.400" in lines[2]
-    assert "| group | iasm | 0.250 | 0.367 | +0.117 [" in lines[3]
+    assert "| group | iasm | 16 of 512 | 0.250 [" in lines[3] and "| +0.117 [" in lines[3]
+    assert lines[4] == "warning: scores of 16 samples: with fewer than 30, differences are mostly chance"
 
 
-def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_several_kinds_are_groups_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate in ("1e-4", "1e-5"):
+        for seed in (0, 1):
+            write_run(tmp_path / "m" / "runs" / f"{rate}-{seed}", seed, 0.0, 0.5, rate=rate)
+    write_run(tmp_path / "m" / "runs" / "other", 0, 0.0, None, algo="sft")
+    baseline = tmp_path / "m" / "runs" / "samed"
+    baseline.mkdir()
+    (baseline / "results.json").write_text('{"baseline": "samed", "scores": {"iou": 0.5}}')
+    assert summary.main([str(tmp_path / "m")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-1:2]]
+    assert len(set(names)) == 3 and sum("learning_rate=0.0001" in name for name in names) == 1
+    assert sum("+0.500 [+0.500, +0.500] | +0.500 +0.500" in line for line in lines) == 2
+    assert "| 0.000 | – | – (one seed) | +nan |" in "".join(lines)
+
+
+def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.main([str(tmp_path)]) == 2
-    write_run(tmp_path / "a", 0, 0, 1)
-    write_run(tmp_path / "b", 0, 0, 1, algo="sft")
-    assert summary.main([str(tmp_path)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert "no finished run below: expected results.json files" in capsys.readouterr().err

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 from PIL import Image
 
 from maskgym.errors import UserError
 from maskgym.experiments import run
-from maskgym.experiments.grids import sweep
+from maskgym.experiments.grids import sweep, sweep_table
 from maskgym.experiments.grids.runner import RunSpec
 from maskgym.experiments.training import train
+from maskgym.experiments.wiring import composition
 
 NAMES = sorted(path.stem for path in sweep.SWEEPS.glob("*.yaml"))
 SMALL = {
@@ -30,6 +33,12 @@ SMALL = {
         **{"env.horizon": {"value": 1}, "env.task": {"values": ["glass", "shadow"]}, "seed": {"values": [0, 1]}},
     },
 }
+
+
+def drawing(given):
+    """Return a random sweep whose seed is drawn so."""
+    return {"method": "random", "run_cap": 2, "parameters": {"seed": given}}
+
 
 SWEEP = (sys.executable, "-m", "maskgym.experiments.cli", "sweep")
 
@@ -157,11 +166,78 @@ def test_random_draws_are_of_their_distributions(tmp_path):
     assert all(0.5 <= row["policy.kl_temperature"] <= 2 for row in found)
 
 
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"])) | st.sampled_from(
+    ["null", "true", "1e-5", "a,b", "it's", "x\\", "{a: 1}", "[1]", "choice(1,2)", "a=b", "~", "nan", "sis"]
+)
+VALUES = st.recursive(
+    NUMBERS | WORDS.filter(lambda word: "${" not in word),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z_]+", fullmatch=True), inner),
+    max_leaves=6,
+)
+
+
+@drawn(VALUES)
+def test_a_run_gets_the_value_of_the_file(value):
+    """The row of a file, as YAML gives it, is the value in the config of its run, in type and in every digit."""
+    row = yaml.load(yaml.safe_dump({"values": [value]}, allow_unicode=True), sweep.files.Loader)
+    try:
+        argument = sweep.argument("+policy.mine", row["values"][0])
+    except UserError as error:
+        assert "cannot be written as an argument" in str(error)
+        assert isinstance(value, dict | list)  # such as a dictionary whose key is "true"
+        return
+    found = composition.compose(["env=sis", argument])["policy"]["mine"]
+    assert found == value and repr(found) == repr(value)
+
+
+def test_neighbouring_values_are_two_runs_and_two_rows(tmp_path):
+    parameters = SMALL["parameters"] | {
+        "algo": {"value": "ppo"},
+        "env.task": {"value": "glass"},
+        "seed": {"value": 0},
+        "algo.learning_rate": {"values": [1.00001e-5, 1.00002e-5, 0.99995, 1]},
+        "+policy.mine": {"values": ["null", None]},
+    }
+    content = sweep.load(str(write(tmp_path, parameters=parameters)))
+    found = sweep.rows(content)
+    specs = [sweep.spec(content, row) for row in found]
+    rates = [spec.config["algo"]["learning_rate"] for spec in specs]
+    assert rates == [1.00001e-5] * 2 + [1.00002e-5] * 2 + [0.99995] * 2 + [1] * 2
+    assert [spec.config["policy"]["mine"] for spec in specs] == ["null", None] * 4
+    assert len({spec.folder(tmp_path) for spec in specs}) == 8
+    sweep_table.write(tmp_path, "small", "two", found, [{"iou": 0.5} for _ in found])
+    lines = (tmp_path / "small.md").read_text().splitlines()[2:]
+    assert len(set(lines)) == len(lines) == 10
+    assert '| 1.00001e-05 | "null" | 0.5 |' in lines and "| 1 | null | 0.5 |" in lines
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    file = tmp_path / "small.yaml"
+    text = yaml.safe_dump(SMALL | {"parameters": {**SMALL["parameters"], "algo": {"value": "ppo"}}})
+    file.write_text(f"{text}  algo.learning_rate: {{values: [1e-5, '1e-5', 1E+2, 3.e-4]}}\n")
+    content = yaml.load(file.read_text(), sweep.files.Loader)
+    assert content["parameters"]["algo.learning_rate"]["values"] == [1e-5, "1e-5", 100.0, 3e-4]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"method": "bayes"}, "method: bayes: expected grid or random"),
         ({"metric": {"name": "loss"}}, "expected a name that begins with held_out/"),
+        ({"early_terminate": {"type": "hyperband"}}, "early_terminate: here every run goes to its end: remove it"),
+        ({"metric": {"name": "held_out/iou"}}, "metric: held_out/iou: expected goal: maximize"),
+        ({"metric": {"name": "held_out/iouu", "goal": "maximize"}}, "measure 'iouu': expected one of mae, f_mean"),
+        ({"metric": {"name": "held_out/iasm", "goal": "maximize"}}, "measure 'iasm': expected one of mae, f_mean"),
+        ({"metric": {"name": "held_out/iou@5", "goal": "maximize"}}, "measure 'iou@5': expected one of"),
+        ({"run_cap": 0}, "run_cap: 0: expected how many runs to draw"),
+        (drawing({"values": [1, 2], "probabilities": [0.5, 0.6]}), "expected 2 numbers, one per value, that add up"),
+        (drawing({"values": [1, 2], "probabilities": [1.0]}), "expected 2 numbers, one per value, that add up"),
+        (drawing({"values": [1, 2], "probabilities": ["a", 1]}), "expected 2 numbers, one per value, that add up"),
+        (drawing({"values": [1, 2], "probabilities": [2, -1]}), "expected 2 numbers, one per value, that add up"),
+        (drawing({"distribution": "int_uniform", "min": 0.5, "max": 2}), "expected whole numbers"),
+        (drawing({"distribution": "normal", "sigma": -1}), "expected numbers, sigma not below 0"),
+        ({"parameters": {"seed": {"values": [1], "probabilities": [1]}}}, "a grid draws nothing: expected values"),
         ({"metric": {"name": "held_out/iou", "goal": "high"}}, "metric.goal: high: expected maximize or minimize"),
         ({"parameters": {}}, "parameters: expected a name and its values"),
         ({"parameters": {"seed": 3}}, "parameters.seed: 3: expected value, values, or min and max"),
@@ -182,11 +258,9 @@ def test_what_cannot_run_is_told_in_one_line(tmp_path, capsys, changes, expected
 
 
 def test_a_measure_that_runs_lack_is_named(tmp_path):
-    content = sweep.load(str(write(tmp_path, metric={"name": "held_out/beauty"})))
-    spec = sweep.spec(content, sweep.rows(content)[0])
+    spec = RunSpec(("env=point_prompt", "algo=random"), measure="beauty")
     folder = spec.folder(tmp_path)
     folder.mkdir()
     (folder / "results.json").write_text('{"after": {"iou": 1.0}}')
     with pytest.raises(UserError, match="measure 'beauty': expected one of iou"):
         spec.value(tmp_path)
-    assert spec == RunSpec(spec.arguments, measure="beauty")
