@@ -7,32 +7,42 @@ It wires one of each part from a config, evaluates on held-out samples before an
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from maskgym import files
 from maskgym.aliases import Config, JsonObject
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.command import status
 
-USAGE = """usage: python experiments/run.py [group=option ...] [key=value ...]
+USAGE = """usage: python experiments/run.py [--cfg] [group=option ...] [key=value ...]
        python experiments/run.py -m [--jobs N] [--ray ADDRESS] [group=option,option ...] [key=value,value ...]
        python experiments/run.py resume=DIR
 
   -m          run every combination of listed values, as in: -m env=sod,sis algo=cgpo,sft seed=0,1,2
               runs lie in out=DIR, else in runs/multirun; the same command goes on after an interruption
   resume=DIR  continue the run in that folder; its config.yaml says what it is
+              with algo.updates=N, or +N for N more, it becomes longer, also a finished one
   out=DIR     the run folder; else runs/<env>/<algo>/seed<k>-<time>
   +key=value  pass on an argument that the option's file does not list
+  --cfg       print the config, and run nothing
+  --help      with arguments: the defaults of the options that they choose
 
 groups (options in {conf}):
 {groups}
 
-defaults:
+defaults{chosen}:
 {defaults}"""
+FLAGS = ("-h", "--help", "-m", "--multirun", "--cfg")
+UPDATES = "algo.updates"  # the key that a resumed run may change
+# Schedules whose learning rate does not depend on the number of updates.
+CONSTANT = ("constant", "constant_with_warmup")
 SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")
+FEW = 30  # samples below which a mean says little
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,65 +51,115 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(usage())
+    flags = [argument for argument in arguments if argument in FLAGS]
+    settings = [argument for argument in arguments if argument not in FLAGS]
+    if {"-h", "--help"} & set(flags):
+        print(usage(settings))
         return 0
-    if {"-m", "--multirun"} & set(arguments):
+    if "--cfg" in flags:
+        if len(set(flags)) > 1:
+            raise UserError("--cfg: prints the config of one run: expected it without -m")
+        from maskgym.experiments.wiring import build
+
+        config, _ = _asked(settings)
+        build.check(config)
+        print(composition.dump(config), end="")
+        return 0
+    if flags:
         from maskgym.experiments.grids import sweep
 
-        return sweep.multirun([argument for argument in arguments if argument not in ("-m", "--multirun")])
-    return run_one(arguments)
+        return sweep.multirun(settings)
+    return run_one(settings)
 
 
-def usage() -> str:
-    """Format the text of ``--help``."""
+def usage(settings: Sequence[str] = ()) -> str:
+    """Format the text of ``--help``, with the defaults of the options that arguments choose.
+
+    Raises:
+        UserError: If an argument is invalid.
+    """
     groups = "\n".join(f"  {name:<12}{', '.join(options)}" for name, options in composition.groups().items())
-    defaults = composition.dump(composition.compose([])).rstrip().replace("\n", "\n  ")
-    return USAGE.format(conf=composition.CONF, groups=groups, defaults=f"  {defaults}")
+    defaults = composition.dump(composition.compose(settings)).rstrip().replace("\n", "\n  ")
+    chosen = f" with {' '.join(settings)}" if settings else ""
+    return USAGE.format(conf=composition.CONF, groups=groups, chosen=chosen, defaults=f"  {defaults}")
 
 
 def run_one(arguments: Sequence[str]) -> int:
     """Run or resume the run of ``key=value`` arguments; print its summary; return 0.
 
     Raises:
-        UserError: If an argument is invalid, the disk is full, or the run meets a user error.
+        UserError: If an argument is invalid, another process runs in the folder, a file cannot be written, or the run
+            meets a user error.
         KeyboardInterrupt: With the words that continue the run.
     """
     from maskgym.experiments.wiring import build
 
-    asked = {argument.partition("=")[0]: argument for argument in arguments}
-    resume = "resume" in asked
-    if resume:
-        folder = Path(asked["resume"].partition("=")[2]).expanduser().absolute()
-        config = composition.load(folder / run_folder.CONFIG)
-        _announce(config)
-        _check_same(config, [argument for name, argument in asked.items() if name != "resume"], folder)
-    else:
-        config = composition.compose(arguments)
-        _announce(config)
-        with _imports():
-            build.check(config)
-        folder = run_folder.create(config)
+    config, resumed = _asked(arguments)
+    # What starts is told first, because the imports that follow take seconds.
+    print(one_line(f"{config['env']['name']} {config['algo']['name']}, seed {config['seed']}"), flush=True)
+    with _imports():
+        build.check(config)
+    folder = resumed or run_folder.create(config)
     config["out"] = str(folder)
+    with files.alone(folder, run_folder.WORK):
+        if not resumed:
+            run_folder.check_unused(folder)
+        results = _finished(config, folder, resumed is not None)
+    print(_summary(results, folder))
+    return 0
+
+
+def _asked(arguments: Sequence[str]) -> tuple[Config, Path | None]:
+    """Return the config that arguments ask for, and the folder of the run that they resume, if any.
+
+    Raises:
+        UserError: If an argument is invalid, or differs from the run in the folder.
+    """
+    asked = {argument.partition("=")[0]: argument for argument in arguments}
+    if "resume" not in asked:
+        return composition.compose(arguments), None
+    folder = Path(asked.pop("resume").partition("=")[2]).expanduser().absolute()
+    config = composition.load(folder / run_folder.CONFIG)
+    _lengthen(config, asked.pop(UPDATES, ""), folder)
+    _check_same(config, list(asked.values()), folder)
+    return config, folder
+
+
+def _lengthen(config: Config, argument: str, folder: Path) -> None:
+    """Set the number of updates of a resumed run: that of ``algo.updates=N``, or with ``=+N`` so many more."""
+    if not argument:
+        return
+    number, old = argument.partition("=")[2], config["algo"]["updates"]
+    if not number.removeprefix("+").isdecimal():
+        raise UserError(f"{argument}: expected a whole number of updates, or +N for N more")
+    updates = int(number) + old * number.startswith("+")
+    if updates < old:
+        raise UserError(f"resume={folder}: its run has {UPDATES}={old}, not {updates}: expected as many, or more")
+    schedule = config["algo"].get("lr_scheduler_type", CONSTANT[0])
+    if updates > old and schedule not in CONSTANT:
+        said = f"differs from a run of {updates} updates: its first {old} had the learning rates of a shorter one"
+        print(f"algo.lr_scheduler_type={schedule}: {said}", file=sys.stderr)
+    config["algo"]["updates"] = updates
+
+
+def _finished(config: Config, folder: Path, resume: bool) -> JsonObject:
+    """Train in a folder that is locked; return the content of ``results.json``."""
     try:
-        results = _train(config, folder, resume)
+        return _train(config, folder, resume)
     except UserError:
         if not resume:
             run_folder.discard_unstarted(folder)
         raise
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with resume={folder}") from None
+        raise KeyboardInterrupt(_how_to_continue(folder)) from None
     except Exception as error:
-        if run_folder.is_full(folder):  # libraries raise different errors for it
-            raise UserError(f"{folder}: the disk is full: make room, and continue with resume={folder}") from error
+        if fault := files.disk_error(error):
+            raise UserError(f"{fault}: once it can be written, {_how_to_continue(folder)}") from error
         raise
-    print(_summary(results, folder))
-    return 0
 
 
-def _announce(config: Config) -> None:
-    """Print what starts, because the imports that follow take seconds."""
-    print(f"{config['env']['name']} {config['algo']['name']}, seed {config['seed']}", flush=True)
+def _how_to_continue(folder: Path) -> str:
+    return f"continue with resume={folder}" if (folder / run_folder.CONFIG).exists() else "start again"
 
 
 @contextmanager
@@ -140,11 +200,20 @@ def _check_same(config: Config, arguments: Sequence[str], folder: Path) -> None:
 
 
 def _summary(results: JsonObject, folder: Path) -> str:
-    """Format the last lines of a run: the main scores before and after, the time and the report."""
-    before, after = results["before"], results["after"]
-    names = [name for name in after if name.rpartition("/")[2] in SUMMARISED and name in before]
-    lines = [f"{name:<16}{before[name]:.3f} -> {after[name]:.3f}" for name in names]
-    return "\n".join([*lines, f"{results['wall_s']:.0f} s, {folder / run_folder.REPORT}"])
+    """Format the last lines of a run: the main scores before and after with their samples, the time and the report."""
+    before, after, samples = results["before"], results["after"], results["samples"]
+    lines = []
+    for name in after:
+        task, _, measure = name.rpartition("/")
+        if measure in SUMMARISED and name in before:
+            old, new = (f"{math.nan if (score := scores[name]) is None else score:.3f}" for scores in (before, after))
+            counted = samples[task or next(iter(samples))]
+            lines.append(f"{name:<16}{old} -> {new}   n = {counted['n']} of {counted['of']}, {counted['split']}")
+    for task, counted in samples.items():
+        if counted["n"] < FEW:
+            few = f"{counted['n']} samples of {task}" if counted["n"] > 1 else f"one sample of {task}"
+            lines.append(f"warning: scores of {few}: with fewer than {FEW}, differences between runs are mostly chance")
+    return "\n".join([*lines, one_line(f"{results['wall_s']:.0f} s, {folder / run_folder.REPORT}")])
 
 
 if __name__ == "__main__":

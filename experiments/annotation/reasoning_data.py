@@ -41,7 +41,7 @@ from maskgym.envs.instructions import instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.annotation import reasoning_prompts as prompts
-from maskgym.experiments.annotation.needs.project import alone, digest
+from maskgym.experiments.annotation.needs.project import digest
 from maskgym.experiments.wiring import command, composition, run_folder
 from maskgym.rewards import Answer, Transition, format_answer, parse
 
@@ -294,7 +294,7 @@ def _main(arguments: Sequence[str]) -> None:
     folder = given.folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder, "reason"):
+        with files.alone(folder, "reason"):
             left, found = _write(folder, given, config, chat, env)
     except OSError as error:  # such as a full disk
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error

@@ -27,6 +27,7 @@ from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train as training
 from maskgym.experiments.wiring import run_folder
 from maskgym.experiments.wiring.cluster import connected
+from maskgym.files import disk_error
 
 if TYPE_CHECKING:
     from ray.train import Result, TrainingFailedError
@@ -61,7 +62,7 @@ def run(config: Config, folder: Path, resume: bool = False) -> JsonObject:
             except TrainingFailedError as error:
                 fault = _fault(error)
                 # A restart cannot succeed on a full disk.
-                if failures > config["scale"]["max_failures"] or run_folder.is_full(folder):
+                if failures > config["scale"]["max_failures"] or disk_error(error):
                     raise
             tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
             resume = (folder / run_folder.CONFIG).exists()

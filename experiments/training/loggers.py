@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 ROWS_SHOWN = 256  # maximum number of rows in the table of answers
+WANDB = "wandb"  # folder of wandb's files in the run folder
+WANDB_ID = f"{WANDB}/id.txt"
+WANDB_FOLDERS = {  # what wandb would keep under the home folder, and where it goes unless the user's variable says so
+    "WANDB_DATA_DIR": f"{WANDB}/data",  # tables, until they are sent
+    "WANDB_CACHE_DIR": f"{WANDB}/cache",
+    "WANDB_ARTIFACT_DIR": f"{WANDB}/artifacts",
+}
 
 
 class Logger:
@@ -114,27 +122,50 @@ def open_logger(config: Config, folder: Path, versions: Mapping[str, str]) -> It
             import wandb
         except ImportError as error:
             raise UserError("logger=wandb: pip install 'maskgym[wandb]'") from error
-        try:
-            run = wandb.init(
-                project=settings["project"],
-                mode=settings["mode"],
-                dir=folder,
-                name=folder.name,
-                id=hashlib.sha256(str(folder).encode()).hexdigest()[:12],
-                resume="allow",
-                config={**config, "versions": versions},
-            )
-        except (wandb.errors.Error, ValueError) as error:
-            raise UserError(f"logger=wandb: {str(error) or type(error).__name__}") from error
-        logger = WandB(run)
-        try:
-            yield logger
-        except BaseException:
-            logger.finish(1)
-            raise
-        logger.finish(0)
+        with _environment({name: str(folder / place) for name, place in WANDB_FOLDERS.items()}):
+            try:
+                run = wandb.init(
+                    project=settings["project"],
+                    mode=settings["mode"],
+                    dir=folder,
+                    name=settings.get("run_name") or folder.name,
+                    group=settings.get("group"),
+                    tags=settings.get("tags"),
+                    id=_wandb_id(folder),
+                    resume="allow",
+                    config={**config, "versions": versions},
+                )
+            except (wandb.errors.Error, ValueError) as error:
+                raise UserError(f"logger=wandb: {str(error) or type(error).__name__}") from error
+            logger = WandB(run)
+            try:
+                yield logger
+            except BaseException:
+                logger.finish(1)
+                raise
+            logger.finish(0)
     else:
         yield Logger()
+
+
+def _wandb_id(folder: Path) -> str:
+    """Read the id of a run folder's log, or draw one: paths are used again, and other machines have the same."""
+    file = folder / WANDB_ID
+    if not file.exists():
+        run_folder.write(file, secrets.token_hex(6))
+    return file.read_text(encoding="ascii", errors="replace").strip()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that the user has not set, until the end."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _pictures(folder: Path) -> list[Path]:

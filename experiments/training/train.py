@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +22,8 @@ from maskgym.experiments.training.loggers import Logger
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
 
-FINITE = ("loss", "reward", "grad_norm")  # logged names that must be finite
+FINITE = ("loss", "reward", "grad_norm")  # ends of the logged names whose values must be finite
+KEPT_BESIDE = (Path(run_folder.BEFORE).name, Path(run_folder.POLICY).name, "ray")  # beside checkpoints of training
 
 
 def run(
@@ -74,6 +75,8 @@ class TrainingRun:
         self.parts = build.make_parts(config)
         self.train_envs = build.make_train_envs(config, self.parts)
         supervised = build.make_supervised(config, self.train_envs, self.parts)
+        imitated = self.train_envs if supervised is None else dict(zip(self.train_envs, supervised, strict=True))
+        self.rationales = build.describe_rationales(config, imitated)
         more = {"supervised": supervised, "scorer": scorer}
         self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
@@ -87,6 +90,9 @@ class TrainingRun:
         self.test_envs = {
             task: build.make_held_out_env(self.config, task, self.parts) for task in self.config["env"]["gym_ids"]
         }
+        results = self.folder / run_folder.RESULTS
+        if results.exists() and run_folder.read_results(self.folder).get("steps") != self.updates:
+            results.unlink()  # they are of a shorter run, which goes on
         run_folder.write(self.folder / run_folder.CONFIG, composition.dump(self.config))
         self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
         count = self.config["evaluation"]["samples"]
@@ -114,16 +120,30 @@ class TrainingRun:
             "wall_s": round(self.metrics.wall_s, 1),
             "steps": self.updates,
             "split": ", ".join(sorted(splits)),
+            "samples": {task: self.counted(task) for task in self.test_envs},
+            **({"rationales": self.rationales} if self.rationales else {}),
             "before": scores(before),
             "after": scores(after),
             "versions": versions(),
         }
 
+    def counted(self, task: str) -> JsonObject:
+        """Count the samples that were scored, ``n``, and those of their split, ``of``."""
+        env = unwrap(self.test_envs[task], SampleVectorEnv)
+        return {"n": len(self.indices[task]), "of": env.num_samples, "split": env.dataset.split}
+
     def evaluate_before(self) -> dict[str, Evaluation]:
-        """Evaluate before training; a resumed run reads what it stored."""
+        """Evaluate before training; a resumed run reads what it stored.
+
+        Raises:
+            UserError: If the stored evaluation is not of the run's samples.
+        """
         file = self.folder / run_folder.BEFORE
         if self.resume and file.exists():
-            return {task: Evaluation(**values) for task, values in run_folder.read_json(file).items()}
+            stored = run_folder.read_json(file)
+            if not all(_is_evaluation(stored, task, len(indices)) for task, indices in self.indices.items()):
+                raise UserError(f"{file}: is no evaluation of this run's samples: remove it, and resume again")
+            return {task: Evaluation(**stored[task]) for task in self.indices}
         before = self.evaluate("before", 0)
         run_folder.write_json(file, {task: asdict(found) for task, found in before.items()})
         return before
@@ -134,7 +154,9 @@ class TrainingRun:
             task: evaluation.evaluate(self.agent, env, self.indices[task], f"{label}, {task}")
             for task, env in self.test_envs.items()
         }
-        self.log(step, {f"held_out/{name}": value for name, value in evaluation.scores(found).items()})
+        values = {f"held_out/{name}": value for name, value in evaluation.scores(found).items()}
+        self.log(step, values)
+        check_finite(step, values, self.folder)
         return found
 
     def train(self) -> None:
@@ -170,12 +192,30 @@ def _advance(bar: tqdm, step: int, values: Mapping[str, float]) -> None:
 
 
 def check_finite(step: int, values: Mapping[str, float], folder: Path) -> None:
-    """Stop a diverged training before it writes a checkpoint.
+    """Stop a diverged training, or one whose rewards are not numbers, before it writes a checkpoint.
 
     Raises:
-        UserError: If a loss, the reward or the gradient norm is not finite.
+        UserError: If a loss, a reward or the gradient norm is not finite.
     """
     for name, value in values.items():
-        if name.rpartition("/")[2] in FINITE and not math.isfinite(value):
+        if name.rpartition("/")[2].endswith(FINITE) and not math.isfinite(value):
             kept = folder / run_folder.CHECKPOINTS
-            raise UserError(f"update {step}: {name} is {value}: stopped; the last good checkpoint is in {kept}")
+            there = any(file.name not in KEPT_BESIDE for file in kept.glob("*"))
+            last = f"the last good checkpoint is in {kept}" if there else "before the first checkpoint"
+            raise UserError(f"update {step}: {name} is {value}: stopped; {last}")
+
+
+def _is_evaluation(stored: object, task: str, samples: int) -> bool:
+    """Check that JSON holds the evaluation of a task on a number of samples."""
+    found = stored.get(task) if isinstance(stored, dict) else None
+    if not isinstance(found, dict) or found.keys() != {field.name for field in fields(Evaluation)}:
+        return False
+    scored, rows, answers = (found[name] for name in ("scores", "per_sample", "answers"))
+    return (
+        isinstance(scored, dict)
+        and isinstance(rows, list)
+        and isinstance(answers, list)
+        and len(rows) == len(answers) == samples
+        and all(isinstance(row, dict) and {"key", "reward"} <= row.keys() for row in rows)
+        and all(isinstance(answer, str) for answer in answers)
+    )

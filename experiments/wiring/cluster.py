@@ -17,7 +17,8 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
     """Connect to a cluster, or start one on this machine if the address is None; disconnect at the end.
 
     Args:
-        address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT`` or None.
+        address: ``HOST:PORT``, ``auto``, ``ray://HOST:PORT``, or None for a new one, even where another one runs or
+            ``RAY_ADDRESS`` names one.
         option: Name of the option that set the address, for error messages.
 
     Raises:
@@ -32,7 +33,8 @@ def connected(address: str | None, option: str = "scale.address") -> Iterator[No
         host, _, port = str(address).removeprefix("ray://").rpartition(":")
         if host:
             socket.create_connection((host, int(port)), CONNECT_S).close()
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        where = "local" if address is None else address  # with None, Ray joins whatever cluster it finds
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(

@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
+from maskgym.files import disk_error
 
 # At exit the collector would walk every imported module several times, for seconds.
 atexit.register(gc.freeze)
@@ -37,15 +38,21 @@ def status(
         interrupted: Message after Ctrl-C.
 
     Returns:
-        The command's status; 2 for a user error, reported in one line on standard error; 130 when interrupted.
+        The command's status; 2 for a user error or a disk that takes no more, reported in one line on standard error;
+        130 when interrupted.
     """
     # Spinning OpenMP threads take a busy machine from each other. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return act(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # its argument, if any, says how to continue
-        print(": ".join([interrupted, *map(str, stop.args)]), file=sys.stderr)
+        print(one_line(": ".join([interrupted, *map(str, stop.args)])), file=sys.stderr)
         return 130
+    except Exception as error:
+        if (fault := disk_error(error)) is None:
+            raise
+        print(f"error: {one_line(fault)}", file=sys.stderr)
+        return 2

@@ -50,6 +50,10 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     list: ((list,), "a list"),
     dict: ((dict,), "names and values"),
 }
+# Groups whose keys no component takes: one that the file does not list would be ignored.
+CLOSED = ("logger", "scale", "evaluation")
+# Keys that a run reads from its stored config, whatever the option.
+NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("split", "samples", "every", "pictures")))
 # Keys whose null stands for no text.
 NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
 
@@ -100,13 +104,15 @@ def compose(arguments: Sequence[str]) -> Config:
     for override in overrides:
         _check_choice(override)
     try:
+        if any(_adds(one) and one.key_or_group.partition(".")[0] in CLOSED for one in overrides):
+            _check_keys(overrides)
         config = deepcopy(_chosen(overrides))
         for override in overrides:
             if override.key_or_group not in groups():
-                added = override.is_add() or override.is_force_add()
-                OmegaConf.update(config, override.key_or_group, override.value(), force_add=added)
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=_adds(override))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
+        _keep_task(overrides, values)
         return _shortened(values)
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
@@ -167,7 +173,24 @@ def change(config: Config, arguments: Sequence[str]) -> Config:
     for override in map(parse, arguments):
         *path, last = override.key_or_group.split(".")
         look_up(changed, path)[last] = look_up(asked, [*path, last])
+    _keep_task([parse(argument) for argument in arguments], changed)
     return changed
+
+
+def _keep_task(overrides: Sequence[Override], config: Config) -> None:
+    """Let the task of a chosen published data set stand, as ``shadow`` of SBU, unless an argument names ``env.task``.
+
+    This is for data whose masks are all read alike, as salient objects, blur, shadows, glass or classes.
+    """
+    named = {override.key_or_group for override in overrides}
+    if "data" not in named or "env.task" in named or "task" not in config["env"]:
+        return
+    from maskgym.data.published import PUBLISHED  # with NumPy, which most arguments do not need
+    from maskgym.data.sample import CATEGORIES
+
+    alike, published = (*CATEGORIES, "semantic"), PUBLISHED.get(config["data"]["name"])
+    if published and published.task in alike and config["env"]["task"] in alike:
+        config["env"]["task"] = published.task
 
 
 def _shortened(config: Config) -> Config:
@@ -195,15 +218,35 @@ def load(file: Path) -> Config:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file: expected the folder of a run that was started") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, OverflowError) as error:
         raise UserError(f"{file}: cannot be read: {_first_line(error)}") from error
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read: lists or names and values that are nested too deep") from None
     if not isinstance(config, dict) or set(config) != set(root_keys()):
         raise UserError(f"{file}: is not the config of a run: expected the keys {', '.join(root_keys())}")
+    _check_stored(config, file)
+    return config
+
+
+def _check_stored(config: Config, file: Path) -> None:
+    """Raise a UserError if values of a stored config lack, or are of another kind than those of its options."""
+    root = yaml.safe_load((CONF / f"{ROOT}.yaml").read_text(encoding="utf-8"))
+    for name in (*groups(), "evaluation"):
+        if not isinstance(config[name], dict) or (name in groups() and not isinstance(config[name].get("name"), str)):
+            raise UserError(f"{file}: {name}={config[name]}: expected names and values")
     for old, new in RENAMED.items():
         group, _, key = old.partition(".")
         if key in config.get(group, {}):
             raise UserError(f"{file}: an older version wrote it: '{old}' is now '{new}'")
-    return config
+    for key in NEEDED:
+        group, _, last = key.partition(".")
+        if last not in config[group]:
+            raise UserError(f"{file}: has no key '{key}'")
+    listed = {name: option(name, config[name]["name"]) for name in groups()} | {"evaluation": root["evaluation"]}
+    for name, defaults in listed.items():
+        for key in config[name].keys() & defaults.keys():
+            if not (isinstance(defaults[key], str) and "${" in defaults[key]):
+                _check_type(f"{file}: {name}.{key}", defaults[key], config[name][key])
 
 
 def _chosen(overrides: Sequence[Override]) -> DictConfig:
@@ -258,14 +301,18 @@ def _check_choice(override: Override) -> None:
         raise UserError(f"unknown {key} '{value}': expected one of {', '.join(options)}")
 
 
+def _adds(override: Override) -> bool:
+    return bool(override.is_add() or override.is_force_add())
+
+
 def _check_keys(overrides: Sequence[Override]) -> None:
-    """Raise a UserError if an argument sets a key that the chosen options do not have."""
+    """Raise a UserError if an argument sets a key that the chosen options lack, and that no component may take."""
     defaults = _defaults(overrides)
     for override in overrides:
-        if override.is_add() or override.is_force_add():
+        path = override.key_or_group.split(".")
+        if _adds(override) and path[0] not in CLOSED:
             continue
         here = defaults
-        path = override.key_or_group.split(".")
         for depth, name in enumerate(path):
             if not isinstance(here, dict) or name not in here:
                 keys = ", ".join(key for key in here if key != "name") if isinstance(here, dict) else ""
@@ -285,10 +332,14 @@ def _check_types(overrides: Sequence[Override], values: Config) -> None:
             default, value = look_up(defaults, path), look_up(values, path)
         except (KeyError, TypeError):
             continue  # added, and has no default
-        kinds, expected = KINDS[NULLS.get(path[-1], str) if default is None else type(default)]
-        if value is not None and type(value) not in kinds:
-            example = "" if default is None else f", such as {default}"
-            raise UserError(f"{override.key_or_group}={value}: expected {expected}{example}")
+        _check_type(override.key_or_group, default, value)
+
+
+def _check_type(key: str, default: Any, value: Any) -> None:
+    kinds, expected = KINDS[NULLS.get(key.rpartition(".")[2], str) if default is None else type(default)]
+    if value is not None and type(value) not in kinds:
+        example = "" if default is None else f", such as {default}"
+        raise UserError(f"{key}={value}: expected {expected}{example}")
 
 
 def look_up(values: Any, path: Sequence[str]) -> Any:

@@ -7,20 +7,20 @@ import io
 import itertools
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskgym.aliases import Config
+from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 from maskgym.files import write
 
 CONFIG, METRICS, RESULTS, REPORT = "config.yaml", "metrics.csv", "results.json", "report.html"
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 POLICY = f"{CHECKPOINTS}/policy"  # the trained one, as a folder that policy.path takes
+WORK = "run"  # what a run's lock is called, see `maskgym.files.alone`
 BEFORE = f"{CHECKPOINTS}/before.json"  # the evaluation before training, kept for a run that is killed
 ANSWERS = f"{SAMPLES}/answers.jsonl"
 
@@ -29,33 +29,35 @@ def create(config: Config) -> Path:
     """Make the folder that a config asks for, ``out``, or a new one under ``runs/``; return its absolute path.
 
     Raises:
-        UserError: If it cannot be written, or holds a run.
+        UserError: If it cannot be written.
     """
     if config["out"] is not None:
-        folder = Path(str(config["out"])).expanduser().absolute()
-        if (folder / CONFIG).exists():
-            raise UserError(f"out={folder}: holds a run: continue it with resume={folder}, or choose another folder")
-        return _writable(folder)
+        return _writable(Path(str(config["out"])).expanduser().absolute())
     name = f"seed{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
     parent = _writable(Path("runs", config["env"]["name"], config["algo"]["name"]).absolute())
     for number in itertools.count(1):  # several may start within one second
         folder = parent / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return _writable(folder)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return _writable(folder)
     raise AssertionError("unreachable")
+
+
+def check_unused(folder: Path) -> None:
+    """Raise a UserError if a folder holds a run; only the holder of its lock can rely on the answer."""
+    if (folder / CONFIG).exists():
+        raise UserError(f"out={folder}: holds a run: continue it with resume={folder}, or choose another folder")
 
 
 def discard_unstarted(folder: Path) -> None:
     """Remove the files of a run that failed before its first result, so that ``out`` can be given again."""
     if not (folder / METRICS).exists():
-        (folder / CONFIG).unlink(missing_ok=True)
+        for name in (CONFIG, f".{WORK}.lock"):
+            (folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()  # which fails, as it should, where there is anything else
-
-
-def is_full(folder: Path) -> bool:
-    """Check whether the disk of a folder has less than a mebibyte left."""
-    return shutil.disk_usage(folder).free < 2**20
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -78,6 +80,46 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read: lists or names and values that are nested too deep") from None
+
+
+def read_results(folder: Path) -> JsonObject:
+    """Read the ``results.json`` of a run.
+
+    Raises:
+        UserError: If the run is not finished, or the file cannot be read or holds something else.
+    """
+    file = folder / RESULTS
+    if not file.exists():
+        raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
+    results = read_json(file)
+    for when in ("before", "after"):
+        scores = results.get(when) if isinstance(results, dict) else None
+        if not isinstance(scores, dict) or not all(value is None or _is_number(value) for value in scores.values()):
+            raise UserError(f"{file}: are no results of a run: expected numbers by name under before and after")
+    return results
+
+
+def read_answers(folder: Path) -> list[JsonObject]:
+    """Read the rows of a run's ``samples/answers.jsonl``.
+
+    Raises:
+        UserError: If it cannot be read, or a line holds something else.
+    """
+    file, rows = folder / ANSWERS, []
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            rows.append(json.loads(line))
+            if not _is_row(rows[-1]):
+                raise UserError(f"{file}: line {number} is no answer: expected task, key, index, before and after")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except RecursionError:
+        raise UserError(f"{file}: cannot be read: lists or names and values that are nested too deep") from None
+    return rows
 
 
 class Metrics:
@@ -142,6 +184,18 @@ def _writable(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"out={folder}: cannot be written: {error.strerror}") from error
     return folder
+
+
+def _is_row(row: Any) -> bool:
+    """Check the types of a row of ``answers.jsonl``."""
+    if not isinstance(row, dict) or not {"task", "key", "index", "before", "after"} <= row.keys():
+        return False
+    sides = (row["before"], row["after"])
+    return all(isinstance(side, dict) and {"answer", "reward"} <= side.keys() for side in sides)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _finite(value: Any) -> Any:

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,27 +185,8 @@ class Project:
         return self.folder / stage / f"{name}.json"
 
     def alone(self, work: str) -> AbstractContextManager[None]:
-        """Lock the project for one kind of work; see `alone`."""
-        return alone(self.folder, work)
-
-
-@contextmanager
-def alone(folder: Path, work: str) -> Iterator[None]:
-    """Lock a folder for one kind of work; the operating system releases the lock when the process ends.
-
-    Raises:
-        UserError: If another process holds it.
-    """
-    with (folder / f".{work}.lock").open("w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no such locks
-            pass
-        except OSError:
-            raise UserError(f"{folder}: another process is at work here ({work}): wait for it") from None
-        yield
+        """Lock the project for one kind of work; see `maskgym.files.alone`."""
+        return files.alone(self.folder, work)
 
 
 def provenance(by: str, **details: str | JsonObject | None) -> JsonObject:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from maskgym import data, rewards
+from maskgym import files
 from maskgym.agents.text.language import SFTAgent
 from maskgym.chat.asker import Asker, Reply, to_png
 from maskgym.chat.server import ChatServer
@@ -26,7 +27,6 @@ from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.envs.rendering import overlay
 from maskgym.experiments.annotation import reasoning_data
 from maskgym.experiments.annotation import reasoning_prompts as prompts
-from maskgym.experiments.annotation.needs.project import alone
 from maskgym.experiments.wiring import composition
 from maskgym.policies.text.mllm import TINY, tiny_policy
 from maskgym.segmenters import make as make_segmenter
@@ -348,7 +348,7 @@ def test_a_whole_line_that_is_no_row_is_told(write, tmp_path):
 
 def test_two_at_a_time_are_refused(write, tmp_path):
     assert write(size=1)[0] == 0
-    with alone(tmp_path / "out", "reason"):
+    with files.alone(tmp_path / "out", "reason"):
         assert "another process is at work here (reason)" in write(size=1)[2]
 
 
