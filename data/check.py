@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,15 +11,16 @@ from tqdm import tqdm
 
 from maskgym.aliases import JsonObject
 from maskgym.data import make
-from maskgym.data.layout.images import DataFault, describe_mask
-from maskgym.data.layout.listing import Listing, Reader, preview
+from maskgym.data.layout.images import DataFault
+from maskgym.data.layout.listing import Listing, Looks, Reader
 from maskgym.data.layout.names import split_in_name
 from maskgym.data.layout.pairs import find_pairs
 from maskgym.data.published import PUBLISHED
 from maskgym.data.readers.coco import find_annotations
-from maskgym.data.sample import SPLITS, Sample
-from maskgym.errors import UserError
+from maskgym.data.sample import SPLITS
+from maskgym.errors import UserError, one_line
 
+FEW = 30  # a mean over fewer held-out samples is noted
 COUNTED = ("samples", "images", "instances")
 _SIGNS = {  # files that identify the reader of a data set
     "voc": ("SegmentationClass", "VOC2012/SegmentationClass", "VOCdevkit/VOC2012/SegmentationClass"),
@@ -73,7 +74,7 @@ class Report:
         for split, row in self.as_dict()["counts"].items():
             rows.append(f"{split:<12}" + "".join(f"{row[name]:>11,}" for name in COUNTED))
         verdict = "no faults" if self.ok else f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
-        lines = [f"data={self.data} task={self.task} data.root={self.root}", "", *rows, ""]
+        lines = [one_line(f"data={self.data} task={self.task} data.root={self.root}"), "", *rows, ""]
         lines += [f"note   {note}" for note in self.notes] + [f"fault  {fault}" for fault in self.faults]
         return "\n".join([*lines, verdict])
 
@@ -98,7 +99,7 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     reader = make(name, root=root, split="all", strict=False, **given, **arguments)
     assert isinstance(reader, Reader)
     counts = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
-    faults, notes = list(reader.faults), list(reader.notes)
+    faults, notes, looks = list(reader.faults), list(reader.notes), Looks()
     for index in tqdm(range(len(reader)), desc=f"check {Path(root).name}", unit="sample", disable=None):
         row = counts.setdefault(reader.splits[index] or "unlisted", dict.fromkeys(COUNTED, 0))
         row["samples"] += 1
@@ -109,9 +110,9 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
             continue
         row["images"] += len(sample.images)
         row["instances"] += sum(len(masks) for masks in sample.masks)
-        notes += _empty_masks(reader, index, sample)
-    notes += [f"no sample is in split {split}" for split in SPLITS if not counts[split]["samples"]]
-    notes += [*_compare(name, reader, counts), *_doubtful(reader)]
+        looks.add(reader, index, sample)
+    notes += [note for split in SPLITS for note in _size(split, counts[split]["samples"])]
+    notes += [*_compare(name, reader, counts, arguments), *looks.notes]
     return Report(name, str(root), reader.task, counts, tuple(faults), tuple(notes))
 
 
@@ -146,31 +147,30 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in patterns)
 
 
-def _compare(name: str, reader: Reader, counts: dict[str, dict[str, int]]) -> list[str]:
-    """List a note for each split whose number of photos differs from the authors' number."""
+def _size(split: str, samples: int) -> list[str]:
+    """List a note if a split is empty, or too small to measure on."""
+    if not samples:
+        return [f"no sample is in split {split}"]
+    if split == "train" or samples >= FEW:
+        return []
+    return [f"split {split} has {samples} samples, fewer than {FEW}: means over them are uncertain"]
+
+
+def _compare(name: str, reader: Reader, counts: dict[str, dict[str, int]], arguments: Mapping[str, Any]) -> list[str]:
+    """List a note for each split whose number of photos, or of samples, differs from the authors' number."""
     published = PUBLISHED.get(name)
+    if published is None or any(arguments.get(key) not in (None, "both") for key in ("partition", "split_by")):
+        return []  # the numbers are those of the usual splits
     notes = []
-    for split, stated in published.counts.items() if published else ():
+    for split, stated in published.counts.items():
         found = counts[split]["images"]
-        if published and published.part:
+        if published.part:
             own = (key for key, other in zip(reader.keys, reader.splits, strict=True) if other == split)
             found = len({key.partition(published.part)[0] for key in own})
         if found != stated:
             notes.append(f"split {split} has {found:,} photos without fault; its authors state {stated:,}")
+    for split, stated in published.sentences.items():
+        found = counts[split]["samples"]
+        if found != stated:
+            notes.append(f"split {split} has {found:,} sentences; its authors' files have {stated:,}")
     return notes
-
-
-def _doubtful(reader: Reader) -> list[str]:
-    """List a note for each kind of unusual mask, for readers with one file per mask."""
-    kinds: dict[str, list[str]] = {}
-    for _, path in reader.mask_files:
-        with suppress(DataFault):  # already reported
-            if kind := describe_mask(path):
-                kinds.setdefault(kind, []).append(path.name)
-    return [f"{len(names)} masks {kind}: foreground is above 128: {preview(names)}" for kind, names in kinds.items()]
-
-
-def _empty_masks(reader: Reader, index: int, sample: Sample) -> list[str]:
-    """List a note for each photo without a mask row, which occurs only in groups."""
-    empty = [number for number, masks in enumerate(sample.masks) if not len(masks)]
-    return [f"{reader.pairs(index)[number].mask}: an empty mask, a photo without the common object" for number in empty]

@@ -26,6 +26,7 @@ class Published:
         folder: Usual names of its folder, in any letter case.
         counts: Number of photos per split, by the authors, minus known faulty ones; empty if no number was found.
         arguments: Arguments of the reader that differ from its defaults.
+        sentences: Number of samples per split in the authors' files, if a sample is a sentence.
         part: Separator between the photo's name and the part's name in a key, if a sample is a part of a photo.
     """
 
@@ -35,6 +36,7 @@ class Published:
     counts: Mapping[str, int] = field(default_factory=dict)
     arguments: Settings = field(default_factory=dict)
     part: str = ""
+    sentences: Mapping[str, int] = field(default_factory=dict)
 
 
 TEST_ONLY = {"splits": "test"}
@@ -79,8 +81,25 @@ PUBLISHED = {
     "voc2012": Published("voc", "semantic", ("VOC2012", "VOCdevkit"), {"train": 1464, "validation": 1449}, part="/"),
     # Needs and expressions.
     "usersod": Published("coco", "need", ("UserSOD",)),  # not public: as `maskgym data dig` exports it
-    "refcoco": Published("expressions", "need", ("refcoco",), {}, {"version": "refcoco"}, "#"),
-    "refcoco_plus": Published("expressions", "need", ("refcoco+",), {}, {"version": "refcoco+"}, "#"),
+    # Photos are as TensorFlow Datasets counts them; the sentences of RefCOCO as FlagEval does.
+    "refcoco": Published(  # Yu et al. 2016: splits of UNC, with testA and testB together
+        "expressions",
+        "need",
+        ("refcoco",),
+        {"train": 16994, "validation": 1500, "test": 1500},
+        {"version": "refcoco"},
+        "#",
+        {"train": 120624, "validation": 10834, "test": 5657 + 5095},
+    ),
+    "refcoco_plus": Published(  # the same; the sentences add up to the 141,564 of the authors' page
+        "expressions",
+        "need",
+        ("refcoco+",),
+        {"train": 16992, "validation": 1500, "test": 1500},
+        {"version": "refcoco+"},
+        "#",
+        {"train": 120191, "validation": 10758, "test": 5726 + 4889},
+    ),
     # Ranks.
     "assr": Published(  # Siris et al. 2020
         "ranked", "ranking", ("ASSR",), {"train": 7646, "validation": 1436, "test": 2418}

@@ -89,6 +89,11 @@ class Dataset(ABC):
         """Key of each sample; by default every sample is read for it."""
         return tuple(self[index].key for index in range(len(self)))
 
+    @cached_property
+    def with_rationale(self) -> tuple[int, ...]:
+        """Indices of the samples with a rationale; by default every sample is read for it."""
+        return tuple(index for index in range(len(self)) if self[index].rationale)
+
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
         """Key and mask file of each photo; empty unless each photo has one mask file."""
@@ -97,6 +102,10 @@ class Dataset(ABC):
     def pairs(self, index: int) -> tuple[Pair, ...]:
         """List the files of one sample that is a group of photos; empty for other samples."""
         return ()
+
+    def describe(self) -> list[str]:
+        """List what is unusual about the data, one line each: what is left out, and doubtful masks. It is cheap."""
+        return []
 
 
 class Subset(Dataset):
@@ -120,6 +129,16 @@ class Subset(Dataset):
     def keys(self) -> tuple[str, ...]:
         """Key of each sample."""
         return tuple(self.dataset.keys[index] for index in self.indices)
+
+    @cached_property
+    def with_rationale(self) -> tuple[int, ...]:
+        """Indices of the samples with a rationale."""
+        with_one = frozenset(self.dataset.with_rationale)
+        return tuple(place for place, index in enumerate(self.indices) if index in with_one)
+
+    def describe(self) -> list[str]:
+        """List what is unusual about the source data set."""
+        return self.dataset.describe()
 
     def __len__(self) -> int:
         return len(self.indices)

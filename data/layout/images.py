@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Pillow would also try formats that other programs decode, such as EPS by Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 FOREGROUND = 128  # a mask's pixel is foreground above this grey level, as in PySODMetrics
 _FEW_LEVELS = 8  # at most this many levels are intended, not smooth edges
 _COLOUR_TOLERANCE = 16  # JPEG compression adds slight colour to grey images
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP"}  # names of formats that may change values
+SOFT = "grey, with levels between black and white"
+_DIM = f"of 16 bits without a level above {2**8 - 1}, read as black: expected 8 bits, or levels up to {2**16 - 1}"
+_DECODING_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
+    *(LookupError, TypeError, OverflowError, MemoryError),
+)
 
 T = TypeVar("T")
+Source = Path | BytesIO  # a file, or its content, whose text is a name for messages
 
 
 class DataFault(UserError):
@@ -29,7 +39,7 @@ class DataFault(UserError):
     """
 
     def __init__(self, *faults: str) -> None:
-        super().__init__(*(" ".join(fault.split()) for fault in faults))
+        super().__init__(*map(one_line, faults))
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -64,35 +74,100 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Source) -> np.ndarray:
     """Read a photo as uint8 (H, W, 3) RGB, rotated by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit photos are converted; an alpha channel is dropped.
 
     Raises:
-        DataFault: If the file is absent, truncated, or cannot be decoded.
+        DataFault: If the file is absent, truncated, cannot be decoded, or would be black because its 16 bits hold
+            levels of 8 bits.
     """
-    picture = _eight_bits(_load(path))
+    loaded = _load(path)
+    if _is_dim(loaded):
+        raise DataFault(f"{path}: a photo {_DIM}")
+    if loaded.mode == "F":
+        raise DataFault(f"{path}: a photo of floats: expected 8 bits per channel")
+    picture = _eight_bits(loaded)
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns if a palette with transparency skips this step
     return np.array(picture.convert("RGB"))
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the size (H, W) of a photo as `read_image` rotates it, mostly without decoding it.
+
+    Raises:
+        DataFault: If the file is absent or no picture of a known format.
+    """
+    try:
+        check_regular(path)
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except DataFault:
+        raise
+    except _DECODING_ERRORS as error:
+        raise DataFault(f"{path}: cannot be decoded: {error}") from None
+    return (width, height) if turned else (height, width)
+
+
+def read_mask(path: Source) -> np.ndarray:
     """Read a mask as uint8 (H, W) grey levels; ``level > FOREGROUND`` is foreground.
 
     Every mode is first converted to 8-bit grey: a raw 1-bit PNG holds 0 and 1, neither above 128.
     Colours are refused, because they denote classes or instances (PASCAL VOC, S4Net), and a conversion to grey
-    would silently lose some.
+    would silently lose some. A mask in the alpha channel is refused, because alpha is dropped.
 
     Raises:
-        DataFault: If the file is absent, truncated, cannot be decoded, or is coloured.
+        DataFault: If the file is absent, truncated, cannot be decoded, is coloured, holds floats, has one colour and
+            several levels of alpha, or would be black because its 16 bits hold levels of 8 bits.
     """
-    return _grey(path, _load(path))
+    return inspect_mask(path)[0]
 
 
-def _grey(path: Path, loaded: Image.Image) -> np.ndarray:
+def inspect_mask(path: Source, predicted: bool = False) -> tuple[np.ndarray, str | None]:
+    """Read a mask or a predicted map, and describe what is unusual about it.
+
+    The description fits behind "masks" or "predictions", and is None if nothing is unusual.
+
+    Args:
+        path: Path of the file.
+        predicted: Whether it is a prediction: then 16 bits without a level above 255 are described, not refused,
+            because they may be meant as black.
+
+    Raises:
+        DataFault: As `read_mask`.
+    """
+    picture = _load(path)
+    if not predicted and _is_dim(picture):
+        raise DataFault(f"{path}: a mask {_DIM}")
+    levels = _grey(path, picture)
+    return levels, _describe(picture, levels)
+
+
+def _describe(picture: Image.Image, levels: np.ndarray) -> str | None:
+    if _is_dim(picture):
+        return _DIM
+    present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
+    if len(present) == 1:
+        return f"of one level: {'all foreground' if present[0] > FOREGROUND else 'no foreground'}"
+    if picture.mode.startswith("I"):
+        return "of 16 bits, read as 8"
+    if present[0] == 0 and present[-1] == 255 and len(present) == 2:
+        return None
+    if picture.format in _LOSSY:
+        return f"in {_LOSSY[picture.format]}, with levels between black and white"
+    if len(present) <= _FEW_LEVELS:
+        return f"of {len(present)} levels ({', '.join(map(str, present))}), perhaps of several classes"
+    return SOFT
+
+
+def _grey(path: Source, loaded: Image.Image) -> np.ndarray:
+    _check_alpha(path, loaded)
     picture = _eight_bits(loaded)
+    if picture.mode == "F":
+        raise DataFault(f"{path}: a mask of floats: expected grey levels of 8 bits, foreground > {FOREGROUND}")
     if picture.mode not in ("1", "L", "LA"):
         channels = np.asarray(picture.convert("RGB")).astype(np.int16)
         if np.ptp(channels, axis=2).max() > _COLOUR_TOLERANCE:
@@ -100,7 +175,20 @@ def _grey(path: Path, loaded: Image.Image) -> np.ndarray:
     return np.array(picture.convert("L"))
 
 
-def read_labels(path: Path, palette: bool = False) -> np.ndarray:
+def _check_alpha(path: Source, picture: Image.Image) -> None:
+    """Raise a DataFault if a mask has one colour and several levels of alpha, which is dropped."""
+    if not picture.has_transparency_data or picture.mode.startswith("I"):
+        return
+    channels = np.asarray(picture.convert("RGBA"))
+    colours, alpha = channels[..., :3], channels[..., 3]
+    if np.ptp(alpha) and not np.ptp(colours.reshape(-1, 3), axis=0).any():
+        raise DataFault(
+            f"{path}: one colour and {len(np.unique(alpha))} levels of alpha: the mask is in the alpha channel, which "
+            "is not read: expected grey levels without alpha"
+        )
+
+
+def read_labels(path: Source, palette: bool = False) -> np.ndarray:
     """Read a label image as int32 (H, W), with the file's values unconverted.
 
     A palette gives the index, grey the level at full depth (one bit: 0 or 1), and colours R·65536 + G·256 + B.
@@ -111,7 +199,8 @@ def read_labels(path: Path, palette: bool = False) -> np.ndarray:
         palette: Whether the file must have a palette.
 
     Raises:
-        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or lacks a required palette.
+        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG or WebP, lacks a required palette, or
+            has one colour and several levels of alpha.
     """
     picture = _load_exact(path)
     if palette and picture.mode != "P":
@@ -124,13 +213,14 @@ def read_labels(path: Path, palette: bool = False) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def read_levels(path: Path) -> np.ndarray:
+def read_levels(path: Source) -> np.ndarray:
     """Read the grey levels of an image as int32 (H, W) at full depth; ranks, unlike masks, are not scaled.
 
     Grey may be stored as colours or with a palette.
 
     Raises:
-        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG, or is coloured.
+        DataFault: If the file is absent, truncated, cannot be decoded, is a JPEG or WebP, is coloured, or has one
+            colour and several levels of alpha.
     """
     picture = _load_exact(path)
     if picture.mode.startswith("I"):
@@ -140,29 +230,13 @@ def read_levels(path: Path) -> np.ndarray:
     return np.asarray(picture.convert("L")).astype(np.int32)
 
 
-def describe_mask(path: Path) -> str | None:
-    """Describe what is unusual about a readable mask, without the file's name; None if nothing is.
-
-    Levels above 128 are foreground in every case.
-
-    Raises:
-        DataFault: As `read_mask`.
-    """
-    picture = _load(path)
-    levels = np.unique(_grey(path, picture))
-    between = levels[(levels > 0) & (levels < 255)]
-    if picture.mode.startswith("I"):
-        return "of 16 bits, read as 8"
-    if not len(between):
-        return None
-    if picture.format in ("JPEG", "MPO"):
-        return "JPEGs, with levels between black and white"
-    if len(levels) <= _FEW_LEVELS:
-        return f"of {len(levels)} levels ({', '.join(map(str, levels))}), perhaps of several classes"
-    return "grey, with levels between black and white"
+def check_regular(path: Path) -> None:
+    """Raise a DataFault if a path is there and is no regular file, such as a named pipe, which would block for ever."""
+    if path.exists() and not path.is_file():
+        raise DataFault(f"{path}: not a regular file")
 
 
-def check_same_size(path: Path, image: np.ndarray, other: str, shape: tuple[int, int]) -> None:
+def check_same_size(path: Source, image: np.ndarray, other: str, shape: tuple[int, int]) -> None:
     """Raise a DataFault unless the photo has ``shape`` = (H, W), the size that ``other`` has or states."""
     height, width = image.shape[:2]
     if (height, width) != tuple(shape):
@@ -188,21 +262,37 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _load_exact(path: Path) -> Image.Image:
+def _is_dim(picture: Image.Image) -> bool:
+    """Check whether 16 bits hold levels of 8 bits, which would be read as black."""
+    return picture.mode.startswith("I") and 0 < np.asarray(picture).max() <= 255
+
+
+def _load_exact(path: Source) -> Image.Image:
     """Decode an image whose exact values matter."""
     picture = _load(path)
-    if picture.format in ("JPEG", "MPO"):
-        raise DataFault(f"{path}: a JPEG: expected values without loss, as in a PNG")
+    if lossy := _LOSSY.get(picture.format or ""):
+        raise DataFault(f"{path}: a {lossy}: expected values without loss, as in a PNG")
+    if picture.mode == "F":
+        raise DataFault(f"{path}: a picture of floats: expected whole numbers")
+    if picture.mode not in ("P", "PA"):  # the values are those of the palette's index
+        _check_alpha(path, picture)
     return picture
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Source) -> Image.Image:
     """Decode an image fully and upright; also return its file format."""
     try:
-        with Image.open(path) as picture:
+        if isinstance(path, Path):
+            check_regular(path)
+        with Image.open(path, formats=FORMATS) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1 and picture.format != "MPO":  # a camera's file of a photo and its preview
+                raise DataFault(f"{path}: {frames} frames: expected one picture")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             upright.format = picture.format
+    except DataFault:
+        raise
     except FileNotFoundError:
         raise DataFault(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from maskgym.data.layout.images import SUFFIXES, DataFault
-from maskgym.data.layout.names import split_in_name
-from maskgym.data.sample import SPLITS, Dataset, split_of
-from maskgym.errors import UserError
+import numpy as np
 
+from maskgym.data.layout.images import SUFFIXES, DataFault, check_regular
+from maskgym.data.layout.names import split_in_name
+from maskgym.data.sample import SPLITS, Dataset, Sample, split_of
+from maskgym.errors import EmptySplit, UserError, one_line
+
+LOOKED_AT = 32  # samples that `Reader.describe` reads, a second or less
+THINNEST = 200  # longest photo that Qwen2-VL's processor takes, in times of its width
 _LISTS = {"train": ("train.txt",), "validation": ("val.txt", "validation.txt"), "test": ("test.txt",)}
 
 
@@ -20,16 +27,58 @@ class Listing:
     Args:
         root: Folder of the data set.
         split: Requested split, or ``all``.
+        exclude: Keys of photos to leave out; numbers stand for their digits.
 
     Attributes:
         faults: Reasons why files are unusable, one line each.
         notes: What is left out without a fault, one line each.
+
+    Raises:
+        UserError: If ``exclude`` is no list.
     """
 
-    def __init__(self, root: Path, split: str = "all") -> None:
+    def __init__(self, root: Path, split: str = "all", exclude: Sequence[str | float] = ()) -> None:
+        if isinstance(exclude, str) or not isinstance(exclude, Sequence):
+            raise UserError(f"data.exclude={exclude}: expected a list of keys, such as [{exclude}]")
         self.root, self.split = root, split
         self.faults: list[str] = []
         self.notes: list[str] = []
+        self._excluded = frozenset(map(str, exclude))  # YAML reads digits as a number
+        self._forgiven: set[str] = set()
+
+    def find_fault(self, key: str, fault: str) -> None:
+        """Record a fault of the photo with this key, unless the photo is excluded."""
+        if key in self._excluded:
+            self._forgiven.add(key)
+        else:
+            self.faults.append(fault)
+
+    def check_excluded(self, keys: Iterable[str]) -> frozenset[str]:
+        """Check the keys to leave out, and return them.
+
+        Args:
+            keys: Keys of the photos without a fault.
+
+        Raises:
+            UserError: If a key matches no photo, which is most likely a typing error.
+        """
+        known = self._forgiven.union(keys)
+        if unknown := sorted(self._excluded - known):
+            twins = (key for key in sorted(known) if key.lstrip("0") == unknown[0].lstrip("0"))
+            hint = "".join(f': quotes keep zeros: "{twin}"' for twin in islice(twins, 1))
+            raise UserError(f"data.exclude: no photo has the key '{unknown[0]}'{hint}")
+        return self._excluded
+
+    def inside(self, path: Path) -> Path:
+        """Check that a file may be read, and return it.
+
+        Raises:
+            DataFault: If it is behind a link that leaves the data set, is no regular file, or its name is no UTF-8.
+        """
+        if fault := name_fault(path) or link_fault(self.root, path):
+            raise DataFault(fault)
+        check_regular(path)
+        return path
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -92,7 +141,10 @@ class Listing:
     def _read_lists(self, lists: Mapping[str, Path], units: Iterable[str]) -> dict[str, str | None]:
         assigned: dict[str, str | None] = dict.fromkeys(units)
         for split, path in lists.items():
-            for number, entry in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            lines: list[str] = []
+            with self.collecting():
+                lines = read_lines(self.inside(path))
+            for number, entry in enumerate(lines, start=1):
                 if not entry.strip():
                     continue
                 unit = _unit_named(entry.strip(), assigned)
@@ -138,6 +190,11 @@ class Reader(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def with_rationale(self) -> tuple[int, ...]:
+        """No indices, because photographs come without rationales, except in a column of `data=hf`."""
+        return ()
+
     def finish(self, listing: Listing, strict: bool, splits: Iterable[str | None]) -> None:
         """Keep the findings of a listing; if strict, raise if it has faults or its requested split is empty.
 
@@ -148,18 +205,68 @@ class Reader(Dataset):
 
         Raises:
             DataFault: If there are faults.
-            UserError: If the split is empty; the message states the sizes of the other splits.
+            EmptySplit: If the split is empty; the message states the sizes of the other splits.
         """
-        self.faults, self.notes = tuple(listing.faults), tuple(listing.notes)
+        self.faults, self.notes = tuple(map(one_line, listing.faults)), tuple(map(one_line, listing.notes))
         if strict and self.faults:
             raise DataFault(*self.faults)
         found = list(splits) if strict else []
         if strict and listing.split not in ("all", *found):
             counts = ", ".join(f"{name} {found.count(name)}" for name in SPLITS)
-            raise UserError(
+            raise EmptySplit(
                 f"data.split={listing.split}: {listing.root} has no sample there ({counts}): choose another, all, or "
                 "data.splits=hash"
             )
+
+    def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
+        """Yield, for each mask of a sample, its name and what is unusual about it, or None.
+
+        Args:
+            index: Index of the sample.
+            sample: The sample.
+        """
+        for mask in (mask for masks in sample.masks for mask in masks):
+            yield sample.key, "that fill the whole photo" if mask.all() else None
+
+    def describe(self) -> list[str]:
+        """List what is left out, and what is unusual about some samples, spread evenly; `check` looks at all."""
+        looks = Looks()
+        for index in np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int)) if len(self) else ():
+            with suppress(DataFault):  # raised again when the sample is used
+                looks.add(self, int(index), self[int(index)])
+        return [*self.notes, *looks.notes]
+
+
+class Looks:
+    """Unusual findings about the masks and photos of samples."""
+
+    def __init__(self) -> None:
+        self._masks, self._photos = 0, 0
+        self._kinds: dict[str, list[str]] = {}
+        self._thin: list[str] = []
+
+    def add(self, reader: Reader, index: int, sample: Sample) -> None:
+        """Look at one sample of a reader."""
+        for name, kind in reader.look(index, sample):
+            self._masks += 1
+            if kind is not None:
+                self._kinds.setdefault(kind, []).append(name)
+        self._photos += len(sample.images)
+        if any(max(image.shape[:2]) > THINNEST * min(image.shape[:2]) for image in sample.images):
+            self._thin.append(sample.key)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line per kind, with the share of masks and the first names."""
+        lines = [_share(names, self._masks, f"masks {kind}") for kind, names in self._kinds.items()]
+        if self._thin:
+            kind = f"photos more than {THINNEST} times as long as wide, which processors of models refuse"
+            lines.append(_share(self._thin, self._photos, kind))
+        return lines
+
+
+def _share(names: Sequence[str], total: int, kind: str) -> str:
+    return one_line(f"{len(names)} of {total:,} {kind}: {preview(names)}")
 
 
 def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, ...], split: str) -> Path:
@@ -180,16 +287,49 @@ def check_root(data: str, root: str | Path | None, task: str, tasks: tuple[str, 
     return path
 
 
-def check_excluded(exclude: Iterable[str], keys: Iterable[str]) -> frozenset[str]:
-    """Check the keys to leave out.
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file in UTF-8, or in UTF-16 if its byte-order mark says so.
 
     Raises:
-        UserError: If a key matches no sample, which is most likely a typing error.
+        DataFault: If it cannot be read.
     """
-    excluded = frozenset(exclude)
-    if unknown := sorted(excluded.difference(keys)):
-        raise UserError(f"data.exclude: no photo has the key '{unknown[0]}'")
-    return excluded
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataFault(f"{path}: cannot be read: {error.strerror}") from None
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig", errors="replace").splitlines()
+
+
+def boundary(root: Path, folder: Path) -> Path:
+    """Find the folder that links must not leave: the root, or a folder outside of it that was requested."""
+    inside = Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(root))
+    return root if inside else folder
+
+
+def link_fault(root: Path, path: Path) -> str | None:
+    """Check whether ``path`` is a link, or behind a link, that leaves the data set's folder; return the fault."""
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # the latter before Python 3.13
+        return f"{path}: a link in a circle"
+    if target.is_relative_to(root.resolve()):
+        return None
+    return f"{path}: a link to {target}, outside of {root}: expected the files themselves, or data.root there"
+
+
+def name_fault(path: Path) -> str | None:
+    """Check whether a file's name is UTF-8, as keys in results must be; return the fault."""
+    return None if is_text(str(path)) else f"{path}: its name is no UTF-8: expected another name"
+
+
+def is_text(text: str) -> bool:
+    """Check whether a text has no half of a surrogate pair, which cannot be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def preview(names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from maskgym.data.layout.images import is_picture
-from maskgym.data.layout.listing import Listing
+from maskgym.data.layout.listing import Listing, boundary, link_fault, name_fault, preview
 from maskgym.data.layout.names import (
     denotes_instances,
     find_home,
@@ -32,6 +32,8 @@ from maskgym.data.layout.names import (
 )
 from maskgym.data.sample import Pair
 from maskgym.errors import UserError
+
+_UNREAD = (".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".tga", ".dng", ".npy", ".mat")
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,15 @@ def pair_files(
     lonely = []
     for stem in sorted(photos.keys() - truths.keys()):
         if twin := by_case.pop(stem.casefold(), None):
-            listing.faults.append(
-                f"{photos[stem]}: its mask {strays.pop(twin)} differs in case: expected the same name"
-            )
+            fault = f"{photos[stem]}: its mask {strays.pop(twin)} differs in case: expected the same name"
+            listing.find_fault(prefix + stem, fault)
         elif photos[stem].stem not in faulty:
             lonely.append(photos[stem])
-    if not optional:
-        listing.faults += [f"{path}: no mask of this name in {place.masks}" for path in lonely]
-    listing.faults += [f"{path}: no photo of this name in {place.images}" for path in strays.values()]
+            if not optional:
+                fault = f"{photos[stem]}: no mask of this name in {place.masks}"
+                listing.find_fault(prefix + stem, fault)
+    for stem, path in strays.items():
+        listing.find_fault(prefix + stem, f"{path}: no photo of this name in {place.images}")
     return pairs, lonely
 
 
@@ -157,13 +160,6 @@ def absence(name: str, found: Mapping[str, Path], folder: Path, kind: str = "pho
     """Format the end of a fault's line for a stated name that does not exist."""
     twin = next((path for stem, path in found.items() if stem.casefold() == name.casefold()), None)
     return f"no {kind} '{name}' in {folder}" + (f": {twin.name} differs in case" if twin else "")
-
-
-def link_fault(root: Path, path: Path) -> str | None:
-    """Check whether ``path`` is a link, or behind a link, that leaves the data set's folder; return the fault."""
-    if path.resolve().is_relative_to(root.resolve()):
-        return None
-    return f"{path}: a link to {path.resolve()}, outside of {root}: expected the files themselves, or data.root there"
 
 
 def without_faulty(listing: Listing, pairs: Sequence[Pair], faulty: Collection[str]) -> list[Pair]:
@@ -214,25 +210,28 @@ def _read_names(listing: Listing, root: Path, place: Place) -> tuple[dict[str, P
 
 def _pictures(listing: Listing, root: Path, folder: Path) -> list[Path]:
     """List the images at any depth in order of name; links that may not be followed are faults."""
-    if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(root)):
-        root = folder
+    root = boundary(root, folder)
     if fault := link_fault(root, folder):
         listing.faults.append(fault)
         return []
     pictures: list[Path] = []
+    unread: list[str] = []
     for directory, names, files in os.walk(folder, followlinks=True):
         inside = [name for name in sorted(names) if not name.startswith((".", "__"))]
         names[:] = [name for name in inside if _may_follow(listing, root, Path(directory, name))]
         paths = (Path(directory, name) for name in sorted(files) if is_picture(name))
         pictures += [path for path in paths if _may_follow(listing, root, path)]
+        unread += [name for name in sorted(files) if name.lower().endswith(_UNREAD) and not name.startswith(".")]
+    if unread:
+        listing.notes.append(f"{folder}: {len(unread)} files of formats that are not read: {preview(unread)}")
     return pictures
 
 
 def _may_follow(listing: Listing, root: Path, path: Path) -> bool:
-    if not path.is_symlink():
-        return True
-    fault = link_fault(root, path)
-    if fault is None and path.parent.resolve().is_relative_to(path.resolve()):
+    fault = name_fault(path)
+    if fault is None and path.is_symlink():
+        fault = link_fault(root, path)
+    if fault is None and path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve()):
         fault = f"{path}: a link to a folder around it"
     if fault:
         listing.faults.append(fault)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from maskgym.data.layout.images import FOREGROUND, DataFault, read_pair
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.images import FOREGROUND, DataFault, inspect_mask, read_pair
+from maskgym.data.layout.listing import Listing, Reader, check_root
 from maskgym.data.layout.pairs import find_pairs, without_faulty
 from maskgym.data.sample import CATEGORIES, Pair, Sample
 
@@ -38,17 +38,17 @@ class Folder(Reader):
         images: str | None = None,
         masks: str | None = None,
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         faulty: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("folder", root, task, (*CATEGORIES, "semantic"), split)
         self.shown, self.task, self.split = task, "sod", split  # one region per image is read as ``sod``
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         pairs = without_faulty(listing, find_pairs(listing, images, masks, faulty), faulty)
         assigned = listing.assign([pair.key for pair in pairs], splits)
         self.finish(listing, strict, assigned.values())
-        excluded = check_excluded(exclude, assigned)
+        excluded = listing.check_excluded(assigned)
         self._pairs = [pair for pair in pairs if listing.selects(assigned[pair.key]) and pair.key not in excluded]
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
@@ -57,6 +57,10 @@ class Folder(Reader):
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
         """Key of each photo, with the file of its mask."""
         return tuple((pair.key, pair.mask) for pair in self._pairs)
+
+    def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
+        """Yield the name of the mask's file, and what is unusual about it."""
+        yield from look_at_masks([self._pairs[index]])
 
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
@@ -79,3 +83,10 @@ class Folder(Reader):
         if not folder:
             raise DataFault(f"{pair.image}: task=semantic: expected a folder named after its class, as in car/1.jpg")
         return folder.replace("_", " ")
+
+
+def look_at_masks(pairs: Iterable[Pair]) -> Iterator[tuple[str, str | None]]:
+    """Yield, for each pair, the name of the mask's file and what is unusual about it."""
+    for pair in pairs:
+        kind = inspect_mask(pair.mask)[1]
+        yield pair.mask.name, kind and f"{kind} (foreground is above {FOREGROUND})"

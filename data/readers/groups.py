@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from maskgym.data.layout.images import FOREGROUND, DataFault, read_all, read_pair
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.listing import Listing, Reader, check_root
 from maskgym.data.layout.pairs import find_pairs, without_faulty
+from maskgym.data.readers.folder import look_at_masks
 from maskgym.data.sample import Pair, Sample
 from maskgym.errors import UserError
 
@@ -43,7 +44,7 @@ class Groups(Reader):
         images: str | None = None,
         masks: str | None = None,
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         faulty: Sequence[str] = (),
         strict: bool = True,
     ) -> None:
@@ -51,9 +52,9 @@ class Groups(Reader):
         if group_size is not None and group_size < 1:
             raise UserError(f"data.group_size={group_size}: expected a number of photos, 1 or more, or null")
         self.task, self.split = task, split
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         pairs = without_faulty(listing, find_pairs(listing, images, masks, faulty), faulty)
-        excluded = check_excluded(exclude, (pair.key for pair in pairs))
+        excluded = listing.check_excluded(pair.key for pair in pairs)
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
             if pair.key not in excluded:
@@ -81,6 +82,10 @@ class Groups(Reader):
     def pairs(self, index: int) -> tuple[Pair, ...]:
         """List the files of one sample."""
         return tuple(self._chunks[index][2])
+
+    def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
+        """Yield, for each photo, the name of its mask's file, and what is unusual about it."""
+        yield from look_at_masks(self.pairs(index))
 
     def __getitem__(self, index: int) -> Sample:
         """Read at most ``group_size`` photos; a photo without the common object has masks of shape (0, H, W).

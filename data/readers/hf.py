@@ -7,19 +7,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import datasets
 import numpy as np
+from huggingface_hub import constants
 from PIL import Image
 
 from maskgym.aliases import JsonObject
-from maskgym.data.layout.images import FOREGROUND, DataFault, check_same_size, read_all, read_image, read_mask
-from maskgym.data.layout.listing import Listing, Reader, check_excluded
+from maskgym.data.layout.images import FOREGROUND, DataFault, Source, check_same_size, read_all, read_image, read_mask
+from maskgym.data.layout.listing import Listing, Reader, link_fault
 from maskgym.data.layout.names import split_in_name
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
@@ -37,7 +38,10 @@ MEANT = {"sod": "sod", "need": "sod", "sis": "sis", "ranking": "sis", "ranking_n
 NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # required columns by task
 OPTIONAL = ("key", "phrases", "category", "need", "ranks", "void", "rationale")
 _VALIDATION = ("dev", "eval")  # besides the names accepted for folders
-_LOADING_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
+_LOADING_ERRORS = (  # of the library, which trusts the files that describe a data set
+    *(OSError, ValueError, datasets.exceptions.DatasetsError),
+    *(AttributeError, LookupError, NotImplementedError, RecursionError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,17 @@ class Place:
     part: int
     row: int
     images: slice
+
+
+@dataclass(frozen=True)
+class Row:
+    """Name of a row for messages, and the folders in which its files may lie."""
+
+    name: str
+    homes: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class HuggingFace(Reader):
@@ -109,12 +124,13 @@ class HuggingFace(Reader):
         rationale: str | None = None,
         group_size: int | None = None,
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         strict: bool = True,
     ) -> None:
         _check_arguments(path, task, split, splits, group_size)
         self.path, self.shown, self.task, self.split = str(path), task, MEANT[task], split
-        listing = Listing(Path(self.path), split)
+        self._homes = _homes(self.path)
+        listing = Listing(Path(self.path), split, exclude)
         parts = _name_splits(listing, *_load(self.path, config), splits)
         named = {"image": image, "mask": mask, "key": key, "phrases": phrases, "category": category, "need": need}
         named |= {"ranks": ranks, "void": void, "rationale": rationale}
@@ -131,7 +147,7 @@ class HuggingFace(Reader):
         ]
         places = self._list(listing, [name for name, _ in parts], group_size)
         self.finish(listing, strict, (place.split for place in places))
-        excluded = check_excluded(exclude, (place.key for place in places))
+        excluded = listing.check_excluded(place.key for place in places)
         self._places = [place for place in places if listing.selects(place.split) and place.key not in excluded]
         self.keys = tuple(place.key for place in self._places)
         self.splits = tuple(place.split for place in self._places)
@@ -146,7 +162,7 @@ class HuggingFace(Reader):
         place = self._places[index]
         (row,) = self._parts[place.part][place.row].to_pylist()
         values = {name: row[column] for name, column in self._columns.items()}
-        where, group = f"{self.path}: row '{place.key}'", self.task == "cosod"
+        where, group = Row(f"{self.path}: row '{place.key}'", self._homes), self.task == "cosod"
         per_image = {
             name: ((values[name] or [])[place.images] if group else [values[name]])
             for name in ("image", "mask", "phrases", "ranks", "void")
@@ -164,6 +180,15 @@ class HuggingFace(Reader):
             ranks=_per_mask(where, "ranks", per_image.get("ranks"), masks, np.array),
             rationale=values.get("rationale"),
         )
+
+    @cached_property
+    def with_rationale(self) -> tuple[int, ...]:
+        """Indices of the samples with a rationale; only its column is read."""
+        column = self._columns.get("rationale")
+        if column is None:
+            return ()
+        texts = [part.select_columns([column])[:][column].to_pylist() for part in self._parts]
+        return tuple(index for index, place in enumerate(self._places) if texts[place.part][place.row])
 
     def _list(self, listing: Listing, names: Sequence[str | None], group_size: int | None) -> list[Place]:
         """List all samples in order without decoding; rows whose key is taken are faults."""
@@ -334,7 +359,7 @@ def _lengths(column: ChunkedArray) -> list[int]:
 
 
 def _read_pictures(
-    where: str, pictures: Sequence[Stored], truths: Sequence[Stored], group: bool
+    where: Row, pictures: Sequence[Stored], truths: Sequence[Stored], group: bool
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """Read the images and the masks of one sample."""
     if len(pictures) != len(truths):
@@ -346,7 +371,7 @@ def _read_pictures(
     return images, masks
 
 
-def _read_one(where: str, picture: Stored, truth: Stored, group: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_one(where: Row, picture: Stored, truth: Stored, group: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read an image uint8 (H, W, 3) and its masks bool (n, H, W); in a group, empty masks are left out."""
     image = read_image(_file(where, picture))
     masks = read_all(partial(_read_mask, where, image, value) for value in _instances(where, truth))
@@ -357,7 +382,7 @@ def _read_one(where: str, picture: Stored, truth: Stored, group: bool) -> tuple[
     return image, np.array(masks, bool).reshape(-1, *image.shape[:2])
 
 
-def _instances(where: str, truth: Stored) -> list[Stored]:
+def _instances(where: Row, truth: Stored) -> list[Stored]:
     """List one value per mask; a single image or segmentation gives a list of one."""
     truth = _parsed(where, truth)
     if truth is None:
@@ -372,12 +397,12 @@ def _instances(where: str, truth: Stored) -> list[Stored]:
     return [truth] if polygons else list(truth)
 
 
-def _read_mask(where: str, image: np.ndarray, value: Stored) -> np.ndarray:
+def _read_mask(where: Row, image: np.ndarray, value: Stored) -> np.ndarray:
     """Decode one value to a mask, bool (H, W), at the size of its image."""
     value = _parsed(where, value)
     if isinstance(value, dict) and "counts" not in value:
         mask = read_mask(_file(where, value)) > FOREGROUND
-        check_same_size(Path(where), image, "its mask", mask.shape)
+        check_same_size(Path(str(where)), image, "its mask", mask.shape)
         return mask
     try:
         if not isinstance(value, dict | list):
@@ -387,18 +412,18 @@ def _read_mask(where: str, image: np.ndarray, value: Stored) -> np.ndarray:
         raise DataFault(f"{where}: unreadable segmentation: {error}") from None
 
 
-def _parsed(where: str, value: Stored) -> Stored:
+def _parsed(where: Row, value: Stored) -> Stored:
     """Parse text as JSON; return other values unchanged."""
     if not isinstance(value, str | bytes):
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataFault(f"{where}: unreadable segmentation: not JSON: {error}") from None
 
 
 def _read_voids(
-    where: str, pictures: Sequence[Stored] | None, images: Sequence[np.ndarray]
+    where: Row, pictures: Sequence[Stored] | None, images: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, ...] | None:
     if pictures is None:
         return None
@@ -411,7 +436,7 @@ def _read_voids(
 
 
 def _per_mask(
-    where: str, name: str, values: Sequence | None, masks: Sequence[np.ndarray], read: Callable[[list], T]
+    where: Row, name: str, values: Sequence | None, masks: Sequence[np.ndarray], read: Callable[[list], T]
 ) -> tuple[T, ...] | None:
     """List the per-mask values of each image; None if a row has none."""
     if values is None:
@@ -438,13 +463,29 @@ class _Content(BytesIO):
         return self.name
 
 
-def _file(where: str, picture: Stored) -> Path:
-    """Convert a stored image to an object that the file readers open."""
+def _file(where: Row, picture: Stored) -> Source:
+    """Convert a stored image to an object that the file readers open.
+
+    Raises:
+        DataFault: If it is no picture, or a file outside of the data set, whose rows may name any file.
+    """
     if not isinstance(picture, dict) or not (picture.get("bytes") or picture.get("path")):
         raise DataFault(f"{where}: no picture: expected an Image column")
     if picture.get("bytes"):
-        return cast(Path, _Content(picture["bytes"], where))
-    return Path(picture["path"])
+        return _Content(picture["bytes"], str(where))
+    path = Path(picture["path"])
+    if all(link_fault(home, path) for home in where.homes):
+        raise DataFault(f"{where}: its file {path} is outside of {where.homes[0]}: expected pictures in the data set")
+    return path
+
+
+def _homes(path: str) -> tuple[Path, ...]:
+    """List the folders in which a data set's files may lie: its own, or the library's caches for a name on the hub."""
+    local = Path(path).expanduser()
+    if local.exists():
+        return (local if local.is_dir() else local.parent,)
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE)
+    return tuple(map(Path, caches))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.listing import Listing, Reader, check_root
 from maskgym.data.layout.names import split_in_name
 from maskgym.data.layout.pairs import Place, find_places, pair_files
 from maskgym.data.sample import Pair, Sample, split_of
@@ -76,13 +76,13 @@ class LabelMaps(Reader):
         lists: str | None = None,
         specks: str = "fault",
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("label_maps", root, task, ("sis", "sod"), split)
         check_specks(specks)
         self.task, self.split, self.specks = task, split, specks
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         places = find_places(self.root, images, masks, instances=True)
         pairs, uncertain, absent = _pair(listing, places)
         found = _find_lists(self.root, [place.masks.parent for place in places if not place.split], lists)
@@ -94,7 +94,7 @@ class LabelMaps(Reader):
         names = sorted(path.name for path in (*blank, *black.values()))
         listing.leave_out(names, "without a salient object")
         self.finish(listing, strict, (assigned[pair.key] for pair in pairs if pair.key not in black))
-        excluded = check_excluded(exclude, assigned)
+        excluded = listing.check_excluded(assigned)
         self._pairs = [pair for pair in asked if pair.key not in black and pair.key not in excluded]
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
@@ -196,7 +196,8 @@ def _assign(listing: Listing, keys: Sequence[str], splits: str, lists: dict[str,
 def _find_lists(root: Path, folders: Sequence[Path], word: str | None) -> dict[str, Path]:
     """Find the lists in the root, the folders and their ``ImageSets`` by split; of several, those with ``word``."""
     places = [inside for folder in dict.fromkeys((root, *folders)) for inside in (folder, folder / "ImageSets")]
-    files = [path for place in places for path in sorted(place.glob("*.txt")) if _LIST_NAME.fullmatch(path.name)]
+    files = [path for place in places for path in sorted(place.glob("*.txt"))]
+    files = [path for path in files if path.is_file() and _LIST_NAME.fullmatch(path.name)]
     if word is not None:
         names = ", ".join(path.name for path in files) or "none"
         files = [path for path in files if str(word) in path.name]

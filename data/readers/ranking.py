@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from maskgym.data.layout.images import SUFFIXES, DataFault, check_same_size, read_all, read_image, read_levels
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.listing import Listing, Reader, check_root, read_lines
 from maskgym.data.layout.names import find_home, image_folders, split_in_name, subfolders
 from maskgym.data.layout.pairs import Place, absence, list_pictures, pair_files
 from maskgym.data.readers.coco import Photo, read_json, read_sample
@@ -110,7 +110,7 @@ class RankedObjects(Reader):
         source: str = "auto",
         specks: str = "fault",
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("ranked", root, task, ("ranking",), split)
@@ -120,12 +120,12 @@ class RankedObjects(Reader):
         self.shown, self.task, self.split, self.specks = task, "sis", split, specks
         parts = _find_parts(self.root)
         some = splits == "auto" and any(part.split == split for part in parts)
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         listed = [part for part in parts if part.split == split or not some]
         photos = [photo for part in listed for photo in _list_part(listing, part, source)]
         assigned = listing.assign([photo.key for photo in photos], splits)
         self.finish(listing, strict, assigned.values())
-        excluded = check_excluded(exclude, assigned)
+        excluded = listing.check_excluded(assigned)
         self._photos = [p for p in photos if listing.selects(assigned[p.key]) and p.key not in excluded]
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[key] for key in self.keys)
@@ -183,7 +183,7 @@ def _list_part(listing: Listing, part: Part, source: str) -> list[Ranked]:
     """List the photos of one split."""
     if source == "grey" or (source == "auto" and not part.has_objects):
         return _list_greys(listing, part)
-    photos = list_pictures(listing, part.home, part.images)
+    photos = list_pictures(listing, listing.root, part.images)
     annotated = _read_irsr(listing, part, photos) if part.orders is None else _read_assr(listing, part, photos)
     found = {name: record for name, record in annotated.items() if record.segmentations}
     listing.leave_out(sorted(annotated.keys() - found.keys()), f"in {part.images} without a salient object")
@@ -201,7 +201,7 @@ def _list_greys(listing: Listing, part: Part) -> list[Ranked]:
     if not part.greys.is_dir():
         listing.faults.append(f"{part.greys}: no such folder: expected the pictures of ranks")
         return []
-    pairs, _ = pair_files(listing, part.home, Place(part.name, part.images, part.greys))
+    pairs, _ = pair_files(listing, listing.root, Place(part.name, part.images, part.greys))
     by_name = {pair.key.removeprefix(f"{part.name}/"): pair for pair in pairs}
     names = _read_names(listing, part, {name: pair.image for name, pair in by_name.items()})
     share = 0.0 if part.orders is None else SALIENT
@@ -212,7 +212,9 @@ def _read_names(listing: Listing, part: Part, photos: Mapping[str, Path]) -> lis
     """List the names of the photos to use: those on the split's list, if it exists, in its order."""
     if part.listed is None or not part.listed.is_file():
         return sorted(photos)
-    lines = part.listed.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines: list[str] = []
+    with listing.collecting():
+        lines = read_lines(listing.inside(part.listed))
     names = list(dict.fromkeys(_stem(line.strip()) for line in lines if line.strip()))
     listing.faults += [f"{part.listed}: {absence(name, photos, part.images)}" for name in names if name not in photos]
     listing.leave_out(sorted(photos.keys() - {*names}), f"in {part.images} that are not in {part.listed.name}")
@@ -227,7 +229,7 @@ def _read_assr(listing: Listing, part: Part, photos: Mapping[str, Path]) -> dict
         objects = _read_objects(listing, part.objects)
         for name in _read_names(listing, part, photos):
             with listing.collecting():
-                order = _read_order(path := part.orders / f"{name}.json")
+                order = _read_order(path := listing.inside(part.orders / f"{name}.json"))
                 if name not in objects:
                     raise DataFault(f"{part.objects}: no objects of '{name}'")
                 if len(order) != (count := len(objects[name])):
@@ -244,7 +246,7 @@ def _read_objects(listing: Listing, path: Path) -> dict[str, list[Segmentation]]
     Raises:
         DataFault: If the whole file is faulty.
     """
-    records = read_json(path)
+    records = read_json(listing.inside(path))
     if not isinstance(records, list):
         raise DataFault(f"{path}: a {type(records).__name__}: expected a list of photos with img and object_data")
     objects: dict[str, list[Segmentation]] = {}
@@ -271,7 +273,7 @@ def _read_order(path: Path) -> list[float]:
 def _read_irsr(listing: Listing, part: Part, photos: Mapping[str, Path]) -> dict[str, Annotated]:
     """Read the objects of each photo in the pickle; all are salient."""
     try:
-        records = read_list(part.objects, "photos")
+        records = read_list(listing.inside(part.objects), "photos")
     except DataFault as error:
         listing.faults.append(f"{error}; data.source=grey reads {part.greys} instead")
         return {}

@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.listing import Listing, Reader, check_root, is_text, link_fault
 from maskgym.data.layout.names import find_home
-from maskgym.data.layout.pairs import link_fault
-from maskgym.data.readers.coco import Photo, read_coco, read_sample
+from maskgym.data.readers.coco import Photo, look_at_annotations, read_coco, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
@@ -64,7 +63,7 @@ class RefCOCO(Reader):
         partition: str = "both",
         images: str | None = None,
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("expressions", root, task, ("need",), split)
@@ -72,7 +71,7 @@ class RefCOCO(Reader):
         home, refs_path = _find_files(self.root, version, split_by)
         if partition not in ("both", "testA", "testB"):
             raise UserError(f"data.partition={partition}: expected testA, testB or both")
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         folder = _find_photos(listing, images)
         photos, owns = _list_sentences(listing, home / "instances.json", refs_path, folder) if folder else ([], [])
         if partition != "both":
@@ -82,11 +81,15 @@ class RefCOCO(Reader):
         by_name = {} if splits == "auto" else listing.assign(names, splits)
         assigned = [_SPLITS[own] for own in owns] if splits == "auto" else [by_name[name] for name in names]
         self.finish(listing, strict, assigned)
-        excluded = check_excluded(exclude, names)
+        excluded = listing.check_excluded(names)
         chosen = [row for row, own in enumerate(assigned) if listing.selects(own) and names[row] not in excluded]
         self._photos = [photos[row] for row in chosen]
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[row] for row in chosen)
+
+    def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
+        """Yield the name of the annotation, and what is unusual about its mask."""
+        yield from look_at_annotations(self._photos[index], sample)
 
     def __getitem__(self, index: int) -> Sample:
         """Read the photo, uint8 (H, W, 3), the mask of the referred object, bool (1, H, W), and the sentence as need.
@@ -209,7 +212,7 @@ def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonO
     """Yield the usable records with their positions; the others are faults."""
     faults, records = listing.faults, list[JsonObject]()
     with listing.collecting():
-        records = read_list(path, "expressions")
+        records = read_list(listing.inside(path), "expressions")
     seen: set[int] = set()
     for place, record in enumerate(records):
         known = record if isinstance(record, dict) else {}
@@ -218,6 +221,11 @@ def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonO
             missing = ["sentences"]
         if missing:
             faults.append(f"{path}: [{place}] (ref_id {known.get('ref_id')}) has no usable {', '.join(missing)}")
+        elif not _lists_all(known):
+            faults.append(
+                f"{path}: [{place}] (ref_id {known['ref_id']}) has {len(known['sentences'])} sentences, but its "
+                f"sent_ids are {str(known['sent_ids'])[:80]}: expected the same ids"
+            )
         elif known["split"] not in _SPLITS:
             faults.append(f"{path}: [{place}] is in split '{known['split'][:80]}': expected {', '.join(_SPLITS)}")
         elif again := seen.intersection(sentence["sent_id"] for sentence in known["sentences"]):
@@ -228,7 +236,17 @@ def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonO
 
 
 def _is_sentence(value: JsonObject) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("sent"), str) and isinstance(value.get("sent_id"), int)
+    known = isinstance(value, dict) and isinstance(value.get("sent"), str) and isinstance(value.get("sent_id"), int)
+    return known and is_text(value["sent"])
+
+
+def _lists_all(record: JsonObject) -> bool:
+    """Check whether the sentences of a record are those of its ``sent_ids``, if it has them."""
+    stated = record.get("sent_ids")
+    found = [sentence["sent_id"] for sentence in record["sentences"]]
+    return stated is None or (
+        isinstance(stated, list) and len(stated) == len(found) and {*map(str, stated)} == {*map(str, found)}
+    )
 
 
 def _find_photo(listing: Listing, folder: Path, there: Mapping[str, str], source: Path, file_name: str) -> Path | None:

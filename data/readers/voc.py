@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym.data.layout.images import DataFault, check_same_size, read_all, read_image, read_labels
-from maskgym.data.layout.listing import Listing, Reader, check_excluded, check_root
+from maskgym.data.layout.listing import Listing, Reader, check_root, read_lines
 from maskgym.data.layout.pairs import absence, list_pictures
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
@@ -63,18 +63,18 @@ class VOC(Reader):
         task: str = "semantic",
         split: str = "train",
         splits: str = "auto",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str | float] = (),
         strict: bool = True,
     ) -> None:
         self.root = check_root("voc", root, task, ("semantic", "sis"), split)
         self.shown, self.split = task, split
         self.task = "sod" if task == "semantic" else task
         home = _find_home(self.root)
-        listing = Listing(self.root, split)
+        listing = Listing(self.root, split, exclude)
         listed = _read_lists(listing, home)
         photos = _find_files(listing, home, listed, task == "sis")
         assigned = _by_list(photos, listed, split) if splits == "auto" else listing.assign(photos, splits)
-        excluded = check_excluded(exclude, photos)
+        excluded = listing.check_excluded(photos)
         chosen = {name: photos[name] for name in photos if listing.selects(assigned[name]) and name not in excluded}
         found = _list_classes(listing, chosen) if task == "semantic" else {name: [0] for name in chosen}
         bare = [name for name, classes in found.items() if not classes]
@@ -137,7 +137,10 @@ def _read_lists(listing: Listing, home: Path) -> dict[str, str]:
         if not path.is_file():
             listing.faults.append(f"{path}: no such file")
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        lines: list[str] = []
+        with listing.collecting():
+            lines = read_lines(listing.inside(path))
+        for number, line in enumerate(lines, start=1):
             name = line.strip()
             if name in listed:
                 listing.faults.append(f"{path}: line {number}: '{name[:80]}' is on {_LISTS[listed[name]]} before")
@@ -153,13 +156,13 @@ def _list_of(home: Path, split: str) -> Path:
 def _find_files(listing: Listing, home: Path, listed: Mapping[str, str], objects: bool) -> dict[str, Files]:
     """Find the files of each name that has them all; absent files are faults."""
     folders = [home / name for name in (_FOLDERS if objects else _FOLDERS[:2])]
-    found = [list_pictures(listing, home, folder) for folder in folders]
+    found = [list_pictures(listing, listing.root, folder) for folder in folders]
     files = {}
     for name, split in listed.items():
         absent = [(paths, folder) for paths, folder in zip(found, folders, strict=True) if name not in paths]
         for paths, folder in absent:
             kind = "photo" if folder is folders[0] else "annotation"
-            listing.faults.append(f"{_list_of(home, split)}: {absence(name, paths, folder, kind)}")
+            listing.find_fault(name, f"{_list_of(home, split)}: {absence(name, paths, folder, kind)}")
         if not absent:
             image, classes, *rest = (paths[name] for paths in found)
             files[name] = Files(image, classes, rest[0] if rest else None)

@@ -33,6 +33,7 @@ from maskgym.agents.base import Agent
 from maskgym.aliases import JsonObject
 from maskgym.chat.asker import to_png
 from maskgym.data import Dataset, run_lengths
+from maskgym.data.layout.listing import Reader
 from maskgym.data.published import PUBLISHED
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
@@ -40,6 +41,7 @@ from maskgym.experiments.evaluation import evaluation, paper_tables, predictions
 from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.evaluation.measures import MEASURES
 from maskgym.experiments.evaluation.scoring import Scored
+from maskgym.experiments.evaluation.statistics import FEW
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 from maskgym.rewards import Transition
@@ -184,9 +186,11 @@ def _score_dataset(given: Namespace, folder: Path, dataset: Dataset, task: str |
     task = task or dataset.shown
     if task == "sis":
         return _score_instances(given, folder, dataset)
-    if task not in OF_SAMPLES and dataset.mask_files:
-        return _score_files(given, folder, dataset.mask_files, preset)
+    if task not in OF_SAMPLES and dataset.mask_files:  # every mask file is looked at when it is read
+        scored = _score_files(given, folder, dataset.mask_files, preset)
+        return replace(scored, notes=(*(dataset.notes if isinstance(dataset, Reader) else ()), *scored.notes))
     paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
+    notes = [*dataset.describe(), *notes]
     kept = {index: path for index, path in enumerate(paths) if path is not None}
     kind: Callable[..., predictions.Samples] = OF_SAMPLES.get(task, predictions.Needs)
     work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
@@ -206,6 +210,9 @@ def _score_instances(given: Namespace, folder: Path, dataset: Dataset) -> Scored
             notes.append(scoring.shorten(f"{file}: no line for {len(missing)} of {len(keys)}", missing))
             if not given.partial or len(missing) == len(keys):
                 raise UserError(notes[0])
+        if unused := sorted(lines.keys() - set(keys)):
+            notes.append(scoring.shorten(f"{file}: {len(unused)} lines belong to no sample and are left out", unused))
+    notes = [*dataset.describe(), *notes]
     kept = {index: row for index, row in enumerate(rows) if row is not None}
     source = file if file.is_file() else None
     work = predictions.Instances(data.Subset(dataset, list(kept)), list(kept.values()), source)
@@ -239,13 +246,15 @@ def _score_run(given: Namespace, changes: Sequence[str], task: str | None, folde
 def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
     """Evaluate the trained agent of a finished run on held-out samples, by task; arguments as of `build.trained`."""
     built = build.trained(folder, changes)
-    samples = built.config["evaluation"]["samples"]
-    return {
-        task: evaluation.evaluate(
-            built.agent, env, evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, samples)
-        )
-        for task, env in built.envs.items()
-    }
+    found = {}
+    for task, env in built.envs.items():
+        base = unwrap(env, SampleVectorEnv)
+        indices = evaluation.held_out(base.num_samples, built.config["evaluation"]["samples"])
+        told = [f"n = {len(indices)} of {base.num_samples}, {base.dataset.split}", *evaluation.notes(env, indices)]
+        for line in told + [scoring.FEW_TOLD] * (len(indices) < FEW):
+            print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
+        found[task] = evaluation.evaluate(built.agent, env, indices)
+    return found
 
 
 def _claim(folder: Path, source: JsonObject) -> None:
@@ -323,7 +332,9 @@ def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
     conventions = dict.fromkeys(scored.convention for scored in found.values())
     lines = [f"Measured as {table.preset}: {' '.join(conventions)}"]
     lines += [f"{name}: not there, so not scored." for name in table.datasets if name not in found]
-    lines += [f"{name or 'data'}: {scored.scores['images']:.0f} images." for name, scored in found.items()]
+    for name, scored in found.items():
+        few = f" Warning: {scoring.FEW_TOLD}." if scored.scores["images"] < FEW else ""
+        lines.append(f"{name or 'data'}: {scored.scores['images']:.0f} images.{few}")
     return lines + [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
 
 

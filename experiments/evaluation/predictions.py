@@ -12,6 +12,7 @@ ranks       one grey image per photo, one level per object; lighter objects are 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -26,11 +27,19 @@ from PIL import Image
 
 from maskgym.aliases import JsonObject
 from maskgym.data import Dataset
-from maskgym.data.layout.images import FOREGROUND, DataFault, is_picture, read_labels, read_levels, read_mask
+from maskgym.data.layout.images import (
+    FOREGROUND,
+    SOFT,
+    DataFault,
+    inspect_mask,
+    is_picture,
+    read_labels,
+    read_levels,
+)
 from maskgym.data.run_lengths import decode_counts
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.presets import Preset
-from maskgym.experiments.evaluation.scoring import Row, Summary, shorten
+from maskgym.experiments.evaluation.scoring import Note, Row, Summary, shorten
 from maskgym.metrics import InstanceScores, PreparedMask, RankingScores, ReferringScores, SaliencyScores, measure_levels
 
 INSTANCES = "instances.jsonl"
@@ -75,8 +84,9 @@ class Maps:
     def measure(self, index: int) -> Row:
         """Compute the measures of `measure_levels` for one map."""
         pair = self.pairs[index]
-        mask = read_mask(pair.mask) > FOREGROUND
-        return {"key": pair.key, **measure_map(pair.prediction, mask, self.preset, self.weighted)}
+        levels, kind = inspect_mask(pair.mask)
+        row = measure_map(pair.prediction, levels > FOREGROUND, self.preset, self.weighted)
+        return {"key": pair.key, **row, "notes": [*row["notes"], *_note("masks", kind, pair.mask)]}
 
     def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the `SaliencyScores` of all images and of each image."""
@@ -149,11 +159,11 @@ class Classes(Samples):
         """Compute the pixels of intersection and union for the sample's class."""
         sample = self.dataset[index]
         target = sample.union()
-        levels, note = read_map(self.predictions[index], target.shape)
+        levels, notes = read_map(self.predictions[index], target.shape)
         kept = np.ones(target.shape, bool) if sample.void is None else ~sample.void[0]
         marked = (levels > 127) & kept
         both, either = np.count_nonzero(marked & target), np.count_nonzero((marked | target) & kept)
-        return {"key": sample.key, "note": note, "class": sample.category, "areas": [int(both), int(either)]}
+        return {"key": sample.key, "notes": notes, "class": sample.category, "areas": [int(both), int(either)]}
 
     def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
@@ -207,13 +217,14 @@ class Instances:
             row = InstanceScores().measure(guesses, targets, scores)
         except ValueError as error:
             raise DataFault(f"{self.source}: '{sample.key}': {error}") from None
-        return {"key": sample.key, "note": "", **row}
+        notes = [] if len(guesses) else [("predictions without an instance", sample.key)]
+        return {"key": sample.key, "notes": notes, **row}
 
     def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute the `InstanceScores` of all photos and of each photo."""
         total, per_image = InstanceScores(), []
         for row in rows:
-            measures = {name: value for name, value in row.items() if name not in ("key", "note")}
+            measures = {name: value for name, value in row.items() if name not in ("key", "notes")}
             total.add_measures(measures)
             alone = InstanceScores()
             alone.add_measures(measures)
@@ -242,7 +253,7 @@ class Ranks(Samples):
         greys = np.unique(levels[levels > 0])
         return {
             "key": sample.key,
-            "note": "",
+            "notes": [] if len(greys) else [("predictions without an object", path.name)],
             **RankingScores().add(levels == greys[:, None, None], greys, targets, ranks),
         }
 
@@ -250,19 +261,19 @@ class Ranks(Samples):
         """Compute the `RankingScores` of all photos."""
         total, per_image = RankingScores(), []
         for row in rows:
-            values = {name: float("nan") if v is None else v for name, v in row.items() if name not in ("key", "note")}
+            values = {name: float("nan") if v is None else v for name, v in row.items() if name not in ("key", "notes")}
             total.add_values(values)
             per_image.append({"key": row["key"], **values})
         return total.result(), per_image
 
 
 def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) -> Row:
-    """Compute the measures of one map with `measure_levels`, as JSON types, and a ``note``.
+    """Compute the measures of one map with `measure_levels`, as JSON types, and its ``notes``.
 
     Raises:
         DataFault: If the map cannot be read.
     """
-    levels, note = read_map(path, mask.shape)
+    levels, notes = read_map(path, mask.shape)
     target = PreparedMask.of(mask)
     measures = measure_levels(levels, target, preset.stretch, weighted)
     if preset.stretch_error != preset.stretch:
@@ -270,21 +281,27 @@ def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) ->
     plain = {
         name: value.tolist() if isinstance(value, np.ndarray) else float(value) for name, value in measures.items()
     }
-    return {"note": note, **plain}
+    return {"notes": notes, **plain}
 
 
-def read_map(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Read a predicted map, uint8 (H, W), resized bilinearly to ``shape`` if its size differs, and a note on that.
+def read_map(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, list[Note]]:
+    """Read a predicted map, uint8 (H, W), resized bilinearly to ``shape`` if its size differs, and notes on it.
 
     Raises:
-        DataFault: If the map cannot be decoded, or is coloured.
+        DataFault: If the map cannot be decoded, is coloured, or has one colour and several levels of alpha.
     """
-    levels = read_mask(path)
+    levels, kind = inspect_mask(path, predicted=True)
+    notes = _note("predictions", None if kind == SOFT else kind, path)
     if levels.shape == shape:
-        return levels, ""
+        return levels, notes
     height, width = shape
     resized = np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR))
-    return resized, f"{path}: {levels.shape[1]}x{levels.shape[0]}, resized to its mask's {width}x{height}"
+    sizes = f"{path}: {levels.shape[1]}x{levels.shape[0]}, resized to its mask's {width}x{height}"
+    return resized, [*notes, ("predictions are of another size than their masks", sizes)]
+
+
+def _note(what: str, kind: str | None, path: Path) -> list[Note]:
+    return [] if kind is None else [(f"{what} {kind}", path.name)]
 
 
 def masks_of(folder: Path) -> list[tuple[str, Path]]:
@@ -308,14 +325,16 @@ def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tu
         The files, and notes on missing predictions and unused files.
 
     Raises:
-        UserError: If there is no prediction at all, or one is missing without ``partial``.
+        UserError: If there is no prediction at all, one is missing without ``partial``, or two are of one sample.
     """
     found = _pictures(predictions, "predictions")
     last = [PurePosixPath(key).name for key in keys]
     counts = {name: last.count(name) for name in set(last)} if len(set(last)) < len(last) else {}
-    ends = {PurePosixPath(name).name: path for name, path in found.items()}
+    ends: dict[str, list[Path]] = {}
+    for name, path in found.items():
+        ends.setdefault(PurePosixPath(name).name, []).append(path)
     paths = [
-        found.get(key) or (ends.get(name) if counts.get(name, 1) == 1 else None)
+        found.get(key) or (_only(key, ends.get(name, [])) if counts.get(name, 1) == 1 else None)
         for key, name in zip(keys, last, strict=True)
     ]
     notes, missing = [], [key for key, path in zip(keys, paths, strict=True) if path is None]
@@ -334,6 +353,13 @@ def pair_up(predictions: Path, keys: Sequence[str], partial: bool = False) -> tu
     return paths, notes
 
 
+def _only(key: str, paths: Sequence[Path]) -> Path | None:
+    """Return the only path, or None if there is none."""
+    if len(paths) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]}: two predictions of '{key}': expected one")
+    return paths[0] if paths else None
+
+
 def read_lines(file: Path) -> dict[str, JsonObject]:
     """Read the lines of ``instances.jsonl`` by key.
 
@@ -341,10 +367,13 @@ def read_lines(file: Path) -> dict[str, JsonObject]:
         UserError: If a line is malformed, or two lines have one key.
     """
     found: dict[str, JsonObject] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Texts may hold other separators of lines, which `splitlines` would take for the ends of lines.
+    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: line {number}: not JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("masks"), list):
             raise UserError(f"{file}: line {number}: expected an object with a key and a list of masks")
@@ -367,7 +396,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 def _saliency(rows: Sequence[Row]) -> Summary:
     total, per_image = SaliencyScores(), []
     for row in rows:
-        measures = {name: np.asarray(value) for name, value in row.items() if name not in ("key", "note")}
+        measures = {name: np.asarray(value) for name, value in row.items() if name not in ("key", "notes")}
         total.add_measures(measures)
         alone = SaliencyScores()
         alone.add_measures(measures)

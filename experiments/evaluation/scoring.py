@@ -18,12 +18,15 @@ from tqdm import tqdm
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import preview
+from maskgym.experiments.evaluation.statistics import FEW
 from maskgym.experiments.wiring import run_folder
 
+FEW_TOLD = f"with fewer than {FEW} samples, differences are mostly chance"
 CHUNK = 50  # images that are scored and stored together
 PARTS = ".parts"  # folder of the chunks scored so far
 
 Row = JsonObject  # stored measures of an image
+Note = tuple[str, str]  # what is unusual, after a number of predictions or masks; and the name of one
 Summary = tuple[dict[str, float], list[Row]]  # scores over all images, and the measures of each image
 
 
@@ -57,7 +60,7 @@ class Work(Protocol):
         """Yield every file whose change invalidates earlier results."""
 
     def measure(self, index: int) -> Row:
-        """Compute the stored row of one image: its ``key``, a ``note``, and numbers.
+        """Compute the stored row of one image: its ``key``, ``notes``, and numbers.
 
         Raises:
             DataFault: If a file cannot be read.
@@ -97,8 +100,11 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
     scores, per_image = work.summarise(ordered)
     if kept:
         kept.discard()
-    noted = [row["note"] for row in ordered if row["note"]]
-    notes = (shorten(f"{len(noted)} predictions are of another size than their masks", noted),) if noted else ()
+    kinds: dict[str, list[str]] = {}
+    for row in ordered:
+        for kind, name in row["notes"]:
+            kinds.setdefault(kind, []).append(name)
+    notes = tuple(shorten(f"{len(names)} {kind}", names) for kind, names in kinds.items())
     return Scored({"images": float(len(ordered)), **scores}, per_image, work.convention, notes)
 
 
@@ -161,7 +167,13 @@ class _Kept:
     def __init__(self, folder: Path, work: Work) -> None:
         self.folder = folder
         stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in work.files() for stat in [path.stat()]]
-        how = [type(work).__name__, str(getattr(work, "preset", "")), str(getattr(work, "weighted", "")), len(work)]
+        how = [
+            "notes",
+            type(work).__name__,
+            str(getattr(work, "preset", "")),
+            str(getattr(work, "weighted", "")),
+            len(work),
+        ]
         self.fingerprint = hashlib.sha256(json.dumps([how, stats]).encode()).hexdigest()
         stored = folder / "fingerprint.txt"
         if not stored.exists() or stored.read_text() != self.fingerprint:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym import data
 from maskgym.data.check import check, detect
+from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
 
 
@@ -47,7 +50,10 @@ def counts(samples, images, instances):
 def test_folder_without_faults(folder):
     report = check(None, folder)
     assert report.ok and report.faults == ()
-    assert report.notes == ("no sample is in split validation",)
+    assert report.notes == (
+        "no sample is in split validation",
+        "split test has 2 samples, fewer than 30: means over them are uncertain",
+    )
     assert report.as_dict() == json.loads(json.dumps(report.as_dict()))
     assert report.as_dict()["counts"] == {
         "train": counts(3, 3, 3),
@@ -89,10 +95,7 @@ def test_groups_note_photos_without_the_object(groups, mask):
     mask(groups / "GroundTruth" / "cat" / "2.png", level=0)
     report = check(None, groups)
     assert (report.data, report.task, report.ok) == ("groups", "cosod", True)
-    assert (
-        report.notes[0]
-        == f"{groups / 'GroundTruth' / 'cat' / '2.png'}: an empty mask, a photo without the common object"
-    )
+    assert "1 of 4 masks of one level: no foreground (foreground is above 128): 2.png" in report.notes
     assert report.as_dict()["counts"]["total"] == counts(2, 4, 3)
 
 
@@ -182,9 +185,41 @@ def test_masks_that_are_unusual_are_noted_by_name(folder, mask):
     words = {
         "0.png": "of 3 levels (0, 100, 255), perhaps of several classes",
         "1.png": "of 16 bits, read as 8",
-        "2.jpg": "JPEGs, with levels between black and white",
+        "2.jpg": "in JPEG, with levels between black and white",
     }
     for name, kind in words.items():
-        assert f"1 masks {kind}: foreground is above 128: {name}" in report.notes
-    assert "1 masks grey, with levels between black and white: foreground is above 128: 0.png" in report.notes
-    assert len(report.notes) == 5  # and no sample for validation
+        assert f"1 of 5 masks {kind} (foreground is above 128): {name}" in report.notes
+    assert "1 of 5 masks grey, with levels between black and white (foreground is above 128): 0.png" in report.notes
+    assert len(report.notes) == 6  # and no sample for validation, few for test
+    assert set(report.notes[2:]) == {*data.make("folder", root=folder, split="all").describe()}
+
+
+def test_masks_that_fill_the_photo_and_thin_photos_are_noted(tmp_path, photo, mask):
+    photo(tmp_path / "images" / "a.jpg", size=(2, 900))
+    mask(tmp_path / "masks" / "a.png", size=(2, 900))
+    photo(tmp_path / "images" / "b.jpg")
+    Image.new("L", (16, 12), 255).save(tmp_path / "masks" / "b.png")
+    notes = check("folder", tmp_path, splits="train").notes
+    assert "1 of 2 masks of one level: all foreground (foreground is above 128): b.png" in notes
+    assert "1 of 2 photos more than 200 times as long as wide, which processors of models refuse: a" in notes
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path, photo):
+    photo(tmp_path / "images" / "a\x1b]0;owned\x07.jpg")
+    (tmp_path / "masks").mkdir()
+    report = check("folder", tmp_path)
+    assert len(report.faults) == 1 and r"a\x1b]0;owned\x07.jpg: no mask of this name" in report.faults[0]
+    assert "\x1b" not in str(report)
+
+
+def test_a_name_that_is_no_utf_8_is_a_fault(tmp_path, photo, mask):
+    photo(tmp_path / "images" / "a.jpg")
+    mask(tmp_path / "masks" / "a.png")
+    for folder in ("images", "masks"):
+        source = next((tmp_path / folder).iterdir())
+        os.link(source, os.fsencode(tmp_path / folder) + b"/\xe9" + source.suffix.encode())
+    report = check("folder", tmp_path)
+    assert len(report.faults) == 2 and report.as_dict()["counts"]["total"] == counts(1, 1, 1)
+    assert all(r"\udce9" in fault and "its name is no UTF-8" in fault for fault in report.faults)
+    with pytest.raises(DataFault, match="its name is no UTF-8"):  # before anything is trained
+        data.make("folder", root=tmp_path, split="all")

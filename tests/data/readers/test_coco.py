@@ -91,7 +91,10 @@ def test_photos_without_instance_are_left_out_and_noted(coco):
     root = coco([instance(1), instance(2, image=2, salient=False)], [image(1), image(2), image(3)])
     data = Coco(root, split="all")
     assert data.keys == ("1",) and data.faults == ()
-    assert data.notes == ("2 photos without an instance are left out: 2.jpg, 3.jpg",)
+    assert data.notes[1:] == ("2 photos without an instance are left out: 2.jpg, 3.jpg",)
+    assert data.notes[0].endswith(
+        '1 of 2 annotations are left out because they say "salient": false: data.salient_only=false reads them'
+    )
 
 
 def test_phrases_only_where_every_instance_has_one(coco):

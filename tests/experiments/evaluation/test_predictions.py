@@ -99,7 +99,8 @@ def test_a_map_of_another_size_is_resized_and_noted(tmp_path, rng):
     small = Image.fromarray(mask.astype(np.uint8) * 255).resize((15, 10), Image.Resampling.BILINEAR)
     small.save(tmp_path / "pred.png")
     row = predictions.Maps([predictions.Pair("a", tmp_path / "pred.png", tmp_path / "gt.png")], PRESET).measure(0)
-    assert row["note"] == f"{tmp_path}/pred.png: 15x10, resized to its mask's 30x20"
+    kind = "predictions are of another size than their masks"
+    assert row["notes"][-1:] == [(kind, f"{tmp_path}/pred.png: 15x10, resized to its mask's 30x20")]
     assert row["iou"] > 0.8
 
 

@@ -63,9 +63,9 @@ def test_a_second_call_measures_only_what_is_left(pairs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["file", "preset", "pairs"])
 def test_what_is_kept_of_other_work_is_not_used(pairs, tmp_path, change):
     kept = scoring._Kept(tmp_path / "parts", predictions.Maps(pairs, PRESET))
-    kept.write(0, [{"key": "000", "note": "", "mae": 0.5}])
+    kept.write(0, [{"key": "000", "notes": [], "mae": 0.5}])
     same = scoring._Kept(tmp_path / "parts", predictions.Maps(pairs, PRESET))
-    assert same.read(3) == {0: [{"key": "000", "note": "", "mae": 0.5}]}
+    assert same.read(3) == {0: [{"key": "000", "notes": [], "mae": 0.5}]}
     preset = presets.find("alignsam") if change == "preset" else PRESET
     if change == "file":
         Image.fromarray(np.zeros((10, 14), np.uint8)).save(pairs[7].prediction)
