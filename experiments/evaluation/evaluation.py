@@ -13,6 +13,7 @@ from maskgym import rewards
 from maskgym.agents.base import Agent
 from maskgym.aliases import JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
@@ -33,6 +34,7 @@ SET_MEASURES = (
     *("ber_mean", "ber_pooled", "weighted_f"),
 )
 AP_THRESHOLDS = (0.5, 0.7)
+LOOKED_AT = 32  # samples whose needs are looked at before a run
 CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # IoU thresholds of the number-of-clicks measures
 
 # The final transition of an episode, whose action is all actions as text, and the numbers of the episode.
@@ -196,6 +198,29 @@ def held_out(size: int, samples: int) -> list[int]:
     """Select the indices of at most ``samples`` samples, spread evenly over a data set of ``size``."""
     count = min(size, samples)
     return [position * size // count for position in range(count)]
+
+
+def notes(env: VectorEnv, indices: Sequence[int]) -> list[str]:
+    """List what is unusual about the data of an environment, one line each, from a look at some samples.
+
+    These are the notes of the data set, and needs that are empty although needs are the task: without one, UserSal's
+    answer is that of the plain detector.
+
+    Args:
+        env: Environment of the samples.
+        indices: Indices of the samples that are used.
+    """
+    base = unwrap(env, SampleVectorEnv)
+    found = base.dataset.describe()
+    if isinstance(base, UserNeedVectorEnv | UserNeedPointVectorEnv) and base.need:
+        looked = [indices[place] for place in held_out(len(indices), LOOKED_AT)]
+        without = sum(not (base.dataset[index].need or "").strip() for index in looked)
+        if without:
+            found.append(
+                f"{without} of {len(looked)} {base.dataset.split} samples have no need in words: a score of these is "
+                "that of plain salient-object detection, not of needs"
+            )
+    return found
 
 
 def scores(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:

@@ -134,10 +134,30 @@ _OF_TASKS: dict[str, tuple[str, ...]] = {
 }
 
 
+def offered(config: Config) -> tuple[str, ...] | None:
+    """List the measures that the evaluation of a run reports; None if only the evaluation itself knows them.
+
+    These are the runs of plugins' tasks and rewards. SOR and SA-SOR are left out of ``results.json`` where no sample
+    has them.
+    """
+    from maskgym import rewards
+
+    tasks = config["env"]["gym_ids"]
+    settings = {key: value for key, value in config["reward"].items() if key != "name"}
+    reward = rewards.make(config["reward"]["name"], **settings)
+    if not set(tasks) <= set(_OF_TASKS) or not isinstance(reward, rewards.WeightedSum):
+        return None
+    found: dict[str, None] = {}
+    for task in tasks:
+        own = [*_OF_TASKS[task], *(term.name for term in reward.terms if task in _WITH_TERMS)]
+        if "horizon" in config["env"]:
+            own += [f"iou@{count}" for count in CLICKS_SHOWN if count <= config["env"]["horizon"]]
+        found |= dict.fromkeys(f"{task}/{name}" if len(tasks) > 1 else name for name in own)
+    return tuple(found)
+
+
 def check_offered(config: Config, names: Collection[str], where: str) -> None:
     """Check that the evaluation of a config reports some measures, before anything is trained.
-
-    Tasks of plugins are not checked, because only their evaluation knows their measures.
 
     Args:
         config: Config of a run, with the changes of its evaluation.
@@ -147,20 +167,6 @@ def check_offered(config: Config, names: Collection[str], where: str) -> None:
     Raises:
         UserError: If a measure is missing; the message lists those that there are.
     """
-    tasks = config["env"]["gym_ids"]
-    if not set(tasks) <= set(_OF_TASKS):
-        return
-    from maskgym import rewards
-
-    settings = {key: value for key, value in config["reward"].items() if key != "name"}
-    reward = rewards.make(config["reward"]["name"], **settings)
-    if not isinstance(reward, rewards.WeightedSum):
-        return  # its terms are known when it has scored
-    offered: dict[str, None] = {}
-    for task in tasks:
-        own = [*_OF_TASKS[task], *(term.name for term in reward.terms if task in _WITH_TERMS)]
-        if "horizon" in config["env"]:
-            own += [f"iou@{count}" for count in CLICKS_SHOWN if count <= config["env"]["horizon"]]
-        offered |= dict.fromkeys(f"{task}/{name}" if len(tasks) > 1 else name for name in own)
-    if missing := [name for name in names if name not in offered]:
-        raise UserError(f"{where}: measure '{missing[0]}': expected one of {', '.join(offered)}")
+    known = offered(config)
+    if missing := [name for name in names if known is not None and name not in known]:
+        raise UserError(f"{where}: measure '{missing[0]}': expected one of {', '.join(known or ())}")

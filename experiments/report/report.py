@@ -152,9 +152,10 @@ def panels(groups: Sequence[Group], alone: bool) -> dict[str, list[Panel]]:
 def places(run: Run) -> list[tuple[JsonObject, dict[str, int]]]:
     """Order the samples with a picture, losses and gains in turn, each with its place in every order of the gallery."""
     rows = [row for row in run.samples if run.picture(row)]
-    worst = sorted(rows, key=reward_gain)
-    falling = [row for row in worst if reward_gain(row) < 0]
-    rising = [row for row in reversed(worst) if reward_gain(row) >= 0]
+    moved = {id(row): reward_gain(row) or 0.0 for row in rows}  # an undefined reward did not move
+    worst = sorted(rows, key=lambda row: moved[id(row)])
+    falling = [row for row in worst if moved[id(row)] < 0]
+    rising = [row for row in reversed(worst) if moved[id(row)] >= 0]
     turn = [row for pair in itertools.zip_longest(falling, rising) for row in pair if row is not None]
     orders = {"turn": turn, "loss": worst, "gain": worst[::-1], "data": rows}
     place = {name: {id(row): place for place, row in enumerate(order)} for name, order in orders.items()}
@@ -169,8 +170,8 @@ def sides(groups: Sequence[Group]) -> list[list[Side]]:
             found.setdefault((row["task"], str(row["key"])), {}).setdefault(group.name, (group, run, row))
 
     def spread(sample: Sequence[Side]) -> float:
-        rewards = [row["after"]["reward"] for _, _, row in sample]
-        return max(rewards) - min(rewards)
+        rewards = [reward for _, _, row in sample if (reward := row["after"].get("reward")) is not None]
+        return max(rewards) - min(rewards) if rewards else 0.0
 
     shared = [list(sample.values()) for sample in found.values() if len(sample) > 1]
     return sorted(shared, key=spread, reverse=True)[:SHOWN]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
-from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import main_of
+from maskgym.experiments.evaluation.statistics import FEW
 from maskgym.experiments.wiring import composition, run_folder
 
 SECONDS = "seconds_per_update"  # curve that is computed from the times in the log
@@ -32,6 +31,20 @@ class Run:
     def main(self) -> list[str]:
         """Names of the main measures: the reward, and one quality measure per task."""
         return main_of(self.results["env"], self.results["after"])
+
+    @property
+    def counted(self) -> list[str]:
+        """Lines on the held-out samples: their number and split, per task if there are several, and what is unusual."""
+        tasks = self.results.get("samples") or {}  # older runs lack it
+        lines = []
+        for task, found in tasks.items():
+            lines.append(
+                f"{task}: " * (len(tasks) > 1) + f"{found['n']:,} of the {found['of']:,} {found['split']} samples"
+            )
+            if found["n"] < FEW:
+                lines.append(f"Warning: with fewer than {FEW} samples, differences are mostly chance")
+            lines += found.get("notes", [])
+        return lines or [f"{len(self.samples):,} samples of the {self.results['split']} split"]
 
     def samples_of(self, name: str) -> list[JsonObject]:
         """Select the samples of a measure: those of the task in its prefix, or all if there is one task."""
@@ -102,18 +115,12 @@ def read(folder: Path) -> Run:
     Raises:
         UserError: If the folder holds no run, the run is not finished, or a file cannot be read.
     """
-    config, answers = composition.load(folder / run_folder.CONFIG), folder / run_folder.ANSWERS
-    if not (folder / run_folder.RESULTS).exists():
-        raise UserError(f"{folder}: its run is not finished: continue it with resume={folder}")
-    results = run_folder.read_json(folder / run_folder.RESULTS)
+    config, results = composition.load(folder / run_folder.CONFIG), run_folder.read_results(folder)
     rows = run_folder.read_metrics(folder / run_folder.METRICS)
-    try:
-        samples = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{answers}: cannot be read: {error}") from error
-    return Run(folder, config, results, rows, samples)
+    return Run(folder, config, results, rows, run_folder.read_answers(folder))
 
 
-def reward_gain(row: JsonObject) -> float:
-    """Compute the change of a sample's reward."""
-    return row["after"]["reward"] - row["before"]["reward"]
+def reward_gain(row: JsonObject) -> float | None:
+    """Compute the change of a sample's reward; None if a reward is undefined, null in the file."""
+    old, new = row["before"].get("reward"), row["after"].get("reward")
+    return None if old is None or new is None else new - old

@@ -100,6 +100,11 @@ class TrainingRun:
             task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
             for task, env in self.test_envs.items()
         }
+        self.notes = {task: evaluation.notes(env, self.indices[task]) for task, env in self.test_envs.items()}
+        trained = {task: unwrap(env, SampleVectorEnv).dataset.describe() for task, env in self.train_envs.items()}
+        for task, notes in self.notes.items():
+            for note in dict.fromkeys([*trained[task], *notes]):
+                print(f"{task}: {note}")
 
     def finish(self, logger: Logger) -> JsonObject:
         """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
@@ -128,9 +133,10 @@ class TrainingRun:
         }
 
     def counted(self, task: str) -> JsonObject:
-        """Count the samples that were scored, ``n``, and those of their split, ``of``."""
+        """Count the samples that were scored, ``n``, and those of their split, ``of``; with notes on the data."""
         env = unwrap(self.test_envs[task], SampleVectorEnv)
-        return {"n": len(self.indices[task]), "of": env.num_samples, "split": env.dataset.split}
+        counts = {"n": len(self.indices[task]), "of": env.num_samples, "split": env.dataset.split}
+        return counts | {"notes": self.notes[task]}
 
     def evaluate_before(self) -> dict[str, Evaluation]:
         """Evaluate before training; a resumed run reads what it stored.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
-from maskgym.aliases import Config, Settings
+from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.errors import EmptySplit, UserError
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.process import seed_everything, silence_transformers
@@ -292,7 +293,8 @@ def make_held_out_dataset(config: Config, task: str) -> Dataset:
         if config["evaluation"]["split"] == "validation":
             raise
         dataset = make_dataset(config, task, "validation")
-        print(f"{task}: the data has no test split: held-out samples are those of validation")
+        told = f"{task}: the data has no test split: held-out samples are those of validation"
+        print(told, file=sys.stderr)  # standard output may hold the scores alone
         return dataset
 
 
@@ -324,20 +326,67 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
 def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts) -> list[VectorEnv] | None:
     """Make the environments whose rationales supervised steps imitate; None for the training environments.
 
-    Photographs carry no rationales: with ``algo.rationales=auto``, those of scenes replace them.
+    ``algo.rationales`` chooses: ``auto`` imitates those of the data and skips samples without one; ``own`` refuses data
+    with such samples; ``scenes`` imitates those of synthetic scenes.
+
+    Raises:
+        UserError: If the choice is unknown, or a task has no rationale to imitate or, with ``own``, lacks some.
     """
     from maskgym.envs.base import SampleVectorEnv, unwrap
 
-    choice = config["algo"].get("rationales")
-    if choice is None:  # nothing is supervised
+    if not _is_supervised(config):
         return None
+    choice, name = config["algo"]["rationales"], config["data"]["name"]
     if choice not in ("auto", "own", "scenes"):
         raise UserError(f"algo.rationales={choice}: expected auto, own or scenes")
-    has_own = all(unwrap(env, SampleVectorEnv).dataset[0].rationale is not None for env in envs.values())
-    if choice == "own" or (choice == "auto" and has_own):
-        return None
-    print("rationales to imitate: those of scenes", *([] if has_own else ["(the data has none)"]))
-    return [make_env(config, task, "train", parts, "scenes") for task in envs]
+    if choice == "scenes":
+        print("rationales to imitate: those of scenes")
+        return [make_env(config, task, "train", parts, "scenes") for task in envs]
+    for task, env in envs.items():
+        dataset = unwrap(env, SampleVectorEnv).dataset
+        without = len(dataset) - len(dataset.with_rationale)
+        told = f"{without} of the {len(dataset)} training samples of data={name} have no rationale to imitate"
+        if without == len(dataset) or (without and choice == "own"):
+            more = ", or no supervised steps (algo.isr_sft_steps=0)" * ("isr_sft_steps" in config["algo"])
+            raise UserError(
+                f"algo.rationales={choice}: {task}: {told}: expected data.rationales=FILE, as maskgym data reason "
+                f"writes it, algo.rationales=scenes{more}"
+            )
+        if without:
+            print(f"{task}: {told}: supervised steps skip them")
+    return None
+
+
+def describe_rationales(config: Config, envs: Mapping[str, VectorEnv]) -> dict[str, JsonObject]:
+    """Describe the rationales that supervised steps imitate, by task; empty if there are no such steps.
+
+    Args:
+        config: Config of the run.
+        envs: Environments by task whose rationales are imitated.
+    """
+    from maskgym.envs.base import SampleVectorEnv, unwrap
+
+    if not _is_supervised(config):
+        return {}
+    scenes = config["algo"]["rationales"] == "scenes"
+    data = {"name": "scenes"} if scenes else config["data"]
+    found = {}
+    for task, env in envs.items():
+        dataset = unwrap(env, SampleVectorEnv).dataset
+        used = len(dataset.with_rationale)
+        found[task] = {
+            "data": data["name"],
+            "file": data.get("rationales"),
+            "used": used,
+            "skipped": len(dataset) - used,
+        }
+    return found
+
+
+def _is_supervised(config: Config) -> bool:
+    """Check whether a run has supervised steps, which imitate rationales."""
+    algo = config["algo"]
+    return algo.get("rationales") is not None and algo["updates"] > 0 and algo.get("isr_sft_steps", 1) != 0
 
 
 def trained(folder: Path, changes: Sequence[str] = ()) -> Built:

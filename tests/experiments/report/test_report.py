@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from maskgym.errors import UserError
 from maskgym.experiments import cli, run
 from maskgym.experiments.report import report, run_data
 from maskgym.experiments.wiring import run_folder
@@ -152,6 +153,38 @@ def test_samples_are_those_that_groups_share_a_picture_of(several):
     assert "No two groups kept a picture of the same sample." in report.render(several)
 
 
+def test_undefined_rewards_and_scores_are_dashes(several):
+    """A reward of the user that is NaN is null in the files; the page is written all the same."""
+    for folder, sides in zip(several, (("before", "after"), ("after",), ("before",), ("after",)), strict=True):
+        rows = (folder / "samples" / "answers.jsonl").read_text()
+        for value in ("0.2", "0.3", "0.7", "0.71", "0.72", "0.8", "0.4"):
+            rows = rows.replace(f'"reward": {value},', '"reward": null,')
+        assert '"reward": null' in rows
+        (folder / "samples" / "answers.jsonl").write_text(rows)
+        results = run_folder.read_json(folder / "results.json")
+        for side in sides:
+            results[side] = dict.fromkeys(results[side])
+        run_folder.write_json(folder / "results.json", results)
+    page = report.render(several[:1])
+    assert Balance(page).open == [] and "reward – → –" in page and "It is undefined in 2 more." in page
+    assert Balance(report.render(several)).open == []
+
+
+def test_the_number_of_samples_stands_beside_the_scores(make_run, tmp_path, folder):
+    assert "2 samples of the test split" in report.render([folder])  # an older run
+    counted = {"sis": {"n": 16, "of": 512, "split": "test", "notes": ["3 photos are left out"]}}
+    folders = [make_run(tmp_path / f"new{seed}", seed=seed, samples=counted) for seed in (7, 8)]
+    for page in (report.render(folders[:1]), report.render(folders)):
+        assert "16 of the 512 test samples" in page and "3 photos are left out" in page
+        assert "Warning: with fewer than 30 samples, differences are mostly chance" in page
+
+
+def test_a_folder_of_runs_is_all_its_runs(several, tmp_path):
+    assert report.write([tmp_path], tmp_path / "all.html").read_text() == report.render(sorted(several))
+    with pytest.raises(UserError, match="no such file: expected the folder of a run"):
+        report.write([tmp_path / "nowhere"])
+
+
 def test_environments_have_sections_of_their_own(make_run, several, tmp_path):
     clicks = make_run(tmp_path / "clicks", ("env=point_prompt", "algo=random"))
     page = report.render([*several, clicks])
@@ -178,7 +211,7 @@ def test_mistakes_are_one_line(make_run, several, tmp_path, capsys):
     assert f"{several[0]}: is the same run as {several[0]}: expected each run once" in fault(several[0], several[0])
     copy = make_run(tmp_path / "copy")
     assert f"{copy}: is the same run as {several[0]}" in fault(*several, copy)
-    assert "expected the folder of a run that was started" in fault(several[0], tmp_path)
+    assert "expected the folder of a run that was started" in fault(several[0], tmp_path / "nowhere")
     (several[1] / "results.json").unlink()
     assert f"{several[1]}: its run is not finished" in fault(*several)
     (tmp_path / "file").write_text("")

@@ -140,7 +140,43 @@ def test_a_config_comes_back_from_its_text(tmp_path):
     assert composition.load(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("text", ["", "[1", "seed: 1", "- 1", "a: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("env", 3, "env=3: expected names and values"),
+        ("algo.name", 3, "algo={.*}: expected names and values"),
+        ("algo", {"name": "cgpo"}, "has no key 'algo.updates'"),
+        ("algo.updates", "x", "algo.updates=x: expected a whole number, such as 40"),
+        ("algo.learning_rate", [1], r"algo.learning_rate=\[1\]: expected a number"),
+        ("env.gym_ids", "x", "env.gym_ids=x: expected names and values"),
+        ("evaluation", [], r"evaluation=\[\]: expected names and values"),
+        ("evaluation.samples", "1", "evaluation.samples=1: expected a whole number"),
+        ("evaluation", {"split": "test"}, "has no key 'evaluation.samples'"),
+    ],
+)
+def test_a_stored_config_with_a_value_of_another_kind_is_named(tmp_path, key, value, expected):
+    config = composition.compose([])
+    *path, last = key.split(".")
+    composition.look_up(config, path)[last] = value
+    (tmp_path / "config.yaml").write_text(composition.dump(config))
+    with pytest.raises(UserError, match=rf"config\.yaml: {expected}"):
+        composition.load(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("+logger.group=x", "unknown key 'logger.group': logger=csv has no keys"),
+        ("++scale.address=x", "unknown key 'scale.address': scale=local has no keys"),
+        ("+evaluation.size=1", "unknown key 'evaluation.size': evaluation has split, samples, every, pictures"),
+    ],
+)
+def test_a_key_that_nothing_would_read_is_refused(argument, expected):
+    with pytest.raises(UserError, match=expected):
+        composition.compose([argument])
+
+
+@pytest.mark.parametrize("text", ["", "[1", "seed: 1", "- 1", "a: !!python/object:os.system {}", "[" * 100_000])
 def test_a_file_that_is_no_config_of_a_run_is_named(tmp_path, text):
     file = tmp_path / "config.yaml"
     file.write_text(text)
@@ -206,3 +242,29 @@ def test_runs_can_be_made_short_from_outside(monkeypatch, variable, key):
     monkeypatch.setenv(variable, "two")
     with pytest.raises(UserError, match=f"{variable}=two: expected a whole number"):
         composition.compose(["env=sis"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task"),
+    [
+        (["env=point_prompt"], "sod"),
+        (["env=point_prompt", "data=duts"], "sod"),
+        (["env=point_prompt", "data=sbu", "env.text=category"], "shadow"),
+        (["env=point_prompt", "data=voc2012"], "semantic"),
+        (["env=point_prompt", "data=sbu", "env.task=sod"], "sod"),  # asked for by name
+        (["env=point_prompt", "data=folder", "env.task=glass"], "glass"),
+        (["env=point_prompt", "data=ilso"], "sod"),  # the union of its instances
+        (["env=user_need", "data=usersod"], "need"),
+        (["env=user_need", "data=duts"], "need"),  # which its reader refuses
+    ],
+)
+def test_the_task_of_a_published_data_set_stands(arguments, task):
+    assert composition.compose(arguments)["env"]["task"] == task
+
+
+def test_a_run_that_is_scored_on_a_published_data_set_takes_its_task():
+    config = composition.compose(["env=point_prompt"])
+    assert composition.change(config, ["data=sbu", "data.root=x"])["env"]["task"] == "shadow"
+    assert composition.change(config, ["data=sbu", "env.task=sod"])["env"]["task"] == "sod"
+    chosen = composition.compose(["env=point_prompt", "data=sbu", "env.task=sod"])
+    assert composition.change(chosen, ["env.horizon=3"])["env"]["task"] == "sod"
