@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from maskgym.aliases import JsonObject
-from maskgym.chat.asker import Part, Reply
+from maskgym.chat.asker import Part, Refused, Reply
 from maskgym.policies.text.mllm import vision_token_ids
 from maskgym.segmenters.hub import HubNetwork
 
@@ -64,14 +64,23 @@ class LocalChat:
 
     @torch.inference_mode()
     def ask(self, parts: Sequence[Part]) -> Reply:
-        """Generate a reply; see `maskgym.chat.asker.ChatModel`."""
+        """Generate a reply; see `maskgym.chat.asker.ChatModel`.
+
+        Raises:
+            Refused: If the processor cannot take a picture of that shape.
+        """
         processor, model = self.network.processor, self.network.network
         content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        images = [Image.open(io.BytesIO(part)).convert("RGB") for part in parts if isinstance(part, bytes)]
-        inputs = processor(text=[text], images=[images], return_tensors="pt").to(self.network.device)
+        pictures = (Image.open(io.BytesIO(part), formats=("PNG",)) for part in parts if isinstance(part, bytes))
+        images = [picture.convert("RGB") for picture in pictures]
+        try:
+            inputs = processor(text=[text], images=[images], return_tensors="pt").to(self.network.device)
+        except ValueError as error:  # Qwen's refuses pictures that are 200 times as long as wide
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
+            raise Refused(f"the model's processor refuses pictures of {sizes} pixels: {error}") from error
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         suppressed = vision_token_ids(model.config, processor.tokenizer)
         tokens = model.generate(**inputs, max_new_tokens=self.max_tokens, suppress_tokens=suppressed, **sampling)

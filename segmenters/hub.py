@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
 from maskgym.segmenters.frozen import FrozenNetwork
-from maskgym.segmenters.weights import find_weights, refuse_mismatch, weight_files
+from maskgym.segmenters.weights import find_weights, first_line, refuse_broken, refuse_mismatch, weight_files
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
 
 class HubNetwork(FrozenNetwork):
@@ -76,16 +77,28 @@ class HubNetwork(FrozenNetwork):
 
     def pixels(self, images: list[np.ndarray]) -> Tensor:
         """Preprocess images to float (B, 3, input_size, input_size) on the device."""
-        batch = self.image_processor(images, return_tensors="pt", input_data_format="channels_last")
-        return batch["pixel_values"].to(self.device, self.dtype)
+        return self._preprocess(images)["pixel_values"].to(self.device, self.dtype)
+
+    def _preprocess(self, images: Sequence[np.ndarray]) -> BatchFeature:
+        """Apply the image processor; photos so long and thin that it leaves no pixel of a side are named.
+
+        Raises:
+            UserError: If the image processor refuses the images.
+        """
+        try:
+            return self.image_processor(images, return_tensors="pt", input_data_format="channels_last")
+        except (ValueError, RuntimeError) as error:
+            sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
+            kind = type(self.image_processor).__name__
+            raise UserError(f"{self.folder}: {kind} refuses images of {sizes} pixels: {first_line(error)}") from error
 
     def _read(self, kind: Any, **arguments: Any) -> Any:
         try:
-            return kind.from_pretrained(self.folder, local_files_only=True, **arguments)
+            # Unset, transformers asks on the terminal whether to run a checkpoint's own code.
+            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False, **arguments)
         # from_pretrained calls many readers with different exceptions, and all of them concern the checkpoint.
         except Exception as error:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(f"{self.folder}: {kind.__name__} cannot be read: {reason}") from error
+            raise UserError(f"{self.folder}: {kind.__name__} cannot be read: {first_line(error)}") from error
 
     def _load(self) -> nn.Module:
         import transformers
@@ -103,6 +116,7 @@ class HubNetwork(FrozenNetwork):
             transformers.logging.set_verbosity(verbosity)
         misshaped = [entry[0] for entry in report["mismatched_keys"]]
         refuse_mismatch(self.folder, missing=sorted(report["missing_keys"]), misshaped=sorted(misshaped))
+        refuse_broken(model, self.folder)
         return model
 
     def _identity(self) -> tuple[str, list[Path]]:
@@ -132,5 +146,5 @@ def _find(checkpoint: str | Path) -> Path:
 def _model_type(file: Path) -> str:
     try:
         return json.loads(file.read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the config of a model: expected a 'model_type'") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from maskgym.errors import UserError
+from maskgym.segmenters.weights import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -130,7 +131,7 @@ def load_tokenizer(file: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
         tokenizer = _read_json(file) if file.suffix == ".json" else _read_sentencepiece(file)
     # The libraries raise plain Exception for a broken file, so no narrower type works.
     except Exception as error:
-        raise UserError(f"{file}: cannot be read as a tokenizer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file}: cannot be read as a tokenizer: {first_line(error)}") from error
     special = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values()))
     if special != [0, 1, 2, 3]:
         raise UserError(f"{file}: <s>, <pad>, </s>, <unk> have ids {special}: expected [0, 1, 2, 3]")

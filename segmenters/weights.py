@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -46,12 +45,14 @@ def weight_files(file: Path) -> list[Path]:
     shards = [file]
     if file.suffix == ".json":
         try:
-            names = json.loads(file.read_text())["weight_map"].values()
-            shards = [file.parent / name for name in sorted(set(names))]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+            shards = [file.parent / name for name in names]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: cannot be read as an index of weights: expected a 'weight_map'") from error
+        if outside := next((name for name in names if Path(name).name != name), None):
+            raise UserError(f"{file}: names {outside}: expected files of the same folder")
     for shard in shards:
-        if not shard.is_file():
+        if not os.path.isfile(shard):  # unlike Path.is_file, it answers to names that no file can have
             raise UserError(f"{shard}: no such file of weights")
     return shards
 
@@ -77,12 +78,19 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: cannot be read as weights: {reason}") from error
+    except pickle.UnpicklingError as error:  # its text advises to load without weights_only, which would run code
+        raise UserError(f"{file}: cannot be read as weights: damaged, or holds more than names and tensors") from error
+    # A damaged file raises almost anything: IndexError, AssertionError, zipfile.BadZipFile, struct.error.
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read as weights: {first_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file}: holds a {type(state).__name__}: expected names and tensors only")
     return dict(state)
+
+
+def first_line(error: Exception) -> str:
+    """Shorten an error of a library to one line: the first line of its message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_strictly(
@@ -98,7 +106,8 @@ def load_strictly(
         assign: Whether to use the given tensors as parameters instead of copying their values.
 
     Raises:
-        UserError: If names are missing, unexpected, or have another shape; it shows the first few of each.
+        UserError: If names are missing, unexpected, have another shape, or hold NaN or infinity; it shows the first few
+            of each.
     """
     expected = module.state_dict()
     state = {name: value for name, value in state.items() if name not in ignore or name in expected}
@@ -114,6 +123,14 @@ def load_strictly(
         misshaped=misshaped,
     )
     module.load_state_dict(state, strict=True, assign=assign)
+    refuse_broken(module, source)
+
+
+def refuse_broken(module: nn.Module, source: Path | str) -> None:
+    """Raise a UserError that names the first parameters with NaN or infinity, of which every output would be."""
+    broken = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{source}: damaged: {_named(broken, 'with NaN or infinity')}")
 
 
 def refuse_mismatch(source: Path | str, **problems: Sequence[str]) -> None:
@@ -121,10 +138,14 @@ def refuse_mismatch(source: Path | str, **problems: Sequence[str]) -> None:
     parts = []
     for kind, names in problems.items():
         if names:
-            more = ", …" if len(names) > NAMES_SHOWN else ""
-            parts.append(f"{len(names)} {kind} ({', '.join(names[:NAMES_SHOWN])}{more})")
+            parts.append(_named(names, kind))
     if parts:
         raise UserError(f"{source}: does not fit the model: {'; '.join(parts)}")
+
+
+def _named(names: Sequence[str], kind: str) -> str:
+    more = ", …" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names)} {kind} ({', '.join(names[:NAMES_SHOWN])}{more})"
 
 
 def bundled(path: Path) -> Path:

@@ -215,10 +215,10 @@ def decode_prompts(sam: Sam, embeddings: Tensor, prompts: Tensor) -> Tensor:
 
 
 def resized_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
-    """Scale (height, width) so that the longer side is ``longer``, rounded half up."""
+    """Scale (height, width) so that the longer side is ``longer``, rounded half up, and no side is without a pixel."""
     height, width = size
     scale = longer / max(size)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def sam_pixels(image: np.ndarray, size: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 
 import pytest
 import torch
@@ -52,6 +53,35 @@ def test_code_in_a_file_is_not_run(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(("name", "zipped"), [("a.safetensors", None), ("new.bin", True), ("old.bin", False)])
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, name, zipped):
+    state, file, chance = {"a.weight": torch.randn(40, 3), "b": torch.arange(5)}, tmp_path / name, random.Random(0)
+    write_state(state, file) if zipped is None else torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    for _ in range(250):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        if chance.random() < 0.3:
+            del content[chance.randrange(len(content)) :]
+        file.write_bytes(content)
+        try:
+            read_state(file)
+        except UserError as error:
+            told = str(error)
+            assert (
+                told.startswith(f"{file}: ") and "\n" not in told and "weights_only" not in told
+            )  # which would run code
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    layer, state = nn.Linear(2, 1), {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"damaged: 1 with NaN or infinity \(weight\)"):
+        load_strictly(layer, state, tmp_path)
+
+
 @pytest.mark.parametrize("content", [{"a": 1}, [torch.zeros(1)], {"model": {"a": torch.zeros(1)}}])
 def test_other_things_than_names_and_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.bin")
@@ -68,7 +98,15 @@ def test_an_index_names_its_shards(tmp_path):
     write_state({"a": torch.ones(1), "c": torch.ones(1)}, tmp_path / "2.safetensors")
     assert [file.name for file in weight_files(index)] == ["1.safetensors", "2.safetensors"]
     assert sorted(read_state(find_weights(tmp_path))) == ["a", "b", "c"]
-    for broken in ("{", "[]", "{}", '{"weight_map": 3}'):
+    for outside in ("../2.safetensors", "/etc/passwd", "a/2.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": outside}}))
+        with pytest.raises(UserError, match="expected files of the same folder"):
+            read_state(index)
+    for name in ("x" * 5000, "a\0b", "..", ""):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match="no such file of weights"):
+            read_state(index)
+    for broken in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[" * 100_000):
         index.write_text(broken)
         with pytest.raises(UserError, match="index.json: cannot be read as an index"):
             read_state(index)

@@ -96,7 +96,7 @@ class HubDetector(HubNetwork):
     @torch.inference_mode()
     def detect(self, source: Source, item: Item, image: np.ndarray) -> list[Found]:
         """Detect objects that score at least the threshold; boxes are in pixels of the image."""
-        batch = self.image_processor([image], return_tensors="pt", input_data_format="channels_last").to(self.device)
+        batch = self._preprocess([image]).to(self.device)
         output = self.network(**batch)
         sizes = [image.shape[:2]]
         (found,) = self.image_processor.post_process_object_detection(output, self.threshold, target_sizes=sizes)

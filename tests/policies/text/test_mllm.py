@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maskgym import policies
+from maskgym import manifest, policies
 from maskgym.data.scenes import Scenes
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.errors import UserError
-from maskgym.policies.text.mllm import TINY, LanguagePolicy
+from maskgym.policies.text.mllm import TINY, LanguagePolicy, prefilled
 from maskgym.rewards import parse
 
 
@@ -35,6 +35,12 @@ def observations(task: str, count: int) -> list[dict]:
 def test_the_shipped_policy_answers_every_task_in_form(tiny: LanguagePolicy, task: str) -> None:
     answers = [parse(text, task) for text in tiny.generate(observations(task, 24))]
     assert np.mean([answer.structured and answer.tagged for answer in answers]) > 0.9
+
+
+def test_a_photo_that_the_processor_cannot_take_is_named_by_its_size(tiny: LanguagePolicy) -> None:
+    thin = {"image": np.zeros((2, 900, 3), np.uint8), "instruction": INSTRUCTIONS["sis"]}
+    with pytest.raises(UserError, match="refuses photos of 128x128, 900x2 pixels: absolute aspect ratio"):
+        tiny.generate([*observations("sis", 1), thin])
 
 
 def test_batches_and_repeats_agree(tiny: LanguagePolicy) -> None:
@@ -129,6 +135,80 @@ def test_saved_weights_load_again(tiny: LanguagePolicy, tmp_path: Path) -> None:
     assert not (tmp_path / "copy.tmp").exists()
 
 
+# Each changes what is decoded by itself, if it is heeded.
+DECODING = {
+    "repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 3,
+    "min_p": 0.9,
+    "top_k": 1,
+    "top_p": 0.1,
+    "typical_p": 0.1,
+    "epsilon_cutoff": 0.5,
+    "eta_cutoff": 0.5,
+    "temperature": 0.01,
+    "do_sample": True,
+    "num_beams": 3,
+    "min_new_tokens": 40,
+    "bad_words_ids": [[20], [21], [22], [23]],
+    "sequence_bias": [[[24], -50.0]],
+    "forced_eos_token_id": 30,
+    "suppress_tokens": [25, 26, 27],
+    "begin_suppress_tokens": [7, 8, 9, 10, 11, 12, 13],
+    "exponential_decay_length_penalty": [2, 3.0],
+    "guidance_scale": 2.0,
+}
+
+
+@pytest.fixture(scope="module")
+def opinionated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy with many decoding settings of its own."""
+    folder = shutil.copytree(TINY, tmp_path_factory.mktemp("decoding") / "policy")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | DECODING))
+    return folder
+
+
+def test_decoding_settings_of_a_checkpoint_do_not_leak(tiny: LanguagePolicy, opinionated: Path, tmp_path: Path) -> None:
+    other, shown = LanguagePolicy(opinionated, device="cpu"), observations("sis", 8)
+    assert other.generate(shown) == tiny.generate(shown)
+    drawn = []
+    for policy in (tiny, other):
+        torch.manual_seed(0)
+        drawn.append(policy.sample(shown, max_new_tokens=40))
+    assert drawn[0].answers == drawn[1].answers and torch.equal(drawn[0].log_probabilities, drawn[1].log_probabilities)
+    other.save(tmp_path / "saved")
+    kept = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert not set(kept) & set(DECODING) and kept["eos_token_id"] == [2] and kept["pad_token_id"] == 0
+
+
+def test_the_checkpoints_own_end_tokens_end_an_answer_too(tiny: LanguagePolicy, tmp_path: Path) -> None:
+    folder, shown = shutil.copytree(TINY, tmp_path / "policy"), observations("sis", 4)
+    end = tiny.processor.tokenizer("</think>", add_special_tokens=False)["input_ids"][0]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end], "pad_token_id": 0}))
+    policy = LanguagePolicy(folder, device="cpu")
+    assert all("<answer>" not in text for text in policy.generate(shown))
+    (folder / "generation_config.json").write_text("{}")
+    assert LanguagePolicy(folder, device="cpu").generate(shown) == tiny.generate(shown)
+
+
+def test_a_prefilled_opening_is_part_of_the_answer(tiny: LanguagePolicy, tmp_path: Path) -> None:
+    assert tiny.prefilled == ""
+    folder, shown = shutil.copytree(TINY, tmp_path / "policy"), observations("sis", 6)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().rstrip() + "{% if add_generation_prompt %}<think>{% endif %}")
+    policy = LanguagePolicy(folder, device="cpu")
+    assert policy.prefilled == "<think>"
+    answers = policy.generate(shown)
+    assert answers == tiny.generate(shown)  # which begin with it anyway
+    values, mask = policy.log_probabilities(shown[:1], answers[:1])
+    drawn = [*policy.processor.tokenizer(answers[0].removeprefix("<think>"))["input_ids"], 2]
+    assert mask.sum() == len(drawn)
+    torch.testing.assert_close(values, policy.log_probabilities(shown[:1], [drawn])[0])
+    closed = policy.processor
+    closed.chat_template += "</think>{# what the template closes itself is no opening #}"
+    assert prefilled(closed) == ""
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [("missing", "1 missing "), ("unexpected", "1 unexpected "), ("shape", "mismatch|misshaped")],
@@ -156,6 +236,60 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         _ = LanguagePolicy(tmp_path, device="cpu").model
     assert "\n" not in str(caught.value)
+
+
+FILES = {
+    "no tokenizer settings": ("tokenizer_config.json", None, "tokenizer_config.json: cannot be read as JSON"),
+    "empty tokenizer settings": ("tokenizer_config.json", "{}", "tokenizer_config.json: empty"),
+    "no tokens": (
+        "tokenizer_config.json",
+        '{"backend": "tokenizers"}',
+        "lacks an end token|differ in the token",
+    ),
+    "empty config": ("config.json", "{}", "model_type=None: expected qwen2_5_vl"),
+    "config without sizes": ("config.json", '{"model_type": "qwen2_5_vl"}', "with vision_config and hidden_size"),
+    "a list": ("config.json", "[]", "config.json: holds a list"),
+    "no template": ("chat_template.jinja", None, "lacks a chat template"),
+    "foreign code": (
+        "config.json",
+        json.dumps(json.loads((TINY / "config.json").read_text()) | {"auto_map": {"AutoProcessor": "own.Own"}}),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_partly_copied_folder_is_refused_without_a_manifest_too(
+    kind: str, tiny: LanguagePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question about running code"))
+    name, content, words = FILES[kind]
+    folder = shutil.copytree(TINY, tmp_path / "policy")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    (folder / "own.py").write_text("raise SystemExit('this code ran')")
+    policy, shown = LanguagePolicy(folder, device="cpu"), observations("sis", 2)
+    if words is None:
+        assert policy.generate(shown) == tiny.generate(shown)
+        return
+    with pytest.raises(UserError, match=words) as caught:
+        policy.generate(shown)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "model.safetensors", "tokenizer.json", "config.json"])
+def test_one_flipped_byte_of_a_saved_policy_is_named(tiny: LanguagePolicy, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    tiny.save(folder)
+    assert (folder / manifest.NAME).exists()
+    content = bytearray((folder / name).read_bytes())
+    content[-3] ^= 1
+    (folder / name).write_bytes(content)
+    other = LanguagePolicy(TINY, device="cpu")
+    other.load(folder)
+    with pytest.raises(UserError, match=f"{name}: differs from {manifest.NAME}"):
+        other.generate(observations("sis", 1))
 
 
 @pytest.mark.parametrize(

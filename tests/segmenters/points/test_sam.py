@@ -11,7 +11,16 @@ from segment_anything import SamPredictor
 
 from maskgym.errors import UserError
 from maskgym.segmenters.points import sam as module
-from maskgym.segmenters.points.sam import PUBLISHED, SamConfig, SamSegmenter, published_config, sam_tiny, save_sam
+from maskgym.segmenters.points.sam import (
+    PUBLISHED,
+    SamConfig,
+    SamSegmenter,
+    published_config,
+    resized_size,
+    sam_pixels,
+    sam_tiny,
+    save_sam,
+)
 
 SMALL = SamConfig(
     image_size=64,
@@ -105,6 +114,12 @@ def test_boxes_are_in_pixels_of_the_square_shown_and_need_no_point(segmenter, im
         segmenter.decode(embeddings, boxes=BOXES[:, :3])
     with pytest.raises(ValueError, match="row 0 has no point: expected at least one, or a box"):
         segmenter.decode(embeddings)
+
+
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (2, 900), (1, 1)])
+def test_long_and_thin_photos_keep_a_pixel_of_each_side(size):
+    assert min(resized_size(size, 64)) >= 1 and max(resized_size(size, 64)) == 64
+    assert sam_pixels(np.zeros((*size, 3), np.uint8), 64).shape == (3, 64, 64)
 
 
 def test_points_are_in_pixels_of_the_square_shown(segmenter, images):

@@ -282,6 +282,40 @@ def test_a_broken_checkpoint_ends_with_one_line(checkpoint, images, tmp_path, na
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_weights_with_nan_are_refused(checkpoint, images, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    state = load_file(folder / "model.safetensors")
+    name = next(name for name, value in state.items() if value.is_floating_point() and value.ndim > 1)
+    state[name].view(-1)[0] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="damaged: 1 with NaN or infinity"):
+        KINDS[checkpoint.name](folder, device="cpu").encode(images)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_code_of_a_checkpoint_is_never_run_and_nobody_is_asked(checkpoint, images, tmp_path, name, monkeypatch):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    places = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer")
+    content = json.loads((folder / name).read_text()) | {"auto_map": {place: "code.Trap" for place in places}}
+    (folder / name).write_text(json.dumps({**content, "image_processor_type": "Trap", "model_type": "sam"}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Trap: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asked on the terminal"))
+    try:
+        SamHfSegmenter(folder, device="cpu").encode(images)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_photo_that_leaves_no_pixel_of_a_side_is_named(tmp_path):
+    model, processor = small_sam()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    segmenter = SamHfSegmenter(tmp_path, device="cpu")
+    with pytest.raises(UserError, match="SamImageProcessor refuses images of 900x2 pixels: ."):
+        segmenter.pixels([np.zeros((2, 900, 3), np.uint8)])
+
+
 def test_a_checkpoint_of_another_model_is_refused(checkpoint):
     other, expected = ("sam2", "sam2 or sam2_video") if checkpoint.name == "sam" else ("sam_hf", "sam")
     with pytest.raises(UserError, match=rf"holds a '{checkpoint.name}' model: expected {expected}$"):
