@@ -242,7 +242,7 @@ def _check_probabilities(what: str, given: Config, method: str) -> None:
 
 
 def _shares(given: Config) -> np.ndarray | None:
-    """Return the probabilities of values, whose sum is 1 but for the rounding of decimals; None if all are equal."""
+    """Return the probabilities of values, whose sum is 1 up to the rounding of decimals; None if all are equal."""
     shares = given.get("probabilities")
     return None if shares is None else np.array(shares) / np.sum(shares)
 
