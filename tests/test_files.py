@@ -1,8 +1,12 @@
-"""Journals on a full disk, after a kill, and with several writers."""
+"""Journals on a full disk, after a kill, and with several writers; locks; what may be written to."""
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import os
 import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from maskgym import files
+from maskgym.errors import UserError
 
 
 @contextmanager
@@ -47,3 +52,105 @@ def test_several_writers_lose_no_line(tmp_path):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda line: files.append(journal, line), lines))
     assert sorted(journal.read_text().splitlines()) == sorted(lines)
+
+
+def _hold(folder, held) -> None:
+    with files.alone(folder, "run"):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_folder_has_one_holder_and_a_killed_one_leaves_it_free(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held))
+    process.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(UserError, match=r"another process is at work here \(run\)"), files.alone(tmp_path, "run"):
+            pass
+        with files.alone(tmp_path, "other"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
+    finally:
+        process.kill()  # as no process can prevent
+        process.join()
+    with files.alone(tmp_path, "run"):
+        assert (tmp_path / ".run.lock").exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_is_removed_while_one_waits_to_open_it_is_taken_again(tmp_path, monkeypatch):
+    fstat, file = os.fstat, tmp_path / ".run.lock"
+    removed = []
+
+    def remove_first(descriptor):
+        if not removed:
+            removed.append(file.unlink())
+        return fstat(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", remove_first)
+        lock = files.alone(tmp_path, "run")
+        lock.__enter__()
+    with pytest.raises(UserError, match="another process"), files.alone(tmp_path, "run"):
+        pass
+    lock.__exit__(None, None, None)
+    assert removed and not file.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none/\.run\.lock: cannot be written: No such file"):
+        files.alone(tmp_path / "none", "run").__enter__()
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(UserError, match=f"{name}: is no regular file"):
+            files.write(tmp_path / name, "x")
+    with pytest.raises(UserError, match="^/dev/null: is no regular file"):
+        files.write(files.Path("/dev/null"), "x")
+    files.write(tmp_path / "file", "x")
+    assert (tmp_path / "file").read_text() == "x" and (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def _chained(inner: Exception, outer: Exception) -> Exception:
+    try:
+        try:
+            raise inner
+        except Exception as error:
+            raise outer from error
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "x", "a/b"), "a/b: No space left on device"),
+        (_chained(OSError(errno.EDQUOT, "x"), RuntimeError("y")), "Disk quota exceeded"),
+        (_chained(_chained(OSError(errno.EROFS, "x", "c"), ValueError()), KeyError()), "c: Read-only file system"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),  # safetensors
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0"), "PyTorch could not write"),
+        (OSError(errno.ENOENT, "x"), None),
+        (RuntimeError("PytorchStreamReader failed reading zip archive"), None),
+    ],
+)
+def test_an_error_of_the_disk_is_found_among_the_causes(error, expected):
+    found = files.disk_error(error)
+    assert found is None if expected is None else found.startswith(expected)
+
+
+def test_libraries_that_write_to_a_full_disk_are_understood(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    big = {"x": torch.zeros(100_000)}
+    for save in (lambda: torch.save(big, tmp_path / "a.pt"), lambda: save_file(big, tmp_path / "b.safetensors")):
+        with room_for(1000), pytest.raises(Exception) as caught:
+            save()
+        assert files.disk_error(caught.value)

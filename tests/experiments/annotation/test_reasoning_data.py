@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgym import data, rewards
-from maskgym import files
+from maskgym import data, files, rewards
 from maskgym.agents.text.language import SFTAgent
 from maskgym.chat.asker import Asker, Reply, to_png
 from maskgym.chat.server import ChatServer

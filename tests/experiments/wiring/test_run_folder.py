@@ -54,6 +54,38 @@ def test_json_has_no_nan(tmp_path):
     assert run_folder.read_json(tmp_path / "a" / "b.json") == {"x": [None, None, 1.5], "y": ["é", None]}
 
 
+DEEP = "[" * 100_000
+RESULTS = (
+    "1",
+    "[]",
+    '{"before": {}}',
+    '{"before": [], "after": {}}',
+    '{"before": {"x": "1"}, "after": {}}',
+    "\xff",
+    DEEP,
+)
+ROW = '{"task": "sis", "key": "a", "index": 0, "before": {"answer": "", "reward": 0}, "after": '
+
+
+@pytest.mark.parametrize("text", RESULTS)
+def test_results_of_wrong_types_are_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"results\.json: "):
+        run_folder.read_results(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1", "[]", "{}", ROW + "3}", ROW + '{"answer": ""}}', "{", DEEP])
+def test_answers_of_wrong_types_are_named(tmp_path, text):
+    file = tmp_path / "samples" / "answers.jsonl"
+    file.parent.mkdir()
+    whole = ROW + '{"answer": "", "reward": null}}\n'
+    file.write_text(whole)
+    assert run_folder.read_answers(tmp_path)[0]["key"] == "a"
+    file.write_text(whole + text)
+    with pytest.raises(UserError, match=r"answers\.jsonl: (line 2|cannot be read)"):
+        run_folder.read_answers(tmp_path)
+
+
 def config(**changes):
     return {"env": {"name": "sis"}, "algo": {"name": "random"}, "seed": 4, "out": None, **changes}
 
@@ -72,6 +104,6 @@ def test_a_folder_with_a_run_and_one_that_cannot_be_written_are_refused(tmp_path
     assert folder == tmp_path / "a" / "b"
     (folder / "config.yaml").touch()
     with pytest.raises(UserError, match=r"holds a run: continue it with resume="):
-        run_folder.create(config(out=str(folder)))
+        run_folder.check_unused(run_folder.create(config(out=str(folder))))
     with pytest.raises(UserError, match=r"out=.*: cannot be written"):
         run_folder.create(config(out=str(folder / "config.yaml")))
