@@ -148,7 +148,7 @@ def read_reply(file: Path) -> Reply | None:
     try:
         found = json.loads(file.read_bytes())
         reply = Reply(**{field.name: found[field.name] for field in fields(Reply)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     whole = isinstance(reply.text, str) and isinstance(reply.input_tokens, int) and isinstance(reply.output_tokens, int)
     return reply if whole else None

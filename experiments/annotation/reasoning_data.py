@@ -39,7 +39,7 @@ from maskgym.data.rationales import read_rows
 from maskgym.envs.base import unwrap
 from maskgym.envs.instructions import instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.annotation import reasoning_prompts as prompts
 from maskgym.experiments.annotation.needs.project import digest
 from maskgym.experiments.wiring import command, composition, run_folder
@@ -58,6 +58,7 @@ SETTABLE = (
     "train_samples=",
     "seed=",
 )  # keys of a run's config
+FIELDS: dict[str, dict[str, type]] = {RATIONALES: {"score": float}, REJECTED: {"reason": str}}  # that the summary reads
 NOT_KEPT = ("device", "batch_size", "base_url")  # settings that may change from command to command
 
 
@@ -189,8 +190,9 @@ class Rows:
         self.file = file
         self.by_key: dict[str, JsonObject] = {}
         for number, row in read_rows(file) if files.whole_lines(file) else ():
-            if not isinstance(row.get("key"), str) or not isinstance(row.get("attempts"), int):
-                raise UserError(f"{file}: line {number}: expected a row with its key and attempts")
+            kinds = {"key": str, "attempts": int, **FIELDS.get(file.name, {})}
+            if not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+                raise UserError(f"{file}: line {number}: expected a row with its {', '.join(kinds)}")
             self.by_key[row["key"]] = row
 
     def add(self, row: JsonObject) -> None:
@@ -299,7 +301,7 @@ def _main(arguments: Sequence[str]) -> None:
     except OSError as error:  # such as a full disk
         raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
     printed = [f"{found[name]} {name.replace('_', ' ')}" for name in PRINTED if found[name] is not None]
-    print(f"{folder / RATIONALES}: {', '.join(printed)}")
+    print(one_line(f"{folder / RATIONALES}: {', '.join(printed)}"))
     if left is not None:
         raise UserError(f"{left}: the same command goes on")
 

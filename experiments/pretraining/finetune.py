@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from maskgym import data, files
 from maskgym.aliases import Config, JsonObject
 from maskgym.data import Dataset, Sample
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.registry import check_arguments
 from maskgym.segmenters import make
 from maskgym.segmenters.phrases.evf_sam import (
@@ -229,5 +229,6 @@ def main(arguments: Sequence[str]) -> int:
     plain |= {"segmenter": segmenter, "dataset": dataset}
     check_arguments(finetune_mask_decoder, plain, "maskgym segmenter finetune")
     losses = finetune_mask_decoder(**plain)
-    print(f"mask decoder: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps, written to {plain['out']}")
+    changed = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps"
+    print(one_line(f"mask decoder: {changed}, written to {plain['out']}"))
     return 0

@@ -35,7 +35,7 @@ from maskgym.chat.asker import to_png
 from maskgym.data import SPLITS, Sample
 from maskgym.envs.base import SampleVectorEnv, info_of, unwrap
 from maskgym.envs.rendering import PALETTE
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.evaluation.rollout import first_rows
 from maskgym.experiments.evaluation.trajectories import EPISODES
 from maskgym.experiments.web import local_server as pages
@@ -311,12 +311,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
     game = open_game(given.settings, given.run, given.out)
+    goes_to = one_line(f"episodes go to {game.journal.file}")
     try:
         pages.serve(
             partial(make_app, game),
             given.host,
             given.port,
-            lambda address: print(f"{address}   (Ctrl-C ends)\nepisodes go to {game.journal.file}", flush=True),
+            lambda address: print(f"{address}   (Ctrl-C ends)\n{goes_to}", flush=True),
         )
     except KeyboardInterrupt:
         print("\nended")

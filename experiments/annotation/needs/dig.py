@@ -22,6 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from maskgym.errors import one_line
 from maskgym.experiments.annotation.needs.project import DETECT, NEEDS, SEGMENT, Project, Settings
 from maskgym.experiments.annotation.needs.sources import Source
 from maskgym.experiments.wiring import command
@@ -56,7 +57,7 @@ def _run(stage: str, project: Project, source: Source, given: Namespace) -> None
 
         totals = export(project, source, given.include, "link" if given.link else "copy")
         told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in totals.items())
-        print(f"{project.folder / FOLDER}: {told}")
+        print(one_line(f"{project.folder / FOLDER}: {told}"))
     elif stage == FIGURES:
         from maskgym.experiments.annotation.needs import figures
 

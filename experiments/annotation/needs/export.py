@@ -57,15 +57,30 @@ def export(project: Project, source: Source, include: str = "accepted", way: str
     names = _file_names([item for item in source.items if any(one.item == item for one, _, _ in chosen)], source)
     content = _content(chosen, names)
     before = folder / ANNOTATIONS
-    old = run_folder.read_json(before)["images"] if before.exists() else []
+    old = _exported(before) if before.exists() else set()
     for item, name in names.items():
         _bring(source, item, folder / IMAGES / name, way)
     write_changed(before, to_json(content))
-    for name in {image["file_name"] for image in old} - set(names.values()):
+    for name in old - set(names.values()):
         (folder / IMAGES / name).unlink(missing_ok=True)
     needs = sum(len(one.get("needs", ())) for one in content["annotations"])
     totals = {"images": len(names), "annotations": len(chosen), "needs": needs}
     return {**totals, "without_mask": without_mask}
+
+
+def _exported(file: Path) -> set[str]:
+    """List the photos of an earlier export.
+
+    Raises:
+        UserError: If the file is none, or names a photo outside of its folder, which would be removed.
+    """
+    try:
+        found = {PurePosixPath(image["file_name"]) for image in run_folder.read_json(file)["images"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: is no export of a project: remove it") from error
+    if any(name.is_absolute() or ".." in name.parts for name in found):
+        raise UserError(f"{file}: names a photo outside of {file.parent / IMAGES}: remove it")
+    return {name.as_posix() for name in found}
 
 
 def _content(chosen: Sequence[tuple[review.Candidate, Outcome, np.ndarray]], names: dict[Item, str]) -> JsonObject:

@@ -16,6 +16,7 @@ from maskgym.aliases import JsonObject
 from maskgym.chat.asker import count_tokens, to_png
 from maskgym.data import run_lengths
 from maskgym.envs.rendering import overlay
+from maskgym.errors import one_line
 from maskgym.experiments.annotation.needs import masks, review
 from maskgym.experiments.annotation.needs.project import ANSWERS, DETECT, Outcome, Project, write_changed
 from maskgym.experiments.annotation.needs.sources import Source
@@ -222,7 +223,7 @@ def to_text(figures: JsonObject) -> str:
 
 def _shown(value: Mapping[str, int] | float | str | None) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{count} × {reason}" for reason, count in value.items()) or "none"
+        return one_line("; ".join(f"{count} × {reason}" for reason, count in value.items())) or "none"
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

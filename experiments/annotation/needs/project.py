@@ -20,13 +20,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from types import UnionType
+from typing import TypedDict, get_args, get_origin, get_type_hints
 
 from maskgym import files
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Json, JsonObject
 from maskgym.aliases import Settings as Given
 from maskgym.data.run_lengths import RunLengths
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
 from maskgym.experiments.wiring import run_folder
 
 FORMAT = 1
@@ -171,10 +172,16 @@ class Project:
         """Read the record of an image; None if there is none.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If it cannot be read, or is no record.
         """
         file = self.file(stage, name)
-        return run_folder.read_json(file) if file.exists() else None
+        if not file.exists():
+            return None
+        found = run_folder.read_json(file)
+        objects = found.get("objects") if isinstance(found, dict) else None
+        if not isinstance(objects, list) or not all(isinstance(one, dict) and "id" in one for one in objects):
+            raise UserError(f"{file}: is no record: remove it, and the stage {stage} writes it again")
+        return found
 
     def write(self, stage: str, name: str, record: JsonObject) -> None:
         """Write the record of an image atomically."""
@@ -224,4 +231,17 @@ def _remembered(file: Path) -> JsonObject:
     found = run_folder.read_json(file)
     if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("settings"), dict):
         raise UserError(f"{file}: is not a project of this version: expected format {FORMAT} with settings")
+    for name, kind in get_type_hints(Settings).items():
+        value = found["settings"].get(name, getattr(Settings, name))
+        if not _is_a(value, kind):
+            raise UserError(f"{file}: {name}: {brief(value)}: expected {kind if get_args(kind) else kind.__name__}")
     return found["settings"]
+
+
+def _is_a(value: Json, kind: type | UnionType) -> bool:
+    """Check a value from JSON, which has no tuples and writes some floats as whole numbers, against a type."""
+    if isinstance(kind, UnionType):
+        return any(_is_a(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_is_a(one, get_args(kind)[0]) for one in value)
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from threading import RLock
 
 from maskgym import files
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Json, JsonObject
 from maskgym.data.run_lengths import RunLengths
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
 from maskgym.experiments.annotation.needs.project import (
     DETECT,
     NEEDS,
@@ -156,14 +156,20 @@ class Decisions:
         start = 0
         if self._snapshot.exists():
             found = run_folder.read_json(self._snapshot)
-            if found["bytes"] <= len(content):  # otherwise the journal is an older copy
-                start, self.made = found["bytes"], found["decisions"]
+            size, kept = (found.get("bytes"), found.get("decisions")) if isinstance(found, dict) else (None, None)
+            if type(size) is not int or not isinstance(kept, dict) or not all(map(_is_decision, kept.values())):
+                told = f"remove it: every decision is in {self._journal.name}"
+                raise UserError(f"{self._snapshot}: is no snapshot of decisions: {told}")
+            if size <= len(content):  # otherwise the journal is an older copy
+                start, self.made = size, kept
         for number, line in enumerate(content[start:].splitlines(), start=1):
             try:
                 made = json.loads(line)
-                self.made[made["object"]] = made
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{self._journal}: line {number} after byte {start}: no decision: {error}") from error
+            if not _is_decision(made):
+                raise UserError(f"{self._journal}: line {number} after byte {start}: no decision: {brief(made)}")
+            self.made[made["object"]] = made
         return len(content)
 
 
@@ -188,6 +194,16 @@ def progress(objects: Sequence[Candidate], decisions: Decisions) -> dict[str, in
     """Count the objects, in total and per status."""
     statuses = Counter(decisions.made.get(one.id, {}).get("status", UNDECIDED) for one in objects)
     return {"objects": len(objects), **{status: statuses[status] for status in STATUSES}}
+
+
+def _is_decision(made: Json) -> bool:
+    """Check the fields that every decision has, and those of a corrected mask."""
+    if not isinstance(made, dict) or made.get("status") not in STATUSES:
+        return False
+    kinds = {"object": str, "needs": list, "provenance": dict}
+    code = made.get("segmentation")
+    coded = code is None or (isinstance(code, dict) and {"size", "counts"} <= code.keys())
+    return coded and all(isinstance(made.get(name), kind) for name, kind in kinds.items())
 
 
 def _by_id(record: JsonObject | None) -> JsonObject:

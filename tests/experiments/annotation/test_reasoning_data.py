@@ -341,8 +341,10 @@ def test_a_line_that_a_crash_cut_off_is_written_anew_without_asking(write, chat_
 def test_a_whole_line_that_is_no_row_is_told(write, tmp_path):
     assert write()[0] == 0
     file = tmp_path / "out" / "rationales.jsonl"
-    file.write_bytes(b'{"key": 7}\n' + file.read_bytes())
-    assert "rationales.jsonl: line 1: expected a row with its key and attempts" in write()[2]
+    whole = file.read_bytes()
+    for line in (b'{"key": 7}', b'{"key": "a", "attempts": 1}', b'{"key": "a", "attempts": 1, "score": "x"}'):
+        file.write_bytes(line + b"\n" + whole)
+        assert "rationales.jsonl: line 1: expected a row with its key, attempts, score" in write()[2]
 
 
 def test_two_at_a_time_are_refused(write, tmp_path):

@@ -23,6 +23,16 @@ def test_from_nothing_to_a_data_set(tmp_path, capsys, contents):
     assert json.loads((folder / "export" / "annotations.json").read_text())["annotations"][0]["needs"]
 
 
+def test_names_move_no_cursor(tmp_path, capsys):
+    folder = tmp_path / "a\x1b[2J\x07\nb"
+    given = ["data", "dig", str(folder), "--dataset", "scenes", "--samples", "1", "--segmenter", "annotations"]
+    assert cli.main([*given, "--stage", "detect", "segment", "needs", "export", "--include", "all"]) == 0
+    assert cli.main(["data", "dig", str(folder), "--dataset", "scenes", "--images", "x\x1b[2J"]) == 2
+    out, error = capsys.readouterr()
+    assert "a\\x1b[2J\\x07 b/export: 1 images" in out and "\\x1b[2J" in error
+    assert "\x1b[2J" not in out + error and "\x07" not in out + error
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -91,6 +91,24 @@ def test_photos_keep_their_folders_and_are_copied_or_linked(tmp_path, dig, way):
     assert (photos / "images" / "train" / "a.png").exists()
 
 
+def test_a_damaged_export_removes_nothing_outside_of_it(project, source, tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    file = project.folder / "export" / "annotations.json"
+    export(project, source, "all")
+    whole = file.read_text()
+    for name in ("../../../mine.png", str(tmp_path / "mine.png"), "a/../../../../mine.png"):
+        file.write_text(json.dumps({"images": [{"file_name": name}]}))
+        with pytest.raises(UserError, match=r"names a photo outside of .*: remove it"):
+            export(project, source, "all")
+    for content in ("5", "[]", "{}", '{"images": [5]}', '{"images": [{"file_name": 5}]}', '{"images": 5}'):
+        file.write_text(content)
+        with pytest.raises(UserError, match="is no export of a project: remove it"):
+            export(project, source, "all")
+    file.unlink()
+    export(project, source, "all")
+    assert file.read_text() == whole and (tmp_path / "mine.png").read_bytes() == b"mine"
+
+
 def test_a_link_that_cannot_be_made_is_told(tmp_path, dig, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from maskgym.errors import UserError
+from maskgym.experiments.annotation.needs import review
 from maskgym.experiments.annotation.needs.project import Project, Settings, digest, write_changed
 
 
@@ -81,3 +82,29 @@ def test_every_setting_is_in_the_file(tmp_path):
     Project(tmp_path / "p", {"dataset": "scenes"})
     kept = json.loads((tmp_path / "p" / "project.json").read_text())["settings"]
     assert set(kept) == set(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("samples", "x"), ("samples", 2.5), ("samples", True), ("images", 5), ("detector", "annotations")),
+        *(("detector", [1]), ("threshold", None), ("threshold", "0.5"), ("prices", ["a", "b"]), ("device", {})),
+    ],
+)
+def test_remembered_settings_of_a_wrong_type_are_named(tmp_path, name, value):
+    file = Project(tmp_path / "p", {"dataset": "scenes"}).folder / "project.json"
+    content = json.loads(file.read_text())
+    content["settings"][name] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"project\.json: {name}: .*: expected "):
+        Project(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "content", ["5", "[]", "{}", '{"objects": 5}', '{"objects": [5]}', '{"objects": [{}]}', "{", "[" * 9999]
+)
+@pytest.mark.parametrize("stage", ["detect", "segment", "needs"])
+def test_a_damaged_record_is_named(project, source, stage, content):
+    project.file(stage, source.items[1].name).write_text(content)
+    with pytest.raises(UserError, match=rf"{stage}/{source.items[1].name}\.json: "):
+        review.candidates(project, source)

@@ -60,10 +60,20 @@ def test_a_snapshot_newer_than_the_journal_does_not_count(project):
     assert set(review.Decisions(project).made) == {"object0", "object1"}
 
 
-def test_what_is_no_decision_is_named(project):
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("gibberish", "5", "[]", "null", "{}", '{"object": 5}', '{"object": "a", "status": "accepted"}', "[" * 9999),
+        '{"object": "a", "status": "maybe", "needs": [], "provenance": {}}',
+        '{"object": ["a"], "status": "accepted", "needs": [], "provenance": {}}',
+        '{"object": "a", "status": "accepted", "needs": "x", "provenance": {}}',
+        '{"object": "a", "status": "accepted", "needs": [], "provenance": {}, "segmentation": [1]}',
+    ],
+)
+def test_what_is_no_decision_is_named(project, line):
     decided(project, 1)
     with (project.folder / review.JOURNAL).open("a") as stream:
-        stream.write("gibberish\n")
+        stream.write(f"{line}\n")
     with pytest.raises(UserError, match="line 2 after byte 0: no decision"):
         review.Decisions(project)
 
@@ -122,3 +132,16 @@ def test_a_full_disk_is_told_and_loses_no_decision(project, monkeypatch):
     (project.folder / f"{review.SNAPSHOT}.tmp").mkdir()  # in the way of the snapshot
     decisions.decide("object1", "ann", "accepted", ["find it"])
     assert set(review.Decisions(project).made) == {"object0", "object1", "object2"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["5", "[]", "{}", '{"bytes": "x", "decisions": {}}', '{"bytes": 0, "decisions": {"a": 5}}', '{"bytes": 0}'],
+)
+def test_a_damaged_snapshot_is_named(project, content):
+    decided(project, 2)
+    (project.folder / review.SNAPSHOT).write_text(content)
+    with pytest.raises(UserError, match=r"corrections\.json: is no snapshot .*: remove it: every decision is in"):
+        review.Decisions(project)
+    (project.folder / review.SNAPSHOT).unlink()
+    assert len(review.Decisions(project).made) == 2
