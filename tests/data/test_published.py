@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -106,6 +107,24 @@ def test_arguments_of_the_reader_win(lay_out):
 def test_counts_are_compared_with_the_authors(lay_out):
     report = check("ecssd", lay_out("ecssd"))
     assert report.ok and "split test has 1 photos without fault; its authors state 1,000" in report.notes
+
+
+@pytest.mark.parametrize(("name", "total"), [("refcoco", 142210), ("refcoco_plus", 141564)])
+def test_sentences_are_compared_with_the_authors_files(tmp_path, photo, name, total):
+    assert sum(PUBLISHED[name].sentences.values()) == total
+    version = PUBLISHED[name].folder[0]
+    photo(tmp_path / "train2014" / "a.jpg")
+    (tmp_path / version).mkdir()
+    annotation = {"id": 1, "image_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [annotation]}
+    (tmp_path / version / "instances.json").write_text(json.dumps(content))
+    sentences = [{"sent": "it", "sent_id": 5}]
+    record = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": sentences}
+    (tmp_path / version / "refs(unc).p").write_bytes(pickle.dumps([record], protocol=0))
+    stated = PUBLISHED[name].sentences["validation"]
+    noted = f"split validation has 1 sentences; its authors' files have {stated:,}"
+    assert noted in check(name, tmp_path).notes
+    assert not any("authors" in note for note in check(name, tmp_path, partition="testA").notes)
 
 
 def test_photos_are_counted_where_samples_are_parts_of_them(tmp_path, photo):

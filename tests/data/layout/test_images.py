@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -8,8 +9,11 @@ from PIL import Image
 
 from maskgym.data.layout.images import (
     FOREGROUND,
+    SUFFIXES,
     DataFault,
     check_same_size,
+    inspect_mask,
+    is_picture,
     read_all,
     read_image,
     read_labels,
@@ -101,10 +105,10 @@ def test_file_of_another_kind_and_absent_file(tmp_path):
 def test_damaged_files_never_raise_anything_else(tmp_path, photo):
     """Bytes changed at random: each file is read or reported in one line."""
     random = np.random.default_rng(0)
-    sources = [photo(tmp_path / f"source{suffix}").read_bytes() for suffix in (".jpg", ".png", ".bmp")]
+    sources = [photo(tmp_path / f"source{suffix}").read_bytes() for suffix in SUFFIXES]
     reported = 0
-    for trial in range(300):
-        damaged = bytearray(sources[trial % 3])
+    for trial in range(420):
+        damaged = bytearray(sources[trial % len(sources)])
         for place in random.integers(0, len(damaged), 4):
             damaged[place] = random.integers(256)
         (tmp_path / "damaged.png").write_bytes(damaged)
@@ -196,3 +200,83 @@ def test_levels_are_grey_with_all_their_bits(tmp_path):
     Image.new("RGB", (2, 2), (1, 1, 2)).save(tmp_path / "blue.png")
     with pytest.raises(DataFault, match=r"blue\.png: a coloured picture \(mode RGB\): expected grey levels"):
         read_levels(tmp_path / "blue.png")
+
+
+SQUARE = np.pad(np.full((7, 7), 255, np.uint8), ((4, 5), (4, 5)))  # 49 of 256 pixels
+
+
+@pytest.mark.parametrize("read", [read_mask, read_labels, read_levels])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_in_the_alpha_channel_is_refused(tmp_path, mode, read):
+    white = Image.new(mode[:-1], (16, 16), "white")
+    white.putalpha(Image.fromarray(SQUARE))
+    white.save(tmp_path / "a.png")
+    with pytest.raises(DataFault, match=r"a\.png: one colour and 2 levels of alpha"):
+        read(tmp_path / "a.png")
+    seen = Image.fromarray(SQUARE).convert(mode)
+    seen.putalpha(Image.fromarray(SQUARE))
+    seen.save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png") > 128, SQUARE > 128)
+
+
+@pytest.mark.parametrize("read", [read_mask, read_image])
+def test_eight_bits_in_sixteen_are_not_read_as_black(tmp_path, read):
+    Image.fromarray(SQUARE.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataFault, match=r"a\.png: a (mask|photo) of 16 bits without a level above 255, read as black"):
+        read(tmp_path / "a.png")
+    Image.fromarray(SQUARE.astype(np.uint16) * 0).save(tmp_path / "a.png")
+    assert not read(tmp_path / "a.png").any()
+
+
+@pytest.mark.parametrize(
+    ("levels", "kind"),
+    [
+        (SQUARE, None),
+        (SQUARE // 255, "of 2 levels (0, 1), perhaps of several classes"),
+        (SQUARE | 255, "of one level: all foreground"),
+        (SQUARE & 0, "of one level: no foreground"),
+        (SQUARE.astype(np.uint16) * 257, "of 16 bits, read as 8"),
+    ],
+)
+def test_what_is_unusual_about_a_mask_is_described(tmp_path, levels, kind):
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    for predicted in (True, False):
+        assert inspect_mask(tmp_path / "a.png", predicted)[1] == kind
+    Image.fromarray(SQUARE.astype(np.uint16)).save(tmp_path / "a.png")
+    assert "without a level above 255" in inspect_mask(tmp_path / "a.png", predicted=True)[1]
+
+
+def test_only_formats_that_pillow_decodes_itself_are_tried(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript for a file that begins as EPS, whatever its name."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tools / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "e.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    with pytest.raises(DataFault, match=r"e\.png: cannot be decoded: not a picture of a known format"):
+        read_image(tmp_path / "e.png")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif"])
+def test_webp_and_tif_are_read(tmp_path, photo, suffix):
+    path = photo(tmp_path / f"a{suffix}", value=90)
+    assert abs(int(read_image(path)[0, 0, 0]) - 90) < 12 and is_picture(path.name)
+
+
+def test_files_that_are_no_single_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    pages = [Image.fromarray(SQUARE)] * 2
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(SQUARE.astype(np.float32) / 255).save(tmp_path / "floats.tif")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, words in {
+        "pipe.png": "not a regular file",
+        "pages.tif": "2 frames: expected one picture",
+        "floats.tif": "a (photo|mask|picture) of floats",
+        "loop.png": "cannot be decoded: .*symbolic links",
+    }.items():
+        for read in (read_image, read_mask, read_labels):
+            with pytest.raises(DataFault, match=f"{name}: {words}"):
+                read(tmp_path / name)

@@ -69,6 +69,20 @@ def test_a_link_to_a_folder_around_it_ends(root):
     ]
 
 
+def test_a_link_to_itself_is_a_fault(root):
+    (root / "images" / "b.jpg").symlink_to("b.jpg")
+    pairs, faults = pairs_and_faults(root)
+    assert [pair.key for pair in pairs] == ["a"] and faults == [f"{root}/images/b.jpg: a link in a circle"]
+
+
+def test_pictures_of_formats_that_are_not_read_are_noted(root):
+    for name in ("b.gif", "c.HEIC", ".d.gif", "notes.txt"):
+        (root / "images" / name).write_bytes(b"")
+    listing = Listing(root)
+    find_pairs(listing)
+    assert listing.notes == [f"{root}/images: 2 files of formats that are not read: b.gif, c.HEIC"]
+
+
 def test_folders_that_are_named_may_be_outside(root, tmp_path, photo):
     photo(tmp_path / "photos" / "a.jpg")
     assert pairs_and_faults(root, str(tmp_path / "photos"), "masks")[1] == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -79,6 +80,128 @@ def test_crowd_becomes_void(coco):
     sample = Coco(root, split="all")[0]
     assert sample.masks[0].shape[0] == 1
     assert np.array_equal(sample.void[0], ~box(1, 1, 4, 4))  # the instance itself is scored
+
+
+def test_a_crowd_may_be_an_instance(coco):
+    """CVAT marks every brushed mask as a crowd."""
+    brushed = {"size": [12, 16], "counts": [12 * 8, 12, 84]}
+    root = coco([instance(1), instance(2, segmentation=brushed, iscrowd=1)])
+    void = Coco(root, split="all")
+    assert len(void[0].masks[0]) == 1 and void[0].void[0].sum() == 12
+    noted = "1 of 2 annotations are crowds (iscrowd), every run-length code among them, read as void, not scored: "
+    assert void.notes[0].endswith(noted + "data.crowds=instances reads them as instances")
+    both = Coco(root, split="all", crowds="instances")
+    assert both[0].void is None and [mask.sum() for mask in both[0].masks[0]] == [16, 12]
+    assert "read as instances" in both.notes[0]
+    with pytest.raises(UserError, match="data.crowds=none: expected one of void, instances"):
+        Coco(root, crowds="none")
+    plain = Coco(coco([instance(1, iscrowd=0)]), split="all")
+    assert plain.notes == ()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("iscrowd", "0"), ("salient", "false"), ("iscrowd", [])])
+def test_a_flag_that_is_no_number_is_a_fault(coco, flag, value):
+    with pytest.raises(DataFault, match=f"annotation 1: {flag} is .*: expected 0 or 1"):
+        Coco(coco([instance(1, **{flag: value})]), split="all")
+
+
+def row_major(mask):
+    changes = np.flatnonzero(np.diff(mask.ravel())) + 1
+    return {"size": [12, 16], "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
+BOX = box(9, 1, 5, 4)
+CORNERS = [9, 1, 14, 1, 14, 5, 9, 5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"segmentation": [CORNERS], "bbox": [9, 1, 5, 4], "area": 20}, None),
+        ({"segmentation": [CORNERS], "bbox": [0, 0, 0, 0], "area": 0}, None),  # stands for none
+        ({"segmentation": row_major(BOX), "bbox": [9, 1, 5, 4]}, "bbox"),
+        (
+            {
+                "segmentation": [[at for pair in zip(CORNERS[1::2], CORNERS[::2], strict=True) for at in pair]],
+                "bbox": [9, 1, 5, 4],
+            },
+            "bbox",
+        ),
+        ({"segmentation": [CORNERS], "bbox": [9, 1, 14, 5], "area": 20}, "bbox"),  # corners in place of a size
+        ({"segmentation": [CORNERS], "area": 100}, "area"),
+        ({"segmentation": [[9, 1, 14, 1, 14, 2]], "bbox": [9, 1, 5, 4], "area": 20}, "bbox"),
+    ],
+)
+def test_masks_are_compared_with_their_own_bbox_and_area(coco, fields, kind):
+    data = Coco(coco([instance(1, **fields), instance(2)]), split="all")
+    told = {
+        "bbox": "1 of 2 masks whose box has an IoU below 0.3 with their stated bbox: annotation 1 of 1.jpg",
+        "area": "1 of 2 masks whose area differs from the stated one by a factor above 3.3: annotation 1 of 1.jpg",
+    }
+    assert data.describe() == ([told[kind]] if kind else [])
+
+
+def test_a_mask_that_fills_the_photo_is_noted(coco):
+    data = Coco(coco([instance(1, segmentation={"size": [12, 16], "counts": [0, 192]})]), split="all")
+    assert data.describe() == ["1 of 1 masks that fill the whole photo: annotation 1 of 1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "/etc/secret.jpg", "..\\\\secret.jpg", "a/../../secret.jpg", "", ".", "/"]
+)
+def test_names_that_leave_the_data_set_are_faults(coco, photo, name):
+    root = coco([instance(1)])
+    photo(root.parent / "secret.jpg", size=SHAPE)
+    text = (root / "annotations.json").read_text().replace("1.jpg", name)
+    (root / "annotations.json").write_text(text)
+    with pytest.raises(DataFault, match="annotations.json: file_name '.*': expected a path inside the data set"):
+        Coco(root, split="all")
+
+
+@pytest.mark.parametrize("link", ["images/1.jpg", "images/deep", "images"])
+def test_links_out_of_the_data_set_are_faults(coco, photo, tmp_path_factory, link):
+    outside = tmp_path_factory.mktemp("outside")
+    root = coco([instance(1)], [image(1, "deep/1.jpg" if link == "images/deep" else "1.jpg")])
+    (root / link).rename(outside / "moved")
+    (root / link).symlink_to(outside / "moved")
+    with pytest.raises(DataFault, match=f"{link}.*: a link to .*moved.*, outside of"):
+        Coco(root, split="all")
+
+
+def test_an_annotation_file_behind_a_link_is_a_fault_unless_it_is_requested(coco, tmp_path_factory):
+    root, outside = coco([instance(1)]), tmp_path_factory.mktemp("outside") / "a.json"
+    (root / "annotations.json").rename(outside)
+    (root / "annotations.json").symlink_to(outside)
+    with pytest.raises(DataFault, match=r"annotations\.json: a link to .*a\.json, outside of"):
+        Coco(root, split="all")
+    assert len(Coco(root, split="all", annotations=str(outside))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x" * 300 + ".jpg", "no file x{80} in"), ("a\ud800.jpg", "half of a surrogate pair is no text: .*a\\\\ud800")],
+)
+def test_names_that_no_file_can_have(coco, name, words):
+    root = coco([instance(1)])
+    content = json.loads((root / "annotations.json").read_text())
+    content["images"][0]["file_name"] = name
+    (root / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(DataFault, match=words):
+        Coco(root, split="all")
+
+
+def test_files_beside_the_annotations_hinder_no_search(coco):
+    root = coco([instance(1)], name="mine.json")
+    os.mkfifo(root / "pipe.json")
+    (root / "gone.json").symlink_to("nowhere.json")
+    (root / "deep.json").write_text("[" * 100_000)
+    assert Coco(root, split="all").keys == ("1",)
+
+
+def test_a_photo_that_is_missing_can_be_excluded(coco):
+    root = coco([instance(1), instance(2, 2)], [image(1), image(2)])
+    (root / "images" / "2.jpg").unlink()
+    assert Coco(root, split="all", exclude=[2]).keys == ("1",)
 
 
 def test_salient_only(coco):

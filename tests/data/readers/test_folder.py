@@ -228,6 +228,40 @@ def test_exclude(pairs):
         Folder(root, split="all", exclude=["z"])
 
 
+def test_keys_of_digits_are_excluded_as_numbers(pairs):
+    root = pairs("4", "5", "007")
+    assert Folder(root, split="all", exclude=[4, 5]).keys == ("007",)  # as YAML reads [4, 5]
+    with pytest.raises(UserError, match="data.exclude: no photo has the key '7': quotes keep zeros: \"007\""):
+        Folder(root, split="all", exclude=[7])
+    for value in ("4", 4):
+        with pytest.raises(UserError, match=r"data\.exclude=4: expected a list of keys, such as \[4\]"):
+            Folder(root, split="all", exclude=value)
+
+
+def test_a_photo_without_a_mask_can_be_excluded(pairs, photo):
+    root = pairs("a")
+    photo(root / "images" / "b.jpg")
+    with pytest.raises(DataFault, match=r"b\.jpg: no mask of this name"):
+        Folder(root, split="all")
+    assert Folder(root, split="all", exclude=["b"]).keys == ("a",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark(pairs, encoding):
+    root = pairs("a", "ä")
+    (root / "train.txt").write_text("ä\r\n", encoding=encoding)
+    (root / "test.txt").write_text("a\n", encoding=encoding)
+    assert Folder(root).keys == ("ä",) and Folder(root, split="test").keys == ("a",)
+
+
+def test_a_list_outside_of_the_data_set_is_not_read(pairs, tmp_path_factory):
+    root, other = pairs("a"), tmp_path_factory.mktemp("other") / "list.txt"
+    other.write_text("a\n")
+    (root / "train.txt").symlink_to(other)
+    with pytest.raises(DataFault, match=r"train\.txt: a link to .*list\.txt, outside of"):
+        Folder(root)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -288,6 +288,7 @@ def test_it_is_pickled(tmp_path):
         ({"split": "holdout"}, "data.split=holdout: expected one of train, validation, test, all"),
         ({"splits": "own"}, "data.splits=own: expected one of auto, hash"),
         ({"group_size": 0}, "data.group_size=0: expected a number of photos"),
+        ({"exclude": 3}, r"data.exclude=3: expected a list of keys, such as \[3\]"),
         ({"exclude": ["nobody"]}, "data.exclude: no photo has the key 'nobody'"),
     ],
 )
@@ -323,6 +324,8 @@ COLOURED = Pillow.fromarray(np.full((HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8))
         (Image(), SMALL, "the photo is 30x20 but its mask is 9x9"),
         (Image(), COLOURED, "a coloured mask"),
         (Image(), {"bytes": b"nonsense", "path": None}, "cannot be decoded: not a picture"),
+        (Image(), {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}, "not a picture"),
+        (Value("string"), "[" * 100_000, "unreadable segmentation: not JSON"),
         (Value("int64"), 3, "unreadable"),
         (Value("string"), "nonsense", "unreadable segmentation: not JSON"),
         (List(List(Value("float64"))), [[1.0, 2.0]], "unreadable segmentation: a polygon needs three or more"),
@@ -342,3 +345,29 @@ def test_there_must_be_one_phrase_a_mask(tmp_path):
     folder = save(tmp_path / "s", rows, {"image": Image(), "mask": List(Image()), "phrases": List(Value("string"))})
     with pytest.raises(DataFault, match=r"phrases for \[1\] masks of \[2\]"):
         HuggingFace(folder, task="sis")[0]
+
+
+def test_a_row_cannot_name_files_outside_of_the_data_set(tmp_path):
+    photo(0).save(tmp_path / "secret.png")
+    inside = tmp_path / "set"
+    inside.mkdir()
+    for name, path in (("absolute", tmp_path / "secret.png"), ("up", inside / ".." / "secret.png")):
+        values = {"bytes": None, "path": str(path)}
+        part = datasets.Dataset.from_list([{"image": values, "mask": grey(box(0, 9))}])
+        features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "mask": Image()})
+        part.cast(features).to_parquet(inside / f"{name}.parquet")
+        with pytest.raises(DataFault, match=r"row '000000': its file .*secret\.png is outside of .*set"):
+            HuggingFace(inside / f"{name}.parquet", split="all")[0]
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "[" * 100_000])
+def test_files_of_a_saved_set_that_have_another_form(tmp_path, file, content):
+    folder = simple(tmp_path / "saved")
+    (folder / "train" / file).write_text(content)
+    try:
+        HuggingFace(folder, split="all")[0]
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert file == "dataset_info.json" and content == "{}"  # types are then those of Arrow

@@ -325,3 +325,15 @@ def test_exclude_names_photos(refcoco):
     assert len(RefCOCO(root, split="all", exclude=[NAME.format(1)])) == 3
     with pytest.raises(UserError, match="data.exclude: no photo has the key 'x'"):
         RefCOCO(root, exclude=["x"])
+
+
+def test_sentences_are_those_of_sent_ids(refcoco):
+    """A fifth of the sentences may be gone from a copy that reads without an error."""
+    cut = expression(1, "train", "left man", "guy in red")
+    del cut["sentences"][1]
+    data = RefCOCO(refcoco([cut, *REFS[1:]]), split="all", strict=False)
+    assert len(data) == 3 and len(data.faults) == 1
+    assert "[0] (ref_id 1) has 1 sentences, but its sent_ids are [100, 101]: expected the same ids" in data.faults[0]
+    unstated = expression(1, "train", "left man")
+    del unstated["sent_ids"]
+    assert len(RefCOCO(refcoco([unstated]), split="all")) == 1

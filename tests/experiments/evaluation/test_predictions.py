@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from maskgym import data
 from maskgym.data import Sample
 from maskgym.data.layout.images import DataFault
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation import predictions, presets
+from maskgym.experiments.evaluation import predictions, presets, scoring
 from maskgym.metrics import InstanceScores, RankingScores, ReferringScores, SaliencyScores, rank_map
 
 PRESET = presets.find("pysodmetrics")
@@ -50,6 +51,51 @@ def test_what_two_keys_end_in_stands_for_neither(tmp_path, rng):
     write(tmp_path / "cat" / "2.png", soft(rng))
     with pytest.raises(UserError, match="no prediction for 2 of 3: cat/1, dog/1"):
         predictions.pair_up(tmp_path, ["cat/1", "dog/1", "cat/2"])
+
+
+def test_two_predictions_of_one_sample_are_refused(tmp_path, rng):
+    for name in ("old/a", "new/a", "old/b"):
+        write(tmp_path / f"{name}.png", soft(rng))
+    with pytest.raises(UserError, match=r"new/a\.png and .*old/a\.png: two predictions of 'x/a': expected one"):
+        predictions.pair_up(tmp_path, ["x/a", "x/b"], partial=True)
+    paths, notes = predictions.pair_up(tmp_path, ["old/a", "x/b"])  # a whole key means one file
+    assert [path.parent.name for path in paths] == ["old", "old"] and "new/a" in notes[0]
+
+
+def test_predictions_are_looked_at_like_masks(tmp_path, rng):
+    mask = np.zeros((12, 16), np.uint8)
+    mask[3:9, 4:9] = 255
+    truth = write(tmp_path / "gt" / "a.png", mask)
+    full = write(tmp_path / "gt" / "full.png", mask | 255)
+    path = tmp_path / "pred" / "a.png"
+
+    def kinds(levels, truth=truth):
+        pair = predictions.Pair("a", write(path, levels), truth)
+        return [kind for kind, _ in predictions.Maps([pair], PRESET).measure(0)["notes"]]
+
+    assert kinds(mask) == kinds(soft(rng)) == []
+    assert kinds(mask & 0) == ["predictions of one level: no foreground"]
+    assert kinds(mask, full) == ["masks of one level: all foreground"]
+    assert kinds(mask // 255) == ["predictions of 2 levels (0, 1), perhaps of several classes"]
+    (dim,) = kinds(mask.astype(np.uint16))
+    assert dim.startswith("predictions of 16 bits without a level above 255, read as black")
+    white = Image.new("RGB", (16, 12), "white")
+    white.putalpha(Image.fromarray(mask))
+    white.save(path)
+    with pytest.raises(DataFault, match=r"a\.png: one colour and 2 levels of alpha"):
+        predictions.read_map(path, mask.shape)
+    scored = scoring.score(predictions.Maps([predictions.Pair("a", write(path, mask & 0), truth)], PRESET))
+    assert scored.notes == ("1 predictions of one level: no foreground: a.png",)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"3"])
+def test_lines_that_are_no_rows_are_named(tmp_path, content):
+    file = tmp_path / "instances.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + b'{"key": "a\xe2\x80\xa8b", "masks": []}\n' + content)
+    with pytest.raises(UserError, match=r"instances\.jsonl: line 2: (not JSON|expected an object)"):
+        predictions.read_lines(file)
+    file.write_bytes(file.read_bytes().removesuffix(content))
+    assert [*predictions.read_lines(file)] == ["a\u2028b"]
 
 
 def test_what_is_missing_is_named_and_left_out_on_demand(tmp_path, rng):
