@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from maskgym import files
 from maskgym.errors import UserError
 
 NAME = "maskgym_manifest.json"
-READ_BY_NAME = (".json", ".jinja", ".safetensors", ".bin")  # Loaders also read such files when nobody lists them.
 
 
-def write(folder: Path, step: int | None = None) -> None:
+def write(folder: Path, step: int | None = None, names: Iterable[str] | None = None) -> None:
     """Write the manifest of a folder, its last file; a folder without one was not finished, or is another program's.
 
     Args:
-        folder: Folder whose files are listed, with those in its folders.
+        folder: The folder.
         step: Number of finished updates, of a checkpoint.
+        names: Files to list; None lists all, with those in its folders.
     """
-    listed = {name: _describe(folder / name) for name in sorted(_names(folder))}
+    listed = {name: _describe(folder / name) for name in sorted(_names(folder) if names is None else names)}
     files.write(folder / NAME, json.dumps({"step": step, "files": listed}, indent=1) + "\n")
 
 
@@ -33,7 +33,7 @@ def check(folder: Path, step: int | None = None) -> None:
         step: Number of finished updates that the manifest, which must then exist, must state; None accepts any.
 
     Raises:
-        UserError: If the manifest cannot be read, a file is missing, changed or added, or the step is another one.
+        UserError: If the manifest cannot be read, a file is missing or changed, or the step is another one.
     """
     file = folder / NAME
     if step is None and not file.exists():
@@ -50,9 +50,6 @@ def check(folder: Path, step: int | None = None) -> None:
             raise UserError(f"{folder / name}: missing, but listed in {NAME}: expected the folder as it was saved")
         if _describe(folder / name) != description:
             raise UserError(f"{folder / name}: differs from {NAME}: expected the file as it was saved")
-    for name in _names(folder):
-        if name not in listed and name.endswith(READ_BY_NAME):
-            raise UserError(f"{folder / name}: not listed in {NAME}: expected the folder as it was saved")
 
 
 def _names(folder: Path) -> Iterator[str]:

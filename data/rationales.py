@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from maskgym.aliases import JsonObject
@@ -16,8 +17,8 @@ from maskgym.errors import UserError
 class WithRationales(Dataset):
     """Samples of a data set with rationales from a file, in the data set's order.
 
-    Samples without a rationale are left out, because there is nothing to imitate. Rows of other tasks, and of samples
-    outside the data set (such as those of another split), are ignored.
+    Samples without a rationale are left out and counted in `describe`, because there is nothing to imitate. Rows of
+    other tasks, and of samples outside the data set (such as those of another split), are ignored.
 
     Args:
         dataset: Data set of the samples.
@@ -48,6 +49,22 @@ class WithRationales(Dataset):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def with_rationale(self) -> tuple[int, ...]:
+        """Indices of all samples."""
+        return tuple(range(len(self)))
+
+    @cached_property
+    def shown(self) -> str:
+        """Task as requested of the data set."""
+        return self.dataset.shown
+
+    def describe(self) -> list[str]:
+        """List what is unusual about the data set, and count the samples that are left out."""
+        left = len(self.dataset) - len(self)
+        more = [f"{left} of {len(self.dataset)} samples are left out: no rationale in {self.file}"] if left else []
+        return [*self.dataset.describe(), *more]
 
     def __getitem__(self, index: int) -> Sample:
         """Read a sample of the data set with its rationale from the file.

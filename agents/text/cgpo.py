@@ -52,6 +52,7 @@ from maskgym.agents.text.trainer import (
 )
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
+from maskgym.policies.text.mllm import prefilled
 
 IGNORED_LABEL = -100
 # What TRL's forward pass takes of a batch, such as pixels.
@@ -266,6 +267,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     def __init__(self, *arguments: Any, isr_dataset: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*arguments, **kwargs)
         self.isr_dataset = isr_dataset
+        self._prefilled = prefilled(self.processing_class)
         if self.args.isr_sft_steps:
             self._check_isr()
 
@@ -396,8 +398,11 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         ids, mask = (torch.cat(parts, dim=1) for parts in zip(*sides, strict=True))
         return ids, mask
 
-    def _completion_ids(self, completion: str | list[JsonObject]) -> list[int]:
-        ids = self._tokenizer(message_text(completion), add_special_tokens=False)["input_ids"]
+    def _completion_ids(self, completion: str | list[JsonObject] | None) -> list[int]:
+        if completion is None:
+            raise UserError("isr_dataset: a row has no completion to imitate: expected one in each row")
+        text = message_text(completion).removeprefix(self._prefilled.strip())  # The template has written it.
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
     def _sft_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

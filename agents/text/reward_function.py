@@ -7,9 +7,10 @@ use `Episodes` and `EnvReward`; `EnvRewardFunction` does the same for any other 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,8 @@ from PIL import Image
 from maskgym.agents.base import Scorer
 from maskgym.agents.common import parallel
 from maskgym.aliases import JsonObject, Observation, Settings
+from maskgym.data.layout.listing import Reader
+from maskgym.data.sample import Dataset as SampleDataset
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 
@@ -102,6 +105,24 @@ class Episodes:
         columns = {"task": tasks, "index": np.concatenate([np.arange(size) for size in sizes])}
         return Dataset.from_dict(columns).with_transform(Rows(self))
 
+    def rationale_rows(self) -> Dataset:
+        """Build one row per sample with a rationale, task after task.
+
+        Raises:
+            UserError: If no sample of a task has one, or its environment shows none, as outside the training split.
+        """
+        tasks, indices = [], []
+        for task, env in enumerate(self.envs):
+            dataset = unwrap(env, SampleVectorEnv).dataset
+            if not dataset.with_rationale or dataset.split != "train":
+                raise UserError(
+                    f"{dataset.task}: no sample of the {dataset.split} split has a rationale to imitate: expected a "
+                    "data set that has them, or no supervised steps"
+                )
+            tasks += [task] * len(dataset.with_rationale)
+            indices += dataset.with_rationale
+        return Dataset.from_dict({"task": tasks, "index": indices}).with_transform(Rows(self))
+
 
 class Rows:
     """Map row numbers to prompts, images and, if there is one, the rationale as completion."""
@@ -132,12 +153,13 @@ class EnvReward:
 
     Args:
         episodes: `Episodes`, or another scorer of answers.
+        prefilled: See `EnvRewardFunction`.
     """
 
     __name__ = "reward"
 
-    def __init__(self, episodes: Scorer) -> None:
-        self.episodes = episodes
+    def __init__(self, episodes: Scorer, prefilled: str = "") -> None:
+        self.episodes, self.prefilled = episodes, prefilled
         self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0}
         self._since = time.monotonic()
 
@@ -152,7 +174,8 @@ class EnvReward:
     ) -> list[float]:
         """Compute one reward per answer, and pass the means of its terms to the trainer's log."""
         start = time.monotonic()
-        values = _score(self.episodes, completions, task, index, log_metric)
+        answers = [self.prefilled + message_text(completion) for completion in completions]
+        values = _score(self.episodes, answers, task, index, log_metric)
         spent = parallel.total([sum(map(len, completion_ids)), len(values), time.monotonic() - start])
         self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
         return values
@@ -174,67 +197,137 @@ class EnvReward:
 class EnvRewardFunction:
     """Reward of an environment of text as a function for any trainer, such as TRL's.
 
-    The signature is TRL's: completions are text or messages, and ``index`` is a column of the rows. The environment is
-    created on first use, in the process that uses it, and is not pickled.
+    The signature is TRL's: completions are text or messages, and ``index``, ``split`` and ``data`` are columns of the
+    rows, so that rows of another split, such as those of an ``eval_dataset``, are scored against their own samples. An
+    environment is created on first use of its split, in the process that uses it, and is not pickled.
 
     Args:
         env_id: Gymnasium id: ``maskgym/SOD-v0``, ``maskgym/SIS-v0``, ``maskgym/CoSOD-v0``, or another environment that
             takes texts and resets by index.
         num_envs: Number of sub-environments, whose answers are segmented together.
-        **arguments: Arguments of the environment: ``dataset``, ``split``, ``segmenter``, ``reward``, ``image_size``, ….
+        split: Split of `rows` without an argument; None means the environment's default. It is part of ``__name__``.
+        prefilled: Text with which the chat template begins every answer, such as ``<think>``, and which completions
+            therefore lack (see `maskgym.policies.text.mllm.prefilled`).
+        **arguments: Arguments of the environment: ``dataset``, ``segmenter``, ``reward``, ``image_size``, ….
 
     Raises:
         UserError: If there is no such environment; on first use, if its actions are no texts or an argument is invalid.
 
     Example:
-        >>> reward = EnvRewardFunction("maskgym/SIS-v0", split="train")  # doctest: +SKIP
-        >>> GRPOTrainer(model, reward_funcs=reward, train_dataset=reward.rows(), ...).train()  # doctest: +SKIP
+        >>> reward = EnvRewardFunction("maskgym/SIS-v0")  # doctest: +SKIP
+        >>> rows = {"train_dataset": reward.rows(), "eval_dataset": reward.rows("test")}  # doctest: +SKIP
+        >>> GRPOTrainer(model, reward_funcs=reward, **rows, ...).train()  # doctest: +SKIP
     """
 
-    def __init__(self, env_id: str, num_envs: int = 16, **arguments: Any) -> None:
+    def __init__(
+        self, env_id: str, num_envs: int = 16, split: str | None = None, prefilled: str = "", **arguments: Any
+    ) -> None:
         try:
             gym.spec(env_id)
         except gym.error.Error as error:
             raise UserError(f"environment '{env_id}': {error}") from error
-        self.env_id, self.num_envs, self.arguments = env_id, num_envs, arguments
-        self.__name__ = env_id.rpartition("/")[2]  # name in a trainer's log
+        self.env_id, self.num_envs, self.prefilled = env_id, num_envs, prefilled
+        self.arguments = arguments if split is None else {**arguments, "split": split}
+        self.__name__ = "-".join([env_id.rpartition("/")[2], *([] if split is None else [split])])  # in trainers' logs
+        self._others: dict[str, Episodes] = {}
 
     @cached_property
     def episodes(self) -> Episodes:
-        """The environment, created on first use."""
+        """The environment of the function's own split."""
+        return self._make(self.arguments)
+
+    def __call__(
+        self,
+        completions: Sequence[Completion],
+        index: Sequence[int],
+        split: Sequence[str] | None = None,
+        data: Sequence[str] | None = None,
+        log_metric: OnMetric | None = None,
+        **_: Any,
+    ) -> list[float]:
+        """Compute one reward per answer, and pass the means of its terms to ``log_metric``.
+
+        Args:
+            completions: Answers (B), as text or messages.
+            index: Number of each answer's sample in its split.
+            split: Split of each sample; None means the function's own.
+            data: Identifier of each sample's data set, as `rows` writes it; None trusts the caller.
+            log_metric: Receiver of scalars.
+
+        Raises:
+            UserError: If a row is of another data set, or its split cannot be read.
+        """
+        rewards = np.zeros(len(completions))
+        splits = [None] * len(rewards) if split is None else split
+        for name in dict.fromkeys(splits):
+            places = [place for place, its_split in enumerate(splits) if its_split == name]
+            episodes = self._of(name)
+            own = _identify(_dataset(episodes))
+            for place in places if data is not None else ():
+                if data[place] != own:
+                    raise UserError(f"{self.__name__}: a row is of {data[place]}: this function scores {own}")
+            answers = [self.prefilled + message_text(completions[place]) for place in places]
+            rewards[places] = _score(
+                episodes, answers, [0] * len(places), [index[place] for place in places], log_metric
+            )
+        return rewards.tolist()
+
+    def rows(self, split: str | None = None) -> Dataset:
+        """Build one row per sample of a split; reading a row renders it.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``; None means the function's own.
+
+        Returns:
+            Columns ``prompt`` (messages), ``images`` (PIL), ``index``, ``split`` and ``data``.
+        """
+        episodes = self._of(split)
+        dataset, count = _dataset(episodes), episodes.sizes[0]
+        named = {"split": [dataset.split] * count, "data": [_identify(dataset)] * count}
+        return Dataset.from_dict({"index": range(count), **named}).with_transform(partial(_shown, episodes))
+
+    def _of(self, split: str | None) -> Episodes:
+        """Find the environment of a split; None means the function's own."""
+        if split is None or split == _dataset(self.episodes).split:
+            return self.episodes
+        if split not in self._others:
+            self._others[split] = self._make({**self.arguments, "split": split})
+        return self._others[split]
+
+    def _make(self, arguments: Settings) -> Episodes:
         # Gymnasium's other vectorization modes do not reset by index.
         env = gym.make_vec(
             self.env_id,
             num_envs=self.num_envs,
             vectorization_mode="vector_entry_point",
             autoreset_mode=AutoresetMode.DISABLED,
-            **self.arguments,
+            **arguments,
         )
         if not isinstance(env.single_action_space, gym.spaces.Text):
             raise UserError(f"environment '{self.env_id}': its actions are no texts: expected such as maskgym/SIS-v0")
         return Episodes([env])
 
-    def __call__(
-        self,
-        completions: Sequence[Completion],
-        index: Sequence[int],
-        log_metric: OnMetric | None = None,
-        **_: Any,
-    ) -> list[float]:
-        """Compute one reward per answer, and pass the means of its terms to ``log_metric``."""
-        return _score(self.episodes, completions, [0] * len(completions), index, log_metric)
-
-    def rows(self) -> Dataset:
-        """Build one row per sample, ``prompt`` (messages), ``images`` (PIL) and ``index``; reading a row renders it."""
-        return Dataset.from_dict({"index": list(range(self.episodes.sizes[0]))}).with_transform(self._shown)
-
-    def _shown(self, batch: Mapping[str, list[int]]) -> dict[str, list]:
-        shown = Rows(self.episodes)({"task": [0] * len(batch["index"]), "index": batch["index"]})
-        return {name: shown[name] for name in ("prompt", "images", "index")}
-
     def __getstate__(self) -> Settings:
-        """Pickle everything except the environment."""
-        return {name: value for name, value in vars(self).items() if name != "episodes"}
+        """Pickle everything except the environments."""
+        return {name: value for name, value in vars(self).items() if name != "episodes"} | {"_others": {}}
+
+
+def _shown(episodes: Episodes, batch: Mapping[str, list]) -> dict[str, list]:
+    """Add prompts and images to the columns of a batch of rows."""
+    shown = Rows(episodes)({"task": [0] * len(batch["index"]), "index": batch["index"]})
+    return {name: shown[name] for name in ("prompt", "images")} | {name: list(batch[name]) for name in batch}
+
+
+def _dataset(episodes: Episodes) -> SampleDataset:
+    """Get the data set of the only task."""
+    return unwrap(episodes.envs[0], SampleVectorEnv).dataset
+
+
+def _identify(dataset: SampleDataset) -> str:
+    """Name a data set: kind, task, split, size, and a digest of its folder, if it has one, and of its keys."""
+    root = str(dataset.root) if isinstance(dataset, Reader) else ""
+    digest = hashlib.sha256("\n".join([root, *dataset.keys]).encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{type(dataset).__name__}, {dataset.shown}, {dataset.split}, {len(dataset)} samples, {digest}"
 
 
 def message_text(completion: Completion) -> str:
@@ -245,17 +338,16 @@ def message_text(completion: Completion) -> str:
 
 def _score(
     episodes: Scorer,
-    completions: Sequence[Completion],
+    answers: Sequence[str],
     task: Sequence[int],
     index: Sequence[int],
     log_metric: OnMetric | None,
 ) -> list[float]:
     """Compute one reward per answer, and pass the means of each task's terms to the log."""
-    texts = [message_text(completion) for completion in completions]
-    values = np.zeros(len(texts))
+    values = np.zeros(len(answers))
     for number in sorted(set(task)):
         rows = [row for row, its_task in enumerate(task) if its_task == number]
-        values[rows], terms = episodes.step(number, [index[row] for row in rows], [texts[row] for row in rows])
+        values[rows], terms = episodes.step(number, [index[row] for row in rows], [answers[row] for row in rows])
         if log_metric is not None:
             for name, term in terms.items():
                 log_metric(f"reward/{name}", float(term.mean()))

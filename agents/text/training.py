@@ -30,7 +30,6 @@ from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
 from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step
 from maskgym.aliases import Settings
-from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Method:
 
 
 def _isr_data(config: CGPOConfig, episodes: Episodes, supervised: Episodes) -> Data:
-    return {"isr_dataset": _examples(supervised) if config.isr_sft_steps else None}
+    return {"isr_dataset": supervised.rationale_rows() if config.isr_sft_steps else None}
 
 
 METHODS = {
@@ -96,36 +95,43 @@ class Training:
             raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
         if config.fsdp and config.use_cpu:
             raise UserError("algo.fsdp: accelerate shards on GPUs only")
+        check_gpus(config.n_gpu)
 
     def config(self, updates: int) -> GRPOConfig:
-        """Build the config of the trainer."""
+        """Build the config of the trainer.
+
+        Raises:
+            UserError: If a setting is out of range; the message names the key of the run.
+        """
         agent = self.agent
         on_gpu = agent.policy.device.type == "cuda"
         half = on_gpu and agent.policy.dtype is torch.bfloat16
-        return self.method.config(
-            **{
-                "output_dir": str(agent.output),
-                "max_steps": updates,
-                "per_device_train_batch_size": agent.micro_batch_size,
-                "gradient_accumulation_steps": agent.batch_size // (agent.micro_batch_size * parallel.size()),
-                "num_generations": self.group_size,
-                "max_completion_length": agent.max_new_tokens,
-                "shuffle_dataset": False,  # The rows are in order already, with one task per batch.
-                "seed": agent.seed,
-                "save_steps": agent.save_every,
-                "save_total_limit": 2,
-                "logging_steps": 1,
-                "logging_nan_inf_filter": False,  # The caller stops at NaN, which TRL's filter would hide.
-                "lr_scheduler_type": "constant",
-                "bf16": half,
-                "use_cpu": not on_gpu,
-                "gradient_checkpointing": on_gpu,
-                "report_to": "none",
-                "disable_tqdm": True,
-                "log_completions": False,
-                **self.settings,
-            }
-        )
+        settings = {
+            "output_dir": str(agent.output),
+            "max_steps": updates,
+            "per_device_train_batch_size": agent.micro_batch_size,
+            "gradient_accumulation_steps": agent.batch_size // (agent.micro_batch_size * parallel.size()),
+            "num_generations": self.group_size,
+            "max_completion_length": agent.max_new_tokens,
+            "shuffle_dataset": False,  # The rows are in order already, with one task per batch.
+            "seed": agent.seed,
+            "save_steps": agent.save_every,
+            "save_total_limit": 2,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,  # The caller stops at NaN, which TRL's filter would hide.
+            "lr_scheduler_type": "constant",
+            "bf16": half,
+            "use_cpu": not on_gpu,
+            "gradient_checkpointing": on_gpu,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "log_completions": False,
+            **self.settings,
+        }
+        try:
+            return self.method.config(**settings)
+        except UserError as error:  # it begins with the name of a setting
+            raise UserError(f"algo.{error}") from error
 
     def run(
         self,
@@ -138,7 +144,8 @@ class Training:
     ) -> None:
         """Train; the arguments are those of `maskgym.agents.text.language.LanguageAgent.train`."""
         agent, config, episodes = self.agent, self.config(updates), Episodes(envs)
-        reward = EnvReward(episodes if scorer is None else scorer)
+        prefilled = agent.policy.prefilled
+        reward = EnvReward(episodes if scorer is None else scorer, prefilled)
         trainer = self.method.trainer(
             model=agent.policy.model,
             reward_funcs=reward,
@@ -149,7 +156,7 @@ class Training:
             **self.method.data(config, episodes, Episodes(supervised)),
         )
         if scorer is not None:
-            trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], answer)
+            trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], prefilled + answer)
         trainer.remove_callback(PrinterCallback)  # `on_log` decides what is shown.
         checkpoint = last_checkpoint(agent.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -162,6 +169,19 @@ class Training:
         del self.agent.policy.model
         if not parallel.rank():
             self.agent.policy.model.load_state_dict(state)
+
+
+def check_gpus(count: int) -> None:
+    """Check the number of GPUs that this process would use: TRL trains on one per process.
+
+    Raises:
+        UserError: If there are several, which the Trainer would join in ``nn.DataParallel``.
+    """
+    if count > 1:
+        raise UserError(
+            f"scale=local: {count} GPUs are visible, and one process trains on one: expected CUDA_VISIBLE_DEVICES=0 "
+            "before the command, or scale=ray, which gives each GPU a worker"
+        )
 
 
 def _select(name: str, settings: Settings) -> tuple[Method, Settings]:
@@ -205,15 +225,3 @@ def last_checkpoint(folder: Path) -> Path | None:
         print(f"{path}: no {manifest.NAME}, so it was not finished: removed")
         shutil.rmtree(path)
     return None
-
-
-def _examples(episodes: Episodes) -> Dataset:
-    """Build one row with a completion per sample, for all tasks."""
-    for task, env in enumerate(episodes.envs):
-        if episodes.reset(task, [0])[1][0] is None:
-            shown = unwrap(env, SampleVectorEnv).dataset.task
-            raise UserError(
-                f"{shown}: its samples have no rationale to imitate; expected a data set that has "
-                "them, or no supervised steps"
-            )
-    return episodes.every_row()

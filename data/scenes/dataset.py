@@ -89,6 +89,11 @@ class Scenes(Dataset):
         """Key of each sample."""
         return tuple(map(self._key, range(self.size)))
 
+    @cached_property
+    def with_rationale(self) -> tuple[int, ...]:
+        """Indices of the samples with a rationale: all, in the tasks of text."""
+        return () if self.scene_task in (*_REGION_TASKS, *_RANKING_TASKS) else tuple(range(self.size))
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.size:
             raise IndexError(f"scenes has {self.size} samples; index {index} is out of range")

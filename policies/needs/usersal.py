@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskgym import manifest
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.appearance import KL_AXES, AppearanceSimilarityAdder, appearance_loss
@@ -164,18 +165,20 @@ class UserSal(nn.Module):
                 raise UserError(f"{source}: its policy has {name}={given.get(name)}: expected {value}")
 
     def save(self, folder: str | Path) -> None:
-        """Write the trained weights and the description of the policy to a folder."""
+        """Write the trained weights, the description of the policy and a manifest to a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_state(self.trained_state(), Path(folder) / WEIGHTS)
         write_text(json.dumps(self.describe(), indent=1), Path(folder) / DESCRIPTION)
+        manifest.write(Path(folder), names=(WEIGHTS, DESCRIPTION))
 
     def load(self, folder: str | Path) -> None:
         """Load the weights that `save` wrote.
 
         Raises:
-            UserError: If the weights are missing or belong to another kind, backbone, encoder or setting.
+            UserError: If the weights are missing, damaged, or belong to another kind, backbone, encoder or setting.
         """
         weights, file = Path(folder).expanduser() / WEIGHTS, Path(folder).expanduser() / DESCRIPTION
+        manifest.check(weights.parent)
         self.check(_read_description(file), file)
         self.load_trained_state(read_state(weights), weights)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, GenerationConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
 from maskgym import manifest
 from maskgym.aliases import JsonObject, Observation
@@ -30,7 +30,7 @@ from maskgym.segmenters.frozen import DTYPES
 from maskgym.segmenters.weights import refuse_mismatch
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
 # The pattern names the language part because the vision encoder has layers of the same names.
@@ -151,6 +151,11 @@ class LanguagePolicy:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
             raise UserError(f"policy.path={self.path}: {reason}") from error
 
+    @cached_property
+    def prefilled(self) -> str:
+        """Text with which the chat template begins every answer; answers of this policy include it."""
+        return prefilled(self.processor)
+
     def prompt(self, observation: Observation) -> tuple[list[JsonObject], list[Image.Image]]:
         """Build the messages of an observation, image placeholders before the instruction, and list its images."""
         images = observation["images"] if "images" in observation else [observation["image"]]
@@ -175,7 +180,7 @@ class LanguagePolicy:
         answers: list[str] = []
         for start in range(0, len(observations), batch_size):
             tokens, _ = self._generate(observations[start : start + batch_size], max_new_tokens, temperature)
-            answers += self.processor.batch_decode(tokens, skip_special_tokens=True)
+            answers += self._texts(tokens)
         return answers
 
     def sample(
@@ -193,7 +198,7 @@ class LanguagePolicy:
         columns = [(step.float() / temperature).log_softmax(-1).gather(1, chosen[:, None]) for chosen, step in steps]
         ends = torch.isin(tokens, torch.as_tensor(self.model.generation_config.eos_token_id, device=tokens.device))
         mask = ends.cumsum(1) - ends.long() == 0  # True until the first end token, inclusive
-        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        texts = self._texts(tokens)
         rows = [row[shown].tolist() for row, shown in zip(tokens, mask, strict=True)]
         return Samples(texts, torch.cat(columns, dim=1), mask, rows)
 
@@ -238,10 +243,15 @@ class LanguagePolicy:
         chosen = (logits.float() / temperature).log_softmax(-1).gather(2, answer_ids[:, :, None])[:, :, 0]
         return chosen.masked_fill(~mask, 0.0), mask
 
+    def _texts(self, tokens: Tensor) -> list[str]:
+        """Decode the tokens (B, T) of answers."""
+        return [self.prefilled + text for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
     def _answer_tokens(self, number: int, answer: str | Sequence[int]) -> Tensor:
         """Build the tokens of an answer; ``number`` is for errors."""
         tokenizer = self.processor.tokenizer
         if isinstance(answer, str):
+            answer = answer.removeprefix(self.prefilled)
             answer = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if not len(answer):
             raise UserError(f"log_probabilities: answer {number} has no tokens: expected at least one")
@@ -256,7 +266,13 @@ class LanguagePolicy:
             processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             for messages, _ in prompts
         ]
-        inputs = processor(text=texts, images=[images for _, images in prompts], padding=True, return_tensors="pt")
+        photos = [images for _, images in prompts]
+        try:
+            inputs = processor(text=texts, images=photos, padding=True, return_tensors="pt")
+        except ValueError as error:  # Qwen's refuses photos that are 200 times as long as wide
+            sizes = ", ".join(f"{image.width}x{image.height}" for images in photos for image in images)
+            told = f"policy.path={self.path}: its processor refuses photos of {sizes} pixels: {error}"
+            raise UserError(told) from error
         return inputs.to(self.device)
 
     def _generate(
@@ -308,7 +324,7 @@ class LanguagePolicy:
             UserError: At next use, see the class.
         """
         self.path = str(path)
-        for name in ("_source", "processor", "model"):
+        for name in ("_source", "processor", "prefilled", "model"):
             vars(self).pop(name, None)
 
 
@@ -333,6 +349,20 @@ def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 qwen2_5_vl_3b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
 qwen2_5_vl_7b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
 tiny_policy = partial(LanguagePolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
+
+
+def prefilled(processor: ProcessorMixin | PreTrainedTokenizerBase) -> str:
+    """Find the text with which a chat template begins every answer: ``<think>`` and what follows it, or nothing.
+
+    Models of reasoning often have such templates. What they generate lacks ``<think>``, so it would be malformed.
+    """
+    if not processor.chat_template:
+        return ""
+    content = [{"type": "text", "text": "x"}] if isinstance(processor, ProcessorMixin) else "x"
+    messages = [{"role": "user", "content": content}]
+    whole = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    _, tag, after = whole.rpartition("<think>")
+    return tag + after if tag and not after.strip() else ""
 
 
 def neutralise_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -57,6 +57,18 @@ def test_keys_that_are_known_spare_reading(photos, write):
     assert known.read == 0 and found[0].rationale == "because" and known.read == 1
 
 
+def test_which_samples_have_a_rationale_is_known_and_those_left_out_are_counted(photos, write):
+    found = WithRationales(photos(), write(row("photo1"), row("photo0")))
+    assert found.with_rationale == (0, 1)
+    file = write(row("photo1"), row("photo0"))
+    assert found.describe() == [f"{len(photos()) - 2} of {len(photos())} samples are left out: no rationale in {file}"]
+    assert photos().with_rationale == ()
+    scenes = data.make("scenes", task="sod", size=9)
+    assert scenes.with_rationale == tuple(range(9)) == Keyed(scenes).with_rationale
+    assert data.make("scenes", task="need", size=9).with_rationale == ()
+    assert data.few_shot(WithRationales(photos(), file), 1).with_rationale == (0,)
+
+
 def test_environments_hand_them_out_in_training(write):
     scenes = data.make("scenes", task="sis", size=3)
     found = WithRationales(scenes, write(row(scenes[1].key, "<think>why</think><answer><ins>a star</ins></answer>")))

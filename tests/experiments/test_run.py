@@ -466,11 +466,18 @@ def test_rationales_of_a_file_are_imitated(maskgym_run, tmp_path, photo_folder):
     rows = [{"key": key, "task": "sod", "images": ["x.png"], "rationale": answer} for key in keys]
     (tmp_path / "rationales.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     few = ("algo.updates=2", "algo.batch_size=4", "evaluation.samples=2", "evaluation.pictures=0")
-    given = ("env=sod", "algo=sft", "data=folder", f"data.root={photo_folder}", *few)
-    status, out, error = maskgym_run(*given, f"data.rationales={tmp_path}/rationales.jsonl", f"out={tmp_path}/run")
+    given = ("env=sod", "data=folder", f"data.root={photo_folder}", *few)
+    file = f"{tmp_path}/rationales.jsonl"
+    status, out, error = maskgym_run(*given, "algo=sft", f"data.rationales={file}", f"out={tmp_path}/run")
     assert status == 0, error
     assert "rationales to imitate: those of scenes" not in out
-    line = refused(maskgym_run(*given, f"data.rationales={tmp_path}/none.jsonl", f"out={tmp_path}/other"))
+    used = {"data": "folder", "file": file, "used": 6, "skipped": 0}
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["rationales"] == {"sod": used}
+    for algo in ("cgpo", "sft"):
+        line = refused(maskgym_run(*given, f"algo={algo}", f"out={tmp_path}/none"))
+        assert "of data=folder have no rationale to imitate: expected data.rationales=FILE" in line
+        assert not (tmp_path / "none" / "metrics.csv").exists()
+    line = refused(maskgym_run(*given, "algo=sft", f"data.rationales={tmp_path}/none.jsonl", f"out={tmp_path}/other"))
     assert "none.jsonl: cannot be read" in line
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from maskgym import manifest
 from maskgym.agents.text.cgpo import SUPPORTED, CGPOConfig, CGPOTrainer, clipped_objective
 from maskgym.errors import UserError
 from maskgym.policies.text.mllm import vision_token_ids
@@ -516,11 +521,70 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert losses[0] == losses[1]
 
 
-def test_resume_without_our_state_is_refused(make_trainer, tmp_path):
-    make_trainer(folder=tmp_path, max_steps=3, save_strategy="steps", save_steps=3).train()
-    (tmp_path / "checkpoint-3" / "cgpo_state_0.pt").unlink()
-    with pytest.raises(UserError, match="cgpo_state_0"):
-        make_trainer(folder=tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Hold the folder of a finished checkpoint."""
+    return tmp_path_factory.mktemp("run") / "checkpoint-3"
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def rename_a_tensor(folder):
+    state = load_file(folder / "model.safetensors")
+    state["other"] = state.pop(next(iter(state)))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGE = {
+    "config deleted": lambda f: (f / "config.json").unlink(),
+    "config empty": lambda f: (f / "config.json").write_text("{}"),
+    "tensor renamed": rename_a_tensor,
+    "no optimizer": lambda f: (f / "optimizer.pt").unlink(),
+    "no scheduler": lambda f: (f / "scheduler.pt").unlink(),
+    "no random state": lambda f: (f / "rng_state.pth").unlink(),
+    "no state of ours": lambda f: (f / "cgpo_state_0.pt").unlink(),
+    "wrong step": lambda f: edit(f / "trainer_state.json", lambda state: state.update(global_step=99)),
+    "template changed": lambda f: (f / "chat_template.jinja").write_text("{{ messages }}"),
+    "no manifest": lambda f: (f / manifest.NAME).unlink(),
+    "renamed": lambda f: edit(f / manifest.NAME, lambda content: content.update(step=7)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_in_one_line(make_trainer, checkpoint, tmp_path, kind):
+    if not checkpoint.exists():
+        make_trainer(folder=checkpoint.parent, max_steps=3, save_strategy="steps", save_steps=3).train()
+    damaged = shutil.copytree(checkpoint, tmp_path / "checkpoint-3")
+    DAMAGE[kind](damaged)
+    with pytest.raises(UserError, match="missing|differs|manifest of a finished|of step 7: expected step 3") as caught:
+        make_trainer(folder=tmp_path).train(resume_from_checkpoint=str(damaged))
+    assert "\n" not in str(caught.value) and str(damaged) in str(caught.value)
+
+
+def test_decoding_settings_of_a_checkpoint_do_not_leak(make_trainer, tmp_path, text_model):
+    found = []
+    for name, own in (("plain", {}), ("own", {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "min_p": 0.9})):
+        text_model.save_pretrained(tmp_path / name)
+        edit(tmp_path / name / "generation_config.json", lambda content, own=own: content.update(own))
+        texts = []
+
+        def keep(completions, texts=texts, **_):
+            texts.extend(completion[0]["content"] for completion in completions)
+            return [0.0] * len(completions)
+
+        make_trainer(model=str(tmp_path / name), reward_funcs=keep, max_steps=2, isr_sft_steps=0).train()
+        found.append(texts)
+    assert found[0] == found[1] and len(set(found[0])) > 1
+
+
+def test_an_example_without_completion_is_refused(make_trainer, text_rows):
+    rows = Dataset.from_list([{**row, "completion": None if n == 3 else "a"} for n, row in enumerate(text_rows)])
+    with pytest.raises(UserError, match="a row has no completion to imitate"):
+        make_trainer(isr_dataset=rows, isr_period=1, isr_sft_steps=1, per_device_train_batch_size=12).train()
 
 
 # What is taken from TRL: these fail when it changes, so that the overrides are looked at again.
@@ -542,6 +606,7 @@ def test_resume_without_our_state_is_refused(make_trainer, tmp_path):
         ("_tokenize_prompts", ["prompts"]),
         ("_get_train_sampler", ["dataset"]),
         ("_save_optimizer_and_scheduler", ["output_dir"]),
+        ("_save_checkpoint", ["model", "trial"]),
         ("_load_optimizer_and_scheduler", ["checkpoint"]),
         ("_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
         (

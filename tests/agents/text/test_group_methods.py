@@ -280,6 +280,7 @@ SIGNATURES = {
     "_generate": ["prompts"],
     "_compute_loss": ["model", "inputs"],
     "_save_optimizer_and_scheduler": ["output_dir"],
+    "_save_checkpoint": ["model", "trial"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,9 +13,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from maskgym import agents, policies
+from maskgym import agents, manifest, policies
 from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
-from maskgym.agents.text.training import last_checkpoint
+from maskgym.agents.text.training import check_gpus, last_checkpoint
+from maskgym.data import Dataset, Sample
+from maskgym.data.sample import Subset
+from maskgym.data.scenes import Scenes
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 
@@ -163,6 +167,25 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-6"
 
 
+def test_entries_that_are_no_checkpoint_stay_and_do_not_matter(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("checkpoint-abc", "checkpoint-2", "checkpoint-03", "checkpoint-4", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-7").write_text("")
+    (tmp_path / "checkpoint-2" / manifest.NAME).write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("checkpoint-abc", "checkpoint-2", "checkpoint-03", "checkpoint-7", "runs")
+    }
+    assert "checkpoint-4: no maskgym_manifest.json, so it was not finished: removed" in capsys.readouterr().out
+
+
+def test_several_gpus_in_one_process_are_refused() -> None:
+    check_gpus(0)
+    check_gpus(1)
+    with pytest.raises(UserError, match="8 GPUs are visible.*CUDA_VISIBLE_DEVICES=0 .* or scale=ray"):
+        check_gpus(8)
+
+
 def test_log_probabilities_of_the_policy_are_those_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from maskgym.agents.text.cgpo import CGPOTrainer
 
@@ -200,6 +223,51 @@ def test_rationales_may_come_from_elsewhere(tmp_path: Path, photos) -> None:
     with pytest.raises(UserError, match="rationale"):
         make_agent("sft", tmp_path).train([make_env("sis", dataset=bare)], 1, lambda *_: None)
     make_agent("sft", tmp_path).train([make_env("sis", dataset=bare)], 1, lambda *_: None, supervised=[make_env("sis")])
+
+
+class Sparse(Subset):
+    """Scenes of which every third one has a rationale."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample if index % 3 == 1 else replace(sample, rationale=None)
+
+    with_rationale = Dataset.with_rationale
+
+
+def test_supervised_steps_skip_samples_without_a_rationale(tmp_path: Path) -> None:
+    data = Sparse(Scenes("sis"), range(10))
+    rows = Episodes([make_env("sis", dataset=data)]).rationale_rows()
+    assert [row["index"] for row in rows] == [1, 4, 7] and all(row["completion"] for row in rows)
+    agent, seen = make_agent("sft", tmp_path, batch_size=8), []
+    agent.train([make_env("sis", dataset=data)], 1, lambda step, values: seen.append(values["isr/loss"]))
+    assert seen[0] > 0
+
+
+def test_no_sample_with_a_rationale_is_refused() -> None:
+    for split, size in (("train", 1), ("test", 5)):
+        with pytest.raises(UserError, match=f"no sample of the {split} split has a rationale"):
+            Episodes([make_env("sis", dataset=Sparse(Scenes("sis", split), range(size)))]).rationale_rows()
+
+
+def test_what_a_template_prefills_is_scored_and_told(tmp_path: Path) -> None:
+    agent, plain = make_agent("dr_grpo", tmp_path, max_new_tokens=64), make_agent("dr_grpo", tmp_path)
+    template = "{% if add_generation_prompt %}<think>{% endif %}"
+    agent.policy.processor.chat_template += template
+    texts, told = [], []
+
+    class Scorer(Episodes):
+        def step(self, task: int, indices: list[int], answers: list[str]) -> tuple:
+            texts.extend(answers)
+            return super().step(task, indices, answers)
+
+        def expect(self, task: int, index: int, answer: str) -> None:
+            told.append(answer)
+
+    env = make_env("sis")
+    agent.train([env], 1, lambda step, values: None, scorer=Scorer([env]))
+    assert all(text.startswith("<think>") and text.count("<think>") == 1 for text in texts) and set(told) <= set(texts)
+    assert plain.policy.prefilled == ""
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def make(**arguments: object) -> EnvRewardFunction:
 
 def test_rows_are_what_reset_shows() -> None:
     rows = make(dataset=data.make("scenes", task="sis", split="test", size=5)).rows()
-    assert len(rows) == 5 and set(rows[0]) == {"prompt", "images", "index"}
+    assert len(rows) == 5 and set(rows[0]) == {"prompt", "images", "index", "split", "data"}
     observations, _ = ReasoningVectorEnv(5, "sis", split="test").reset(options={"index": np.arange(5)})
     for i, row in enumerate(rows):
         assert row["index"] == i
@@ -54,6 +54,39 @@ def test_rewards_are_those_of_step() -> None:
     }
 
 
+def columns(rows, *numbers: int) -> dict[str, list]:
+    return {name: [rows[number][name] for number in numbers] for name in ("index", "split", "data")}
+
+
+def test_rows_of_another_split_are_scored_against_their_own_samples() -> None:
+    train, test = make(), make(split="test")
+    texts = [data.make("scenes", task="sis", split="test")[index].rationale for index in range(3)]
+    shown = columns(train.rows("test"), 0, 1, 2)
+    assert shown == columns(test.rows(), 0, 1, 2) and shown["split"] == ["test"] * 3
+    found = train(texts, **shown)
+    assert found == test(texts, **shown) == test(texts, [0, 1, 2])
+    assert min(found) > 0.9 > max(train(texts, [0, 1, 2]))
+    mixed = {name: [*shown[name], *columns(train.rows(), 0)[name]] for name in shown}
+    assert train([*texts, texts[0]], **mixed) == [*found, train([texts[0]], [0])[0]]
+
+
+def test_rows_of_another_data_set_are_refused() -> None:
+    rows = make(dataset=data.make("scenes", task="sis", split="test", size=5)).rows()
+    with pytest.raises(
+        UserError, match="SIS-v0: a row is of Scenes, sis, test, 5 samples.*: this function scores .*00"
+    ):
+        make()([ANSWER], **columns(rows, 0))
+    given = make(dataset=data.make("scenes", task="sis", split="test", size=5))
+    with pytest.raises(UserError, match="split='train': the data set given is of split 'test'"):
+        given.rows("train")
+
+
+def test_what_the_template_prefilled_is_part_of_the_answer() -> None:
+    rest = ANSWER.removeprefix("<think>")
+    assert make(prefilled="<think>")([rest], [0]) == make()([ANSWER], [0])
+    assert make()([rest], [0])[0] < make()([ANSWER], [0])[0]
+
+
 def test_arguments_reach_the_environment() -> None:
     direct = ANSWER.partition("</think>")[2]
     assert make(reasoning=False)([direct], [0])[0] > make()([direct], [0])[0]
@@ -65,7 +98,8 @@ def test_it_is_pickled_without_its_environment() -> None:
     content = pickle.dumps(reward)
     assert len(content) < 500
     again = pickle.loads(content)
-    assert again([ANSWER], [3]) == before and again.__name__ == reward.__name__ == "SIS-v0"
+    assert again([ANSWER], [3]) == before and again.__name__ == reward.__name__ == "SIS-v0-test"
+    assert make().__name__ == "SIS-v0"
 
 
 @pytest.mark.parametrize("env_id", ["maskgym/Nothing-v0", "maskgym/PointPrompt-v0"])

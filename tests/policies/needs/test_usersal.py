@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from maskgym import policies
+from maskgym import manifest, policies
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import (
     DESCRIPTION,
@@ -181,7 +181,7 @@ def test_each_setting_of_the_loss_matters(backbone, need_encoder, change):
 def test_only_what_is_trained_is_saved(kind, backbone, need_encoder, tmp_path):
     policy = make(kind, backbone, need_encoder, disturbed=True)
     policy.save(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [DESCRIPTION, WEIGHTS]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [manifest.NAME, DESCRIPTION, WEIGHTS]
     size = sum(parameter.numel() * 4 for parameter in policy.trainable_parameters())
     assert size < (tmp_path / WEIGHTS).stat().st_size < size + 8192
     fresh = make(kind, backbone, need_encoder, seed=5)
@@ -213,6 +213,10 @@ def test_weights_of_another_policy_are_refused_in_one_line(backbone, need_encode
     with pytest.raises(UserError, match=r"nowhere/policy\.json: no such file: expected the folder of a saved policy"):
         policy.load(tmp_path / "nowhere")
     whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"policy\.safetensors: differs from maskgym_manifest\.json"):
+        policy.load(tmp_path)
+    (tmp_path / manifest.NAME).unlink()
     (tmp_path / WEIGHTS).write_bytes(whole[:100])
     with pytest.raises(UserError, match=r"policy\.safetensors: cannot be read as weights"):
         policy.load(tmp_path)
@@ -228,6 +232,7 @@ def test_descriptions_under_old_names_of_settings_still_fit(backbone, need_encod
     file = tmp_path / DESCRIPTION
     text = file.read_text().replace("skip_empty_need", "bypass").replace("max_attention_keys", "most_keys")
     file.write_text(text)
+    (tmp_path / manifest.NAME).unlink()  # older policies have none
     assert "bypass" in text and "most_keys" in text
     policy.load(tmp_path)
     with pytest.raises(UserError, match="its policy has max_attention_keys=1024: expected 9"):
