@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
@@ -16,11 +18,13 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from maskgym import data, rewards
 from maskgym.aliases import Infos, Observation, Observations, Settings
 from maskgym.data import Dataset, Sample
+from maskgym.envs.checks import check_count, check_sample, check_seeds, reset_rows
 from maskgym.envs.infos import batch_infos, info_of, with_scalars
+from maskgym.envs.statistics import refuse_wrong_statistics
 from maskgym.errors import UserError
-from maskgym.rewards import Reward, Transition
+from maskgym.rewards import AnyReward, Transition
 
-CACHED_SAMPLES = 256  # decoded samples that are kept, because a step needs the sample of the reset again
+SAMPLE_BYTES = 2**29  # decoded samples that are kept for later episodes
 
 
 class Outcome(NamedTuple):
@@ -39,21 +43,37 @@ class Outcome(NamedTuple):
     info: Infos
 
 
-class SampleVectorEnv(VectorEnv, ABC):
+class _Specified:
+    """Environment whose Gymnasium spec states the most steps per episode."""
+
+    horizon: int
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """Gymnasium's specification; its ``max_episode_steps`` is the horizon."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: EnvSpec | None) -> None:
+        self._spec = None if value is None else replace(value, max_episode_steps=self.horizon)
+
+
+class SampleVectorEnv(_Specified, VectorEnv, ABC):
     """Vector environment whose sub-environments show samples of one data set.
 
     A subclass sets its single spaces, calls `_allocate`, and implements `_start` (with `_draw`),
-    `_respond`, `_observe` and `_frame`.
+    `_read`, `_respond`, `_observe` and `_frame`.
 
     Args:
         num_envs: Number of sub-environments.
         dataset: Data set that they show.
-        reward: Name in `maskgym.rewards`, or a reward.
+        reward: Name in `maskgym.rewards`, a reward, a term, or a function of one transition.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP or DISABLED.
 
     Raises:
-        UserError: If an argument is invalid.
+        UserError: If an argument is invalid. Samples, rewards, actions and options are checked when they arrive.
     """
 
     action_kind: ClassVar[Literal["text", "clicks", "masks"]]  # kind of its actions
@@ -70,7 +90,7 @@ class SampleVectorEnv(VectorEnv, ABC):
         self,
         num_envs: int,
         dataset: Dataset,
-        reward: str | Reward,
+        reward: AnyReward,
         render_mode: str | None,
         autoreset_mode: AutoresetMode | str,
     ) -> None:
@@ -80,11 +100,12 @@ class SampleVectorEnv(VectorEnv, ABC):
         if num_envs < 1:
             raise UserError(f"num_envs={num_envs}: expected at least 1")
         self.num_envs, self.dataset, self.render_mode = num_envs, dataset, render_mode
-        self.reward = rewards.make(reward) if isinstance(reward, str) else reward
+        self.reward = rewards.resolve(reward)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.generators: list[np.random.Generator] = []
         self._cache: OrderedDict[int, Sample] = OrderedDict()
+        self._cached_bytes = 0
 
     def _allocate(self, num_envs: int) -> None:
         """Allocate the state of the episodes of ``num_envs`` sub-environments; the single spaces must be set."""
@@ -92,11 +113,17 @@ class SampleVectorEnv(VectorEnv, ABC):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._indices, self._done = np.full(num_envs, -1), np.ones(num_envs, dtype=bool)
+        self._samples: list[Sample | None] = [None] * num_envs  # those shown; None after unpickling
 
     @property
     def num_samples(self) -> int:
         """Number of samples that ``options={"index": i}`` can name."""
         return len(self.dataset)
+
+    @property
+    def name(self) -> str:
+        """Gymnasium id, or the name of the class."""
+        return self.spec.id if self.spec else type(self).__name__
 
     # Gymnasium's signature returns a type variable that nothing binds, so no type can override it.
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
@@ -115,8 +142,9 @@ class SampleVectorEnv(VectorEnv, ABC):
         return None
 
     def __getstate__(self) -> Settings:
-        """Drop the cached samples from a pickle."""
-        return {**self.__dict__, "_cache": OrderedDict()}
+        """Drop the decoded samples from a pickle."""
+        dropped = {"_cache": OrderedDict(), "_cached_bytes": 0, "_samples": [None] * self.num_envs}
+        return {**self.__dict__, **dropped}
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Settings | None = None
@@ -124,8 +152,10 @@ class SampleVectorEnv(VectorEnv, ABC):
         """Begin episodes, all or those of ``options["reset_mask"]`` (bool (num_envs,)).
 
         Raises:
-            UserError: If the data set has no such index, or a sample cannot be shown.
+            UserError: If an option is unknown or of a wrong type, the data set has no such index, or a sample is wrong.
         """
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            refuse_wrong_statistics()
         rows, wanted = self._begin_reset(seed, options)
         infos = batch_infos(self.num_envs, self._start(rows, [wanted[i] for i in rows]))
         return self._observe(), infos
@@ -134,15 +164,17 @@ class SampleVectorEnv(VectorEnv, ABC):
         """Apply one action per sub-environment; the class describes the results.
 
         Raises:
-            UserError: If an action is invalid; no episode has changed then.
+            UserError: If an action is invalid; no episode has changed then. Also if the reward or the segmenter returns
+                what it must not.
         """
         live, resting = self._live(), np.flatnonzero(self._done)
         values = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         infos: dict[int, Infos] = {}
+        read = self._read_all(live, actions)
         if len(live):
-            outcomes = self._respond(live, actions)
-            values[live], terms = self.reward([outcome.transition for outcome in outcomes])
+            outcomes = self._respond(live, read)
+            values[live], terms = rewards.score(self.reward, [outcome.transition for outcome in outcomes], live)
             for row, (i, outcome) in enumerate(zip(live, outcomes, strict=True)):
                 terminated[i], truncated[i] = outcome.terminated, outcome.truncated
                 infos[i] = {**outcome.info, "reward_terms": {name: float(term[row]) for name, term in terms.items()}}
@@ -159,19 +191,35 @@ class SampleVectorEnv(VectorEnv, ABC):
             self.render()
         return self._observe(), values, terminated, truncated, batch_infos(self.num_envs, infos)
 
+    def _read_all(self, live: np.ndarray, actions: Sequence[Any]) -> list[Any]:
+        """Check the actions of all live sub-environments, before an episode changes; return the results of `_read`."""
+        check_count(self.name, actions, self.num_envs)
+        found = []
+        for i in live:
+            try:
+                found.append(self._read(i, actions[i]))
+            except UserError as error:
+                raise UserError(f"{self.name}: action of sub-environment {i}: {error}") from None
+        return found
+
+    @abstractmethod
+    def _read(self, i: int, action: Any) -> Any:
+        """Check an action of sub-environment ``i`` and convert it for `_respond`, without changing the episode.
+
+        Raises:
+            UserError: If the action is invalid; it says what came and what was expected.
+        """
+
     @abstractmethod
     def _respond(self, live: np.ndarray, actions: Sequence[Any]) -> list[Outcome]:
-        """Apply the actions of the live sub-environments, after a check of all.
+        """Apply the actions of the live sub-environments.
 
         Args:
             live: int (n,), the sub-environments.
-            actions: Actions of all sub-environments.
+            actions: Their n actions, as `_read` returned them.
 
         Returns:
             n outcomes.
-
-        Raises:
-            UserError: If an action is invalid; no episode has changed then.
         """
 
     @abstractmethod
@@ -196,17 +244,14 @@ class SampleVectorEnv(VectorEnv, ABC):
         Returns:
             The sub-environments to reset, and the requested index of each of all sub-environments.
         """
-        options = options or {}
-        count = self.num_envs
-        seeds = seed if isinstance(seed, Sequence) else [None if seed is None else seed + i for i in range(count)]
+        rows, wanted = reset_rows(options or {}, self.num_envs)
+        seeds = check_seeds(seed, self.num_envs)
         if not self.generators:
             self.generators = [seeding.np_random(value)[0] for value in seeds]
         for i, value in enumerate(seeds):
             if value is not None:
                 self.generators[i] = seeding.np_random(value)[0]
-        mask = np.asarray(options.get("reset_mask", np.ones(count, dtype=bool)))
-        wanted = options.get("index")
-        return np.flatnonzero(mask), [None] * count if wanted is None else list(np.broadcast_to(wanted, count))
+        return rows, wanted
 
     def _draw(self, i: int, index: int | None) -> Sample:
         """Begin an episode of sub-environment ``i`` with the sample of an index, or a random one; return the sample.
@@ -218,18 +263,27 @@ class SampleVectorEnv(VectorEnv, ABC):
             index = int(self.generators[i].integers(self.num_samples))
         elif not 0 <= index < self.num_samples:
             raise UserError(f"index {index}: the {self.dataset.split} split has samples 0 to {self.num_samples - 1}")
-        self._indices[i], self._done[i] = index, False
-        return self._shown(i)
+        sample = self._load(index)
+        self._indices[i], self._done[i], self._samples[i] = index, False, sample
+        return sample
+
+    def _load(self, index: int) -> Sample:
+        """Read a sample, or find it among those that are kept."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        sample = self._cache[index] = check_sample(self.dataset[index], index)
+        self._cached_bytes += _bytes(sample)
+        while self._cached_bytes > SAMPLE_BYTES:
+            self._cached_bytes -= _bytes(self._cache.popitem(last=False)[1])
+        return sample
 
     def _shown(self, i: int) -> Sample:
         """Return the sample that sub-environment ``i`` shows."""
-        index = int(self._indices[i])
-        if index not in self._cache:
-            self._cache[index] = self.dataset[index]
-            if len(self._cache) > CACHED_SAMPLES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(index)
-        return self._cache[index]
+        sample = self._samples[i]
+        if sample is None:
+            sample = self._samples[i] = self._load(int(self._indices[i]))
+        return sample
 
     def _start_info(self, i: int, sample: Sample) -> Infos:
         """Build the info of an episode's start; the targets of supervised learning are in it in training only."""
@@ -250,7 +304,7 @@ class SampleVectorEnv(VectorEnv, ABC):
 class RowwiseVectorEnv(SampleVectorEnv):
     """Vector environment that begins and observes episodes one by one.
 
-    A subclass implements `_respond` and `_observe_row`, and extends `_begin` and `_start_info`.
+    A subclass implements `_read`, `_respond` and `_observe_row`, and extends `_begin` and `_start_info`.
     """
 
     def _allocate(self, num_envs: int) -> None:
@@ -279,6 +333,19 @@ class RowwiseVectorEnv(SampleVectorEnv):
         space = self.single_observation_space
         batch: Any = concatenate(space, self._observations, create_empty_array(space, self.num_envs))
         return batch
+
+
+def limited(steps: int, max_episode_steps: int | None) -> int:
+    """Compute the most steps per episode from an environment's own number and the one that Gymnasium passes.
+
+    Raises:
+        UserError: If the latter is below 1.
+    """
+    if max_episode_steps is None:
+        return steps
+    if max_episode_steps < 1:
+        raise UserError(f"max_episode_steps={max_episode_steps}: expected at least 1")
+    return min(steps, max_episode_steps)
 
 
 def make_dataset(dataset: str | Dataset, task: str, split: str | None, **settings: int) -> Dataset:
@@ -319,7 +386,7 @@ def unwrap(env: VectorEnv, kind: type[_Env]) -> _Env:
     return base
 
 
-class ScalarEnv(gym.Env):
+class ScalarEnv(_Specified, gym.Env):
     """Scalar environment: a vector environment of one, with its arguments, spaces and infos."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1}  # noqa: RUF012 (see above)
@@ -332,6 +399,7 @@ class ScalarEnv(gym.Env):
         self.render_mode = render_mode
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
+        self.horizon = self.vector.horizon
 
     @property
     def num_samples(self) -> int:
@@ -341,6 +409,7 @@ class ScalarEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: Settings | None = None) -> tuple[Observations, Infos]:
         """Begin an episode; ``options={"index": i}`` selects the sample."""
         super().reset(seed=seed)
+        self.vector.spec = self.spec  # for errors that name the id
         self.vector.generators = [self.np_random]
         observations, infos = self.vector.reset(options=options)
         return _first(observations), with_scalars(info_of(infos, 0))
@@ -355,6 +424,11 @@ class ScalarEnv(gym.Env):
         """Draw the picture of the episode, uint8 (H, W, 3)."""
         frames = self.vector.render()
         return None if frames is None else frames[0]
+
+
+def _bytes(sample: Sample) -> int:
+    """Count the bytes of the arrays of a sample."""
+    return sum(array.nbytes for array in (*sample.images, *sample.masks, *(sample.void or ())))
 
 
 def _first(observations: Observations) -> Observations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from gymnasium import spaces
@@ -11,13 +12,14 @@ from gymnasium.vector import AutoresetMode
 
 from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import Outcome, RowwiseVectorEnv, make_dataset
+from maskgym.envs.base import Outcome, RowwiseVectorEnv, limited, make_dataset
 from maskgym.envs.letterbox import letterbox, unletterbox
-from maskgym.envs.rendering import picture
+from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText
-from maskgym.errors import UserError
-from maskgym.rewards import Reward, Transition
+from maskgym.errors import UserError, brief
+from maskgym.rewards import AnyReward, Transition
 
+LINES = 2  # lines of a need in a picture
 MAX_NEED = 65536  # Longer needs are truncated to so many characters.
 
 
@@ -37,6 +39,7 @@ class MaskVectorEnv(RowwiseVectorEnv):
         need: Whether the need is shown.
         render_mode: As in `SampleVectorEnv`.
         autoreset_mode: As in `SampleVectorEnv`.
+        max_episode_steps: Limit that Gymnasium passes; an episode has one step unless a subclass says otherwise.
 
     Raises:
         UserError: If an argument is invalid.
@@ -50,16 +53,17 @@ class MaskVectorEnv(RowwiseVectorEnv):
         dataset: str | Dataset = "scenes",
         split: str | None = None,
         task: str = "need",
-        reward: str | Reward = "s_measure",
+        reward: AnyReward = "s_measure",
         image_size: int = 128,
         need: bool = True,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
     ) -> None:
         if image_size < 1:
             raise UserError(f"image_size={image_size}: expected at least 1")
         super().__init__(num_envs, make_dataset(dataset, task, split), reward, render_mode, autoreset_mode)
-        self.image_size, self.need = image_size, need
+        self.image_size, self.need, self.horizon = image_size, need, limited(1, max_episode_steps)
         square = (image_size, image_size)
         self.single_observation_space = spaces.Dict(
             {"image": spaces.Box(0, 255, (*square, 3), np.uint8), "need": FreeText(MAX_NEED)}
@@ -76,9 +80,8 @@ class MaskVectorEnv(RowwiseVectorEnv):
         """
 
     def _respond(self, live: np.ndarray, actions: Sequence[np.ndarray]) -> list[Outcome]:
-        maps = [self._resized(i, actions[i]) for i in live]  # Every action is checked before an episode changes.
         outcomes = []
-        for i, soft in zip(live, maps, strict=True):
+        for i, soft in zip(live, actions, strict=True):
             transition, terminated, truncated = self._take(i, soft)
             self._last[i], self._observations[i] = transition, self._observe_row(i)
             outcomes.append(Outcome(transition, terminated, truncated, self._step_info(i, transition, soft)))
@@ -105,18 +108,21 @@ class MaskVectorEnv(RowwiseVectorEnv):
         need = (self._shown(i).need or "")[:MAX_NEED] if self.need else ""
         return {"image": letterbox(self._picture(i), self.image_size), "need": need}
 
-    def _resized(self, i: int, action: np.ndarray) -> np.ndarray:
+    def _read(self, i: int, action: np.ndarray) -> np.ndarray:
         """Check an action and resize it to the sample, float32 (H, W)."""
-        values, side = np.asarray(action, dtype=np.float32), self.image_size
-        if values.shape != (side, side):
-            raise UserError(f"action of shape {values.shape}: expected a mask of shape {(side, side)}")
+        side, values = self.image_size, np.empty((), object)
+        with suppress(TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot read
+            values = np.asarray(action)
+        if values.dtype.kind not in "fiub" or values.shape != (side, side):
+            raise UserError(f"{brief(action)}: expected a mask of shape {(side, side)}, numbers in [0, 1]")
+        values = values.astype(np.float32)
         if not (values.min() >= 0 and values.max() <= 1):  # This refuses NaN too.
-            raise UserError(f"action with values from {values.min():g} to {values.max():g}: expected a mask in [0, 1]")
+            raise UserError(f"values from {values.min():g} to {values.max():g}: expected a mask in [0, 1]")
         return unletterbox(values, self._shown(i).images[0].shape)
 
     def _frame(self, i: int) -> np.ndarray:
-        return picture(self._shown(i), self._panels(i, self._last[i]), self._observations[i]["need"] or None)
+        return frame(self._shown(i), self._panels(i, self._last[i]), self._observations[i]["need"], lines=LINES)
 
-    def _panels(self, i: int, last: Transition | None) -> Mapping[str, Sequence[np.ndarray]]:
-        """Select the masks to draw, by title."""
-        return {} if last is None else {"prediction": [mask > 0.5 for mask in last.masks]}
+    def _panels(self, i: int, last: Transition | None) -> Mapping[str, Sequence[np.ndarray] | None]:
+        """Select the masks to draw, by title; None before there are any."""
+        return {"prediction": None if last is None else [mask > 0.5 for mask in last.masks]}

@@ -50,12 +50,13 @@ class UserNeedVectorEnv(MaskVectorEnv):
         dataset: Name in `maskgym.data`, or a data set whose samples have one image.
         split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
         task: Task of a data set that is given by name: ``need``, ``need_fine``, or ``sod`` for empty needs.
-        reward: Name in `maskgym.rewards`, or a reward.
+        reward: Name in `maskgym.rewards`, a reward, a term, or a function of one transition.
         image_size: Side of the observed square in pixels (the paper: 352).
         need: Whether the need is shown. If not, its text is empty: with a data set of salient objects, this is plain
             salient-object detection.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
+        max_episode_steps: Limit that Gymnasium passes; an episode has one step anyway.
 
     Raises:
         UserError: If an argument is invalid.

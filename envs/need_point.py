@@ -15,6 +15,7 @@ from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.rewards import Click
 from maskgym.segmenters.attention.need_features import NeedFeatures
+from maskgym.segmenters.outputs import check_finite
 from maskgym.segmenters.text import split_semantic
 
 NEED = "need"  # text that stands for the need of each sample
@@ -101,8 +102,9 @@ class UserNeedPointVectorEnv(PointPromptVectorEnv):
         words = [self._words(sample) for sample in samples]
         new = [text for text in dict.fromkeys(words) if text not in self._features]
         if new:  # Each text is encoded once.
-            encoded = self.encoder.encode(new).detach().float().cpu().numpy()  # (new, levels, D)
-            self._features |= dict(zip(new, encoded[:, -1], strict=True))
+            encoded = self.encoder.encode(new)  # (new, levels, D)
+            check_finite(encoded, (len(new), None, self.encoder.width), f"encoder {type(self.encoder).__name__}")
+            self._features |= dict(zip(new, encoded[:, -1].detach().float().cpu().numpy(), strict=True))
         self._needs[rows] = [self._features[text] for text in words]
         return samples
 

@@ -17,14 +17,15 @@ from gymnasium.vector import AutoresetMode
 from maskgym import segmenters
 from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, make_dataset
+from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, limited, make_dataset
 from maskgym.envs.clicks.attention_maps import AttentionMaps
 from maskgym.envs.clicks.episodes import EpisodeBatch, PointState
 from maskgym.envs.clicks.patches import patch_centres, random_prompts, stretch
 from maskgym.envs.clicks.settings import ClickSettings
 from maskgym.envs.rendering import clicks_picture
 from maskgym.errors import UserError
-from maskgym.rewards import Click, Reward, Transition
+from maskgym.rewards import AnyReward, Click, Transition
+from maskgym.segmenters.outputs import check_finite, check_probabilities
 from maskgym.segmenters.points.embeddings import EmbeddingCache
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
@@ -45,7 +46,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         mask: float32 (1, g, g) in [0, 1], the probability of the previous mask. Before any prompt it is 1 everywhere,
         so that the state is the embedding.
         semantic: float32 (C, g, g), embedding × attention to the text (Eq. 11).
-        clicked: float32 (1, g, g), 1 where a patch was clicked before; only with ``allow_repeated_clicks=False``.
+        clicked: float32 (1, g, g), 1 where a patch was clicked before; not with ``allow_repeated_clicks=True``.
 
     Action Space:
         By ``label_source``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
@@ -78,13 +79,14 @@ class PointPromptVectorEnv(SampleVectorEnv):
         split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
         task: Task of a data set that is given by name.
         segmenter: Name in `maskgym.segmenters`, or a promptable segmenter.
-        reward: Name in `maskgym.rewards`, or a reward.
+        reward: Name in `maskgym.rewards`, a reward, a term, or a function of one transition.
         image_size: Side of the observed square in pixels (the paper: 800).
         patch_size: Side of a patch in pixels, a divisor of image_size (the paper: 80).
         horizon: Clicks per episode, T (the paper: 15).
-        allow_repeated_clicks: Whether a patch may be clicked again, as in the paper. False observes ``clicked`` and
-            excludes those patches from `action_masks`. Repeated clicks are still accepted.
-        label_source: Source of the labels of clicks.
+        allow_repeated_clicks: True is the published form: nothing speaks against clicking a patch again, and one safe
+            patch maximises the reward. False, the default of runs too, observes ``clicked`` and excludes those patches
+            from `action_masks`. Repeated clicks are still accepted.
+        label_source: Source of the labels of clicks. `maskgym run` uses ``srm``, whose module its agents train.
         initial_prompts: Source of the first prompts.
         recalibration: Module whose ``probabilities(observations)`` are those of each patch being foreground, such as
             `maskgym.policies.clicks.recalibration.SemanticRecalibration`.
@@ -94,6 +96,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         cache_folder: Folder for embeddings on disk, or None.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED.
+        max_episode_steps: Limit that Gymnasium passes: the smaller of it and ``horizon`` holds.
 
     Raises:
         UserError: If an argument is invalid.
@@ -115,11 +118,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         split: str | None = None,
         task: str = "sod",
         segmenter: str | PromptableSegmenter = "sam_tiny",
-        reward: str | Reward = "foreground_hit",
+        reward: AnyReward = "foreground_hit",
         image_size: int = 128,
         patch_size: int = 16,
         horizon: int = 15,
-        allow_repeated_clicks: bool = True,
+        allow_repeated_clicks: bool = False,
         label_source: str = "policy",
         initial_prompts: str = "auto",
         recalibration: torch.nn.Module | None = None,
@@ -129,8 +132,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
         cache_folder: str | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
     ) -> None:
-        shown = make_dataset(dataset, task, split)
+        shown, horizon = make_dataset(dataset, task, split), limited(horizon, max_episode_steps)
         super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
         self._clicks = clicks = ClickSettings(
             shown.split, image_size, patch_size, horizon, allow_repeated_clicks, label_source, initial_prompts
@@ -150,6 +154,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         if not isinstance(made, PromptableSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
         self.attention, self.segmenter = attends, made
+        self._segmenter_name = f"segmenter {type(made).__name__}"
         self._embed = EmbeddingCache(made, cache_bytes, cache_folder)
         self.single_observation_space = clicks.observation_space(made.embedding_shape[0], text is not None)
         self.single_action_space = clicks.action_space()
@@ -247,7 +252,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
             if len(sample.images) != 1:
                 raise UserError(f"sample '{sample.key}': has {len(sample.images)} images: expected one to click in")
         images = [stretch(sample.images[0], self.image_size) for sample in samples]
-        self._episodes.load(rows, samples, self._embed(images))
+        embeddings = self._embed(images)
+        check_finite(embeddings, (len(rows), None, None, None), f"{self._segmenter_name}.encode")
+        self._episodes.load(rows, samples, embeddings)
         if self._attention_maps is not None:
             texts, size = [self._text_of(sample) for sample in samples], self._episodes.attention.shape[1:]
             maps = self._attention_maps(self._indices[rows].tolist(), images, texts, size)
@@ -264,9 +271,14 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Compute the probability (num_envs, g, g) that each patch is foreground."""
         assert self.recalibration is not None
         tensors = {name: torch.from_numpy(value) for name, value in observations.items()}
-        return self.recalibration.probabilities(tensors).numpy()
+        found = self.recalibration.probabilities(tensors).numpy()
+        check_probabilities(found, (self.num_envs, self.grid, self.grid), f"{type(self.recalibration).__name__}")
+        return found
 
-    def _respond(self, live: np.ndarray, actions: np.ndarray | Sequence[Sequence[int]]) -> list[Outcome]:
+    def _read(self, i: int, action: int | Sequence[int] | np.ndarray) -> tuple[int, int]:
+        return self._clicks.read(action)
+
+    def _respond(self, live: np.ndarray, actions: Sequence[tuple[int, int]]) -> list[Outcome]:
         masks, outcomes = self._episodes.masks, []
         before = [masks[i] for i in live]
         clicks = self._click(live, actions)
@@ -277,12 +289,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
             outcomes.append(Outcome(shown, False, over, self._step_info(i, click)))
         return outcomes
 
-    def _click(self, live: np.ndarray, actions: np.ndarray | Sequence[Sequence[int]]) -> list[Click]:
-        """Add the click of each live sub-environment to its prompts."""
-        given = {i: self._clicks.read(actions[i]) for i in live}  # All are checked before an episode changes.
+    def _click(self, live: np.ndarray, actions: Sequence[tuple[int, int]]) -> list[Click]:
+        """Add the click of each live sub-environment, patch and label, to its prompts."""
         probable = self._recalibrate(self._observation) if self.label_source == "srm" else None
         clicks, centres = [], self.centres()
-        for i, (patch, label) in given.items():
+        for i, (patch, label) in zip(live, actions, strict=True):
             target = self._episodes.targets[i]
             x, y = centres[patch] / self.image_size * target.shape[::-1]
             if self.label_source == "oracle":
@@ -295,7 +306,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
 
     def _decode(self, rows: np.ndarray) -> None:
         """Decode the prompts of sub-environments into masks."""
-        self._set_masks(rows, self.segmenter.decode(*self._episodes.decoder_inputs(rows), self.image_size))
+        logits = self.segmenter.decode(*self._episodes.decoder_inputs(rows), self.image_size)
+        check_finite(logits, (len(rows), None, None), f"{self._segmenter_name}.decode")
+        self._set_masks(rows, logits)
 
     def _set_masks(self, rows: np.ndarray, logits: torch.Tensor) -> None:
         self._episodes.set_masks(rows, logits, self.segmenter.resize(logits, [self._episodes.size(i) for i in rows]))
@@ -320,7 +333,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         sample, (points, labels) = self._shown(i), self._episodes.prompts(i)
         height, width = sample.images[0].shape[:2]
         points = points / self.image_size * (width, height)
-        return clicks_picture(sample, {"clicks": (self._episodes.masks[i], points, labels)})
+        return clicks_picture(sample, {"clicks": (self._episodes.masks[i], points, labels)}, square=True)
 
 
 class PointPromptEnv(ScalarEnv):

@@ -10,11 +10,11 @@ from gymnasium.vector import AutoresetMode
 
 from maskgym.aliases import Infos
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import ScalarEnv
+from maskgym.envs.base import ScalarEnv, limited
 from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.errors import UserError
 from maskgym.metrics.ranking import iou_table
-from maskgym.rewards import Ranked, Reward, Transition, Unscored
+from maskgym.rewards import AnyReward, Ranked, Transition, Unscored
 
 FOUND = 0.5  # smallest IoU of an object that counts as found, as in SA-SOR
 
@@ -83,12 +83,13 @@ class RankingVectorEnv(MaskVectorEnv):
         dataset: Name in `maskgym.data`, or a data set whose samples have one image and ranks.
         split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
         task: Task of a data set that is given by name: ``ranking``, or ``ranking_need`` where needs change the order.
-        reward: Name in `maskgym.rewards`, or a reward.
+        reward: Name in `maskgym.rewards`, a reward, a term, or a function of one transition.
         image_size: Side of the observed square in pixels.
         steps: Maximum number of masks per episode (TOP-5: 5).
         need: Whether the need is shown.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
+        max_episode_steps: Limit that Gymnasium passes: the smaller of it and ``steps`` holds.
 
     Raises:
         UserError: If an argument is invalid.
@@ -106,17 +107,18 @@ class RankingVectorEnv(MaskVectorEnv):
         dataset: str | Dataset = "scenes",
         split: str | None = None,
         task: str = "ranking",
-        reward: str | Reward = "ranking",
+        reward: AnyReward = "ranking",
         image_size: int = 128,
         steps: int = 5,
         need: bool = True,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
     ) -> None:
         if steps < 1:
             raise UserError(f"steps={steps}: expected at least 1")
         super().__init__(num_envs, dataset, split, task, reward, image_size, need, render_mode, autoreset_mode)
-        self.steps = self.horizon = steps
+        self.steps = self.horizon = limited(steps, max_episode_steps)
 
     def _allocate(self, num_envs: int) -> None:
         super()._allocate(num_envs)
@@ -180,8 +182,8 @@ class RankingVectorEnv(MaskVectorEnv):
             "detected": len(episode.detected),
         }
 
-    def _panels(self, i: int, last: Transition | None) -> Mapping[str, Sequence[np.ndarray]]:
-        return {} if last is None else {"detected": [self._detected(i)]}
+    def _panels(self, i: int, last: Transition | None) -> Mapping[str, Sequence[np.ndarray] | None]:
+        return {"detected": None if last is None else [self._detected(i)]}
 
 
 class RankingEnv(ScalarEnv):

@@ -15,15 +15,17 @@ from gymnasium.vector import AutoresetMode
 from maskgym import rewards, segmenters
 from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, make_dataset
+from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, limited, make_dataset
 from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.envs.letterbox import letterbox
-from maskgym.envs.rendering import picture
+from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageSpace
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
 from maskgym.metrics import iou
-from maskgym.rewards import Reward, Transition
+from maskgym.rewards import AnyReward, Transition
+from maskgym.segmenters.phrases.masks import find_masks
 
+LINES = 10  # lines of an answer in a picture
 MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, but are still scored
 
 
@@ -66,13 +68,14 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         dataset: Name in `maskgym.data`, or a data set of this task.
         split: ``train`` (default), ``validation`` or ``test``; a data set object has its own.
         segmenter: Name in `maskgym.segmenters`, or a referring segmenter.
-        reward: Name in `maskgym.rewards`, or a reward.
+        reward: Name in `maskgym.rewards`, a reward, a term, or a function of one transition.
         image_size: Side of the observed square in pixels, or None for native sizes (``sod``, ``sis``).
         group_size: K, number of images per group (``cosod``).
         reasoning: Whether answers begin with reasoning; if not, instruction, rationale and format reward consider the
             answer only (Saliency-R1, Table 1, w/o CoT).
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
+        max_episode_steps: Limit that Gymnasium passes; an episode has one step anyway.
 
     Raises:
         UserError: If an argument is invalid.
@@ -94,18 +97,20 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         dataset: str | Dataset = "scenes",
         split: str | None = None,
         segmenter: str | segmenters.ReferringSegmenter = "evf_sam_tiny",
-        reward: str | Reward = "saliency_strict",
+        reward: AnyReward = "saliency_strict",
         image_size: int | None = 128,
         group_size: int = 4,
         reasoning: bool = True,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
     ) -> None:
         _check_arguments(task, image_size, group_size)
         shown = make_dataset(dataset, task, split, **({"group_size": group_size} if task == "cosod" else {}))
         if shown.task != task:
             raise UserError(f"dataset is for task '{shown.task}': expected '{task}'")
         super().__init__(num_envs, shown, reward, render_mode, autoreset_mode)
+        self.horizon = limited(1, max_episode_steps)
         self.task, self.image_size, self.group_size, self.reasoning = task, image_size, group_size, reasoning
         made = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
         if not isinstance(made, segmenters.ReferringSegmenter):
@@ -136,8 +141,13 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
             info["rationale"] = rewards.without_reasoning(info["rationale"])
         return info
 
+    def _read(self, i: int, action: str) -> str:
+        if not isinstance(action, str):
+            raise UserError(f"{brief(action)}: expected a text")
+        return str(action)
+
     def _respond(self, live: np.ndarray, actions: Sequence[str]) -> list[Outcome]:
-        transitions = self._segment([str(actions[i]) for i in live], [self._shown(i) for i in live])
+        transitions = self._segment(actions, [self._shown(i) for i in live])
         for i, transition in zip(live, transitions, strict=True):
             self._last[i] = transition
         return [Outcome(last, True, False, self._step_info(i, last)) for i, last in zip(live, transitions, strict=True)]
@@ -147,8 +157,9 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         answers = [rewards.parse(text, self.task, self.reasoning) for text in texts]
         images = [image for sample in samples for image in sample.images]
         phrases = [answer.expressions for sample, answer in zip(samples, answers, strict=True) for _ in sample.images]
-        found = iter(self.segmenter.segment(images, phrases))
-        masks = [tuple(next(found) > 0.5 for _ in sample.images) for sample in samples]
+        keys = [sample.key for sample in samples for _ in sample.images]
+        found = iter(find_masks(self.segmenter, images, phrases, keys))
+        masks = [tuple(next(found) for _ in sample.images) for sample in samples]
         return [
             Transition(self.task, sample, text, mask, answer=answer)
             for sample, text, mask, answer in zip(samples, texts, masks, answers, strict=True)
@@ -166,10 +177,9 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         }
 
     def _frame(self, i: int) -> np.ndarray:
-        last = self._last[i]
-        if last is None:
-            return picture(self._shown(i), {})
-        return picture(self._shown(i), {"prediction": last.masks}, str(last.action))
+        last, rows = self._last[i], self.group_size if self.task == "cosod" else 1
+        masks, text = (None, None) if last is None else (last.masks, str(last.action))
+        return frame(self._shown(i), {"prediction": masks}, text, rows, LINES)
 
 
 class ReasoningEnv(ScalarEnv):

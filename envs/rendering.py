@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 
 import numpy as np
@@ -17,6 +17,7 @@ PALETTE = np.array(
 )
 PANEL = 224  # height of a panel, pixels
 GAP, TITLE, LINE = 6, 18, 15
+BLANK = "#ececec"  # what a panel of a frame does not cover
 
 
 def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], text: str | None = None) -> np.ndarray:
@@ -49,6 +50,57 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
     for number, line in enumerate(lines):
         draw.text((GAP, height - GAP - (len(lines) - number) * LINE), line, "black", font)
     return np.asarray(canvas)
+
+
+def frame(
+    sample: Sample,
+    predictions: Mapping[str, Sequence[np.ndarray] | None],
+    text: str | None = None,
+    rows: int = 1,
+    lines: int = 0,
+) -> np.ndarray:
+    """Draw a picture whose size depends on the number of columns, rows and lines alone, so that frames make a video.
+
+    Panels are square. A panel without an image or masks yet stays blank. Of a text that is too long, the middle lines
+    are left out, because the answer is at its end.
+
+    Args:
+        sample: Sample that was shown.
+        predictions: By title one bool (m, H, W) per image, or None before there are any.
+        text: Text below the panels, which is wrapped.
+        rows: Number of rows; further images are not drawn.
+        lines: Number of lines of text.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    columns: dict[str, Sequence[np.ndarray | None] | None] = {"image": [None] * len(sample.images)}
+    columns |= {"ground truth": sample.masks, **predictions}
+    width = len(columns) * (PANEL + GAP) + GAP
+    canvas = Image.new("RGB", (width, TITLE + rows * (PANEL + GAP) + lines * LINE + GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for column, (title, masks) in enumerate(columns.items()):
+        left = GAP + column * (PANEL + GAP)
+        draw.text((left, 2), title, "black", font)
+        for row in range(rows):
+            panel = Image.new("RGB", (PANEL, PANEL), BLANK)
+            if row < len(sample.images) and masks is not None:
+                own = masks[row]
+                panel = _square(sample.images[row] if own is None else overlay(sample.images[row], own))
+            canvas.paste(panel, (left, TITLE + row * (PANEL + GAP)))
+    for number, line in enumerate(_cut(text or "", width // 7, lines)):
+        draw.text((GAP, TITLE + rows * (PANEL + GAP) + number * LINE), line, "black", font)
+    return np.asarray(canvas)
+
+
+def _cut(text: str, width: int, lines: int) -> list[str]:
+    """Wrap a text to at most so many lines, without its middle if it is longer."""
+    wrapped = [line for part in text[: 50 * width * (lines + 1)].splitlines() for line in wrap(part, width)]
+    if len(wrapped) <= lines:
+        return wrapped
+    kept = lines // 2
+    left_out = f"… ({len(wrapped) - lines + 1} lines more)"
+    return [*wrapped[:kept], left_out, *wrapped[len(wrapped) - (lines - kept - 1) :]] if lines > 1 else wrapped[:lines]
 
 
 def contact_sheet(samples: Sequence[Sample], width: int = 1600) -> np.ndarray:
@@ -98,19 +150,34 @@ def _fit(panel: np.ndarray) -> Image.Image:
     return Image.fromarray(panel).resize((max(1, round(width * PANEL / height)), PANEL), Image.Resampling.BILINEAR)
 
 
-def clicks_picture(sample: Sample, episodes: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+def _square(panel: np.ndarray) -> Image.Image:
+    """Fit a picture into the middle of a square panel."""
+    height, width = panel.shape[:2]
+    scale = PANEL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    square = Image.new("RGB", (PANEL, PANEL), BLANK)
+    fitted = Image.fromarray(panel).resize(size, Image.Resampling.BILINEAR)
+    square.paste(fitted, ((PANEL - size[0]) // 2, (PANEL - size[1]) // 2))
+    return square
+
+
+def clicks_picture(
+    sample: Sample, episodes: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], square: bool = False
+) -> np.ndarray:
     """Draw the numbered clicks and the outline of the mask of each episode, and the ground truth, side by side.
 
     Args:
         sample: Sample of one image.
         episodes: By title the mask, bool (1, H, W); the points in order, float (k, 2), (x, y) in pixels of the image;
             and the labels (k,), 1 foreground (green), 0 background (red).
+        square: Whether panels are square, so that all pictures have one size.
 
     Returns:
         uint8 (height, width, 3).
     """
-    panels = {title: _clicks_panel(sample.images[0], *episode) for title, episode in episodes.items()}
-    panels["ground truth"] = _fit(overlay(sample.images[0], sample.masks[0]))
+    fit = _square if square else _fit
+    panels = {title: _clicks_panel(sample.images[0], *episode, fit) for title, episode in episodes.items()}
+    panels["ground truth"] = fit(overlay(sample.images[0], sample.masks[0]))
     width = sum(panel.width + GAP for panel in panels.values()) + GAP
     canvas = Image.new("RGB", (width, PANEL + TITLE + GAP), "white")
     left = GAP
@@ -121,11 +188,20 @@ def clicks_picture(sample: Sample, episodes: Mapping[str, tuple[np.ndarray, np.n
     return np.asarray(canvas)
 
 
-def _clicks_panel(image: np.ndarray, mask: np.ndarray, points: np.ndarray, labels: np.ndarray) -> Image.Image:
+def _clicks_panel(
+    image: np.ndarray,
+    mask: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+    fit: Callable[[np.ndarray], Image.Image],
+) -> Image.Image:
     edge = mask[0] & ~binary_erosion(mask[0], iterations=max(1, min(mask.shape[1:]) // 100))
-    panel = _fit(np.where(edge[..., None], PALETTE[0].astype(np.uint8), image))
-    draw, font, scale = ImageDraw.Draw(panel), ImageFont.load_default(11), PANEL / image.shape[0]
-    for number, ((x, y), label) in enumerate(zip(points * scale, labels, strict=True), start=1):
+    panel = fit(np.where(edge[..., None], PALETTE[0].astype(np.uint8), image))
+    height, width = image.shape[:2]
+    scale = PANEL / (max(height, width) if fit is _square else height)
+    left, top = max(0.0, panel.width - width * scale) / 2, max(0.0, panel.height - height * scale) / 2
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(11)
+    for number, ((x, y), label) in enumerate(zip(points * scale + (left, top), labels, strict=True), start=1):
         draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill="#009e73" if label else "#d55e00", outline="white")
         draw.text((x, y), str(number), "white", font, anchor="mm")
     return panel

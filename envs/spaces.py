@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Text
+from gymnasium.spaces import Box, Text
+from gymnasium.spaces.utils import flatten, flatten_space, unflatten
+from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
 
+from maskgym.errors import UserError
+
+NO_CHARACTER = -1  # fills up the code points of a text that is shorter than its space allows
 SAMPLE_ALPHABET = "abcdefghijklmnopqrstuvwxyz <>/[]"
 
 
@@ -15,7 +23,8 @@ class FreeText(Text):
     """Text of any script up to a length; it may be empty.
 
     Gymnasium's ``Text`` checks each character against a set, which takes a second and half a gigabyte for all of
-    Unicode. This ``contains`` checks type and length only. Samples come from a small alphabet.
+    Unicode. This ``contains`` checks type and length only. Samples come from a small alphabet. Flattened, and in the
+    shared memory of `gymnasium.vector.AsyncVectorEnv`, a text is its code points, int32 (max_length,), filled up by -1.
 
     Args:
         max_length: Maximum number of characters.
@@ -69,3 +78,50 @@ class ImageSpace(Space[np.ndarray]):
 
     def __repr__(self) -> str:
         return "ImageSpace()"
+
+
+@flatten_space.register(FreeText)
+def _flatten_text_space(space: FreeText) -> Box:
+    return Box(NO_CHARACTER, 0x10FFFF, (space.max_length,), np.int32)
+
+
+@flatten.register(FreeText)
+def _flatten_text(space: FreeText, x: str) -> np.ndarray:
+    codes = np.full(space.max_length, NO_CHARACTER, np.int32)
+    codes[: len(x)] = np.frombuffer(x.encode("utf-32-le", "surrogatepass"), np.int32)
+    return codes
+
+
+@unflatten.register(FreeText)
+def _unflatten_text(space: FreeText, x: np.ndarray) -> str:
+    return "".join(map(chr, x[x != NO_CHARACTER].tolist()))
+
+
+@create_shared_memory.register(FreeText)
+def _create_text_memory(space: FreeText, n: int = 1, ctx: BaseContext | None = None) -> SynchronizedArray:
+    return (ctx or multiprocessing.get_context()).Array("i", n * space.max_length)
+
+
+@write_to_shared_memory.register(FreeText)
+def _write_text(space: FreeText, index: int, value: str, shared_memory: SynchronizedArray) -> None:
+    _texts(space, shared_memory)[index] = flatten(space, value)
+
+
+@read_from_shared_memory.register(FreeText)
+def _read_texts(space: FreeText, shared_memory: SynchronizedArray, n: int = 1) -> tuple[str, ...]:
+    return tuple(_unflatten_text(space, row) for row in _texts(space, shared_memory))
+
+
+def _texts(space: FreeText, memory: SynchronizedArray) -> np.ndarray:
+    """View the memory as the code points of each sub-environment, int32 (n, max_length)."""
+    return np.frombuffer(memory.get_obj(), np.int32).reshape(-1, space.max_length)
+
+
+@create_shared_memory.register(ImageSpace)
+def _refuse_images(space: ImageSpace, n: int = 1, ctx: BaseContext | None = None) -> None:
+    raise UserError("images of any size have no shared memory: expected image_size=…, or shared_memory=False")
+
+
+@flatten_space.register(ImageSpace)
+def _refuse_flat_images(space: ImageSpace) -> None:
+    raise UserError("images of any size cannot be flattened: expected image_size=…")

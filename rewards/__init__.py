@@ -11,12 +11,14 @@ environment takes any name. A term of your own is a class:
             return float(transition.masks[0].any(axis=0).mean())
 
     reward = maskgym.rewards.make("weighted", terms={"coverage": 0.1, "iou": 0.9})
+
+An environment also takes a term itself, or a function of one transition: `resolve` makes a reward of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from maskgym.errors import UserError
 from maskgym.registry import Registry
@@ -28,6 +30,7 @@ from maskgym.rewards.terms import (
     DeltaIoU,
     ForegroundHit,
     Format,
+    Function,
     IoU,
     MaskTerm,
     OneMinusMAE,
@@ -35,7 +38,9 @@ from maskgym.rewards.terms import (
     Term,
 )
 from maskgym.rewards.transition import Click, Ranked, Transition, Unscored
-from maskgym.rewards.weighted import Reward, WeightedSum, ranking, saliency_r1, saliency_strict
+from maskgym.rewards.weighted import Reward, WeightedSum, check_range, ranking, saliency_r1, saliency_strict, score
+
+AnyReward: TypeAlias = str | Reward | Term | Callable[[Transition], float]  # what `resolve` takes
 
 _registry: Registry[Reward | Term] = Registry("reward")
 register, names, get = _registry.register, _registry.names, _registry.get
@@ -47,8 +52,25 @@ def make(name: str, **kwargs: Any) -> Reward:
     Raises:
         UserError: If the name or an argument is unknown.
     """
-    made = _registry.make(name, **kwargs)
-    return made if isinstance(made, Reward) else WeightedSum([made], [1.0])
+    return resolve(_registry.make(name, **kwargs))
+
+
+def resolve(reward: AnyReward) -> Reward:
+    """Make a reward of a registered name, a reward, a term, or a function of one transition that returns a number.
+
+    A term and a function become a weighted sum of one; the range of a function is (0, 1), or its attribute ``range``.
+
+    Raises:
+        UserError: If it is none of these, or has no range.
+    """
+    if isinstance(reward, str):
+        return make(reward)
+    if isinstance(reward, Reward):
+        check_range(f"reward {type(reward).__name__}", getattr(reward, "range", None))
+        return reward
+    if isinstance(reward, type) or not callable(reward):
+        raise UserError(f"reward={reward!r}: expected a name, or an object that is a reward, a term or a function")
+    return WeightedSum([reward if isinstance(reward, Term) else Function(reward)], [1.0])
 
 
 def weighted(terms: Mapping[str, float]) -> WeightedSum:
@@ -91,11 +113,13 @@ __all__ = [
     "IASM",
     "SASOR",
     "Answer",
+    "AnyReward",
     "Click",
     "Correctness",
     "DeltaIoU",
     "ForegroundHit",
     "Format",
+    "Function",
     "IoU",
     "MaskTerm",
     "OneMinusMAE",
@@ -113,8 +137,10 @@ __all__ = [
     "parse",
     "ranking",
     "register",
+    "resolve",
     "saliency_r1",
     "saliency_strict",
+    "score",
     "weighted",
     "without_reasoning",
 ]

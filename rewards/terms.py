@@ -2,7 +2,8 @@
 
 A term is a callable over a `Transition` with a ``name`` and a ``range``. It treats three cases separately:
 
-- A bug of ours (masks that do not fit, a measure that is NaN) raises ``ValueError``.
+- Masks that do not fit, which is a bug of ours, raise ``ValueError``. A value that is no number in the range of its
+  term raises ``UserError``, because the term may be the user's.
 - A malformed answer is a legal action. Every measure of masks scores it 0, and ``format`` scores its correct halves.
 - A sample that cannot be scored raises ``UserError`` with its key.
 
@@ -14,7 +15,7 @@ correct background.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +39,23 @@ class Term(ABC):
     @abstractmethod
     def __call__(self, transition: Transition) -> float:
         """Compute the value of one transition, within ``range``."""
+
+
+class Function(Term):
+    """Function of one transition as a term, with its own name.
+
+    Args:
+        function: Function from a transition to a number. Its range is (0, 1), or its attribute ``range``.
+    """
+
+    def __init__(self, function: Callable[[Transition], float]) -> None:
+        self.function = function
+        self.name = str(getattr(function, "name", getattr(function, "__name__", type(function).__name__))).strip("<>")
+        self.range = getattr(function, "range", Term.range)
+
+    def __call__(self, transition: Transition) -> float:
+        """Call the function."""
+        return self.function(transition)
 
 
 class MaskTerm(Term):

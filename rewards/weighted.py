@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
 from maskgym.rewards.terms import SASOR, Correctness, Format, SMeasure, Term
 from maskgym.rewards.transition import Transition
 
@@ -38,7 +39,7 @@ class WeightedSum(Reward):
         range: Range of the sum, from the ranges of the terms and the weights.
 
     Raises:
-        UserError: If there is no term, two names are equal, or the weights do not fit.
+        UserError: If there is no term, two names are equal, the weights do not fit, or a term has no range.
     """
 
     def __init__(self, terms: Sequence[Term], weights: Sequence[float]) -> None:
@@ -49,17 +50,15 @@ class WeightedSum(Reward):
             raise UserError(f"weights of a weighted sum: expected {len(names)} finite numbers, got {list(weights)}")
         self.terms = tuple(terms)
         self.weights = tuple(float(weight) for weight in weights)
-        ends = [
-            sorted(weight * end for end in term.range) for term, weight in zip(self.terms, self.weights, strict=True)
-        ]
+        ranges = [check_range(f"term '{term.name}'", term.range) for term in self.terms]
+        ends = [sorted(weight * end for end in pair) for pair, weight in zip(ranges, self.weights, strict=True)]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
     def __call__(self, transitions: Sequence[Transition]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Compute the totals, float64 (B,), and the unweighted values of each term by name, float64 (B,).
 
         Raises:
-            ValueError: If a term leaves its declared range, which is a bug of the term.
-            UserError: If a sample cannot be scored; the message names it.
+            UserError: If a sample cannot be scored, or a term gives no number in its range; it names the sample.
         """
         values = {term.name: _evaluate(term, transitions) for term in self.terms}
         totals = np.zeros(len(transitions))
@@ -103,13 +102,93 @@ def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:
     return WeightedSum([SMeasure(), SASOR()], [1.0, sa_sor_weight])
 
 
+def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
+    """Check the declared range of a term or a reward; return it.
+
+    Raises:
+        UserError: If it is not two finite numbers in ascending order.
+    """
+    try:
+        low, high = (float(end) for end in value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low <= high < math.inf:
+        raise UserError(f"{name}: range {value!r}: expected the lowest and the highest value, such as (0.0, 1.0)")
+    return low, high
+
+
+class BadValue(UserError):
+    """Value that a term or a reward must not give.
+
+    Args:
+        row: Index of the transition in the batch.
+        message: What came for which sample, and what was expected.
+    """
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def score(
+    reward: Reward, transitions: Sequence[Transition], rows: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Score transitions and check the result, whoever wrote the reward: environments call rewards only here.
+
+    Args:
+        reward: Any reward.
+        transitions: B transitions.
+        rows: Sub-environment of each, for messages.
+
+    Returns:
+        The totals and the values of each term by name, float64 (B,) each.
+
+    Raises:
+        UserError: If the reward does not return totals and terms, one of them has not the shape (B,), a value is not
+            finite, or a total lies outside the declared range. It names the reward, the sub-environment and the key.
+    """
+    name = f"reward {type(reward).__name__}"
+    try:
+        found = reward(transitions)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+            raise UserError(f"{name} returned {brief(found)}: expected totals (B,) and a dictionary of terms (B,)")
+        totals = _column(f"{name}: total", found[0], transitions, *check_range(name, reward.range))
+        terms = {str(term): _column(f"{name}: term '{term}'", found[1][term], transitions) for term in found[1]}
+    except BadValue as error:
+        raise UserError(f"sub-environment {rows[error.row]}: {error}") from None
+    return totals, terms
+
+
+def _column(
+    name: str, values: np.ndarray, transitions: Sequence[Transition], low: float = -np.inf, high: float = np.inf
+) -> np.ndarray:
+    """Check one value per transition, finite and within its range; return them as float64 (B,)."""
+    try:
+        column = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot read
+        column = np.empty((), object)
+    if column.dtype.kind not in "fiub" or column.shape != (len(transitions),):
+        raise UserError(f"{name}: {brief(values)}: expected {len(transitions)} numbers, one per transition")
+    column = column.astype(np.float64)
+    slack = 1e-6 * max(1.0, abs(low), abs(high)) if low > -np.inf else 0.0  # A reward may compute in float32.
+    wrong = np.flatnonzero(~(np.isfinite(column) & (column >= low - slack) & (column <= high + slack)))
+    if len(wrong):
+        row = int(wrong[0])
+        expected = f"a number in [{low:g}, {high:g}]" if low > -np.inf else "a finite number"
+        raise BadValue(row, f"{name} {column[row]:g} on sample '{transitions[row].sample.key}': expected {expected}")
+    return column
+
+
 def _evaluate(term: Term, transitions: Sequence[Transition]) -> np.ndarray:
     """Compute the values of one term, float64 (B,), and check its range."""
     low, high = term.range
-    values = np.empty(len(transitions))
+    values = np.full(len(transitions), np.nan)
     for index, transition in enumerate(transitions):
-        values[index] = value = term(transition)
-        if not low - 1e-9 <= value <= high + 1e-9:  # This refuses NaN too.
-            key = transition.sample.key
-            raise ValueError(f"term '{term.name}' gave {value} on sample '{key}': expected [{low}, {high}]")
+        value = term(transition)
+        with suppress(TypeError, ValueError):  # What is no number stays NaN.
+            values[index] = math.nan if isinstance(value, (str, bytes)) else float(value)
+        if not low - 1e-9 <= values[index] <= high + 1e-9:  # This refuses NaN too.
+            came = f"{values[index]:g}" if isinstance(value, (int, float, np.number)) else brief(value)
+            message = f"term '{term.name}' gave {came} on sample '{transition.sample.key}'"
+            raise BadValue(index, f"{message}: expected a number in [{low:g}, {high:g}]")
     return values

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from maskgym.aliases import Infos, JsonObject
 from maskgym.envs.base import unwrap
+from maskgym.envs.infos import info_of
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
@@ -33,6 +34,7 @@ class SampleVecEnv(VecEnv):
 
     Attributes:
         targets: Ground-truth masks of each sub-environment's sample, on the training split.
+        reset_infos: Info of each sub-environment's last start.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -42,10 +44,21 @@ class SampleVecEnv(VecEnv):
         self._actions: np.ndarray = np.empty(0)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Start every episode; return the observations."""
-        observations, infos = self.env.reset(seed=self._seeds[0])
+        """Start every episode with the seeds and options that were set for this reset; return the observations.
+
+        Raises:
+            UserError: If an option is not ``index``, or there is not one dictionary per sub-environment.
+        """
+        if len(self._options) != self.num_envs:
+            raise UserError(f"set_options: {len(self._options)} dictionaries: expected {self.num_envs}, one each")
+        for i, options in enumerate(self._options):
+            if set(options) - {"index"}:
+                raise UserError(f"set_options: {options} for sub-environment {i}: expected index alone")
+        wanted = [options.get("index") for options in self._options]
+        observations, infos = self.env.reset(seed=self._seeds[0], options={"index": wanted})
         self._reset_seeds()
-        self._store_targets(infos)
+        self._reset_options()
+        self._store_starts(infos)
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -69,12 +82,15 @@ class SampleVecEnv(VecEnv):
             if over[i]:
                 info["terminal_observation"] = infos["final_obs"][i]
                 info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        self._store_targets(infos)
+        self._store_starts(infos, over)
         return observations, rewards.astype(np.float32), over, each
 
-    def _store_targets(self, infos: Infos) -> None:
-        for i in np.flatnonzero(infos.get("_target", ())):
-            self.targets[i] = infos["target"][i]
+    def _store_starts(self, infos: Infos, started: np.ndarray | None = None) -> None:
+        """Store the infos of the sub-environments that began an episode; None for all."""
+        for i in np.flatnonzero(np.ones(self.num_envs, bool) if started is None else started):
+            own = info_of(infos, i)
+            self.reset_infos[i] = {name: value for name, value in own.items() if not name.startswith("final_")}
+            self.targets[i] = own.get("target", ())
 
     def close(self) -> None:
         """Close the environment."""

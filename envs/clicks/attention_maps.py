@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from maskgym.segmenters import AttentionSegmenter
+from maskgym.segmenters.outputs import check_probabilities
 
 
 class AttentionMaps:
@@ -31,6 +32,9 @@ class AttentionMaps:
             images: Their images, uint8 (S, S, 3).
             texts: Their texts; None attends to everything alike.
             size: (h, w).
+
+        Raises:
+            UserError: If the segmenter does not return probabilities of this shape.
         """
         height, width = size
         new = {row[0]: row for row in zip(indices, images, texts, strict=True) if row[0] not in self._maps}
@@ -38,6 +42,7 @@ class AttentionMaps:
         self._maps |= {index: torch.ones(height, width) for index in new}
         if asked:
             keys, pictures, words = zip(*asked, strict=True)
-            maps = torch.from_numpy(self.segmenter.attend(pictures, words, (height, width)))
-            self._maps |= dict(zip(keys, maps, strict=True))
+            maps = self.segmenter.attend(pictures, words, (height, width))
+            check_probabilities(maps, (len(keys), height, width), f"attention {type(self.segmenter).__name__}")
+            self._maps |= dict(zip(keys, torch.from_numpy(maps), strict=True))
         return torch.stack([self._maps[index] for index in indices])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from gymnasium import spaces
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
 
 LABEL_SOURCES = ("policy", "positive", "srm", "oracle")
 INITIAL_PROMPTS = ("auto", "truth", "srm", "none")
@@ -77,10 +78,16 @@ class ClickSettings:
         """Read patch and label of an action; the label is 1 unless the policy labels its clicks.
 
         Raises:
-            UserError: If the action names no patch or no label.
+            UserError: If the action is not of whole numbers, or names no patch or no label.
         """
-        numbers = [int(value) for value in np.ravel(action)]
-        patch, label = numbers if self.label_source == "policy" else (*numbers, 1)
+        labelled = self.label_source == "policy"
+        expected = f"a patch from 0 to {self.grid**2 - 1}" + " and a label 0 or 1" * labelled
+        numbers = np.empty((), object)
+        with suppress(TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot read
+            numbers = np.asarray(action)
+        if numbers.dtype.kind not in "iu" or numbers.shape not in ([(2,)] if labelled else [(), (1,)]):
+            raise UserError(f"{brief(action)}: expected whole numbers, {expected}")
+        patch, label = numbers.tolist() if labelled else (numbers.item(), 1)
         if not 0 <= patch < self.grid**2 or label not in (0, 1):
-            raise UserError(f"action {action}: expected a patch from 0 to {self.grid**2 - 1} and a label 0 or 1")
+            raise UserError(f"{numbers.tolist()}: expected {expected}")
         return patch, label

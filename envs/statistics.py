@@ -1,0 +1,59 @@
+"""Episode statistics that are right for environments that begin the next episode in the same step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.wrappers import vector as wrappers
+
+from maskgym.aliases import Infos, Observations
+from maskgym.errors import UserError
+
+FIXED = (1, 4)  # Gymnasium's own wrapper is right with SAME_STEP since this version.
+
+
+class RecordEpisodeStatistics(wrappers.RecordEpisodeStatistics):
+    """Gymnasium's wrapper of the same name, right with ``AutoresetMode.SAME_STEP`` too, in every version.
+
+    Before version 1.4, Gymnasium's ignores the step after an episode's end, which in this mode is the first of the next
+    episode: of episodes of one step, every return after the first is 0.
+
+    Args:
+        env: Vector environment.
+        buffer_length: As in Gymnasium.
+        stats_key: As in Gymnasium.
+    """
+
+    def step(self, actions: Any) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Take a step; infos of ended episodes have ``episode`` with ``r``, ``l`` and ``t``."""
+        if self.env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            self.episode_returns[self.prev_dones] = 0
+            self.episode_lengths[self.prev_dones] = 0
+            self.episode_start_times[self.prev_dones] = time.perf_counter()
+            self.prev_dones = np.zeros_like(self.prev_dones)
+        return super().step(actions)
+
+
+def refuse_wrong_statistics() -> None:
+    """Refuse Gymnasium's own `RecordEpisodeStatistics` around the caller, in the versions where it is wrong.
+
+    An environment does not know its wrappers, but they are the callers of its ``reset``.
+
+    Raises:
+        UserError: If the wrapper is among them.
+    """
+    if tuple(int(part) for part in gymnasium.__version__.split(".")[:2]) >= FIXED:
+        return
+    frame = sys._getframe(2)
+    while frame is not None and isinstance(caller := frame.f_locals.get("self"), VectorWrapper):
+        if type(caller).step is wrappers.RecordEpisodeStatistics.step:
+            raise UserError(
+                f"RecordEpisodeStatistics of gymnasium {gymnasium.__version__} reports wrong returns with "
+                "autoreset_mode=SameStep: expected maskgym.envs.statistics.RecordEpisodeStatistics, or gymnasium 1.4"
+            )
+        frame = frame.f_back
