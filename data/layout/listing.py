@@ -37,8 +37,8 @@ class Listing:
         UserError: If ``exclude`` is no list.
     """
 
-    def __init__(self, root: Path, split: str = "all", exclude: Sequence[str | float] = ()) -> None:
-        if isinstance(exclude, str) or not isinstance(exclude, Sequence):
+    def __init__(self, root: Path, split: str = "all", exclude: Collection[str | float] = ()) -> None:
+        if isinstance(exclude, str) or not isinstance(exclude, Collection):
             raise UserError(f"data.exclude={exclude}: expected a list of keys, such as [{exclude}]")
         self.root, self.split = root, split
         self.faults: list[str] = []
@@ -65,7 +65,7 @@ class Listing:
         known = self._forgiven.union(keys)
         if unknown := sorted(self._excluded - known):
             twins = (key for key in sorted(known) if key.lstrip("0") == unknown[0].lstrip("0"))
-            hint = "".join(f': quotes keep zeros: "{twin}"' for twin in islice(twins, 1))
+            hint = "".join(f": quotes keep the zeros of '{twin}'" for twin in islice(twins, 1))
             raise UserError(f"data.exclude: no photo has the key '{unknown[0]}'{hint}")
         return self._excluded
 

@@ -231,7 +231,7 @@ def test_exclude(pairs):
 def test_keys_of_digits_are_excluded_as_numbers(pairs):
     root = pairs("4", "5", "007")
     assert Folder(root, split="all", exclude=[4, 5]).keys == ("007",)  # as YAML reads [4, 5]
-    with pytest.raises(UserError, match="data.exclude: no photo has the key '7': quotes keep zeros: \"007\""):
+    with pytest.raises(UserError, match="data.exclude: no photo has the key '7': quotes keep the zeros of '007'"):
         Folder(root, split="all", exclude=[7])
     for value in ("4", 4):
         with pytest.raises(UserError, match=r"data\.exclude=4: expected a list of keys, such as \[4\]"):
