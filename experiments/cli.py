@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.wiring.command import Parser, status
 
 TASKS = ("sod", "sis", "cosod")
@@ -76,7 +76,7 @@ def data_show(arguments: Sequence[str]) -> int:
     given = _parse("data show", data_show, arguments, [*_reader(), *more])
     name, settings = _chosen(given)
     count = contact_sheet.draw(name, given.folder, given.out, given.task, given.split, given.samples, **settings)
-    print(f"{given.out}: {count} samples")
+    print(one_line(f"{given.out}: {count} samples"))
     return 0
 
 
@@ -103,7 +103,7 @@ def report(arguments: Sequence[str]) -> int:
         ("--out", {"type": Path, "help": "the page (report.html of the run; of several comparison.html, here)"}),
     ]
     given = _parse("report", report, arguments, options)
-    print(pages.write(given.runs, given.out))
+    print(one_line(pages.write(given.runs, given.out)))
     return 0
 
 
@@ -185,6 +185,13 @@ def pretrain(arguments: Sequence[str]) -> int:
     return recipes.main(arguments)
 
 
+def check(arguments: Sequence[str]) -> int:
+    """Check whether a part of your own keeps its contract: env, data, segmenter, reward, policy or agent."""
+    from maskgym.experiments.conformance import check_command
+
+    return check_command.main(arguments)
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """Say what is installed, on what machine, and whether it works."""
     from maskgym.experiments import doctor as examiner
@@ -203,6 +210,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("summary",): summary,
     ("pretrain",): pretrain,
     ("play",): play,
+    ("check",): check,
     ("doctor",): doctor,
     ("export",): export,
     ("report",): report,
