@@ -122,7 +122,7 @@ def check_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int
 
 
 def check_count(name: str, actions: Any, count: int) -> None:
-    """Check that there is one action per sub-environment.
+    """Check for one action per sub-environment.
 
     Raises:
         UserError: If there are more or fewer, or it is one text in place of a list of texts.

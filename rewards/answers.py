@@ -14,6 +14,7 @@ from maskgym.errors import UserError
 
 TAGS = {"sod": "rg", "sis": "ins", "cosod": "rg"}  # Eq. 2: region or instance
 SEMANTIC = "[semantic]"
+MAX_EXPRESSIONS = 100  # of an answer, as many as COCO's average precision counts per image
 MARKED = {"sod": (False, True), "sis": (False,), "cosod": (True,)}  # whether a description may start with the marker
 
 # A description contains no brackets of tags, no control characters, and no lone surrogates, which no tokenizer can
@@ -57,6 +58,8 @@ def parse(text: str, task: str, reasoning: bool = True) -> Answer:
       ``<rg>…</rg>``, once or more (``sod``); ``<ins>…</ins>``, once or more (``sis``); ``<rg>[semantic] …</rg>``,
       exactly once (``cosod``). Whitespace is free between the tags (``[semantic]`` counts as one) and around the
       description.
+    - An answer has at most 100 descriptions (ours): each costs a mask of the photo's size in memory. One with more is
+      malformed, as are all answers that are not ``tagged``.
     - A description is not empty and contains no angle or square bracket, control character or lone surrogate (ours).
       It may start with ``[semantic]`` in ``sod``, and must in ``cosod``. In ``sis`` it must not: the marker asks the
       segmenter for a whole class, not for an instance, and Eq. 2 uses it for regions and shared categories (ours).
@@ -137,7 +140,7 @@ def _read_expressions(content: str, task: str) -> tuple[str, ...]:
     """Read the expressions of an answer block; none if its content has not the form of Eq. 2 for the task."""
     tag = TAGS[task]
     *pieces, tail = content.split(f"</{tag}>")
-    if tail.strip() or (task == "cosod" and len(pieces) != 1):
+    if tail.strip() or len(pieces) > MAX_EXPRESSIONS or (task == "cosod" and len(pieces) != 1):
         return ()
     expressions = []
     for piece in pieces:

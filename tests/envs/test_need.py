@@ -189,14 +189,15 @@ def test_render_shows_the_answer() -> None:
     before = env.render()
     env.step(np.ones((128, 128), np.float32))
     after = env.render()
-    assert before.dtype == np.uint8 and after.shape[1] > before.shape[1]
+    assert before.dtype == np.uint8 and after.shape == before.shape
+    assert (after[:, :460] == before[:, :460]).all() and (after[:, 466:] != before[:, 466:]).any()
 
 
 @pytest.mark.parametrize(
     ("action", "words"),
     [
-        (np.zeros((SIDE, SIDE + 1)), r"action of shape \(32, 33\): expected a mask of shape \(32, 32\)"),
-        (np.full((SIDE, SIDE), np.nan), "action with values from nan to nan"),
+        (np.zeros((SIDE, SIDE + 1)), r"ndarray float64 \(32, 33\): expected a mask of shape \(32, 32\)"),
+        (np.full((SIDE, SIDE), np.nan), "UserNeedVectorEnv: action of sub-environment 0: values from nan to nan"),
         (np.full((SIDE, SIDE), 1.5), r"values from 1.5 to 1.5: expected a mask in \[0, 1\]"),
     ],
 )

@@ -288,7 +288,7 @@ def test_an_action_that_names_no_patch_changes_no_episode(sam, action):
     env = vector(sam, 2, label_source="positive")
     env.reset(seed=0)
     before = env.unwrapped.get_state()
-    with pytest.raises(UserError, match=f"action {action}: expected a patch from 0 to 63"):
+    with pytest.raises(UserError, match=rf"{ID}: action of sub-environment 1: {action}: expected a patch from 0 to 63"):
         env.step(np.array([5, action]))
     assert [state.patches for state in env.unwrapped.get_state()] == [state.patches for state in before] == [(), ()]
 

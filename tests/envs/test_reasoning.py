@@ -179,7 +179,8 @@ def test_render_shows_the_answer(halves, photos) -> None:
     before = env.render()
     env.step(LEFT["sis"])
     after = env.render()
-    assert before.dtype == np.uint8 and after.shape[1] > before.shape[1]
+    assert before.dtype == np.uint8 and after.shape == before.shape
+    assert (after[:, :460] != before[:, :460]).any() and (after[:, 466:] != before[:, 466:]).any()  # text and masks
 
 
 def test_letterbox_keeps_the_aspect_ratio() -> None:

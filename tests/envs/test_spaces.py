@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Dict
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from gymnasium.spaces.utils import flatten, flatten_space, unflatten
+from gymnasium.vector.utils import (
+    batch_space,
+    concatenate,
+    create_empty_array,
+    create_shared_memory,
+    read_from_shared_memory,
+    write_to_shared_memory,
+)
+from gymnasium.wrappers import FlattenObservation
 
+import maskgym  # noqa: F401
 from maskgym.envs.spaces import FreeText, ImageSpace
+from maskgym.errors import UserError
+
+TEXTS = ("", "\x00", "ünïcödé 日本", "a" * 20, "\ud800", "S")
 
 
 @pytest.mark.parametrize("space", [FreeText(30), ImageSpace()])
@@ -40,3 +54,50 @@ def test_images_are_batched_as_a_tuple() -> None:
     rows = [space.sample() for _ in range(3)]
     batch = concatenate(space, rows, create_empty_array(space, 3))
     assert isinstance(batch["image"], tuple) and batch in batch_space(space, 3)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_comes_back_from_its_code_points(text: str) -> None:
+    space = FreeText(20)
+    codes = flatten(space, text)
+    assert codes in flatten_space(space) and codes.shape == (20,) and unflatten(space, codes) == text
+
+
+def test_texts_come_back_from_shared_memory() -> None:
+    space = Dict({"text": FreeText(20)})
+    memory = create_shared_memory(space, n=len(TEXTS))
+    for index, text in enumerate(TEXTS):
+        write_to_shared_memory(space, index, {"text": "x" * 20}, memory)
+        write_to_shared_memory(space, index, {"text": text}, memory)
+    assert read_from_shared_memory(space, memory, n=len(TEXTS))["text"] == TEXTS
+
+
+def test_images_of_any_size_are_refused_where_one_size_is_needed() -> None:
+    with pytest.raises(UserError, match="expected image_size=…, or shared_memory=False"):
+        create_shared_memory(Dict({"image": ImageSpace()}), n=2)
+    with pytest.raises(UserError, match="expected image_size=…"):
+        flatten_space(Dict({"image": ImageSpace()}))
+
+
+def test_an_environment_of_texts_is_flattened(photos) -> None:
+    env = FlattenObservation(gym.make("maskgym/UserNeed-v0", dataset=photos(), image_size=16))
+    plain = gym.make("maskgym/UserNeed-v0", dataset=photos(), image_size=16)
+    flat, _ = env.reset(seed=3)
+    observation, _ = plain.reset(seed=3)
+    assert flat in env.observation_space
+    again = unflatten(plain.observation_space, flat)
+    assert again["need"] == observation["need"] and (again["image"] == observation["image"]).all()
+
+
+@pytest.mark.e2e  # processes
+def test_environments_of_texts_run_in_processes() -> None:
+    settings = {"image_size": 16, "segmenter": "evf_sam_tiny"}
+    many = gym.make_vec("maskgym/SIS-v0", num_envs=2, vectorization_mode="async", **settings)
+    one = gym.make_vec("maskgym/SIS-v0", num_envs=2, **settings)
+    try:
+        seen, expected = many.reset(seed=0)[0], one.reset(seed=0)[0]
+        assert seen["instruction"] == expected["instruction"] and (seen["image"] == expected["image"]).all()
+        answers = ("<think>x</think><answer><ins>a red disc</ins></answer>", "")
+        np.testing.assert_array_equal(many.step(answers)[1], one.step(answers)[1])
+    finally:
+        many.close()

@@ -208,6 +208,12 @@ def test_any_text_gives_an_answer_that_writes_itself_again(text: str, task: str)
         assert again.tagged
 
 
+def test_an_answer_has_at_most_a_hundred_phrases() -> None:
+    most, more = ("<answer>" + "<ins>a</ins>" * count + "</answer>" for count in (100, 101))
+    assert len(parse(most, "sis").expressions) == 100
+    assert parse(more, "sis").expressions == () and not parse(more, "sis").tagged
+
+
 words = st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="<>[]"), min_size=1, max_size=20)
 
 
