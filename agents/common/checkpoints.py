@@ -44,13 +44,37 @@ class CheckpointedAgent(Agent):
     def training_state(self) -> TrainingState:
         """Collect the weights and the states of optimizers."""
 
+    def learned_state(self) -> TrainingState:
+        """Collect the tensors that must stay finite; a subclass whose `training_state` takes long has fewer."""
+        return self.training_state()
+
     @abstractmethod
     def load_training_state(self, state: Settings, file: Path) -> None:
         """Load what `training_state` returned; ``file`` is for errors."""
 
+    def save(self, path: str | Path) -> None:
+        """Write the training state to ``policy.pt`` in a folder; a subclass may write the weights alone."""
+        write_checkpoint(Path(path) / "policy.pt", self.training_state())
+
+    def load(self, path: str | Path) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            UserError: If the file is missing, damaged, or of other settings.
+        """
+        file = Path(path) / "policy.pt"
+        with fitting(file):
+            self.load_training_state(read_checkpoint(file), file)
+
     def finish_update(self, number: int, values: dict[str, float], on_log: OnLog) -> None:
-        """Report an update, counted from 1, and write a checkpoint if one is due."""
+        """Report an update, counted from 1, and write a checkpoint if one is due.
+
+        Raises:
+            UserError: If a weight is not finite: a finite loss may have a gradient that is not.
+        """
         on_log(number, values)
+        if name := not_finite(self.learned_state()):
+            raise UserError(f"update {number}: {name} is not finite: stopped before a checkpoint of it")
         if number % self.save_every == 0:
             self.checkpoint(number)
 
@@ -75,6 +99,17 @@ class CheckpointedAgent(Agent):
         with fitting(file):
             self.load_training_state(state, file)
             return state["update"]
+
+
+def not_finite(state: Settings, prefix: str = "") -> str:
+    """Name the first tensor of nested dictionaries that is not finite; empty if there is none."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            if found := not_finite(value, f"{prefix}{name}."):
+                return found
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            return f"{prefix}{name}"
+    return ""
 
 
 def write_checkpoint(file: Path, state: Settings) -> None:

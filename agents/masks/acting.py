@@ -84,6 +84,10 @@ class MaskAgent(CheckpointedAgent):
         description, optimizer = self.policy.describe(), self.optimizer.state_dict()
         return {"policy": self.policy.trained_state(), "description": description, "optimizer": optimizer}
 
+    def learned_state(self) -> TrainingState:
+        """Collect the trained weights, without the fingerprints of the frozen modules."""
+        return {"policy": self.policy.trained_state()}
+
     def load_training_state(self, state: Settings, file: Path) -> None:
         """Load what `training_state` returned.
 

@@ -145,3 +145,18 @@ def test_the_checkpoint_of_another_algorithm_is_refused(sam, tmp_path):
     train(make_agent("grpo", env, tmp_path), env, 1)
     with pytest.raises(UserError, match=r"clicks\.pt: a checkpoint of GRPOAgent: expected one of CGPOAgent"):
         train(make_agent("cgpo", env, tmp_path), env, 2, resume=True)
+
+
+def test_weights_that_are_no_numbers_stop_training_though_the_loss_is_one(sam, tmp_path):
+    env = make_env(sam)
+    agent = make_agent("cgpo", env, tmp_path, save_every=2)
+    weights = next(agent.policy.action_net.parameters())
+
+    def damage(step, values):
+        assert math.isfinite(values["train/loss"])
+        if step == 2:
+            weights.data[0] = math.nan  # as a gradient that is not finite leaves it
+
+    with pytest.raises(UserError, match=r"^update 2: policy.* is not finite: stopped before a checkpoint of it$"):
+        agent.train([env], 3, damage)
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskgym.agents.common.checkpoints import check_at_least, fitting, read_checkpoint, write_checkpoint
+from maskgym.agents.common.checkpoints import check_at_least, fitting, not_finite, read_checkpoint, write_checkpoint
 from maskgym.errors import UserError
 
 
@@ -18,6 +18,13 @@ def test_what_is_written_comes_back_and_no_part_of_it_is_left_behind(tmp_path):
     with pytest.raises(TypeError):
         write_checkpoint(tmp_path / "state.pt", {"bad": (n for n in range(3))})
     assert read_checkpoint(tmp_path / "state.pt")["update"] == 4  # the old one is still whole
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    whole = {"a": torch.ones(2), "b": {"c": torch.arange(3), "d": [1.0], "e": "x"}, "f": float("inf")}
+    assert not_finite(whole) == ""
+    for bad in (torch.tensor([1, float("nan")]), torch.tensor(-float("inf"))):
+        assert not_finite(whole | {"b": {**whole["b"], "z": bad}}) == "b.z"
 
 
 def cut(content: bytes) -> bytes:
