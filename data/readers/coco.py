@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isclose
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -173,7 +174,7 @@ def _disagreement(annotation: JsonObject, mask: np.ndarray) -> str | None:
     if bbox is not None and bbox[2] > 0 and bbox[3] > 0 and _box_iou(mask, bbox) < AGREEMENT:
         return f"whose box has an IoU below {AGREEMENT} with their stated bbox"
     stated = area if isinstance(area, (int, float)) and area > 0 else found
-    of_box = bbox is not None and np.isclose(stated, bbox[2] * bbox[3])  # some programs state the box's area
+    of_box = bbox is not None and isclose(stated, bbox[2] * bbox[3], rel_tol=1e-5)  # some programs state the box's area
     if not of_box and min(found, stated) < AGREEMENT * max(found, stated):
         return f"whose area differs from the stated one by a factor above {1 / AGREEMENT:.1f}"
     return "that fill the whole photo" if mask.all() else None
