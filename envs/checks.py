@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -86,21 +86,23 @@ def reset_rows(options: Settings, count: int) -> tuple[np.ndarray, list[int | No
     """
     for key in options:
         if key not in OPTIONS:
-            raise UserError(f"options: {key!r} is unknown: expected {' or '.join(OPTIONS)}")
-    mask = np.asarray(options.get("reset_mask", np.ones(count, dtype=bool)))
-    if mask.dtype != bool or mask.shape != (count,):
-        raise UserError(f"options: reset_mask={options['reset_mask']!r}: expected {count} values of type bool")
+            raise UserError(f"options: {brief(key)} is unknown: expected {' or '.join(OPTIONS)}")
+    mask = options.get("reset_mask", np.ones(count, dtype=bool))
+    if not _is_one_each(mask, count, lambda one: isinstance(one, bool | np.bool_)):
+        raise UserError(f"options: reset_mask: {brief(mask)}: expected {count} values of type bool")
     wanted = options.get("index")
     each = [wanted] * count if wanted is None or _is_whole(wanted) else wanted
-    if not _is_one_each(each, count):
-        raise UserError(f"options: index={wanted!r}: expected a whole number, or {count}, one per sub-environment")
+    if not _is_one_each(each, count, lambda one: one is None or _is_whole(one)):
+        raise UserError(
+            f"options: index: {brief(wanted)}: expected a whole number, or {count}, one per sub-environment"
+        )
     return np.flatnonzero(mask), [None if one is None else int(one) for one in each]
 
 
-def _is_one_each(values: Any, count: int) -> bool:
-    """Check for a sequence of ``count`` whole numbers, some of which may be None."""
+def _is_one_each(values: Any, count: int, fits: Callable[[Any], bool]) -> bool:
+    """Check for a sequence of ``count`` values that fit."""
     listed = isinstance(values, Sequence | np.ndarray) and getattr(values, "ndim", 1) == 1 and len(values) == count
-    return listed and all(one is None or _is_whole(one) for one in values)
+    return listed and not isinstance(values, str | bytes) and all(map(fits, values))
 
 
 def _is_whole(value: Any) -> bool:
@@ -116,8 +118,8 @@ def check_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int
     """
     if seed is None or _is_whole(seed):
         return [None if seed is None else seed + i for i in range(count)]
-    if not _is_one_each(seed, count):
-        raise UserError(f"seed={seed!r}: expected a whole number, or {count}, one per sub-environment")
+    if not _is_one_each(seed, count, lambda one: one is None or _is_whole(one)):
+        raise UserError(f"seed: {brief(seed)}: expected a whole number, or {count}, one per sub-environment")
     return list(seed)
 
 

@@ -76,10 +76,10 @@ def test_what_a_reward_must_not_return_is_told_with_sample_and_place(make, words
     told(lambda: env.step(ZEROS), words)
 
 
-def test_the_place_is_that_of_the_sub_environment_and_not_of_the_batch(wanted_rows=3) -> None:
-    env = UserNeedVectorEnv(wanted_rows, image_size=SIDE, autoreset_mode="NextStep")
+def test_the_place_is_that_of_the_sub_environment_and_not_of_the_batch() -> None:
+    env = UserNeedVectorEnv(3, image_size=SIDE, autoreset_mode="NextStep")
     env.reset(seed=0)
-    actions = np.zeros((wanted_rows, SIDE, SIDE), np.float32)
+    actions = np.zeros((3, SIDE, SIDE), np.float32)
     env.step(actions)
     env.reset(options={"reset_mask": np.array([False, False, True])})
     env.reward = Returned(lambda n: (np.full(n, np.nan), {}))
@@ -128,18 +128,19 @@ def test_what_is_no_reward_is_told_when_the_environment_is_made() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"index": 2.7}, "options: index=2.7: expected a whole number, or 2, one per sub-environment"),
-        ({"index": True}, "index=True"),
-        ({"index": "1"}, "index='1'"),
-        ({"index": [1]}, "index=[1]"),
+        ({"index": 2.7}, "options: index: float 2.7: expected a whole number, or 2, one per sub-environment"),
+        ({"index": True}, "index: bool True"),
+        ({"index": "1"}, "index: str '1'"),
+        ({"index": [1]}, "index: list [1]"),
         ({"index": [1, [2, 3]]}, "expected a whole number"),
         ({"index": np.array([1.0, 2.0])}, "expected a whole number"),
         ({"index": np.array([[1, 2]])}, "expected a whole number"),
-        ({"reset_mask": [2]}, "reset_mask=[2]: expected 2 values of type bool"),
+        ({"reset_mask": [2]}, "reset_mask: list [2]: expected 2 values of type bool"),
+        ({"reset_mask": [[True], [True, False]]}, "expected 2 values of type bool"),
         ({"reset_mask": np.array([1, 0])}, "expected 2 values of type bool"),
-        ({"reset_mask": np.array([True])}, "expected 2 values of type bool"),
+        ({"reset_mask": np.array([True] * 2000)}, "ndarray bool (2000,): expected 2 values of type bool"),
         ({"reset_mask": None}, "expected 2 values of type bool"),
-        ({"idx": 3}, "options: 'idx' is unknown: expected index or reset_mask"),
+        ({"idx": 3}, "options: str 'idx' is unknown: expected index or reset_mask"),
     ],
 )
 def test_options_of_another_type_are_told_and_change_nothing(options, words) -> None:
@@ -156,7 +157,7 @@ def test_options_that_are_legal() -> None:
     assert env.reset(options={"index": [9, None], "reset_mask": [True, False]})[1]["index"].tolist() == [9, 0]
     assert env._indices.tolist() == [9, 8]
     for seed in ([1], "1", 1.5, [1, 2.5]):
-        told(lambda seed=seed: env.reset(seed=seed), "seed=", "one per sub-environment")
+        told(lambda seed=seed: env.reset(seed=seed), "seed: ", "one per sub-environment")
 
 
 @pytest.mark.parametrize(
