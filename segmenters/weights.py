@@ -6,14 +6,21 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskgym.errors import UserError
+from maskgym.errors import UserError, brief
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -76,8 +83,14 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        zipped = zipfile.is_zipfile(file)  # PyTorch's own format since 1.6, and the only one that memory can map
+        if zipped:
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():  # PyTorch itself compares no checksums
+                    raise UserError(f"{file}: cannot be read as weights: damaged at {damaged}")
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:  # its text advises to load without weights_only, which would run code
         raise UserError(f"{file}: cannot be read as weights: damaged, or holds more than names and tensors") from error
     # A damaged file raises almost anything: IndexError, AssertionError, zipfile.BadZipFile, struct.error.
@@ -162,6 +175,33 @@ def bundled(path: Path) -> Path:
 def with_dtype(state: Mapping[str, Tensor], dtype: torch.dtype, exact: str) -> dict[str, Tensor]:
     """Convert the tensors of a state dict to ``dtype``, except the tensor named ``exact``, which becomes float32."""
     return {name: value.detach().to(torch.float32 if name == exact else dtype) for name, value in state.items()}
+
+
+def check_sizes(config: DataclassInstance) -> None:
+    """Raise a ValueError that names the first size of a config that is too small, or not of its default's type."""
+    for field in fields(config):
+        value, default = getattr(config, field.name), field.default
+        if isinstance(default, tuple):
+            fits = all(type(one) is int and one >= 0 for one in value)
+        elif isinstance(default, bool):
+            fits = isinstance(value, bool)
+        else:
+            fits = type(value) in (int, type(default)) and value >= (field.name != "window_size")
+        if not fits:
+            raise ValueError(f"{field.name} is {brief(value)}: expected one like {default}")
+
+
+def without_weights(build: Callable[[], Network], source: Path) -> Network:
+    """Build a network on the meta device, which keeps no weights; errors name ``source``.
+
+    Raises:
+        UserError: If the sizes fit no network.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: its config fits no network: {first_line(error)}") from error
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskgym import data, files
+from maskgym.agents.common.checkpoints import fitting, read_checkpoint
 from maskgym.aliases import Config, JsonObject
 from maskgym.data import Dataset, Sample
 from maskgym.errors import UserError, one_line
@@ -180,18 +181,23 @@ def _progress(start: int, steps: int, losses: list[float]) -> Iterator[int]:
 def _resume(
     file: Path, settings: JsonObject, decoder: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> list[float]:
-    """Restore decoder and optimizer if ``file`` exists; return the losses so far."""
+    """Restore decoder and optimizer if ``file`` exists; return the losses so far.
+
+    Raises:
+        UserError: If the file is damaged, or from a run with other settings.
+    """
     if not file.is_file():
         return []
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    for name, value in settings.items():
-        if state["settings"][name] != value:
-            raise UserError(
-                f"{file}: is from a run with {name}={state['settings'][name]}, not {value}: use another out"
-            )
-    decoder.load_state_dict(state["decoder"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["losses"]
+    state = read_checkpoint(file)
+    with fitting(file):
+        for name, value in settings.items():
+            if state["settings"][name] != value:
+                raise UserError(
+                    f"{file}: is from a run with {name}={state['settings'][name]}, not {value}: use another out"
+                )
+        decoder.load_state_dict(state["decoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        return [float(loss) for loss in state["losses"]]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm, trange
 
 from maskgym import files
+from maskgym.agents.common.checkpoints import fitting, read_checkpoint
 from maskgym.errors import UserError
 
 CHECKPOINT_EVERY_S = 60.0
@@ -65,18 +66,19 @@ def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     """Load ``out/state.pt`` into model and optimizer, if it exists; return the number of finished steps.
 
     Raises:
-        UserError: If the file holds another model.
+        UserError: If the file is damaged, or holds another model.
     """
     path = out / STATE
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = read_checkpoint(path)
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError:
+    except (RuntimeError, KeyError, AttributeError, TypeError):
         raise UserError(f"{path}: holds another model: expected one folder per model") from None
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    with fitting(path):
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
 
 
 def save(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, name: str = STATE) -> None:

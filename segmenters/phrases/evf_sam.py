@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +35,13 @@ from maskgym.segmenters.points.sam import (
 from maskgym.segmenters.text import find_tokenizer, load_tokenizer, tokenize
 from maskgym.segmenters.weights import (
     bundled,
+    check_sizes,
     find_weights,
     load_strictly,
     read_state,
     weight_files,
     with_dtype,
+    without_weights,
     write_state,
     write_text,
 )
@@ -221,11 +223,13 @@ def read_config(file: Path, optional: bool = False) -> EvfSamConfig:
     try:
         values = json.loads(file.read_text())
         if "beit3" in values:
-            return EvfSamConfig(SamConfig.from_json(values["sam"]), Beit3Config(**values["beit3"]))
+            beit3 = Beit3Config(**values["beit3"])
+            check_sizes(beit3)
+            return EvfSamConfig(SamConfig.from_json(values["sam"]), beit3)
         scales = values.get("sam_scale", "huge"), values.get("mm_extractor_scale", "large")
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file: expected the config of an EVF-SAM") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the config of an EVF-SAM: {error}") from error
     if scales != ("huge", "large"):
         raise UserError(f"{file}: sam_scale and mm_extractor_scale are {scales}: expected ('huge', 'large')")
@@ -239,8 +243,7 @@ def load_model(config: EvfSamConfig, weights_file: Path, dtype: torch.dtype = to
         UserError: If the weights cannot be read or do not fit the config.
     """
     state = with_dtype(read_state(weights_file), dtype, GAUSSIAN_MATRIX)
-    with torch.device("meta"):
-        model = EvfSam(config)
+    model = without_weights(partial(EvfSam, config), weights_file)
     load_strictly(model, state, weights_file, ignore=UNUSED_BUFFERS)
     restore_constants(model.visual_model)
     return model

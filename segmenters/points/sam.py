@@ -24,11 +24,13 @@ from maskgym.errors import UserError
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 from maskgym.segmenters.weights import (
     bundled,
+    check_sizes,
     find_weights,
     load_strictly,
     read_state,
     weight_files,
     with_dtype,
+    without_weights,
     write_state,
     write_text,
 )
@@ -62,8 +64,14 @@ class SamConfig:
 
     @classmethod
     def from_json(cls, values: JsonObject) -> SamConfig:
-        """Build the config from parsed JSON, in which tuples are lists."""
-        return cls(**{**values, "global_attention_layers": tuple(values["global_attention_layers"])})
+        """Build the config from parsed JSON, in which tuples are lists.
+
+        Raises:
+            KeyError, TypeError, ValueError: If a size is missing, unknown or malformed.
+        """
+        config = cls(**{**values, "global_attention_layers": tuple(values["global_attention_layers"])})
+        check_sizes(config)
+        return config
 
     def build(self) -> Sam:
         """Build a randomly initialised ``segment_anything`` model of these sizes."""
@@ -261,7 +269,7 @@ def read_config(file: Path) -> SamConfig:
         return SamConfig.from_json(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file: expected the config of a SAM") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the config of a SAM: {error}") from error
 
 
@@ -271,8 +279,7 @@ def load_sam(config: SamConfig, state: Mapping[str, Tensor], source: Path, dtype
     Raises:
         UserError: If the weights do not fit the config; the message names ``source``.
     """
-    with torch.device("meta"):
-        sam = config.build()
+    sam = without_weights(config.build, source)
     load_strictly(sam, with_dtype(state, dtype, GAUSSIAN_MATRIX), source, ignore=CONSTANTS)
     restore_constants(sam)
     return sam

@@ -75,6 +75,15 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, name, zipped):
             )  # which would run code
 
 
+def test_a_flipped_bit_of_a_pytorch_file_is_noticed(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "x.bin")
+    content = bytearray((tmp_path / "x.bin").read_bytes())
+    content[len(content) // 2] ^= 1  # of a number
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.bin: cannot be read as weights: damaged at x/data/0"):
+        read_state(tmp_path / "x.bin")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     layer, state = nn.Linear(2, 1), {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}

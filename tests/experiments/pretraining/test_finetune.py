@@ -99,6 +99,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path):
     finetune_mask_decoder(start, Halves(), tmp_path / "parts", steps=3, **arguments)
     parts = finetune_mask_decoder(start, Halves(), tmp_path / "parts", steps=5, **arguments)
     assert parts == whole
+    file = tmp_path / "parts" / "training.pt"
+    for damaged in (b"", file.read_bytes()[:-100], file.read_bytes().replace(b"optimizer", b"optimiser")):
+        (tmp_path / "damaged").mkdir(exist_ok=True)
+        (tmp_path / "damaged" / "training.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"training\.pt: "):
+            finetune_mask_decoder(start, Halves(), tmp_path / "damaged", steps=5, **arguments)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

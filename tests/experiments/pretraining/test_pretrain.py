@@ -285,6 +285,11 @@ def test_a_folder_holds_the_training_of_one_model(tmp_path, capsys):
     assert pretrain.main(["bert", str(tmp_path), "--steps", "1", "--scenes", "2", "--texts", "2"]) == 0
     assert pretrain.main(["bag_of_words", str(tmp_path), "--steps", "1", "--scenes", "7", "--images", "2"]) == 2
     assert "state.pt: holds another model" in capsys.readouterr().err
+    content = bytearray((tmp_path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "state.pt").write_bytes(content)
+    assert pretrain.main(["bert", str(tmp_path), "--steps", "2", "--scenes", "2", "--texts", "2"]) == 2
+    assert "state.pt: damaged" in capsys.readouterr().err
 
 
 def test_a_step_of_the_bag_of_words_changes_the_words_it_met(tmp_path):

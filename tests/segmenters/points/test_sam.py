@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -219,3 +220,27 @@ def test_the_bundled_one_says_its_shapes_before_it_is_loaded():
     segmenter = sam_tiny()
     assert segmenter.input_size == 96 and segmenter.embedding_shape == (128, 12, 12)
     assert "network" not in vars(segmenter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("image_size", 0),
+            ("image_size", "64"),
+            ("patch_size", 0),
+            ("patch_size", -8),
+            ("depth", None),
+            ("depth", 1.5),
+        ),
+        *(("window_size", -1), ("global_attention_layers", 5), ("global_attention_layers", ["a"]), ("mlp_ratio", "x")),
+        *(("use_rel_pos", "yes"), ("num_heads", True), ("num_heads", 5), ("embed_dim", [16]), ("unknown", 1)),
+    ],
+)
+def test_a_config_that_fits_no_network_is_named(checkpoint, tmp_path, key, value):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(UserError, match=f"{folder}.*: .") as caught:
+        SamSegmenter(folder, device="cpu").encode([np.zeros((8, 8, 3), np.uint8)])
+    assert "\n" not in str(caught.value)
