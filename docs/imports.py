@@ -11,7 +11,7 @@ import grimp
 
 PAGE = Path(__file__).with_name("architecture.md")
 BEGIN, END = "<!-- imports: begin -->\n", "<!-- imports: end -->\n"
-LEAVES = ("aliases", "errors", "files", "manifest")  # imported by nearly all folders
+LEAVES = ("aliases", "errors", "files", "interrupt", "manifest")  # imported by nearly all folders
 
 
 def folder(module: str) -> str:

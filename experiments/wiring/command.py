@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from maskgym import interrupt
 from maskgym.errors import UserError, one_line
 from maskgym.files import disk_error
 
@@ -43,6 +44,7 @@ def status(
     """
     # Spinning OpenMP threads take a busy machine from each other. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    interrupt.by_exception()
     try:
         return act(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

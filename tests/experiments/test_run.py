@@ -18,10 +18,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from maskgym import agents
+from maskgym import agents, files
 from maskgym.data.readers.folder import Folder
 from maskgym.experiments import run
 from maskgym.experiments.training import samples
+from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.run_folder import read_metrics
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 
 TEXT = "cgpo, chat_model, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
@@ -64,6 +66,7 @@ def test_a_run_tells_where_its_report_is_and_writes_every_file(maskgym_run, tmp_
     status, out, error = maskgym_run(f"env={env}", *RANDOM, "seed=3", f"out={tmp_path}/run")
     assert (status, error) == (0, [])
     assert str(tmp_path / "run" / "report.html") in out
+    assert "n = 4 of 512, test" in out and "warning: scores of 4 samples of " in out
     check_files(tmp_path / "run", env, seed=3)
 
 
@@ -283,6 +286,89 @@ def test_a_policy_checkpoint_that_lacks_a_key(maskgym_run, tmp_path):
     assert "missing" in line and "down_proj.weight" in line
 
 
+# --- Without a run ---------------------------------------------------------------------------------------------------
+
+
+def test_the_config_is_printed_and_nothing_runs(maskgym_run, finished_run, tmp_path):
+    given = ("env=point_prompt", "algo=ppo", "algo.updates=7", f"out={tmp_path}/run")
+    status, out, error = maskgym_run("--cfg", *given)
+    assert (status, error) == (0, []) and not (tmp_path / "run").exists()
+    assert yaml.safe_load(out) == composition.compose(given)
+    assert "env=sis takes cgpo" in refused(maskgym_run("env=sis", "algo=ppo", "--cfg"))
+    assert "expected it without -m" in refused(maskgym_run("--cfg", "-m", "seed=0,1"))
+    folder = finished_run("text")
+    status, out, error = maskgym_run("--cfg", f"resume={folder}", "algo.updates=+3")
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert yaml.safe_load(out) == {**stored, "algo": {**stored["algo"], "updates": 3}} and (status, error) == (0, [])
+
+
+def test_help_shows_the_defaults_of_the_options_that_are_named(maskgym_run):
+    status, out, error = maskgym_run("--help", "env=point_prompt")
+    assert (status, error) == (0, [])
+    assert "defaults with env=point_prompt:" in out and "    patch_size: 16" in out and "name: sam_tiny" in out
+    assert "unknown env 'x'" in refused(maskgym_run("env=x", "--help"))
+
+
+# --- One run a folder -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_another_process_runs_in_is_refused(maskgym_run, finished_run, tmp_path):
+    given = ("env=sod", *RANDOM, f"out={tmp_path}/run")
+    (tmp_path / "run").mkdir()
+    with files.alone(tmp_path / "run", run_folder.WORK):
+        assert f"{tmp_path}/run: another process is at work here (run)" in refused(maskgym_run(*given))
+        (tmp_path / "run" / "config.yaml").write_text("of the other process")
+        assert "another process is at work here (run)" in refused(maskgym_run(*given))
+        assert (tmp_path / "run" / "config.yaml").read_text() == "of the other process"
+    assert "holds a run: continue it with resume=" in refused(maskgym_run(*given))
+    folder = finished_run("text")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with files.alone(folder, run_folder.WORK):
+        assert "another process is at work here (run)" in refused(maskgym_run(f"resume={folder}"))
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before | {folder: folder.stat().st_mtime_ns}
+
+
+# --- Longer runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "first", "more"), [("cgpo", 2, "+2"), ("ppo", 1, "3"), ("usersal", 1, "+1")])
+def test_a_finished_run_that_is_lengthened_is_the_one_of_that_length(
+    maskgym_run, finished_run, tmp_path, name, first, more
+):
+    given = (*finished_run.arguments(name), f"algo.updates={first}", "algo.save_every=1", f"out={tmp_path}/run")
+    assert maskgym_run(*given)[0] == 0
+    assert maskgym_run(f"resume={tmp_path}/run", f"algo.updates={more}")[::2] == (0, [])
+    whole, longer = (
+        json.loads((folder / "results.json").read_text()) for folder in (finished_run(name), tmp_path / "run")
+    )
+    assert (longer["before"], longer["after"]) == (whole["before"], whole["after"])
+    assert longer["steps"] == whole["steps"] > first
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["algo"]["updates"] == whole["steps"]
+    columns = ("step", "reward", "train/loss", "loss")
+    rows = [
+        [[row.get(column) for column in columns] for row in read_metrics(folder / "metrics.csv") if row["step"] > first]
+        for folder in (finished_run(name), tmp_path / "run")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_cannot_become_shorter_and_a_schedule_that_depends_on_the_length_is_told(maskgym_run, tmp_path):
+    given = ("env=sod", *RANDOM, "algo.updates=2", f"out={tmp_path}/run")
+    assert maskgym_run(*given)[0] == 0
+    resume = f"resume={tmp_path}/run"
+    assert "its run has algo.updates=2, not 1: expected as many, or more" in refused(
+        maskgym_run(resume, "algo.updates=1")
+    )
+    assert "algo.updates=x: expected a whole number of updates, or +N" in refused(maskgym_run(resume, "algo.updates=x"))
+    assert "algo.updates=+-1: expected" in refused(maskgym_run(resume, "algo.updates=+-1"))
+    config = composition.load(tmp_path / "run" / "config.yaml")
+    config["algo"]["lr_scheduler_type"] = "linear"
+    (tmp_path / "run" / "config.yaml").write_text(composition.dump(config))
+    status, _, error = maskgym_run("--cfg", resume, "algo.updates=+1")
+    expected = "differs from a run of 3 updates: its first 2 had the learning rates of a shorter one"
+    assert (status, error) == (0, [f"algo.lr_scheduler_type=linear: {expected}"])
+
+
 # --- Loggers ---------------------------------------------------------------------------------------------------------
 
 
@@ -297,8 +383,13 @@ def test_tensorboard_holds_what_metrics_csv_holds(maskgym_run, tmp_path):
     assert written == pytest.approx([float(row["held_out/reward"]) for row in rows])
 
 
-def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
-    given = ("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", f"out={tmp_path}/run")
+def test_wandb_writes_an_offline_run_inside_the_folder_and_goes_on_in_it(maskgym_run, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    told = ("logger.group=of-seeds", "logger.tags=[first-tag,second]", "logger.run_name=my-name")
+    given = ("env=sod", *RANDOM, "algo.updates=1", "logger=wandb", *told, f"out={tmp_path}/run")
     assert maskgym_run(*given)[0] == 0
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     written = file.read_bytes()
@@ -306,9 +397,17 @@ def test_wandb_writes_an_offline_run_and_goes_on_in_it(maskgym_run, tmp_path):
     assert len(list(file.parent.glob("files/media/images/*.png"))) == 2
     (table,) = file.parent.glob("files/media/table/*.json")
     assert json.loads(table.read_text())["columns"][:2] == ["key", "before answer"]
+    identity = (tmp_path / "run" / "wandb" / "id.txt").read_text()
+    assert file.stem == f"run-{identity}"
+    assert b"of-seeds" in written and b"first-tag" in written and b"my-name" in written
+    assert not [place for place in home.rglob("*") if place.is_file()] and "WANDB_DATA_DIR" not in os.environ
     (tmp_path / "run" / "results.json").unlink()
     assert maskgym_run(f"resume={tmp_path}/run")[0] == 0
     assert len({path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")}) == 1
+    # A new run under an old path is another run.
+    shutil.rmtree(tmp_path / "run")
+    assert maskgym_run(*given)[0] == 0
+    assert (tmp_path / "run" / "wandb" / "id.txt").read_text() != identity
 
 
 @pytest.mark.e2e
@@ -339,6 +438,25 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_of_it(maskgy
     assert 0 < kept["update"] < int(re.search(r"update (\d+):", error[-1])[1])
 
 
+def test_a_reward_that_is_no_number_stops_the_run_before_it_trains(maskgym_run, tmp_path, monkeypatch):
+    from maskgym.experiments.evaluation import evaluation
+
+    means = evaluation.means
+    monkeypatch.setattr(evaluation, "means", lambda rows: means(rows) | {"reward": float("nan")})
+    monkeypatch.setattr(agents.get("random"), "train", lambda *arguments, **settings: pytest.fail("it trained"))
+    line = refused(maskgym_run("env=sod", *RANDOM, "algo.updates=1", f"out={tmp_path}/run"))
+    assert line.endswith("update 0: held_out/reward is nan: stopped; before the first checkpoint")
+
+
+def test_a_stored_evaluation_of_other_samples_or_types_is_named(maskgym_run, finished_run, tmp_path):
+    shutil.copytree(finished_run("text"), tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "before.json"
+    stored = json.loads(file.read_text())["sis"]
+    for content in (1, {}, {"sis": 1}, {"sis": stored | {"answers": []}}, {"sis": stored | {"per_sample": [1] * 4}}):
+        file.write_text(json.dumps(content))
+        assert "before.json: is no evaluation of this run's samples" in refused(maskgym_run(f"resume={tmp_path}/run"))
+
+
 def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path, monkeypatch):
     from maskgym.agents.common.checkpoints import read_checkpoint
 
@@ -348,8 +466,6 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path
         replace(source, target)
         if Path(target).name == "masks.pt":
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # a checkpoint no longer fits
-            full = shutil.disk_usage(tmp_path)._replace(free=0)
-            monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
 
     given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.save_every=1", "algo.updates=3"]
     monkeypatch.setattr(os, "replace", fill_the_disk_after_a_checkpoint)
@@ -358,8 +474,8 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         monkeypatch.undo()
-    expected = f"{folder}: the disk is full: make room, and continue with resume={folder}"
-    assert (outcome[0], outcome[2][-1]) == (2, f"error: {expected}")
+    expected = f"once it can be written, continue with resume={folder}"
+    assert outcome[0] == 2 and outcome[2][-1].startswith("error: ") and outcome[2][-1].endswith(expected)
     assert read_checkpoint(folder / "checkpoints" / "masks.pt")["update"] == 1
     assert not list(folder.rglob("*.tmp"))
     assert maskgym_run(f"resume={folder}")[0] == 0
