@@ -216,7 +216,13 @@ def _pictures(listing: Listing, root: Path, folder: Path) -> list[Path]:
         return []
     pictures: list[Path] = []
     unread: list[str] = []
-    for directory, names, files in os.walk(folder, followlinks=True):
+    if not folder.is_dir():
+        return []
+
+    def report(error: OSError) -> None:
+        listing.faults.append(f"{error.filename}: cannot be read: {error.strerror}")
+
+    for directory, names, files in os.walk(folder, onerror=report, followlinks=True):
         inside = [name for name in sorted(names) if not name.startswith((".", "__"))]
         names[:] = [name for name in inside if _may_follow(listing, root, Path(directory, name))]
         paths = (Path(directory, name) for name in sorted(files) if is_picture(name))

@@ -25,6 +25,7 @@ from maskgym.errors import UserError
 PHRASE_FIELDS = ("phrase", "caption")
 CROWDS = ("void", "instances")
 AGREEMENT = 0.3  # least IoU of a mask's box with the stated one, and least ratio of areas, that is not noted
+_HUGE = 1e12  # more than any side or area in pixels
 _FLAGS = ("iscrowd", "salient")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _OTHER_ANNOTATIONS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO files without instances
@@ -173,17 +174,18 @@ def _disagreement(annotation: JsonObject, mask: np.ndarray) -> str | None:
     bbox, area, found = _numbers(annotation.get("bbox"), 4), annotation.get("area"), int(mask.sum())
     if bbox is not None and bbox[2] > 0 and bbox[3] > 0 and _box_iou(mask, bbox) < AGREEMENT:
         return f"whose box has an IoU below {AGREEMENT} with their stated bbox"
-    stated = area if isinstance(area, (int, float)) and area > 0 else found
+    stated = area if isinstance(area, (int, float)) and 0 < area < _HUGE else found
     of_box = bbox is not None and isclose(stated, bbox[2] * bbox[3], rel_tol=1e-5)  # some programs state the box's area
     if not of_box and min(found, stated) < AGREEMENT * max(found, stated):
         return f"whose area differs from the stated one by a factor above {1 / AGREEMENT:.1f}"
     return "that fill the whole photo" if mask.all() else None
 
 
-def _numbers(values: object, count: int) -> list[float] | None:
+def _numbers(values: list | None, count: int) -> list[float] | None:
+    """Read numbers; None if there are others than ``count``, or values that are no usable numbers."""
     if not isinstance(values, list) or len(values) != count:
         return None
-    return values if all(isinstance(value, (int, float)) for value in values) else None
+    return values if all(isinstance(value, (int, float)) and abs(value) < _HUGE for value in values) else None
 
 
 def _box_iou(mask: np.ndarray, bbox: Sequence[float]) -> float:

@@ -166,7 +166,8 @@ class _Kept:
 
     def __init__(self, folder: Path, work: Work) -> None:
         self.folder = folder
-        stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in work.files() for stat in [path.stat()]]
+        there = (path for path in work.files() if path.exists())  # a link to nothing is a fault when it is read
+        stats = [(str(path), stat.st_size, stat.st_mtime_ns) for path in there for stat in [path.stat()]]
         how = [
             "notes",
             type(work).__name__,

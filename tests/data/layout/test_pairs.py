@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from maskgym.data.layout.images import DataFault
@@ -73,6 +75,19 @@ def test_a_link_to_itself_is_a_fault(root):
     (root / "images" / "b.jpg").symlink_to("b.jpg")
     pairs, faults = pairs_and_faults(root)
     assert [pair.key for pair in pairs] == ["a"] and faults == [f"{root}/images/b.jpg: a link in a circle"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_fault(root, photo, monkeypatch):
+    photo(root / "images" / "locked" / "b.jpg")
+    scandir = os.scandir
+
+    def refuse(path):  # permissions do not stop the administrator, who may run this test
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert pairs_and_faults(root)[1] == [f"{root}/images/locked: cannot be read: Permission denied"]
 
 
 def test_pictures_of_formats_that_are_not_read_are_noted(root):

@@ -129,6 +129,8 @@ CORNERS = [9, 1, 14, 1, 14, 5, 9, 5]
         ),
         ({"segmentation": [CORNERS], "bbox": [9, 1, 14, 5], "area": 20}, "bbox"),  # corners in place of a size
         ({"segmentation": [CORNERS], "area": 100}, "area"),
+        ({"segmentation": [CORNERS], "bbox": [10**400, 1, 5, 4], "area": 10**400}, None),
+        ({"segmentation": [CORNERS], "bbox": ["9", 1, 5, None], "area": "20"}, None),
         ({"segmentation": [[9, 1, 14, 1, 14, 2]], "bbox": [9, 1, 5, 4], "area": 20}, "bbox"),
     ],
 )

@@ -88,6 +88,13 @@ def test_predictions_are_looked_at_like_masks(tmp_path, rng):
     assert scored.notes == ("1 predictions of one level: no foreground: a.png",)
 
 
+def test_a_prediction_that_is_a_link_to_nothing_is_named(tmp_path):
+    truth = write(tmp_path / "gt" / "a.png", np.eye(12, 16, dtype=np.uint8) * 255)
+    (tmp_path / "a.png").symlink_to("gone.png")
+    with pytest.raises(DataFault, match=r"a\.png: no such file"):
+        scoring.score(predictions.Maps([predictions.Pair("a", tmp_path / "a.png", truth)], PRESET), folder=tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"3"])
 def test_lines_that_are_no_rows_are_named(tmp_path, content):
     file = tmp_path / "instances.jsonl"
