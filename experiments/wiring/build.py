@@ -223,16 +223,26 @@ def _env_of(config: Config, task: str, dataset: Dataset, parts: Parts, autoreset
 
 
 def _env_class(gym_id: str) -> type[SampleVectorEnv]:
-    """Import the vector environment of a Gymnasium id."""
+    """Import the vector environment of a Gymnasium id.
+
+    Raises:
+        UserError: If the id is unknown, its module cannot be imported, or it has no `SampleVectorEnv`.
+    """
     import gymnasium as gym
     from gymnasium.envs.registration import load_env_creator
 
     from maskgym.envs.base import SampleVectorEnv
 
-    creator = gym.spec(gym_id).vector_entry_point
-    kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    try:
+        creator = gym.spec(gym_id).vector_entry_point
+        kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    except Exception as error:  # Gymnasium has its own, and a module may raise anything when it is imported.
+        raise UserError(f"env.gym_ids: {gym_id}: {type(error).__name__}: {error}") from error
+    expected = "expected register(…, vector_entry_point=…) with a subclass of maskgym.envs.base.SampleVectorEnv"
+    if kind is None:
+        raise UserError(f"env.gym_ids: {gym_id}: is registered without a vector_entry_point: {expected}")
     if not (isinstance(kind, type) and issubclass(kind, SampleVectorEnv)):
-        raise UserError(f"env.gym_ids: {gym_id}: its vector_entry_point is {kind}: expected a SampleVectorEnv")
+        raise UserError(f"env.gym_ids: {gym_id}: its vector_entry_point is {kind}: {expected}")
     return kind
 
 

@@ -69,3 +69,71 @@ def test_those_of_scenes_are_imitated_by_name_only(algo, capsys):
 @pytest.mark.parametrize("without", ["algo.isr_sft_steps=0", "algo.updates=0", "algo=grpo"])
 def test_a_run_without_supervised_steps_needs_no_rationale(without):
     assert supervised(4, set(), without) == (None, {})
+
+
+@pytest.mark.parametrize("segmenter", ["sam", "sam_hf", "sam2"])
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["env=point_prompt", "env.text=category"], "env.attention.name"),
+        (["env=user_need_point"], "env.encoder"),
+        (["env=user_need_point", "env.encoder=clip_surgery", "env.text=need"], "env.attention.name"),
+    ],
+)
+def test_the_bundled_clip_is_refused_beside_a_published_sam(segmenter, arguments, key):
+    told = f"{key}=clip_tiny: the bundled CLIP knows the words of synthetic scenes alone, segmenter={segmenter} is for"
+    with pytest.raises(UserError, match=told):
+        build.make_parts(composition.compose([*arguments, f"segmenter={segmenter}"]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["env=point_prompt", "segmenter=sam"],  # no text, so no CLIP
+        ["env=point_prompt", "env.text=category", "env.attention.name=clip_surgery", "segmenter=sam"],
+        ["env=user_need_point", "env.need=false", "segmenter=sam"],  # no need is encoded
+        ["env=user_need_point", "env.text=need"],  # both are bundled
+    ],
+)
+def test_other_clips_and_sams_go_together(arguments):
+    build._check_bundled(composition.compose(arguments))
+
+
+def test_validation_stands_in_for_a_test_split_that_is_empty_not_for_one_that_is_broken(photo_folder, capsys):
+    config = composition.compose(
+        ["env=point_prompt", "data=folder", f"data.root={photo_folder}", "data.splits=validation"]
+    )
+    assert build.make_held_out_dataset(config, "point_prompt").split == "validation"
+    assert "held-out samples are those of validation" in capsys.readouterr().err
+    config["data"]["splits"] = "nonsense"
+    with pytest.raises(UserError, match="data.splits=nonsense"):
+        build.make_held_out_dataset(config, "point_prompt")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("registered", "expected"),
+    [
+        (
+            {"entry_point": "gymnasium.envs.classic_control:CartPoleEnv"},
+            "is registered without a vector_entry_point: exp",
+        ),
+        (
+            {"vector_entry_point": "gymnasium.envs.classic_control:CartPoleEnv"},
+            "its vector_entry_point is <class .*: exp",
+        ),
+        ({"vector_entry_point": "no_such_module:Env"}, "ModuleNotFoundError: No module named 'no_such_module'"),
+        (None, "NameNotFound: Environment `"),
+    ],
+)
+def test_an_id_without_a_vector_environment_of_ours_is_named(registered, expected, request):
+    import gymnasium as gym
+
+    gym_id = f"maskgym/Own{request.node.callspec.indices['registered']}-v0"
+    if registered:
+        gym.register(gym_id, **registered)
+        request.addfinalizer(lambda: gym.registry.pop(gym_id))
+    config = composition.compose(["env=sod"])
+    config["env"]["gym_ids"] = {"sod": gym_id}
+    with pytest.raises(UserError, match=f"^env.gym_ids: {gym_id}: {expected}"):
+        build.make_env(config, "sod", "train", {})
