@@ -375,12 +375,22 @@ def read_lines(file: Path) -> dict[str, JsonObject]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("masks"), list):
-            raise UserError(f"{file}: line {number}: expected an object with a key and a list of masks")
+        if not _is_row(row):
+            raise UserError(
+                f"{file}: line {number}: expected an object with a key, a list of masks and, if any, a list of scores"
+            )
         if row["key"] in found:
             raise UserError(f"{file}: line {number}: '{row['key']}' was there before")
         found[row["key"]] = row
     return found
+
+
+def _is_row(row: JsonObject) -> bool:
+    """Check whether a line of ``instances.jsonl`` has the types of a row."""
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("masks"), list):
+        return False
+    scores = row.get("scores")
+    return scores is None or (isinstance(scores, list) and all(isinstance(score, (int, float)) for score in scores))
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -95,7 +95,7 @@ def test_a_prediction_that_is_a_link_to_nothing_is_named(tmp_path):
         scoring.score(predictions.Maps([predictions.Pair("a", tmp_path / "a.png", truth)], PRESET), folder=tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"3"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"3", b'{"key": "c", "masks": [], "scores": {}}'])
 def test_lines_that_are_no_rows_are_named(tmp_path, content):
     file = tmp_path / "instances.jsonl"
     file.write_bytes(codecs.BOM_UTF8 + b'{"key": "a\xe2\x80\xa8b", "masks": []}\n' + content)
