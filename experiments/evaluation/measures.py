@@ -117,10 +117,11 @@ def main_of(env: str, names: Iterable[str]) -> list[str]:
 
 
 CLICKS_SHOWN = (1, 5, 10, 15, 20)  # numbers of clicks after which the IoU is reported
-_PIXELS = (
+PIXELS = (  # of any mask or map, so of baselines too
     *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive", "ber_mean", "ber_pooled", "weighted_f"),
-    *("s_measure", "iou", "reward"),
+    *("s_measure", "iou"),
 )
+_PIXELS = ("reward", *PIXELS)
 _TEXT = (*_PIXELS, "format", "expressions", "characters")
 _REFERRING = ("miou", "oiou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
 _CLICKS = (*_PIXELS, "repeated", "noc85", "noc90")

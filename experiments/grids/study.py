@@ -27,7 +27,7 @@ from typing import TypedDict
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import check_offered
+from maskgym.experiments.evaluation.measures import PIXELS, check_offered
 from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
@@ -112,6 +112,9 @@ def check(spec: RunSpec) -> None:
     if spec.baseline:
         from maskgym.experiments.grids import baselines  # imports the parts of a run, which only baselines need here
 
+        if spec.measure not in PIXELS:
+            told = f"measure '{spec.measure}': a baseline has {', '.join(PIXELS)}"
+            raise UserError(f"the study: {spec.baseline}: {told}")
         baselines.parse([*spec.command[1:], "--out=results.json"])
 
 

@@ -62,7 +62,7 @@ def test_a_forked_command_has_the_directory_and_environment_of_its_caller(server
     run = {"env": "sis", "algo": "cgpo", "seed": 0, "wall_s": 1, "before": {"reward": 0.0}, "after": {"reward": 0.5}}
     (tmp_path / "results.json").write_text(json.dumps(run))
     monkeypatch.chdir(tmp_path)
-    assert "| reward | 0.000 | 0.500 |" in server(["summary", "."]).out
+    assert "| reward | | 0.000 | 0.500 |" in server(["summary", "."]).out
     monkeypatch.setenv("MASKGYM_UPDATES", "few")
     assert "MASKGYM_UPDATES=few: expected a whole number" in server(["run", "env=sis"]).error
 
