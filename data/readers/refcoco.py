@@ -257,5 +257,5 @@ def _find_photo(listing: Listing, folder: Path, there: Mapping[str, str], source
     if twin != path.name:
         fault = f"{source}: no file {path.name} in {folder}" + (f": {twin} differs in case" if twin else "")
     if fault:
-        listing.faults.append(fault)
+        listing.find_fault(path.stem, fault)
     return None if fault else path
