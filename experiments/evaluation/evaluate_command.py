@@ -28,7 +28,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from tqdm import tqdm
 
-from maskgym import data
+from maskgym import data, files
 from maskgym.agents.base import Agent
 from maskgym.aliases import JsonObject
 from maskgym.chat.asker import to_png
@@ -314,8 +314,7 @@ def _maps(transition: Transition) -> Iterator[np.ndarray]:
 def _append(file: Path, key: str, masks: np.ndarray) -> None:
     """Append one line of instances to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"key": key, "masks": [run_lengths.encode(mask > 0.5) for mask in masks]}) + "\n")
+    files.append(file, json.dumps({"key": key, "masks": [run_lengths.encode(mask > 0.5) for mask in masks]}))
 
 
 def _lines_so_far(file: Path) -> set[str]:
