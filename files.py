@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -185,5 +186,8 @@ def _exclusive(stream: IO[bytes]) -> Iterator[None]:
     except ImportError:
         yield
         return
-    fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems have no locks
+        warnings.warn(f"{stream.name}: no lock ({error.strerror}): start no second process here", stacklevel=4)
     yield

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import errno
+import fcntl
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -154,3 +157,14 @@ def test_libraries_that_write_to_a_full_disk_are_understood(tmp_path):
         with room_for(1000), pytest.raises(Exception) as caught:
             save()
         assert files.disk_error(caught.value)
+
+
+def test_a_disk_without_locks_is_told_and_takes_lines(tmp_path, monkeypatch):
+    def refuse(stream, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for line in ("first", "second"):
+        with pytest.warns(UserWarning, match="journal: no lock .*: start no second process here"):
+            files.append(tmp_path / "journal", line)
+    assert (tmp_path / "journal").read_bytes() == b"first\nsecond\n"
