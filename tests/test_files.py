@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import os
-import errno
 import fcntl
+import multiprocessing
 import os
 import resource
 import time
