@@ -30,7 +30,7 @@ from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
 from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step
 from maskgym.aliases import Settings
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from maskgym.agents.text.language import LanguageAgent
@@ -222,6 +222,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     for _, path in sorted(found.items(), reverse=True):
         if (path / manifest.NAME).exists():
             return path
-        print(f"{path}: no {manifest.NAME}, so it was not finished: removed")
+        print(one_line(f"{path}: no {manifest.NAME}, so it was not finished: removed"))
         shutil.rmtree(path)
     return None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from maskgym.aliases import Config, JsonObject, Settings
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train as training
 from maskgym.experiments.wiring import run_folder
@@ -64,7 +64,9 @@ def run(config: Config, folder: Path, resume: bool = False) -> JsonObject:
                 # A restart cannot succeed on a full disk.
                 if failures > config["scale"]["max_failures"] or disk_error(error):
                     raise
-            tqdm.write(f"workers died ({fault}): they are started again, from the last checkpoint", file=sys.stderr)
+            tqdm.write(
+                one_line(f"workers died ({fault}): they are started again, from the last checkpoint"), file=sys.stderr
+            )
             resume = (folder / run_folder.CONFIG).exists()
     raise AssertionError("unreachable")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskgym.aliases import Config
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.wiring import run_folder
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class WandB(Logger):
             act(*arguments, **settings)
         except Exception as error:  # wandb's connection errors have no common base class
             self.lost = True
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = one_line(error) or type(error).__name__
             print(f"logger=wandb: its service went away ({said}); metrics.csv has the rest", file=sys.stderr)
 
 

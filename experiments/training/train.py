@@ -13,7 +13,7 @@ from maskgym.agents.base import OnLog, Scorer
 from maskgym.agents.common import parallel
 from maskgym.aliases import Config, JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.evaluation import evaluation
 from maskgym.experiments.evaluation.evaluation import Evaluation, scores
 from maskgym.experiments.report import report as pages
@@ -104,7 +104,7 @@ class TrainingRun:
         trained = {task: unwrap(env, SampleVectorEnv).dataset.describe() for task, env in self.train_envs.items()}
         for task, notes in self.notes.items():
             for note in dict.fromkeys([*trained[task], *notes]):
-                print(f"{task}: {note}")
+                print(one_line(f"{task}: {note}"))
 
     def finish(self, logger: Logger) -> JsonObject:
         """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
