@@ -2,7 +2,7 @@
 BIN ?= .venv/bin
 TOOLS := $(abspath $(BIN))
 
-.PHONY: check format lint spelling types test e2e site
+.PHONY: check format lint spelling types test e2e site wheel
 
 check: lint spelling types test e2e
 
@@ -32,3 +32,6 @@ e2e:  ## the rest: site, browser, Ray, several workers, wheel, tutorials
 
 site:  ## the documentation, in build/site; `make e2e` builds it too
 	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --strict
+
+wheel:  ## the wheel alone in a fresh environment of each Python here: downloads gigabytes
+	.ci/wheel

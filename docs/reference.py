@@ -49,7 +49,10 @@ ELSEWHERE = {
     "examples": "tutorials/examples.md",
 }
 # These are in the order of reading; other pages of the same folder follow.
-TUTORIALS = ("first_run", "your_own_parts", "examples", "your_own_checkpoint", "sweep", "scale", "paper_table")
+TUTORIALS = (
+    *("first_run", "your_own_parts", "your_own_algorithm", "examples", "your_own_checkpoint", "sweep", "scale"),
+    "paper_table",
+)
 GUIDES = (
     "for_newcomers",
     "commands",

@@ -133,6 +133,39 @@ def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
 
 
 @pytest.mark.e2e
+def test_the_wheel_is_small(installed):
+    (wheel,) = installed.glob("maskgym-*.whl")
+    assert 1e6 < wheel.stat().st_size < 2e7  # bytes; the bundled models are most of it
+
+
+def other_pythons() -> list[str]:
+    """List the interpreters of other versions that setup.cfg claims, on the path or of pyenv, one per version."""
+    found: dict[str, str] = {}
+    places = [Path(folder) for folder in os.get_exec_path()] + sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    for place in places:
+        for python in place.glob("python3.1[123]"):
+            asked = subprocess.run([python, "-c", "import sys; print(sys.version_info[1])"], capture_output=True)
+            if asked.returncode == 0 and asked.stdout.strip() != str(sys.version_info[1]).encode():
+                found.setdefault(asked.stdout.decode().strip(), str(python))
+    return list(found.values())
+
+
+@pytest.mark.e2e
+def test_other_pythons_install_and_compile_the_wheel(installed, tmp_path):
+    """Without its requirements, which are gigabytes: `.ci/wheel` installs these too, and tries what it installed."""
+    (wheel,) = installed.glob("maskgym-*.whl")
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("no other Python here")
+    for python in pythons:
+        target = tmp_path / Path(python).name
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-compile"]
+        subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, env={**os.environ, "PIP_NO_INDEX": "1"})
+        compiled = subprocess.run([python, "-m", "compileall", "-q", str(target)], capture_output=True, text=True)
+        assert compiled.returncode == 0, compiled.stdout
+
+
+@pytest.mark.e2e
 def test_the_wheel_works_from_another_folder(installed, tmp_path):
     """Load every part that has a name, and run tests, against the wheel alone."""
     everything = (
@@ -144,6 +177,8 @@ def test_the_wheel_works_from_another_folder(installed, tmp_path):
         "import maskgym.experiments.cli\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
+    tried = run_python(str(ROOT / ".ci" / "smoke.py"), str(installed), cwd=tmp_path, env=environment)
+    assert tried.endswith("7 environments, one run: ok\n")
     shutil.copytree(ROOT / "tests" / "rewards", tmp_path / "rewards")
     run_python("-c", everything, cwd=tmp_path, env=environment)
     output = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "rewards", cwd=tmp_path, env=environment)

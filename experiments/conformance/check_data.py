@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 
@@ -61,18 +61,21 @@ def check_split(dataset: Dataset, split: str, found: Findings, seen: dict[str, t
     if not found.expect(task in ("sod", "sis", "cosod"), "class", f"task={task!r}"):
         return
     own = getattr(dataset, "split", None)
-    found.expect(own == split, "split", f"split={own!r} where split={split!r} was asked for")
+    if not found.expect(own == split, "split", f"split={own!r} where split={split!r} was asked for"):
+        return
     size = found.attempt("length", f"len of the {split} split", lambda: len(dataset))
     if size is None or not found.expect(size >= 1, "length", f"len of the {split} split is {size}"):
         return
     keys = found.attempt("keys", f"keys of the {split} split", lambda: tuple(dataset.keys))
     if keys is not None:
         _check_keys(keys, size, split, found)
+    readable = []
     for index in dict.fromkeys(np.linspace(0, size - 1, min(SHOWN, size)).astype(int).tolist()):
         where = f"index {index} of the {split} split"
         sample = found.attempt("length", where, partial(dataset.__getitem__, index))
         if sample is None or found.attempt("sample", "", partial(check_sample, sample, index)) is None:
             continue
+        readable.append(index)
         if keys is not None and index < len(keys):
             found.expect(sample.key == keys[index], "keys", f"{where} has key {sample.key!r}; keys has {keys[index]!r}")
         again = dataset[index]
@@ -81,7 +84,7 @@ def check_split(dataset: Dataset, split: str, found: Findings, seen: dict[str, t
         other = seen.setdefault(str(sample.key), (split, sample))
         shared = other[0] != split and _equal(sample, other[1], "images")
         found.expect(not shared, "apart", f"{where}, '{sample.key}', is in the {other[0]} split too")
-    _show(dataset, found)
+    _show(dataset, readable, found)
     with found.guard("pickle", f"pickling the {split} split"):
         copy = pickle.loads(pickle.dumps(dataset))
         found.expect(len(copy) == size, "pickle", f"len of a copy of the {split} split is {len(copy)}, not {size}")
@@ -95,22 +98,18 @@ def _check_keys(keys: tuple[str, ...], size: int, split: str, found: Findings) -
     found.expect(different == len(keys), "keys", f"{len(keys)} keys of the {split} split, of which {different} differ")
 
 
-def _show(dataset: Dataset, found: Findings) -> None:
-    """Let the environment of the task check and score samples; an environment names the sample that it refuses."""
+def _show(dataset: Dataset, indices: Sequence[int], found: Findings) -> None:
+    """Let the environments of the task show and score samples; an environment names the sample that it refuses."""
+    first = dataset[indices[0]] if indices else None
     kinds = [dataset.task]
-    first = found.attempt("sample", "index 0", lambda: dataset[0])
-    if isinstance(first, Sample) and first.ranks is not None:
-        kinds.append("ranking")
-    elif isinstance(first, Sample) and first.need is not None:
-        kinds.append("user_need")
-    for kind in kinds:
-        settings = {"group_size": len(first.images)} if kind == "cosod" and first is not None else {}
-        env = found.attempt("sample", "", partial(probes.make_env, kind, dataset, **settings))
-        if env is None:
-            continue
-        for index in np.linspace(0, env.num_samples - 1, min(SHOWN, env.num_samples)).astype(int):
-            with found.guard("sample", f"index {index} of the {dataset.split} split"):
-                observations, _ = env.reset(seed=0, options={"index": int(index)})
+    if first is not None and (first.ranks is not None or first.need is not None):
+        kinds.append("user_need" if first.ranks is None else "ranking")
+    settings = {"group_size": len(first.images)} if dataset.task == "cosod" and first is not None else {}
+    for kind in kinds if indices else ():
+        with found.guard("sample"):
+            env = probes.make_env(kind, dataset, **settings)
+            for index in indices:
+                observations, _ = env.reset(seed=0, options={"index": index})
                 env.step(probes.random_actions(env, observations))
 
 

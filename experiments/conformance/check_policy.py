@@ -16,17 +16,17 @@ from maskgym.experiments.evaluation.rollout import first_rows
 from maskgym.policies import Policy
 from maskgym.policies.no_policy import NoPolicy
 
-RULES = {
-    "tasks": "tasks, a tuple of names of tasks",
-    "members": "the members that agents of its tasks use",
-    "answers": "one legal action per observation, the same each time where it is greedy",
-    "gradient": "finite log-probabilities of actions, at most 0, with a gradient",
-    "loss": "logits (B, 1, S, S), and a loss with a gradient",
-}
 MEMBERS = {  # by kind of action
     "text": ("generate", "sample", "log_probabilities", "save", "load"),
     "clicks": ("network", "trunk", "actor", "critic"),
     "masks": ("forward", "loss", "trainable_parameters", "trained_state", "load_trained_state", "save", "load"),
+}
+RULES = {
+    "tasks": "tasks, a tuple of names of tasks",
+    "members": "the members that agents use; " + "; ".join(f"{kind}: {', '.join(MEMBERS[kind])}" for kind in MEMBERS),
+    "answers": "one legal action per observation, the same each time where it is greedy",
+    "gradient": "finite log-probabilities of actions, at most 0, with a gradient",
+    "loss": "logits (B, 1, S, S), and a loss with a gradient",
 }
 TASKS = tuple(probes.KINDS)
 

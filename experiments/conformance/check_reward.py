@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 
@@ -31,9 +32,8 @@ def check(reward: AnyReward, kinds: Sequence[str], found: Findings) -> None:
         return
     refusals = []
     for kind in kinds:
-        played = probes.transitions(kind)
         try:
-            made(played)
+            made(_transitions(kind))
         except BadValue as error:
             found.add("scores", f"{kind}: {describe(error)}")
         except UserError as error:
@@ -57,16 +57,21 @@ def _check_kind(made: Reward, kind: str, found: Findings) -> None:
     def totals(played: Sequence[Transition]) -> np.ndarray:
         return score(made, played, range(len(played)))[0]
 
-    played = probes.transitions(kind)
-    before = [[array.copy() for array in _arrays(transition)] for transition in played]
-    first, again, backwards = totals(played), totals(played), totals(played[::-1])[::-1]
-    alone = np.concatenate([totals([transition]) for transition in played])
-    found.expect(np.array_equal(first, again), "repeat", f"{kind}: two calls differ")
-    found.expect(np.array_equal(first, alone), "alone", f"{kind}: a transition alone has another value")
-    found.expect(np.array_equal(first, backwards), "alone", f"{kind}: in another order values differ")
-    after = map(_arrays, played)
-    same = all(all(map(np.array_equal, *arrays)) for arrays in zip(before, after, strict=True))
+    played = _transitions(kind)
+    first, again = totals(played), totals(played)
+    if found.expect(np.array_equal(first, again), "repeat", f"{kind}: two calls differ"):
+        alone = np.concatenate([totals([transition]) for transition in played])
+        found.expect(np.array_equal(first, alone), "alone", f"{kind}: a transition alone has another value")
+        backwards = totals(played[::-1])[::-1]
+        found.expect(np.array_equal(first, backwards), "alone", f"{kind}: in another order values differ")
+    pairs = zip(map(_arrays, probes.transitions(kind)), map(_arrays, played), strict=True)
+    same = all(all(map(np.array_equal, *arrays)) for arrays in pairs)
     found.expect(same, "untouched", f"{kind}: an array was written to")
+
+
+def _transitions(kind: str) -> tuple[Transition, ...]:
+    """Copy the transitions of a kind, which other checks use too."""
+    return deepcopy(probes.transitions(kind))
 
 
 def _arrays(transition: Transition) -> list[np.ndarray]:

@@ -175,7 +175,9 @@ class Empty:
     """Finds nothing; this one keeps the contract."""
 
     def segment(self, images, expressions):
-        return [np.zeros((len(row), *image.shape[:2]), np.float32) for image, row in zip(images, expressions)]
+        return [
+            np.zeros((len(row), *image.shape[:2]), np.float32) for image, row in zip(images, expressions, strict=True)
+        ]
 
 
 class OneMore(Empty):
