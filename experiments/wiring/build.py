@@ -239,11 +239,10 @@ def _env_class(gym_id: str) -> type[SampleVectorEnv]:
     except Exception as error:  # Gymnasium has its own, and a module may raise anything when it is imported.
         raise UserError(f"env.gym_ids: {gym_id}: {type(error).__name__}: {error}") from error
     expected = "expected register(…, vector_entry_point=…) with a subclass of maskgym.envs.base.SampleVectorEnv"
-    if kind is None:
-        raise UserError(f"env.gym_ids: {gym_id}: is registered without a vector_entry_point: {expected}")
-    if not (isinstance(kind, type) and issubclass(kind, SampleVectorEnv)):
-        raise UserError(f"env.gym_ids: {gym_id}: its vector_entry_point is {kind}: {expected}")
-    return kind
+    if isinstance(kind, type) and issubclass(kind, SampleVectorEnv):
+        return kind
+    found = "is registered without a vector_entry_point" if kind is None else f"its vector_entry_point is {kind}"
+    raise UserError(f"env.gym_ids: {gym_id}: {found}: {expected}")
 
 
 def make_dataset(config: Config, task: str, split: str, data_name: str = "") -> Dataset:
