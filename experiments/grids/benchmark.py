@@ -46,6 +46,7 @@ from maskgym.experiments.grids import benchmark_report, files, matrix
 from maskgym.experiments.grids.matrix import WARM_UP, Results, cost_arguments, cost_key
 from maskgym.experiments.grids.processes import Finished, Runner, run_cold, threads_of
 from maskgym.experiments.grids.runner import RunSpec, add_options, call, compute, digest
+from maskgym.experiments.grids.summary import page_command
 from maskgym.experiments.wiring import command, run_folder
 
 
@@ -82,7 +83,8 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     run_folder.write(given.out / f"{name}.md", text)
     print("\n".join(benchmark_report.overview(results)))
     print(given.out / f"{name}.md")
-    print(f"one page that compares its runs: maskgym report {runs} --out {given.out / 'comparison.html'}")
+    if runs.exists():  # the table may hold all results
+        print(page_command(runs))
 
 
 def _run_alone(words: Sequence[str], cold: bool = True) -> Finished:

@@ -74,7 +74,9 @@ def load(name: str) -> Matrix:
         UserError: If the file does not exist, or is not a matrix.
     """
     needed = {"title", "about", "sections"}
-    matrix: Matrix = {"costs": [], "published": {}} | files.read(name, MATRICES, "matrix", needed, OPTIONAL)
+    matrix: Matrix = files.read(name, MATRICES, "matrix", needed, OPTIONAL)
+    matrix.setdefault("costs", [])
+    matrix.setdefault("published", {})
     for section in matrix["sections"]:
         files.check_keys(section, set(Section.__annotations__), f"matrix '{name}': {section}: is not a section")
         where = f"matrix '{name}': {section['title']}"

@@ -32,7 +32,7 @@ from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, compute
-from maskgym.experiments.grids.summary import samples_of
+from maskgym.experiments.grids.summary import page_command, samples_of
 from maskgym.experiments.wiring import command, composition, run_folder
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -147,7 +147,8 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored)])
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
-    print(f"one page that compares its runs: maskgym report {root} --out {given.out / 'comparison.html'}")
+    if root.exists():  # a table may hold all results
+        print(page_command(root))
 
 
 def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> str:

@@ -84,9 +84,13 @@ def table(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
 
 def closing(groups: Mapping[str, Sequence[JsonObject]], folder: Path) -> str:
     """Format the table of some groups, and the command that writes the page which compares the runs in a folder."""
-    page = folder.parent / "comparison.html"
-    told = f"one page that compares them: maskgym report {shlex.quote(str(folder))} --out {shlex.quote(str(page))}"
-    return "\n".join(["", *table(groups), "", told])
+    return "\n".join(["", *table(groups), "", page_command(folder)])
+
+
+def page_command(folder: Path) -> str:
+    """Format the line that says how to get the page which compares the runs in a folder."""
+    words = ["maskgym", "report", str(folder), "--out", str(folder.parent / "comparison.html")]
+    return f"one page that compares the runs: {shlex.join(words)}"
 
 
 def samples_of(runs: Sequence[JsonObject], measure: str) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from maskgym.errors import UserError
 from maskgym.experiments.grids import benchmark, benchmark_report, matrix, results_table
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import composition, run_folder
 
 SMALL = ["evaluation.samples=2", "evaluation.pictures=0"]
 BRIEF = ["env.num_envs=2", "algo.batch_size=8", "algo.max_new_tokens=40"]
@@ -145,6 +145,55 @@ def test_equal_budgets_are_read_between_evaluations(tmp_path):
     assert seconds["cgpo"][0][0] == [0, 4, 8] and seconds["grpo"][0][0] == [0, 8, 16]
 
 
+def test_an_agent_that_logs_no_tokens_has_empty_cells_and_a_line(tmp_path):
+    """An algorithm of one's own, whose updates log the reward alone, beside one of ours."""
+    section = {**MATRIX["sections"][0], "seeds": [0]}
+    results = matrix.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    fill(results, matrix.run_of(section, "cgpo", "sis", 0), [0.5, 0.7, 0.9], [10, 10, 0, 0])
+    run = tmp_path / "run"
+    metrics = run_folder.Metrics(run / "metrics.csv")
+    for step in range(6):
+        metrics.add(step, {"held_out/iasm": 0.5 + step / 10, "held_out/reward": 0.5})
+        metrics.add(step + 1, {"reward": 0.5, "mine/loss": 1.0, "peak_memory_mib": 100.0})
+    scores = {"iasm": 0.5, "reward": None}
+    facts = {"env": "sis", "algo": "mine", "seed": 0, "device": "cpu", "steps": 6, "split": "test", "versions": {}}
+    counted = {"sis": {"n": 256, "of": 512, "split": "test", "notes": []}}
+    run_folder.write_json(run / "results.json", {**facts, "samples": counted, "before": scores, "after": scores})
+    results.keep(spec := matrix.run_of(section, "grpo", "sis", 0), run)
+    kept = results.of(spec)
+    assert kept["updates"] == {"step": [1, 2, 3, 4, 5, 6], "reward": [0.5] * 6} and kept["samples"] == counted
+    cost = benchmark._cost_of(run)
+    assert cost["peak_memory_mib"] == 100 and set(cost) == {"step_s", "peak_memory_mib"}
+    results.costs = {matrix.cost_key(matrix.cost_arguments(MATRIX["costs"][0], "grpo")): [cost | {"step_s": 2.0}]}
+    text, _ = benchmark_report.report(results, "small")
+    assert "No generated_tokens in the log of grpo, and so no score at equal tokens." in text
+    assert "| grpo | | | 2.00 (2.00) | 100 |" in text
+    assert "grpo does not log generated_tokens: its cell is empty." in text
+    assert "Held-out samples per run: sis: 256 of 512." in text
+    assert "| grpo | 0.500 [0.500, 0.500] | nan [nan, nan] | 1 |" in text  # the reward is undefined
+    assert set(benchmark_report.curves(results, section, ["cgpo", "grpo"], "sis")["generated tokens"]) == {"cgpo"}
+
+
+def test_timing_runs_have_one_number_of_threads(tmp_path, monkeypatch):
+    results = matrix.Results(MATRIX, tmp_path / "small")
+    results.costs = {"x": [{"step_s": 1.0}]}
+    results.threads = "1"
+    results.write()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    again = matrix.Results(MATRIX, tmp_path / "small")
+    with pytest.raises(UserError, match=r"OMP_NUM_THREADS=2: the timing runs in .* had 1 threads: expected"):
+        benchmark.measure_costs(again, tmp_path, lambda words, cold: pytest.fail("ran"))
+    assert matrix.Results(MATRIX, tmp_path / "other").threads == "2"
+
+
+def test_a_matrix_needs_no_costs_and_no_published_values(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({name: MATRIX[name] for name in ("title", "about", "sections")}))
+    content = matrix.load(str(file))
+    assert content["costs"] == [] and content["published"] == {}
+    matrix.check(content)
+
+
 def test_published_orders_hold_are_reversed_or_open(tmp_path):
     section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
     section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm", "mae", "noc90", "reward"]}}
@@ -227,6 +276,15 @@ def test_a_report_of_what_is_there(tmp_path, capsys):
         ({"seeds": 1}, "is not a matrix: expected the keys"),
         ({"costs": [{"title": "no rows"}]}, "is not a cost: expected the keys"),
         ({"sections": [{**MATRIX["sections"][0], "against": "ppo"}]}, "against: ppo: expected one of cgpo, grpo"),
+        (
+            {"sections": [{**MATRIX["sections"][0], "columns": {"sis": {"with": ["env=sis"], "measures": ["iasmm"]}}}]},
+            "First: cgpo, sis: measure 'iasmm': expected one of reward, mae",
+        ),
+        (
+            {"sections": [{**MATRIX["sections"][0], "rows": {"cgpo": {"withh": []}, "grpo": {}}}]},
+            "First: rows.cgpo: unknown key 'withh': expected one of with",
+        ),
+        ({"costs": [{**MATRIX["costs"][0], "base": ["env=sis", "algo.updates=3"]}]}, "expected more than 3, which are"),
         (
             {"sections": [{**MATRIX["sections"][0], "rows": {"cgpo": {"with": ["algo=ppo"]}}}]},
             "unknown key 'algo.batch_size': algo=ppo has updates",

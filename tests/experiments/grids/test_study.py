@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import baselines, results_table, study
+from maskgym.experiments.grids import baselines, results_table, study, summary
 from maskgym.experiments.wiring import composition
 
 SMALL = ["env=point_prompt", "algo=random", "env.horizon=2", "env.num_envs=2", "evaluation.samples=2"]
@@ -66,7 +66,10 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys, in_process):
     (one,) = [json.loads(path.read_text())["iou@1"] for path in folder.glob("evaluation-*.json")]
     assert f"| two | {two:.3f} |" in shown and f"| one | {one:.3f} |" in shown and "One seed." in shown
     assert f"| over one | {two - one:+.3f} |" in shown  # one value has no interval
-    assert (out / "small.md").read_text() + "\n" == shown
+    assert shown == (out / "small.md").read_text() + f"\n{summary.page_command(out / 'runs')}\n"
+    before = json.loads((folder / "results.json").read_text())["before"]["iou"]
+    assert f"Before training:\n\n| | glass |\n|---|---|\n| two | {before:.3f} |\n" in shown
+    assert "Held-out samples of a run: 2 of 512." in shown
     written = (folder / "results.json").stat().st_mtime_ns
     assert study.main([str(file), "--out", str(out)], in_process) == 0
     assert (folder / "results.json").stat().st_mtime_ns == written
