@@ -222,6 +222,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     for _, path in sorted(found.items(), reverse=True):
         if (path / manifest.NAME).exists():
             return path
-        print(one_line(f"{path}: no {manifest.NAME}, so it was not finished: removed"))
-        shutil.rmtree(path)
+        if not parallel.rank():
+            print(one_line(f"{path}: no {manifest.NAME}, so it was not finished: removed"))
+            shutil.rmtree(path)
     return None

@@ -382,8 +382,8 @@ def neutralise_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def _check_folder(folder: Path, name: str) -> None:
     """Raise a UserError that begins with ``name`` if files are missing, empty or damaged that loading would do without.
 
-    Transformers takes the sizes of another model for those that ``config.json`` omits, and a tokenizer without special
-    tokens if ``tokenizer_config.json`` is missing.
+    Transformers takes the sizes of another model for those that ``config.json`` omits, and another tokenizer's special
+    tokens for those that ``tokenizer_config.json`` omits.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json there; expected a Hugging Face model folder")
@@ -395,8 +395,8 @@ def _check_folder(folder: Path, name: str) -> None:
             f"{folder / 'config.json'}: model_type={config.get('model_type')}: expected qwen2_5_vl, with vision_config "
             "and hidden_size"
         )
-    if not _read_json(folder / "tokenizer_config.json"):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: empty: expected the settings of a tokenizer")
+    if not _read_json(folder / "tokenizer_config.json").get("eos_token"):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: no eos_token: expected the settings of a tokenizer")
 
 
 def _read_json(file: Path) -> JsonObject:

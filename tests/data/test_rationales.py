@@ -62,7 +62,7 @@ def test_which_samples_have_a_rationale_is_known_and_those_left_out_are_counted(
     assert found.with_rationale == (0, 1)
     file = write(row("photo1"), row("photo0"))
     assert found.describe() == [f"{len(photos()) - 2} of {len(photos())} samples are left out: no rationale in {file}"]
-    assert photos().with_rationale == ()
+    assert photos().with_rationale == tuple(range(len(photos())))
     scenes = data.make("scenes", task="sod", size=9)
     assert scenes.with_rationale == tuple(range(9)) == Keyed(scenes).with_rationale
     assert data.make("scenes", task="need", size=9).with_rationale == ()

@@ -189,17 +189,19 @@ def test_several_gpus_in_one_process_are_refused() -> None:
 def test_log_probabilities_of_the_policy_are_those_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from maskgym.agents.text.cgpo import CGPOTrainer
 
-    agent, fresh, found, score = make_agent("cgpo", tmp_path), make_agent("cgpo", tmp_path), [], CGPOTrainer._score
+    agent, fresh, found = make_agent("cgpo", tmp_path), make_agent("cgpo", tmp_path), []
+    generate = CGPOTrainer._generate_and_score_completions
 
-    def look(trainer: CGPOTrainer, model: torch.nn.Module, inputs: dict):
-        answers, router = score(trainer, model, inputs)
+    def look(trainer: CGPOTrainer, rows: list) -> dict:
+        inputs = generate(trainer, rows)
+        answers, _ = trainer._score(trainer.model, inputs)
         total = (answers.log_probabilities * answers.mask).sum()
-        (gradient,) = torch.autograd.grad(total, model.lm_head.weight, retain_graph=True)
+        (gradient,) = torch.autograd.grad(total, trainer.model.lm_head.weight)
         tokens = [row[: int(n)].tolist() for row, n in zip(inputs["completion_ids"], answers.mask.sum(1), strict=True)]
         found.append((answers, gradient, tokens, [row["index"] for row in trainer._prompted]))
-        return answers, router
+        return inputs
 
-    monkeypatch.setattr(CGPOTrainer, "_score", look)
+    monkeypatch.setattr(CGPOTrainer, "_generate_and_score_completions", look)
     agent.train([make_env("sis")], 1, lambda *_: None)
     [(answers, gradient, tokens, indices)] = found
     observations, _ = Episodes([make_env("sis")]).reset(0, indices)

@@ -65,7 +65,7 @@ def test_rows_of_another_split_are_scored_against_their_own_samples() -> None:
     assert shown == columns(test.rows(), 0, 1, 2) and shown["split"] == ["test"] * 3
     found = train(texts, **shown)
     assert found == test(texts, **shown) == test(texts, [0, 1, 2])
-    assert min(found) > 0.9 > max(train(texts, [0, 1, 2]))
+    assert min(found) > 0.8 > max(train(texts, [0, 1, 2]))
     mixed = {name: [*shown[name], *columns(train.rows(), 0)[name]] for name in shown}
     assert train([*texts, texts[0]], **mixed) == [*found, train([texts[0]], [0])[0]]
 
@@ -73,7 +73,7 @@ def test_rows_of_another_split_are_scored_against_their_own_samples() -> None:
 def test_rows_of_another_data_set_are_refused() -> None:
     rows = make(dataset=data.make("scenes", task="sis", split="test", size=5)).rows()
     with pytest.raises(
-        UserError, match="SIS-v0: a row is of Scenes, sis, test, 5 samples.*: this function scores .*00"
+        UserError, match="SIS-v0: a row is of Scenes, sis, test, 5 samples.*: this function scores .* 512"
     ):
         make()([ANSWER], **columns(rows, 0))
     given = make(dataset=data.make("scenes", task="sis", split="test", size=5))

@@ -199,7 +199,7 @@ def test_a_prefilled_opening_is_part_of_the_answer(tiny: LanguagePolicy, tmp_pat
     policy = LanguagePolicy(folder, device="cpu")
     assert policy.prefilled == "<think>"
     answers = policy.generate(shown)
-    assert answers == tiny.generate(shown)  # which begin with it anyway
+    assert [text.replace("<think>", "<think> ") for text in answers] == tiny.generate(shown)  # with it of its own
     values, mask = policy.log_probabilities(shown[:1], answers[:1])
     drawn = [*policy.processor.tokenizer(answers[0].removeprefix("<think>"))["input_ids"], 2]
     assert mask.sum() == len(drawn)
@@ -240,12 +240,8 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
 
 FILES = {
     "no tokenizer settings": ("tokenizer_config.json", None, "tokenizer_config.json: cannot be read as JSON"),
-    "empty tokenizer settings": ("tokenizer_config.json", "{}", "tokenizer_config.json: empty"),
-    "no tokens": (
-        "tokenizer_config.json",
-        '{"backend": "tokenizers"}',
-        "lacks an end token|differ in the token",
-    ),
+    "empty tokenizer settings": ("tokenizer_config.json", "{}", "tokenizer_config.json: no eos_token"),
+    "tokenizer settings in part": ("tokenizer_config.json", '{"backend": "tokenizers"}', "no eos_token"),
     "empty config": ("config.json", "{}", "model_type=None: expected qwen2_5_vl"),
     "config without sizes": ("config.json", '{"model_type": "qwen2_5_vl"}', "with vision_config and hidden_size"),
     "a list": ("config.json", "[]", "config.json: holds a list"),
