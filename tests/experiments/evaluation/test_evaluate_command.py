@@ -253,3 +253,29 @@ def test_all_names_of_data_sets_can_be_chosen():
     from maskgym.experiments.wiring import composition
 
     assert set(PUBLISHED) <= set(data.names()) and set(PUBLISHED) <= set(composition.groups()["data"])
+
+
+def test_notes_on_the_data_stand_below_the_table(evaluate, tmp_path):
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    Image.new("RGB", (16, 12)).save(tmp_path / "set" / "images" / "a.jpg")
+    polygon, brushed = [[1, 1, 5, 1, 5, 5, 1, 5]], {"size": [12, 16], "counts": [96, 12, 84]}
+    annotations = [
+        {"id": 1, "image_id": 1, "segmentation": polygon, "bbox": [9, 1, 4, 4]},
+        {"id": 2, "image_id": 1, "segmentation": brushed, "iscrowd": 1},
+        {"id": 3, "image_id": 1, "segmentation": polygon, "salient": False},
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "maps").mkdir()
+    rows = [{"key": "a", "masks": []}, {"key": "b", "masks": []}]
+    (tmp_path / "maps" / "instances.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, out, _ = evaluate(tmp_path / "maps", "data=coco", f"data.root={tmp_path / 'set'}", "data.splits=test")
+    assert status == 0
+    for note in (
+        "1 of 3 annotations are crowds (iscrowd), every run-length code among them, read as void, not scored: ",
+        '1 of 3 annotations are left out because they say "salient": false',
+        "1 of 1 masks whose box has an IoU below 0.3 with their stated bbox: annotation 1 of a.jpg",
+        "1 lines belong to no sample and are left out: b",
+        "1 predictions without an instance: a",
+    ):
+        assert note in out
