@@ -78,8 +78,10 @@ def table(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
     """Format the table of some groups as lines, with a warning if scores are of few samples."""
     body = [row for name, runs in groups.items() for row in _rows(name, runs)]
     counts = [counted["n"] for runs in groups.values() for run in runs for counted in run.get("samples", {}).values()]
-    few = f"warning: scores of {min(counts)} samples: with fewer than {FEW}, differences are mostly chance"
-    return [*files.table(HEAD, body), *([few] if counts and min(counts) < FEW else [])]
+    lines, least = files.table(HEAD, body), min(counts, default=FEW)  # older runs do not state it
+    if least < FEW:
+        lines.append(f"warning: scores of {least} samples: with fewer than {FEW}, differences are mostly chance")
+    return lines
 
 
 def closing(groups: Mapping[str, Sequence[JsonObject]], folder: Path) -> str:

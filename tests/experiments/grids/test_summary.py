@@ -50,6 +50,16 @@ def test_runs_of_several_kinds_are_groups_of_their_own(tmp_path: Path, capsys: p
     assert "| 0.000 | – | – (one seed) | +nan |" in "".join(lines)
 
 
+def test_runs_of_older_versions_state_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path / "old", 0, 0.0, 0.5) / "results.json"
+    file.write_text(
+        json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "samples"})
+    )
+    assert summary.main([str(tmp_path / "old")]) == 0
+    shown = capsys.readouterr().out
+    assert "| old | reward | | 0.000 | 0.500 |" in shown and "warning" not in shown
+
+
 def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.main([str(tmp_path)]) == 2
     assert "no finished run below: expected results.json files" in capsys.readouterr().err
