@@ -116,9 +116,11 @@ def check_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int
     Raises:
         UserError: If it is of another type or length.
     """
-    if seed is None or _is_whole(seed):
-        return [None if seed is None else seed + i for i in range(count)]
-    if not _is_one_each(seed, count, lambda one: one is None or _is_whole(one)):
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int | np.integer) and _is_whole(seed):
+        return [seed + i for i in range(count)]
+    if not isinstance(seed, Sequence) or not _is_one_each(seed, count, lambda one: one is None or _is_whole(one)):
         raise UserError(f"seed: {brief(seed)}: expected a whole number, or {count}, one per sub-environment")
     return list(seed)
 

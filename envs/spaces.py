@@ -85,14 +85,15 @@ def _flatten_text_space(space: FreeText) -> Box:
     return Box(NO_CHARACTER, 0x10FFFF, (space.max_length,), np.int32)
 
 
-@flatten.register(FreeText)
+# Gymnasium's functions have a type variable that nothing binds, so mypy takes no space for one of theirs.
+@flatten.register(FreeText)  # type: ignore[misc]
 def _flatten_text(space: FreeText, x: str) -> np.ndarray:
     codes = np.full(space.max_length, NO_CHARACTER, np.int32)
     codes[: len(x)] = np.frombuffer(x.encode("utf-32-le", "surrogatepass"), np.int32)
     return codes
 
 
-@unflatten.register(FreeText)
+@unflatten.register(FreeText)  # type: ignore[misc]  # as above
 def _unflatten_text(space: FreeText, x: np.ndarray) -> str:
     return "".join(map(chr, x[x != NO_CHARACTER].tolist()))
 
@@ -114,7 +115,7 @@ def _read_texts(space: FreeText, shared_memory: SynchronizedArray, n: int = 1) -
 
 def _texts(space: FreeText, memory: SynchronizedArray) -> np.ndarray:
     """View the memory as the code points of each sub-environment, int32 (n, max_length)."""
-    return np.frombuffer(memory.get_obj(), np.int32).reshape(-1, space.max_length)
+    return np.frombuffer(memoryview(memory.get_obj()), np.int32).reshape(-1, space.max_length)
 
 
 @create_shared_memory.register(ImageSpace)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from types import FrameType
 
 import gymnasium
 import numpy as np
@@ -29,7 +30,10 @@ class RecordEpisodeStatistics(wrappers.RecordEpisodeStatistics):
         stats_key: As in Gymnasium.
     """
 
-    def step(self, actions: Any) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
+    # Gymnasium's signature returns type variables that nothing binds, so no types can override them.
+    def step(  # type: ignore[override]
+        self, actions: Sequence[str] | np.ndarray
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Take a step; infos of ended episodes have ``episode`` with ``r``, ``l`` and ``t``."""
         if self.env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
             self.episode_returns[self.prev_dones] = 0
@@ -49,7 +53,7 @@ def refuse_wrong_statistics() -> None:
     """
     if tuple(int(part) for part in gymnasium.__version__.split(".")[:2]) >= FIXED:
         return
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and isinstance(caller := frame.f_locals.get("self"), VectorWrapper):
         if type(caller).step is wrappers.RecordEpisodeStatistics.step:
             raise UserError(

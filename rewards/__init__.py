@@ -66,7 +66,7 @@ def resolve(reward: AnyReward) -> Reward:
     if isinstance(reward, str):
         return make(reward)
     if isinstance(reward, Reward):
-        check_range(f"reward {type(reward).__name__}", getattr(reward, "range", None))
+        check_range(f"reward {type(reward).__name__}", reward.range if hasattr(reward, "range") else ())
         return reward
     if isinstance(reward, type) or not callable(reward):
         raise UserError(f"reward={reward!r}: expected a name, or an object that is a reward, a term or a function")

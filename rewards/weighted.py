@@ -102,7 +102,7 @@ def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:
     return WeightedSum([SMeasure(), SASOR()], [1.0, sa_sor_weight])
 
 
-def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
+def check_range(name: str, value: Sequence[float]) -> tuple[float, float]:
     """Check the declared range of a term or a reward; return it.
 
     Raises:

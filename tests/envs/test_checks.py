@@ -122,7 +122,7 @@ def test_what_is_no_reward_is_told_when_the_environment_is_made() -> None:
     told(lambda: needs(reward=IoU), "expected a name, or an object")
     told(lambda: needs(reward=3), "reward=3: expected a name")
     told(lambda: needs(reward=Endless(None)), "reward Endless: range (0.0, inf)")
-    told(lambda: needs(reward=Without()), "reward Without: range None: expected the lowest and the highest value")
+    told(lambda: needs(reward=Without()), "reward Without: range (): expected the lowest and the highest value")
 
 
 @pytest.mark.parametrize(
