@@ -12,11 +12,14 @@ class _Agents(Registry[Agent]):
         """Look up an agent.
 
         Raises:
-            UserError: If the name is unknown, or its target is no subclass of `Agent`.
+            UserError: If the name is unknown, or its target is no subclass of `Agent` or lacks a member.
         """
         target = super().get(name)
         if not (isinstance(target, type) and issubclass(target, Agent)):
             raise UserError(f"agent '{name}': got {target!r}: expected a subclass of maskgym.agents.Agent")
+        missing = sorted(target.__abstractmethods__) + ["tasks"] * (not hasattr(target, "tasks"))
+        if missing:
+            raise UserError(f"agent '{name}': {target.__name__} without {', '.join(missing)}, which every agent has")
         return target
 
 

@@ -61,6 +61,7 @@ class Agent(ABC):
         autoreset_mode: Autoreset mode of the training environments that the agent requires.
         takes: Further arguments that a run passes: ``segmenter`` and ``make_env`` to the constructor, ``supervised``
             and ``scorer`` to `train`.
+        members: Members of the policy that the agent uses; a run refuses a policy without one before it starts.
     """
 
     tasks: ClassVar[tuple[str, ...]]
@@ -69,6 +70,7 @@ class Agent(ABC):
     starts_workers: ClassVar[bool] = False
     autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
     takes: ClassVar[frozenset[str]] = frozenset()
+    members: ClassVar[tuple[str, ...]] = ()
 
     def check_training(self) -> None:
         """Check the settings of training that are not checked on construction; called before the first evaluation.

@@ -43,6 +43,7 @@ class ClickAgent(CheckpointedAgent):
 
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
     checkpoint_name: ClassVar[str] = "clicks.pt"
+    members: ClassVar[tuple[str, ...]] = ("trunk", "actor", "critic")
 
     def __init__(self, policy: GridPolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
         super().__init__(seed, output, save_every)

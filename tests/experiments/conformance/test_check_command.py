@@ -15,7 +15,12 @@ from maskgym.experiments.conformance.check_command import RULES, check
 
 ROOT = Path(__file__).parents[3]
 SEGMENTERS = ("evf_sam_tiny", "sam_tiny", "clip_tiny")  # bundled: the others need weights
-POLICIES = {"none": {}, "qwen2_5_vl_tiny": {}, "point_actor_critic": {}, "usersal": {"backbone": {"name": "vst_tiny"}}}
+POLICIES = {
+    "none": {},
+    "qwen2_5_vl_tiny": {},
+    "point_actor_critic": {},
+    "usersal": {"backbone": {"name": "vst_tiny"}, "encoder": {"name": "bag_of_words"}},
+}
 WRONG = {
     "reward": {
         "OneColumn": r"total: ndarray float64 \(\d+, 1\): expected \d+ numbers",
