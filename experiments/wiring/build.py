@@ -41,6 +41,7 @@ LEAST = {  # least value of each whole number
     "train_samples": 1,
     "evaluation.every": 1,
 }
+LOOKED_AT = 32  # samples whose needs are looked at for unknown words
 BUNDLED_CLIP, PUBLISHED_SAMS = "clip_tiny", ("sam", "sam_hf", "sam2")
 OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
 
@@ -317,11 +318,16 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
 
     silence_transformers()
     policy = _make("policy", config["policy"], policies.get, policies.make)
+    kind = agents.get(config["algo"]["name"])
+    held = {*dir(type(policy)), *getattr(policy, "__dict__", ())}  # without loading a model, as asking for a member may
+    if missing := [name for name in ("tasks", *kind.members) if name not in held]:
+        uses = f"algo={config['algo']['name']} uses {', '.join(('tasks', *kind.members))}"
+        raise UserError(f"policy={config['policy']['name']}: a {type(policy).__name__} without {missing[0]}: {uses}")
     if not set(config["env"]["gym_ids"]) <= set(policy.tasks):
         raise UserError(f"env={config['env']['name']} policy={config['policy']['name']}: not a pair")
-    kind = agents.get(config["algo"]["name"])
     if config["policy"]["name"] == "none" and kind.learns:
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
+    _tell_unknown_words(config, env)
     given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if "segmenter" in kind.takes:
         given["segmenter"] = parts["segmenter"]
@@ -330,6 +336,26 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
         given |= {name: config["scale"][name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
     settings = {key: value for key, value in config["algo"].items() if key not in ALGO_KEYS}
     return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
+
+
+def _tell_unknown_words(config: Config, env: VectorEnv) -> None:
+    """Say which words of the needs a bundled encoder does not know: needs of such words are all alike to it."""
+    own, shown = config["policy"].get("encoder"), config["env"].get("need")
+    used = {"policy.encoder.name": own["name"]} if own and not own.keys() & {"vocabulary", "checkpoint"} else {}
+    used["env.encoder"] = config["env"].get("encoder")
+    bundled = {key: name for key, name in used.items() if name in (BUNDLED_CLIP, "bag_of_words")}
+    if not bundled or not shown or config["data"]["name"] == "scenes":
+        return
+    from maskgym.envs.base import SampleVectorEnv, unwrap
+    from maskgym.policies.needs.bag_of_words import scene_words, split
+
+    dataset = unwrap(env, SampleVectorEnv).dataset
+    step = max(1, len(dataset) // LOOKED_AT)
+    words = {word for index in range(0, len(dataset), step) for word in split(dataset[index].need or "")}
+    if unknown := sorted(words - scene_words()):
+        for key, name in bundled.items():
+            told = f"knows the words of synthetic scenes alone: {len(unknown)} of {len(words)} words are unknown to it"
+            print(f"{key}={name}: {told}, such as {', '.join(unknown[:5])}: expected a published one", file=sys.stderr)
 
 
 def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts) -> list[VectorEnv] | None:

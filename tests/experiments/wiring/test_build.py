@@ -10,6 +10,7 @@ from maskgym.data import Dataset, Sample
 from maskgym.data.sample import Subset
 from maskgym.data.scenes import Scenes
 from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.wiring import build, composition
@@ -137,3 +138,39 @@ def test_an_id_without_a_vector_environment_of_ours_is_named(registered, expecte
     config["env"]["gym_ids"] = {"sod": gym_id}
     with pytest.raises(UserError, match=f"^env.gym_ids: {gym_id}: {expected}"):
         build.make_env(config, "sod", "train", {})
+
+
+def test_words_that_a_bundled_encoder_does_not_know_are_told(tmp_path, capsys):
+    env = UserNeedVectorEnv(1, dataset=Scenes("need", "train", size=3))
+    samples = [
+        replace(env.dataset[index], need=need) for index, need in enumerate(["find the zebra", "a red star", ""])
+    ]
+    env.dataset = Fixed(samples)
+    given = ["env=user_need", "algo=usersal", "data=coco", "data.root=x"]
+    for more, told in (
+        ([], "policy.encoder.name=bag_of_words: knows the words of synthetic scenes alone: 1 of "),
+        (["policy.encoder.name=clip_tiny"], "policy.encoder.name=clip_tiny: knows"),
+        (["policy.encoder.name=clip"], ""),
+        (["+policy.encoder.checkpoint=DIR"], ""),
+        (["env.need=false"], ""),
+    ):
+        build._tell_unknown_words(composition.compose([*given, *more]), env)
+        error = capsys.readouterr().err
+        assert told in error and bool(told) == bool(error) == ("such as zebra" in error)
+    build._tell_unknown_words(composition.compose(given[:2]), env)  # scenes
+    assert capsys.readouterr().err == ""
+
+
+class Fixed(Dataset):
+    """A list of samples."""
+
+    task, split = "sod", "train"
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
