@@ -62,6 +62,7 @@ def _main(arguments: Sequence[str], run: Sampler) -> None:
     if config["out"] is not None:
         raise UserError(f"out={config['out']}: expected --out {config['out']}")
     folder = run_folder.create({**config, "out": given.out})
+    run_folder.check_unused(folder)
     start, group_size = time.monotonic(), given.group_size
     answers = run(config, folder, given.responses // group_size, group_size)
     settings = {"responses": given.responses, "group_size": group_size, **config}
