@@ -7,7 +7,6 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 import maskgym
 from maskgym.data import Sample
@@ -223,7 +222,7 @@ SOUND = Sample("a-key", (IMAGE,), (MASKS,), (~MASKS[0],), (("a", "b"),), "cat", 
         ({"masks": (MASKS[0],)}, "masks of image 0: ndarray bool (8, 6): expected bool (n, 8, 6)"),
         ({"masks": (MASKS.astype(np.uint8),)}, "masks of image 0: ndarray uint8 (2, 8, 6)"),
         ({"masks": (MASKS[:, :, :5],)}, "masks of image 0: ndarray bool (2, 8, 5): expected bool (n, 8, 6)"),
-        ({"masks": (MASKS, MASKS)}, "masks: tuple", "expected one entry per image, 1 in all"),
+        ({"masks": (MASKS, MASKS)}, "masks: tuple"),
         ({"masks": None}, "masks: NoneType None: expected one entry per image"),
         ({"void": (MASKS,)}, "void of image 0: ndarray bool (2, 8, 6): expected bool (8, 6)"),
         ({"phrases": (("a",),)}, "phrases of image 0: tuple ('a',): expected 2 texts, one per mask"),
@@ -250,6 +249,12 @@ def test_samples_are_checked_when_they_are_drawn(photos) -> None:
     told(lambda: env.reset(options={"index": 2}), "sample 2: NoneType None: expected a maskgym.data.Sample")
 
 
+def tensors(shapes):
+    import torch
+
+    return [torch.zeros(shape) for shape in shapes]
+
+
 class Says:
     """Segmenter that returns what a function makes of the expected shapes."""
 
@@ -270,7 +275,7 @@ class Says:
         (lambda shapes: [np.full(shape, -4.2, "f4") for shape in shapes], "values from -4.2 to -4.2"),
         (lambda shapes: [np.zeros(shape[1:], "f4") for shape in shapes], "expected a float array of shape"),
         (lambda shapes: [np.zeros(shape, np.uint8) for shape in shapes], "ndarray uint8"),
-        (lambda shapes: [torch.zeros(shape) for shape in shapes], "Tensor torch.float32"),
+        (tensors, "Tensor torch.float32"),
         (lambda shapes: [np.zeros(shape, "f4") for shape in shapes][1:], "expected a list of 2 arrays, one per image"),
         (lambda shapes: None, "segmenter Says: NoneType None: expected a list"),
     ],
