@@ -45,14 +45,16 @@ def labels(values: Sequence[Value]) -> list[str]:
     """Format the values of a column: decimals with four digits, or with as many as tell different values apart.
 
     Example:
-        >>> labels([0.5, 1.00001e-05, 1.00002e-05]), labels([1, True, "null", None])
-        (['0.5', '1.00001e-05', '1.00002e-05'], ['1', 'true', '"null"', 'null'])
+        >>> labels([0.5, 1.00001e-05, 1.00002e-05]), labels([1, 1.0, 0.1]), labels([True, "null", None])
+        (['0.5', '1.00001e-05', '1.00002e-05'], ['1', '1.0', '0.1'], ['true', '"null"', 'null'])
     """
     different = len({_exact(value) for value in values})
     for digits in range(4, 18):
         shown = [f"{value:.{digits}g}" if isinstance(value, float) else _exact(value) for value in values]
         if len(set(shown)) == different:
             break
+    else:  # 1 and 1.0
+        shown = [_exact(value) for value in values]
     words = [value if isinstance(value, str) else text for value, text in zip(values, shown, strict=True)]
     return words if len(set(words)) == different else shown
 
