@@ -1,4 +1,4 @@
-"""What an installed maskgym must do from any folder: make every environment, play it, and train one policy."""
+"""Try an installed maskgym from any folder: make and play every environment, and train one policy."""
 
 import sys
 import tempfile

@@ -1,4 +1,4 @@
-"""What a check drives a part with: small environments of each kind, random and degenerate actions, transitions."""
+"""Small environments of each kind, random and degenerate actions, and transitions, which checks drive parts with."""
 
 from __future__ import annotations
 
