@@ -160,7 +160,9 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
         infos = batch_infos(self.num_envs, self._start(rows, [wanted[i] for i in rows]))
         return self._observe(), infos
 
-    def step(self, actions: Sequence[Any]) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
+    def step(
+        self, actions: Sequence[Any] | np.ndarray
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Apply one action per sub-environment; the class describes the results.
 
         Raises:
@@ -191,7 +193,7 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
             self.render()
         return self._observe(), values, terminated, truncated, batch_infos(self.num_envs, infos)
 
-    def _read_all(self, live: np.ndarray, actions: Sequence[Any]) -> list[Any]:
+    def _read_all(self, live: np.ndarray, actions: Sequence[Any] | np.ndarray) -> list[Any]:
         """Check the actions of all live sub-environments, before an episode changes; return the results of `_read`."""
         check_count(self.name, actions, self.num_envs)
         found = []

@@ -86,15 +86,15 @@ def _flatten_text_space(space: FreeText) -> Box:
 
 
 # Gymnasium's functions have a type variable that nothing binds, so mypy takes no space for one of theirs.
-@flatten.register(FreeText)  # type: ignore[misc]
-def _flatten_text(space: FreeText, x: str) -> np.ndarray:
+@flatten.register(FreeText)
+def _flatten_text(space: FreeText, x: str) -> np.ndarray:  # type: ignore[misc]
     codes = np.full(space.max_length, NO_CHARACTER, np.int32)
     codes[: len(x)] = np.frombuffer(x.encode("utf-32-le", "surrogatepass"), np.int32)
     return codes
 
 
-@unflatten.register(FreeText)  # type: ignore[misc]  # as above
-def _unflatten_text(space: FreeText, x: np.ndarray) -> str:
+@unflatten.register(FreeText)
+def _unflatten_text(space: FreeText, x: np.ndarray) -> str:  # type: ignore[misc]  # as above
     return "".join(map(chr, x[x != NO_CHARACTER].tolist()))
 
 
