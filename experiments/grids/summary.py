@@ -97,7 +97,7 @@ def page_command(folder: Path) -> str:
 
 def samples_of(runs: Sequence[JsonObject], measure: str) -> str:
     """Format the number of samples that a measure is of, such as ``256 of 512``; empty if no run states it."""
-    told = {}
+    told: dict[str, None] = {}
     for run in runs:
         counted = run.get("samples", {})
         own = counted.get(measure.rpartition("/")[0]) or next(iter(counted.values()), None)

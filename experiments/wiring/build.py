@@ -352,6 +352,7 @@ def _tell_unknown_words(config: Config, env: VectorEnv) -> None:
     dataset = unwrap(env, SampleVectorEnv).dataset
     step = max(1, len(dataset) // LOOKED_AT)
     words = {word for index in range(0, len(dataset), step) for word in split(dataset[index].need or "")}
+    words.discard("find")  # the first word of every need of scenes, which says nothing
     if unknown := sorted(words - scene_words()):
         for key, name in bundled.items():
             told = f"knows the words of synthetic scenes alone: {len(unknown)} of {len(words)} words are unknown to it"

@@ -148,7 +148,7 @@ def test_words_that_a_bundled_encoder_does_not_know_are_told(tmp_path, capsys):
     env.dataset = Fixed(samples)
     given = ["env=user_need", "algo=usersal", "data=coco", "data.root=x"]
     for more, told in (
-        ([], "policy.encoder.name=bag_of_words: knows the words of synthetic scenes alone: 1 of "),
+        ([], "policy.encoder.name=bag_of_words: knows the words of synthetic scenes alone: 2 of 5 words"),
         (["policy.encoder.name=clip_tiny"], "policy.encoder.name=clip_tiny: knows"),
         (["policy.encoder.name=clip"], ""),
         (["+policy.encoder.checkpoint=DIR"], ""),
@@ -156,7 +156,7 @@ def test_words_that_a_bundled_encoder_does_not_know_are_told(tmp_path, capsys):
     ):
         build._tell_unknown_words(composition.compose([*given, *more]), env)
         error = capsys.readouterr().err
-        assert told in error and bool(told) == bool(error) == ("such as zebra" in error)
+        assert told in error and bool(told) == bool(error) == ("such as the, zebra" in error)
     build._tell_unknown_words(composition.compose(given[:2]), env)  # scenes
     assert capsys.readouterr().err == ""
 
