@@ -38,7 +38,7 @@ RULES = {
     "pickle": "an environment that survives pickling, because workers receive copies",
 }
 # What reset and each step gave, and the actions of that step.
-Rollout = list[tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos, Sequence[Action] | np.ndarray]]
+Rollout = list[tuple[Observations, np.ndarray, np.ndarray, np.ndarray, Infos, Sequence[Action]]]
 CLOSE = 1e-2  # largest difference between observations of one and of several sub-environments: sums in another order
 
 
@@ -188,7 +188,7 @@ def _check_autoreset(env: VectorEnv, found: Findings) -> None:
 
 def _check_pictures(env: VectorEnv, found: Findings) -> None:
     env.reset(seed=0)
-    pictures = env.render()
+    pictures: tuple[np.ndarray, ...] | None = env.render()
     found.expect(pictures is not None and len(pictures) == env.num_envs, "render", f"{type(pictures).__name__}")
     for picture in pictures or ():
         fits = picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3

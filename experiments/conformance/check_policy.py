@@ -79,7 +79,7 @@ def _check_clicks(policy: Any, env: probes.SampleVectorEnv, found: Findings) -> 
     legal = len(drawn) == env.num_envs and all(action in env.single_action_space for action in np.asarray(drawn))
     found.expect(legal, "answers", f"sample: {drawn!r}")
     greedy = [np.asarray(network.sample(rows, greedy=True)) for _ in range(2)]
-    found.expect(np.array_equal(*greedy), "answers", "sample with greedy=True gave two results")
+    found.expect(np.array_equal(greedy[0], greedy[1]), "answers", "sample with greedy=True gave two results")
     with found.guard("gradient", "log_probabilities"):
         _check_gradient(network.log_probabilities(rows, drawn), network.parameters(), found)
 

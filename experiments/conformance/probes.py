@@ -86,11 +86,12 @@ def make_env(kind: str, dataset: Dataset | None = None, **changes: Any) -> Sampl
     elif acts == "clicks" and "segmenter" not in changes:
         changes["segmenter"] = bundled("sam_tiny")
     shown = scenes(kind) if dataset is None else dataset
-    mode = {"vectorization_mode": "vector_entry_point", "autoreset_mode": "Disabled"}
-    return unwrap(gym.make_vec(gym_id, COUNT, **mode, dataset=shown, **{**settings, **changes}), SampleVectorEnv)
+    arguments = {"autoreset_mode": "Disabled", "dataset": shown, **settings, **changes}
+    made = gym.make_vec(gym_id, COUNT, vectorization_mode="vector_entry_point", **arguments)
+    return unwrap(made, SampleVectorEnv)
 
 
-def random_actions(env: SampleVectorEnv, observations: Observations) -> Sequence[Action] | np.ndarray:
+def random_actions(env: SampleVectorEnv, observations: Observations) -> list[Action]:
     """Draw the action of the random agent for each sub-environment."""
     return RandomAgent(env=env).act(first_rows(observations, env.num_envs))
 
@@ -100,7 +101,7 @@ def degenerate_actions(env: SampleVectorEnv) -> list[list[Action]]:
     if env.action_kind == "text":
         return [[text] * env.num_envs for text in DEGENERATE]
     if env.action_kind == "masks":
-        shape = env.single_action_space.shape
+        shape = env.single_action_space.shape or ()
         return [[np.full(shape, value, np.float32)] * env.num_envs for value in (0.0, 1.0)]
     return []
 
