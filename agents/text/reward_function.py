@@ -111,7 +111,8 @@ class Episodes:
         Raises:
             UserError: If no sample of a task has one, or its environment shows none, as outside the training split.
         """
-        tasks, indices = [], []
+        tasks: list[int] = []
+        indices: list[int] = []
         for task, env in enumerate(self.envs):
             dataset = unwrap(env, SampleVectorEnv).dataset
             if not dataset.with_rationale or dataset.split != "train":
@@ -258,14 +259,14 @@ class EnvRewardFunction:
             UserError: If a row is of another data set, or its split cannot be read.
         """
         rewards = np.zeros(len(completions))
-        splits = [None] * len(rewards) if split is None else split
+        splits: Sequence[str | None] = [None] * len(rewards) if split is None else split
         for name in dict.fromkeys(splits):
             places = [place for place, its_split in enumerate(splits) if its_split == name]
             episodes = self._of(name)
             own = _identify(_dataset(episodes))
-            for place in places if data is not None else ():
-                if data[place] != own:
-                    raise UserError(f"{self.__name__}: a row is of {data[place]}: this function scores {own}")
+            for other in () if data is None else (data[place] for place in places):
+                if other != own:
+                    raise UserError(f"{self.__name__}: a row is of {other}: this function scores {own}")
             answers = [self.prefilled + message_text(completions[place]) for place in places]
             rewards[places] = _score(
                 episodes, answers, [0] * len(places), [index[place] for place in places], log_metric
