@@ -185,7 +185,7 @@ def refused(outcome) -> str:
         (["algo=cgpo", "algo.epsilon=-1"], "algo.epsilon=-1: expected more than 0"),
         (["algo=cgpo", "algo.temperature=0"], "algo.temperature=0: expected more than 0"),
         (["algo=cgpo", "algo.learning_rate=-1"], "algo.learning_rate=-1: expected at least 0"),
-        (["algo=cgpo", "algo.isr_period=0"], "algo.isr_period=0: expected"),
+        (["algo=cgpo", "algo.isr_period=0"], "isr_period=0: expected"),
         (["algo=cgpo", "algo.beta=0.1"], "algo.beta=0.1: takes the place of ISR: expected isr_sft_steps=0"),
         (["algo=grpo", "algo.batch_size=20"], "algo.group_size=8: expected a divisor of batch_size=20"),
         (["algo=grpo", "algo.group_size=1"], "algo.group_size=1: expected at least 2 answers to compare"),
