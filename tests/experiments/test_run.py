@@ -331,7 +331,10 @@ def test_a_folder_that_another_process_runs_in_is_refused(maskgym_run, finished_
 # --- Longer runs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "first", "more"), [("cgpo", 2, "+2"), ("ppo", 1, "3"), ("usersal", 1, "+1")])
+@pytest.mark.parametrize(
+    ("name", "first", "more"),
+    [pytest.param("cgpo", 2, "+2", marks=pytest.mark.e2e), ("ppo", 1, "3"), ("usersal", 1, "+1")],
+)
 def test_a_finished_run_that_is_lengthened_is_the_one_of_that_length(
     maskgym_run, finished_run, tmp_path, name, first, more
 ):
