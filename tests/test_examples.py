@@ -122,7 +122,7 @@ def test_reinforce_learns_what_to_write(reinforce, tmp_path):
         max_new_tokens=24,
     )
     found = rewards_of(made, env, 8)
-    assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.2, found
+    assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15, found
 
 
 def test_reinforce_learns_where_to_click(reinforce, tmp_path):
