@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,3 +49,7 @@ def main() -> int:
     ratio = statistics.median(seconds["cold"]) / statistics.median(seconds["forked"])
     print(f"forks are {ratio:.1f} times as fast (at least {LIMIT:g} expected)")
     return 0 if ratio >= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -100,6 +100,11 @@ def test_nothing_at_the_root_or_among_the_scripts_hides_a_library():
     assert not list(ROOT.glob("examples/*.py"))
 
 
+def test_every_benchmark_runs_when_it_is_called():
+    for path in ROOT.glob("benchmarks/*.py"):
+        assert 'if __name__ == "__main__":' in path.read_text(), path.name
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The folder of a plain install, from a wheel that was built of a copy of the tree."""
