@@ -69,6 +69,8 @@ class AppearanceSimilarityAdder(nn.Module):
         """Compute S, float (B, 1, H, W) in [-1, 1]: SC[TSN(F, IF)]."""
         if self.siamese is None:
             return torch.ones_like(images[:, :1])
+        # Before torch 2.14, on CPU, GroupNorm's backward crashes on channels-last input that needs no gradient.
+        features, images = features.contiguous(), images.contiguous()
         return F.cosine_similarity(self.siamese(features), self.siamese(images), dim=1)[:, None]
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
