@@ -32,7 +32,7 @@ def bootstrap_interval(
     """
     if len(values) == 1:
         return float(values[0]), float(values[0])
-    from scipy.stats import bootstrap  # a third of a second, which a report of one run need not wait for
+    from scipy.stats import bootstrap  # This takes a third of a second, and a report of one run does not need it.
 
     settings = {"n_resamples": resamples, "confidence_level": level, "method": "percentile"}
     low, high = bootstrap((values,), np.mean, rng=np.random.default_rng(0), **settings).confidence_interval
