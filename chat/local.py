@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from maskgym.aliases import JsonObject
 from maskgym.chat.asker import Part, Refused, Reply
-from maskgym.policies.text.mllm import vision_token_ids
+from maskgym.policies.text.mllm import neutralise_decoding, vision_token_ids
 from maskgym.segmenters.hub import HubNetwork
 
 if TYPE_CHECKING:
@@ -36,9 +37,16 @@ class LanguageNetwork(HubNetwork):
 
         return self._read(AutoProcessor)
 
+    def _load(self) -> nn.Module:
+        model = super()._load()
+        neutralise_decoding(model, self.processor.tokenizer)
+        return model
+
 
 class LocalChat:
     """Ask a model of transformers; decoding is greedy, hence deterministic, unless a temperature is set.
+
+    The model's own decoding settings, such as a repetition penalty, are dropped, as those of policies are.
 
     Args:
         model: Folder as ``save_pretrained`` writes it, or hub name.
@@ -59,7 +67,7 @@ class LocalChat:
     @cached_property
     def settings(self) -> JsonObject:
         """Name and fingerprint of the model, and the options."""
-        options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        options = {"max_tokens": self.max_tokens, "temperature": self.temperature, "decoding": "plain"}
         return {"model": self.name, "fingerprint": self.network.fingerprint, "settings": options}
 
     @torch.inference_mode()
@@ -81,7 +89,7 @@ class LocalChat:
         except ValueError as error:  # Qwen's refuses pictures that are 200 times as long as wide
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             raise Refused(f"the model's processor refuses pictures of {sizes} pixels: {error}") from error
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0} if self.temperature else {}
         suppressed = vision_token_ids(model.config, processor.tokenizer)
         tokens = model.generate(**inputs, max_new_tokens=self.max_tokens, suppress_tokens=suppressed, **sampling)
         read = inputs["input_ids"].shape[1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypedDict
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Json, JsonObject
 
 Counts = str | bytes | Sequence[int]  # runs, compressed as text or listed
 Polygon = Sequence[float]  # x, y, x, y, …
@@ -65,6 +66,23 @@ def decode_counts(counts: Counts, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: If the code is malformed, or does not fill ``shape`` exactly.
     """
+    lengths = _lengths(counts, shape)
+    height, width = shape
+    return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
+
+
+def is_code(value: Json) -> bool:
+    """Check that a value read from JSON is a code whose runs fill its mask, without making the mask."""
+    if not isinstance(value, dict):
+        return False
+    match value.get("size"):
+        case [int(height), int(width)] if height > 0 and width > 0:
+            with suppress(ValueError):
+                return bool(_lengths(value.get("counts"), (height, width)).size)
+    return False
+
+
+def _lengths(counts: Counts, shape: tuple[int, int]) -> np.ndarray:
     if not isinstance(counts, (str, bytes)) and np.size(counts) and np.asarray(counts).dtype.kind not in "iu":
         raise ValueError("malformed run lengths: expected whole numbers")
     try:
@@ -75,7 +93,7 @@ def decode_counts(counts: Counts, shape: tuple[int, int]) -> np.ndarray:
     pixels = height * width
     if lengths.ndim != 1 or (lengths < 0).any() or (lengths > pixels).any() or lengths.sum() != pixels:
         raise ValueError(f"the run lengths do not fill {width}x{height} pixels")
-    return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
+    return lengths
 
 
 def rasterise(segmentation: Segmentation, shape: tuple[int, int]) -> np.ndarray:

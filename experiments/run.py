@@ -41,8 +41,7 @@ FLAGS = ("-h", "--help", "-m", "--multirun", "--cfg")
 UPDATES = "algo.updates"  # the key that a resumed run may change
 # Schedules whose learning rate does not depend on the number of updates.
 CONSTANT = ("constant", "constant_with_warmup")
-SUMMARISED = ("reward", "iasm", "s_measure", "sa_sor")
-FEW = 30  # samples below which a mean says little
+SUMMARISED = ("reward", "iasm", "iou", "s_measure", "sa_sor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,6 +200,8 @@ def _check_same(config: Config, arguments: Sequence[str], folder: Path) -> None:
 
 def _summary(results: JsonObject, folder: Path) -> str:
     """Format the last lines of a run: the main scores before and after with their samples, the time and the report."""
+    from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD  # too slow to import before the first line
+
     before, after, samples = results["before"], results["after"], results["samples"]
     lines = []
     for name in after:
@@ -212,7 +213,7 @@ def _summary(results: JsonObject, folder: Path) -> str:
     for task, counted in samples.items():
         if counted["n"] < FEW:
             few = f"{counted['n']} samples of {task}" if counted["n"] > 1 else f"one sample of {task}"
-            lines.append(f"warning: scores of {few}: with fewer than {FEW}, differences between runs are mostly chance")
+            lines.append(f"warning: scores of {few}: {FEW_TOLD}")
     return "\n".join([*lines, one_line(f"{results['wall_s']:.0f} s, {folder / run_folder.REPORT}")])
 
 

@@ -41,7 +41,7 @@ from maskgym.experiments.evaluation import evaluation, paper_tables, predictions
 from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.evaluation.measures import MEASURES
 from maskgym.experiments.evaluation.scoring import Scored
-from maskgym.experiments.evaluation.statistics import FEW
+from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 from maskgym.rewards import Transition
@@ -251,7 +251,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evalu
         base = unwrap(env, SampleVectorEnv)
         indices = evaluation.held_out(base.num_samples, built.config["evaluation"]["samples"])
         told = [f"n = {len(indices)} of {base.num_samples}, {base.dataset.split}", *evaluation.notes(env, indices)]
-        for line in told + [scoring.FEW_TOLD] * (len(indices) < FEW):
+        for line in told + [FEW_TOLD] * (len(indices) < FEW):
             print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
         found[task] = evaluation.evaluate(built.agent, env, indices)
     return found
@@ -332,7 +332,7 @@ def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
     lines = [f"Measured as {table.preset}: {' '.join(conventions)}"]
     lines += [f"{name}: not there, so not scored." for name in table.datasets if name not in found]
     for name, scored in found.items():
-        few = f" Warning: {scoring.FEW_TOLD}." if scored.scores["images"] < FEW else ""
+        few = f" Warning: {FEW_TOLD}." if scored.scores["images"] < FEW else ""
         lines.append(f"{name or 'data'}: {scored.scores['images']:.0f} images.{few}")
     return lines + [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
 

@@ -18,10 +18,8 @@ from tqdm import tqdm
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import preview
-from maskgym.experiments.evaluation.statistics import FEW
 from maskgym.experiments.wiring import run_folder
 
-FEW_TOLD = f"with fewer than {FEW} samples, differences are mostly chance"
 CHUNK = 50  # images that are scored and stored together
 PARTS = ".parts"  # folder of the chunks scored so far
 

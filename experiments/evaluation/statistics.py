@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FEW = 30  # samples below which differences between scores are mostly chance
+FEW_TOLD = f"with fewer than {FEW} samples, differences are mostly chance"
 RESAMPLES = 2000
 LEVEL = 0.95  # share of the resampled estimates inside an interval
 Interval = tuple[float, float, float]  # estimate, lower bound and upper bound

@@ -16,7 +16,7 @@ import numpy as np
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import main_of
-from maskgym.experiments.evaluation.statistics import FEW, mean_and_interval
+from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD, mean_and_interval
 from maskgym.experiments.grids import files
 from maskgym.experiments.report.groups import differing, flat, named
 from maskgym.experiments.wiring import command, composition, run_folder
@@ -80,7 +80,7 @@ def table(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
     counts = [counted["n"] for runs in groups.values() for run in runs for counted in run.get("samples", {}).values()]
     lines, least = files.table(HEAD, body), min(counts, default=FEW)  # older runs do not state it
     if least < FEW:
-        lines.append(f"warning: scores of {least} samples: with fewer than {FEW}, differences are mostly chance")
+        lines.append(f"warning: scores of {least} samples: {FEW_TOLD}")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.experiments.evaluation.measures import main_of
-from maskgym.experiments.evaluation.statistics import FEW
+from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import composition, run_folder
 
 SECONDS = "seconds_per_update"  # curve that is computed from the times in the log
@@ -42,7 +42,7 @@ class Run:
                 f"{task}: " * (len(tasks) > 1) + f"{found['n']:,} of the {found['of']:,} {found['split']} samples"
             )
             if found["n"] < FEW:
-                lines.append(f"Warning: with fewer than {FEW} samples, differences are mostly chance")
+                lines.append(f"Warning: {FEW_TOLD}")
             lines += found.get("notes", [])
         return lines or [f"{len(self.samples):,} samples of the {self.results['split']} split"]
 

@@ -46,6 +46,8 @@ def test_run_lengths_agree_with_pycocotools():
 def test_malformed_run_lengths(counts):
     with pytest.raises(ValueError):
         decode_counts(counts, SHAPE)
+    if not isinstance(counts, bytes):  # JSON has none
+        assert not run_lengths.is_code({"size": list(SHAPE), "counts": counts})
 
 
 def drawn() -> np.ndarray:
@@ -57,7 +59,13 @@ def drawn() -> np.ndarray:
 @pytest.mark.parametrize("mask", [drawn(), ~drawn(), np.zeros((3, 2), bool), np.ones((3, 2), bool)])
 def test_codes_and_runs_come_back(mask):
     assert (run_lengths.decode(run_lengths.encode(mask)) == mask).all()
+    assert run_lengths.is_code(run_lengths.encode(mask))
     lengths = run_lengths.runs(mask)
     assert (sum(lengths) == mask.size and lengths[0] == 0) or not mask[0, 0]
     unpacked = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(mask.shape[::-1]).T
     assert (unpacked == mask).all()
+
+
+@pytest.mark.parametrize("size", [None, [], [4], [4, 4, 1], ["4", "4"], [4, 4.0], [-4, -4], [0, 0], "44", 16])
+def test_codes_of_no_size(size):
+    assert not run_lengths.is_code({"size": size, "counts": [8, 8]})

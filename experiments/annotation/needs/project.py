@@ -26,6 +26,7 @@ from typing import TypedDict, get_args, get_origin, get_type_hints
 from maskgym import files
 from maskgym.aliases import Json, JsonObject
 from maskgym.aliases import Settings as Given
+from maskgym.data import run_lengths
 from maskgym.data.run_lengths import RunLengths
 from maskgym.errors import UserError, brief
 from maskgym.experiments.wiring import run_folder
@@ -179,7 +180,7 @@ class Project:
             return None
         found = run_folder.read_json(file)
         objects = found.get("objects") if isinstance(found, dict) else None
-        if not isinstance(objects, list) or not all(isinstance(one, dict) and "id" in one for one in objects):
+        if not isinstance(objects, list) or not all(map(_is_object, objects)):
             raise UserError(f"{file}: is no record: remove it, and the stage {stage} writes it again")
         return found
 
@@ -236,6 +237,14 @@ def _remembered(file: Path) -> JsonObject:
         if not _is_a(value, kind):
             raise UserError(f"{file}: {name}: {brief(value)}: expected {kind if get_args(kind) else kind.__name__}")
     return found["settings"]
+
+
+def _is_object(one: Json) -> bool:
+    """Check that an entry of a record has an id, and a mask whose runs fill it if it has one."""
+    if not isinstance(one, dict) or "id" not in one:
+        return False
+    code = one.get("segmentation")
+    return code is None or run_lengths.is_code(code)
 
 
 def _is_a(value: Json, kind: type | UnionType) -> bool:

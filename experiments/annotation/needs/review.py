@@ -16,6 +16,7 @@ from threading import RLock
 
 from maskgym import files
 from maskgym.aliases import Json, JsonObject
+from maskgym.data import run_lengths
 from maskgym.data.run_lengths import RunLengths
 from maskgym.errors import UserError, brief
 from maskgym.experiments.annotation.needs.project import (
@@ -201,9 +202,8 @@ def _is_decision(made: Json) -> bool:
     if not isinstance(made, dict) or made.get("status") not in STATUSES:
         return False
     kinds = {"object": str, "needs": list, "provenance": dict}
-    code = made.get("segmentation")
-    coded = code is None or (isinstance(code, dict) and {"size", "counts"} <= code.keys())
-    return coded and all(isinstance(made.get(name), kind) for name, kind in kinds.items())
+    fits = all(isinstance(made.get(name), kind) for name, kind in kinds.items())
+    return fits and (made.get("segmentation") is None or run_lengths.is_code(made["segmentation"]))
 
 
 def _by_id(record: JsonObject | None) -> JsonObject:

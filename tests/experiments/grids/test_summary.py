@@ -31,7 +31,7 @@ def test_gains_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "| group | reward | 16 of 512 | 0.500 [0.500, 0.500] | 0.733 [0.6" in lines[2] and "| +0.233 [" in lines[2]
     assert "+0.100 +0.200 +0.400" in lines[2]
     assert "| group | iasm | 16 of 512 | 0.250 [" in lines[3] and "| +0.117 [" in lines[3]
-    assert lines[4] == "warning: scores of 16 samples: with fewer than 30, differences are mostly chance"
+    assert lines[4] == "warning: scores of 16 samples: with fewer than 30 samples, differences are mostly chance"
 
 
 def test_runs_of_several_kinds_are_groups_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,11 @@ def test_remembered_settings_of_a_wrong_type_are_named(tmp_path, name, value):
 
 
 @pytest.mark.parametrize(
-    "content", ["5", "[]", "{}", '{"objects": 5}', '{"objects": [5]}', '{"objects": [{}]}', "{", "[" * 9999]
+    "content",
+    [
+        *("5", "[]", "{}", '{"objects": 5}', '{"objects": [5]}', '{"objects": [{}]}', "{", "[" * 9999),
+        '{"objects": [{"id": "a", "segmentation": {"size": [2, 2], "counts": "0"}}]}',
+    ],
 )
 @pytest.mark.parametrize("stage", ["detect", "segment", "needs"])
 def test_a_damaged_record_is_named(project, source, stage, content):

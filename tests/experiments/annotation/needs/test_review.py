@@ -68,6 +68,8 @@ def test_a_snapshot_newer_than_the_journal_does_not_count(project):
         '{"object": ["a"], "status": "accepted", "needs": [], "provenance": {}}',
         '{"object": "a", "status": "accepted", "needs": "x", "provenance": {}}',
         '{"object": "a", "status": "accepted", "needs": [], "provenance": {}, "segmentation": [1]}',
+        '{"object": "a", "status": "accepted", "needs": [], "provenance": {},'
+        ' "segmentation": {"size": [2, 2], "counts": "9"}}',
     ],
 )
 def test_what_is_no_decision_is_named(project, line):
