@@ -240,13 +240,16 @@ def _score_run(given: Namespace, changes: Sequence[str], task: str | None, folde
     task = task or (shown if shown in OF_SAMPLES else own)
     _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
     predict(built.agent, env, folder, instances=task == "sis")
-    return _score_dataset(given, folder, dataset, task, preset)
+    scored = _score_dataset(given, folder, dataset, task, preset)
+    return replace(scored, notes=(*_changed(changes), *scored.notes))
 
 
 def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
     """Evaluate the trained agent of a finished run on held-out samples, by task; arguments as of `build.trained`."""
     built = build.trained(folder, changes)
     found = {}
+    for line in _changed(changes):
+        print(line, file=sys.stderr)
     for task, env in built.envs.items():
         base = unwrap(env, SampleVectorEnv)
         indices = evaluation.held_out(base.num_samples, built.config["evaluation"]["samples"])
@@ -255,6 +258,12 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evalu
             print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
         found[task] = evaluation.evaluate(built.agent, env, indices)
     return found
+
+
+def _changed(changes: Sequence[str]) -> list[str]:
+    """Name the settings in which scores differ from those of their run, but for the data, which are named anyway."""
+    other = [change for change in changes if not change.startswith(("data=", "data."))]
+    return [f"not as in the run: {' '.join(other)}"] if other else []
 
 
 def _claim(folder: Path, source: JsonObject) -> None:

@@ -248,6 +248,13 @@ def test_without_out_a_run_prints_its_scores(evaluate, trained):
     assert status == 0 and "s_measure" in json.loads(out)
 
 
+def test_settings_other_than_those_of_the_run_stand_beside_its_scores(evaluate, trained, tmp_path):
+    folder, changed = trained("sod", "env=sod", "algo=random"), ("segmenter.batch_size=1", "data=scenes")
+    assert "not as in the run: segmenter.batch_size=1\n" in evaluate(folder, *changed)[2]
+    assert "not as in the run" not in evaluate(folder)[2]
+    assert "data: not as in the run: segmenter.batch_size=1" in evaluate(folder, *changed, "--out", tmp_path)[1]
+
+
 def test_all_names_of_data_sets_can_be_chosen():
     from maskgym.data.published import PUBLISHED
     from maskgym.experiments.wiring import composition
