@@ -103,6 +103,7 @@ class PPOAgent(ClickAgent):
         """
         first = self.restore() if resume else 0
         if first < updates:
+            self.model._n_updates = first * self.model.n_epochs  # which it logs
             steps = self.model.n_steps * self.model.n_envs * (updates - first)
             # An interval that training does not reach keeps Stable-Baselines3 from printing a table.
             self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=updates + 1)
