@@ -34,6 +34,9 @@ def brief(value: object) -> str:
         >>> brief("abc"), brief(None)
         ("str 'abc'", 'NoneType None')
     """
-    shape = getattr(value, "shape", None)
-    text = repr(value)[:80] if shape is None else f"{getattr(value, 'dtype', '')} {tuple(shape)}"
-    return f"{type(value).__name__} {one_line(text.strip())}"
+    try:
+        shape = getattr(value, "shape", None)
+        text = repr(value) if shape is None else f"{getattr(value, 'dtype', '')} {tuple(shape)}"
+    except Exception:  # An object of the user's may raise anything; so do lists that are nested too deep.
+        text = "that cannot be printed"
+    return f"{one_line(type(value).__name__)[:80]} {one_line(text[:80].strip())[:80]}"

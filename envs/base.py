@@ -195,11 +195,10 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
 
     def _read_all(self, live: np.ndarray, actions: Sequence[Any] | np.ndarray) -> list[Any]:
         """Check the actions of all live sub-environments, before an episode changes; return the results of `_read`."""
-        check_count(self.name, actions, self.num_envs)
-        found = []
+        given, found = check_count(self.name, actions, self.num_envs), []
         for i in live:
             try:
-                found.append(self._read(i, actions[i]))
+                found.append(self._read(i, given[i]))
             except UserError as error:
                 raise UserError(f"{self.name}: action of sub-environment {i}: {error}") from None
         return found

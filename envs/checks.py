@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -125,14 +126,20 @@ def check_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int
     return list(seed)
 
 
-def check_count(name: str, actions: Any, count: int) -> None:
-    """Check for one action per sub-environment.
+def check_count(name: str, actions: Any, count: int) -> list[Any]:
+    """Check for one action per sub-environment; list them.
 
     Raises:
         UserError: If there are more or fewer, or it is one text in place of a list of texts.
     """
-    listed = isinstance(actions, Sized) and hasattr(actions, "__getitem__") and getattr(actions, "ndim", 1) > 0
-    if not listed or isinstance(actions, str | bytes | Mapping):
+    there, found = None, []
+    with suppress(Exception):  # An object of the user's may raise anything.
+        listed = isinstance(actions, Sized) and hasattr(actions, "__getitem__") and getattr(actions, "ndim", 1) > 0
+        if listed and not isinstance(actions, str | bytes | Mapping):
+            found = [actions[i] for i in range(min(count, len(actions)))]
+            there = len(actions)
+    if there is None:
         raise UserError(f"{name}: actions: {brief(actions)}: expected a sequence of {count}, one per sub-environment")
-    if len(actions) != count:
-        raise UserError(f"{name}: {len(actions)} actions: expected {count}, one per sub-environment")
+    if there != count:
+        raise UserError(f"{name}: {there} actions: expected {count}, one per sub-environment")
+    return found

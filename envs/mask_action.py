@@ -111,14 +111,16 @@ class MaskVectorEnv(RowwiseVectorEnv):
     def _read(self, i: int, action: np.ndarray) -> np.ndarray:
         """Check an action and resize it to the sample, float32 (H, W)."""
         side, values = self.image_size, np.empty((), object)
-        with suppress(TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot read
+        with suppress(Exception):  # ragged lists, tensors that NumPy cannot read, and objects that may raise anything
             values = np.asarray(action)
         if values.dtype.kind not in "fiub" or values.shape != (side, side):
             raise UserError(f"{brief(action)}: expected a mask of shape {(side, side)}, numbers in [0, 1]")
-        values = values.astype(np.float32)
-        if not (values.min() >= 0 and values.max() <= 1):  # This refuses NaN too.
-            raise UserError(f"values from {values.min():g} to {values.max():g}: expected a mask in [0, 1]")
-        return unletterbox(values, self._shown(i).images[0].shape)
+        with np.errstate(over="ignore"):  # Infinity is refused.
+            soft = values.astype(np.float32)
+        if not (soft.min() >= 0 and soft.max() <= 1):  # This refuses NaN too.
+            lowest, highest = float(values.min()), float(values.max())
+            raise UserError(f"values from {lowest:g} to {highest:g}: expected a mask in [0, 1]")
+        return unletterbox(soft, self._shown(i).images[0].shape)
 
     def _frame(self, i: int) -> np.ndarray:
         return frame(self._shown(i), self._panels(i, self._last[i]), self._observations[i]["need"], lines=LINES)

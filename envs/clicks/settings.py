@@ -83,7 +83,7 @@ class ClickSettings:
         labelled = self.label_source == "policy"
         expected = f"a patch from 0 to {self.grid**2 - 1}" + " and a label 0 or 1" * labelled
         numbers = np.empty((), object)
-        with suppress(TypeError, ValueError, RuntimeError):  # ragged lists, and tensors that NumPy cannot read
+        with suppress(Exception):  # ragged lists, tensors that NumPy cannot read, and objects that may raise anything
             numbers = np.asarray(action)
         if numbers.dtype.kind not in "iu" or numbers.shape not in ([(2,)] if labelled else [(), (1,)]):
             raise UserError(f"{brief(action)}: expected whole numbers, {expected}")

@@ -201,6 +201,52 @@ def test_wrong_actions_are_told_and_change_no_episode(kind, actions, words, halv
     assert env.step([LEFT] * 2 if kind == "text" else ZEROS)[2].all()
 
 
+class Hostile:
+    """Every way to look at it fails."""
+
+    def fail(self, *arguments):
+        raise KeyError("no")
+
+    __array__ = __len__ = __getitem__ = __repr__ = __getattr__ = fail
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Hostile(),
+        nested(50_000),
+        10**5000,  # Python refuses to print it
+        type("Shaped", (), {"shape": 3})(),
+        type("a\n\x1b[31m" + "b" * 5000, (), {})(),
+        np.zeros((), [(f"name {number}", int) for number in range(500)]),
+    ],
+    ids=["hostile", "nested", "long number", "shaped", "odd type", "odd fields"],
+)
+@pytest.mark.parametrize("env_id", ["SIS", "UserNeed", "PointPrompt"])
+def test_an_action_that_is_hard_to_describe_is_told_in_a_short_line(env_id, value, halves, photos) -> None:
+    arguments = {"segmenter": halves, "dataset": photos()} if env_id == "SIS" else {"image_size": SIDE}
+    arguments |= {"patch_size": 4} if env_id == "PointPrompt" else {}
+    env = gym.make_vec(f"maskgym/{env_id}-v0", num_envs=2, vectorization_mode="vector_entry_point", **arguments)
+    env.reset(seed=0)
+    right = ["x", ZEROS[0], (0, 1)][["SIS", "UserNeed", "PointPrompt"].index(env_id)]
+    for actions, words in (([right, value], "sub-environment 1"), (value, "one per sub-environment")):
+        message = told(lambda actions=actions: env.step(actions), f"maskgym/{env_id}-v0", words)
+        assert message.isprintable() and len(message) < 400
+
+
+def test_a_mask_of_huge_values_is_told_without_a_warning() -> None:
+    env = needs()
+    told(lambda: env.step([ZEROS[0], np.full((SIDE, SIDE), 1e300)]), "sub-environment 1: values from 1e+300 to 1e+300")
+    env.step([ZEROS[0], np.full((SIDE, SIDE), 1 + 1e-12)])  # 1 in the space's float32
+
+
 def test_a_scalar_environment_names_its_id() -> None:
     env = gym.make("maskgym/UserNeed-v0", image_size=SIDE)
     env.reset(seed=0)
