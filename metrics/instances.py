@@ -171,7 +171,7 @@ class InstanceScores:
         >>> scores.add(np.concatenate([target, ~target]), target)
         >>> result = scores.result()
         >>> [round(result[name], 3) for name in ("ap50", "precision", "recall", "iasm")]
-        [1.0, 0.5, 1.0, 0.5]
+        [0.5, 0.5, 1.0, 0.5]
     """
 
     def __init__(self, thresholds: Sequence[float] = (0.5, 0.7)) -> None:

@@ -124,6 +124,8 @@ def read_checkpoint(file: Path, device: torch.device | str = "cpu") -> Settings:
     Raises:
         UserError: If the file is missing, damaged (its checksums tell), or no checkpoint.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file}: is no regular file: expected the file of a checkpoint")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()  # PyTorch itself compares no checksums.

@@ -34,7 +34,7 @@ from maskgym.agents.common.checkpoints import read_checkpoint, write_checkpoint
 from maskgym.agents.text.response_types import confidence, mean_by_type, rank_normalized, response_types, shares
 from maskgym.agents.text.reward_function import Completion
 from maskgym.aliases import JsonObject, Settings
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.policies.text.mllm import neutralise_decoding, vision_token_ids
 from maskgym.segmenters.weights import refuse_mismatch
 
@@ -216,6 +216,15 @@ class ResumableTrainer(_Trainer):
         self._prompted = self._read(inputs)
         outputs = super()._generate_and_score_completions(self._prompted)
         return {**outputs, "rewards": self._local(self._total_rewards(), len(inputs))}
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        try:
+            return super()._tokenize_prompts(prompts)
+        except ValueError as error:  # of the processor: Qwen's refuses photos that are 200 times as long as wide
+            parts = [part for prompt in prompts for message in prompt for part in message["content"]]
+            sizes = [part["image"].size for part in parts if isinstance(part, dict) and part.get("type") == "image"]
+            told = ", ".join(f"{width}x{height}" for width, height in dict.fromkeys(sizes))
+            raise UserError(f"the policy's processor refuses photos of {told} pixels: {one_line(error)}") from error
 
     def _generate_single_turn(self, *arguments: Any, **settings: Any) -> tuple:
         if self.on_answer is None:

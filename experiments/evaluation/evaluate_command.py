@@ -261,7 +261,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evalu
 
 
 def _changed(changes: Sequence[str]) -> list[str]:
-    """Name the settings in which scores differ from those of their run, but for the data, which are named anyway."""
+    """Name the settings other than those of the run; the data set is named anyway."""
     other = [change for change in changes if not change.startswith(("data=", "data."))]
     return [f"not as in the run: {' '.join(other)}"] if other else []
 

@@ -163,11 +163,11 @@ def caption_loss(logits: Tensor, fits: Tensor) -> Tensor:
     """Compute CLIP's loss over logits (B, texts) when several texts fit an image, and several images a text.
 
     The target is uniform over all that fit, in both directions, because the vocabulary is small: most texts fit more
-    than the image for which they were drawn.
+    than the image for which they were drawn. An image or text that fits nothing adds 0.
     """
     target = fits.float()
-    by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
-    by_text = F.cross_entropy(logits.T, (target / target.sum(0)).T)
+    by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True).clamp(min=1))
+    by_text = F.cross_entropy(logits.T, (target / target.sum(0).clamp(min=1)).T)
     return (by_image + by_text) / 2
 
 

@@ -48,7 +48,13 @@ def training(
 
 
 def descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one optimizer step, with the gradient norm clipped to 1."""
+    """Take one optimizer step, with the gradient norm clipped to 1.
+
+    Raises:
+        UserError: If the loss is not finite; the weights are not changed.
+    """
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss is {loss.item()}: the last checkpoint holds finite weights")
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

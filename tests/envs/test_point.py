@@ -213,7 +213,7 @@ def test_real_sizes_are_stretched_and_masks_come_back_at_them(sam):
             image = np.zeros((30, 70, 3), np.uint8)
             truth = np.zeros((1, 30, 70), bool)
             truth[:, :, :35] = True
-            return replace(self.scenes[index], images=(image,), masks=(truth,), phrases=None)
+            return replace(self.scenes[index], images=(image,), masks=(truth,), phrases=None, ranks=None)
 
     env = vector(sam, 1, dataset=Wide("test"), label_source="positive")
     env.reset(seed=0)
@@ -230,7 +230,7 @@ def test_images_of_several_sizes_end_together(sam):
             truth = np.zeros((1, height, width), bool)
             truth[:, :, : width // 2] = True
             image = np.zeros((height, width, 3), np.uint8)
-            return replace(self.scenes[index], images=(image,), masks=(truth,), phrases=None)
+            return replace(self.scenes[index], images=(image,), masks=(truth,), phrases=None, ranks=None)
 
     env = vector(sam, 2, dataset=Mixed("train"), label_source="positive", horizon=1)
     _, info = env.reset(options={"index": [0, 1]})

@@ -246,6 +246,22 @@ def test_supervised_steps_skip_samples_without_a_rationale(tmp_path: Path) -> No
     assert seen[0] > 0
 
 
+class Thin(Subset):
+    """Scenes cut to a line of pixels."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        images = tuple(np.tile(image[:1], (1, 4, 1)) for image in sample.images)
+        return replace(sample, images=images, masks=(np.ones((1, 1, 512), bool),), phrases=None, ranks=None)
+
+
+@pytest.mark.parametrize("name", ["sft", "dapo"])
+def test_a_photo_that_the_processor_cannot_take_is_named_while_training(tmp_path: Path, name: str) -> None:
+    data = Thin(Scenes("sis"), range(4))
+    with pytest.raises(UserError, match=r"processor refuses photos of 512x1 pixels: absolute aspect ratio"):
+        make_agent(name, tmp_path).train([make_env("sis", dataset=data)], 1, lambda *_: None)
+
+
 def test_no_sample_with_a_rationale_is_refused() -> None:
     for split, size in (("train", 1), ("test", 5)):
         with pytest.raises(UserError, match=f"no sample of the {split} split has a rationale"):

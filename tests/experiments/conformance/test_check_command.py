@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskgym import data, policies, rewards, segmenters
+from maskgym import agents, data, policies, rewards, segmenters
 from maskgym.data.scenes.dataset import TASKS
 from maskgym.errors import UserError
 from maskgym.experiments import cli
@@ -24,7 +24,7 @@ POLICIES = {
 WRONG = {
     "reward": {
         "OneColumn": r"total: ndarray float64 \(\d+, 1\): expected \d+ numbers",
-        "NoRange": r"reward NoRange: range None: expected the lowest and the highest",
+        "NoRange": r"reward NoRange: range \(\): expected the lowest and the highest",
         "BeyondRange": r"total 1\.5 on sample '.*': expected a number in \[0, 1\]",
         "NotANumber": r"term 'nan' gave nan on sample '.*': expected a number in \[0, 1\]",
         "InWords": r"term 'words' gave str 'good' on sample",
@@ -60,7 +60,7 @@ WRONG = {
         "WithoutGradient": r"a value without a gradient",
     },
     "agent": {
-        "CannotAct": r"CannotAct without act; .* implements train, act, save and load",
+        "CannotAct": r"CannotAct without act, which every agent has; .* implements train, act, save and load",
         "UnknownTask": r"tasks=\('chess',\)",
         "ShortOfOne": r"greedy actions on sod: maskgym/SOD-v0: \d actions: expected \d|greedy actions on sod: .*",
         "Moody": r"two greedy rollouts on sod differ",
@@ -82,8 +82,10 @@ MADE = {"data": ["scenes"], "reward": list(rewards.names()), "policy": list(POLI
 
 @pytest.fixture(autouse=True)
 def beside(monkeypatch):
-    """Let the wrong parts be imported, as a user's own module beside the command."""
+    """Let the wrong parts be imported, as a user's own module beside the command, and be forgotten afterwards."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
+    for held in ("_targets", "_presets"):
+        monkeypatch.setattr(agents._registry, held, dict(getattr(agents._registry, held)))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in WRONG for name in WRONG[kind]])

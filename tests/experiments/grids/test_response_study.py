@@ -61,9 +61,10 @@ def test_reward_and_confidence_are_of_the_sampled_answer(call, monkeypatch, tmp_
     seen, sample = [], LanguagePolicy.sample
 
     def look(self, observations, *arguments):
-        answers, *scored = sample(self, observations, *arguments)
-        seen.extend(zip(observations, answers, confidence(*scored).tolist(), strict=True))
-        return answers, *scored
+        drawn = sample(self, observations, *arguments)
+        sure = confidence(drawn.log_probabilities, drawn.mask).tolist()
+        seen.extend(zip(observations, drawn.answers, sure, strict=True))
+        return drawn
 
     monkeypatch.setattr(LanguagePolicy, "sample", look)
     found = call("env=sod")

@@ -9,7 +9,8 @@ import torch
 from maskgym import policies
 from maskgym.data.scenes import Scenes
 from maskgym.envs.instructions import INSTRUCTIONS, instruction
-from maskgym.experiments.pretraining import clip, pretrain, words
+from maskgym.errors import UserError
+from maskgym.experiments.pretraining import clip, loop, pretrain, words
 from maskgym.experiments.pretraining import policy as policy_recipe
 from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
@@ -290,6 +291,22 @@ def test_a_folder_holds_the_training_of_one_model(tmp_path, capsys):
     (tmp_path / "state.pt").write_bytes(content)
     assert pretrain.main(["bert", str(tmp_path), "--steps", "2", "--scenes", "2", "--texts", "2"]) == 2
     assert "state.pt: damaged" in capsys.readouterr().err
+
+
+def test_what_fits_nothing_adds_no_loss():
+    logits, fits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.eye(3, 4) > 0
+    fits[1] = False  # the second image fits no text; the second and the last text fit no image
+    logs = (logits.log_softmax(1), logits.log_softmax(0))
+    expected = sum(-(log[0, 0] + log[2, 2]) / count for log, count in zip(logs, (3, 4), strict=True)) / 2
+    assert clip.caption_loss(logits, fits).item() == pytest.approx(expected.item())
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change():
+    layer = torch.nn.Linear(1, 1)
+    before = layer.weight.clone()
+    with pytest.raises(UserError, match="the loss is nan"):
+        loop.descend(layer, torch.optim.SGD(layer.parameters(), lr=1.0), layer(torch.ones(1)).sum() * torch.nan)
+    assert torch.equal(layer.weight, before)
 
 
 def test_a_step_of_the_bag_of_words_changes_the_words_it_met(tmp_path):
