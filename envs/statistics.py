@@ -22,12 +22,7 @@ class RecordEpisodeStatistics(wrappers.RecordEpisodeStatistics):
     """Gymnasium's wrapper of the same name, right with ``AutoresetMode.SAME_STEP`` too, in every version.
 
     Before version 1.4, Gymnasium's ignores the step after an episode's end, which in this mode is the first of the next
-    episode: of episodes of one step, every return after the first is 0.
-
-    Args:
-        env: Vector environment.
-        buffer_length: As in Gymnasium.
-        stats_key: As in Gymnasium.
+    episode: of episodes of one step, every return after the first is 0. The arguments are Gymnasium's.
     """
 
     # Gymnasium's signature returns type variables that nothing binds, so no types can override them.
