@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any
@@ -108,9 +109,33 @@ def _write_text(space: FreeText, index: int, value: str, shared_memory: Synchron
     _texts(space, shared_memory)[index] = flatten(space, value)
 
 
+class SharedTexts(Sequence[str]):
+    """View of the texts in shared memory, whose copies are tuples.
+
+    `gymnasium.vector.AsyncVectorEnv` reads its memory once, before any environment has written to it, and copies what
+    it read after each step.
+
+    Args:
+        space: Space of one text.
+        memory: Code points of all texts.
+    """
+
+    def __init__(self, space: FreeText, memory: SynchronizedArray) -> None:
+        self._space, self._rows = space, _texts(space, memory)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        return _unflatten_text(self._space, self._rows[index])
+
+    def __deepcopy__(self, memo: dict) -> tuple[str, ...]:
+        return tuple(self)
+
+
 @read_from_shared_memory.register(FreeText)
-def _read_texts(space: FreeText, shared_memory: SynchronizedArray, n: int = 1) -> tuple[str, ...]:
-    return tuple(_unflatten_text(space, row) for row in _texts(space, shared_memory))
+def _read_texts(space: FreeText, shared_memory: SynchronizedArray, n: int = 1) -> SharedTexts:
+    return SharedTexts(space, shared_memory)
 
 
 def _texts(space: FreeText, memory: SynchronizedArray) -> np.ndarray:

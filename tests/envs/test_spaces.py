@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -66,10 +68,11 @@ def test_a_text_comes_back_from_its_code_points(text: str) -> None:
 def test_texts_come_back_from_shared_memory() -> None:
     space = Dict({"text": FreeText(20)})
     memory = create_shared_memory(space, n=len(TEXTS))
+    seen = read_from_shared_memory(space, memory, n=len(TEXTS))  # once and before the writing, as AsyncVectorEnv does
     for index, text in enumerate(TEXTS):
         write_to_shared_memory(space, index, {"text": "x" * 20}, memory)
         write_to_shared_memory(space, index, {"text": text}, memory)
-    assert read_from_shared_memory(space, memory, n=len(TEXTS))["text"] == TEXTS
+    assert tuple(seen["text"]) == deepcopy(seen)["text"] == TEXTS
 
 
 def test_images_of_any_size_are_refused_where_one_size_is_needed() -> None:
