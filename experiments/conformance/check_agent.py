@@ -32,7 +32,8 @@ UPDATES = 2
 # Settings of a short training, for the keys that the agent's option lists.
 SHORT = {"batch_size": 4, "max_new_tokens": 24, "epochs": 1, "minibatch_size": 4, "save_every": 1, "group_size": 2}
 QUICK_ENV = {"num_envs": 4, "horizon": 2, "image_size": 64, "steps": 2}
-TIMES = ("_s", "_mib", "tokens_per_second")  # ends of the names of scalars that differ between equal runs
+# Ends of the names of scalars that differ between equal runs, because they are measured times and memory.
+TIMES = ("_s", "_ms", "_seconds", "_time", "_mib", "scoring_share", "tokens_per_second")
 
 Log = list[tuple[int, Mapping[str, float]]]  # updates and their scalars
 

@@ -119,7 +119,7 @@ def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     given = ("algo.updates=6", "algo.learning_rate=1e36", "scale=ray", f"out={tmp_path}/run")
     status, _, error = finish(start(*TINY, *given))
     assert status == 2, error
-    assert "stopped; the last good checkpoint is in" in error.splitlines()[-1]
+    assert error.splitlines()[-1] == "error: update 2: train/loss is nan: stopped; before the first checkpoint"
     assert "started again" not in error and "Traceback" not in error
 
 
