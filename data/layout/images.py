@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
@@ -279,12 +280,29 @@ def _load_exact(path: Source) -> Image.Image:
     return picture
 
 
+def _check_sums(path: Source, picture: Image.Image) -> None:
+    """Raise a DataFault if a part of a PNG differs from its checksum: Pillow does not compare those of the pixels."""
+    if picture.format != "PNG":
+        return
+    content = path.read_bytes() if isinstance(path, Path) else path.getvalue()
+    place = 8  # behind the signature
+    while len(content) >= place + 12:
+        (length,), end = struct.unpack_from(">I", content, place), place + 8
+        stated = content[end + length : end + length + 4]
+        if zlib.crc32(content[place + 4 : end + length]).to_bytes(4) != stated:
+            raise DataFault(f"{path}: cannot be decoded: damaged, as the checksum of a part of this PNG says")
+        if content[place + 4 : end] == b"IEND":
+            return
+        place = end + length + 4
+
+
 def _load(path: Source) -> Image.Image:
     """Decode an image fully and upright; also return its file format."""
     try:
         if isinstance(path, Path):
             check_regular(path)
         with Image.open(path, formats=FORMATS) as picture:
+            _check_sums(path, picture)
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # a camera's file of a photo and its preview
                 raise DataFault(f"{path}: {frames} frames: expected one picture")

@@ -280,3 +280,17 @@ def test_files_that_are_no_single_picture(tmp_path):
         for read in (read_image, read_mask, read_labels):
             with pytest.raises(DataFault, match=f"{name}: {words}"):
                 read(tmp_path / name)
+
+
+def test_any_bit_of_a_png_that_is_flipped_is_noticed(tmp_path):
+    path = tmp_path / "a.png"
+    pixels = (np.random.default_rng(0).random((6, 9)) > 0.5).astype(np.uint8) * 255
+    Image.fromarray(pixels).save(path)
+    sound = path.read_bytes()
+    for place in range(8, len(sound) - 12):  # behind the signature, before the empty end
+        for bit in range(8):
+            path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << bit]) + sound[place + 1 :])
+            with pytest.raises(DataFault, match=r"a\.png: cannot be decoded"):
+                read_mask(path)
+    path.write_bytes(sound + b"more")
+    assert (read_mask(path) == pixels).all()
