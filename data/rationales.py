@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from maskgym.aliases import JsonObject
-from maskgym.data.layout.images import DataFault
+from maskgym.data.layout.images import DataFault, check_regular
+from maskgym.data.layout.listing import is_text
 from maskgym.data.sample import Dataset, Sample
 from maskgym.errors import UserError
 
@@ -87,8 +88,9 @@ def read_rows(file: Path) -> Iterator[tuple[int, JsonObject]]:
 
     Raises:
         UserError: If the file cannot be read.
-        DataFault: If a line is not a JSON object.
+        DataFault: If it is no regular file, or a line is not a JSON object.
     """
+    check_regular(file)
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
@@ -112,6 +114,8 @@ def _read(file: Path, task: str) -> dict[str, JsonObject]:
         for name in ("key", "task", "rationale"):
             if not isinstance(row.get(name), str) or not row[name]:
                 raise DataFault(f"{file}: line {number}: '{name}' is {json.dumps(row.get(name))[:60]}: expected a text")
+            if not is_text(row[name]):
+                raise DataFault(f"{file}: line {number}: '{name}' has half of a surrogate pair, which is no text")
         if row["task"] != task:
             continue
         if row["key"] in found:

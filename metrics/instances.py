@@ -127,7 +127,7 @@ def average_precision(
         Float in [0, 1]; NaN if no image has a target.
 
     Raises:
-        ValueError: If the numbers of images or of scores differ, a score is NaN, image sizes differ within an
+        ValueError: If the numbers of images or of scores differ, a score is not finite, image sizes differ within an
             image, a value is NaN or outside [0, 1], or the threshold is outside [0, 1].
 
     Convention:
@@ -191,7 +191,8 @@ class InstanceScores:
             scores: m confidences; without them all predictions are equally confident.
 
         Raises:
-            ValueError: If sizes differ, the number of scores is not m, or a value is NaN or outside [0, 1].
+            ValueError: If sizes differ, the number of scores is not m, one is not finite, or a value is NaN or outside
+                [0, 1].
         """
         self.add_measures(self.measure(predictions, targets, scores))
 
@@ -201,8 +202,8 @@ class InstanceScores:
         """Compute the accumulated numbers of one photo without adding them; takes the arguments of `add`."""
         guesses, truths = _checked(predictions, targets, 0)
         confidence = np.zeros(len(guesses)) if scores is None else np.asarray(scores, np.float64)
-        if confidence.shape != (len(guesses),) or np.isnan(confidence).any():
-            raise ValueError(f"scores: expected {len(guesses)} numbers, one per prediction, got {confidence}")
+        if confidence.shape != (len(guesses),) or not np.isfinite(confidence).all():
+            raise ValueError(f"scores: expected {len(guesses)} finite numbers, one per prediction, got {confidence}")
         order = np.argsort(-confidence, kind="stable")
         if len(order) > MAX_DETECTIONS:
             order = order[confidence[order] >= confidence[order[MAX_DETECTIONS - 1]]]

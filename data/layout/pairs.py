@@ -159,7 +159,7 @@ def list_pictures(listing: Listing, root: Path, folder: Path) -> dict[str, Path]
 def absence(name: str, found: Mapping[str, Path], folder: Path, kind: str = "photo") -> str:
     """Format the end of a fault's line for a stated name that does not exist."""
     twin = next((path for stem, path in found.items() if stem.casefold() == name.casefold()), None)
-    return f"no {kind} '{name}' in {folder}" + (f": {twin.name} differs in case" if twin else "")
+    return f"no {kind} '{name[:80]}' in {folder}" + (f": {twin.name} differs in case" if twin else "")
 
 
 def without_faulty(listing: Listing, pairs: Sequence[Pair], faulty: Collection[str]) -> list[Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault, check_regular, check_same_size, read_all, read_image
-from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, link_fault
+from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, link_fault, preview
 from maskgym.data.layout.names import image_folders, split_in_name, subfolders
 from maskgym.data.needs import SOURCES, Id, category_of, find_needs
 from maskgym.data.run_lengths import rasterise
@@ -388,12 +389,23 @@ def read_coco(listing: Listing, source: Path) -> tuple[list[JsonObject], list[Js
     images = _complete(listing, source, content, "images", {"id": (int, str), "file_name": str})
     fields = {"image_id": (int, str), "segmentation": (list, dict)}
     annotations = _complete(listing, source, content, "annotations", fields)
+    if doubles := doubled_ids(annotations):
+        listing.notes.append(
+            f"{source}: annotations of one id, of which COCO's programs keep the last and this reader all: "
+            f"{preview([f'annotation {number}' for number in sorted(map(str, doubles))])}"
+        )
     listed = content.get("categories")
     named = [record for record in listed if isinstance(record, dict)] if isinstance(listed, list) else []
     categories = {
         r["id"]: r["name"] for r in named if isinstance(r.get("id"), (int, str)) and isinstance(r.get("name"), str)
     }
     return images, annotations, categories
+
+
+def doubled_ids(records: Iterable[JsonObject]) -> frozenset[Id]:
+    """Find the ids that several records have."""
+    ids = [record["id"] for record in records if isinstance(record.get("id"), (int, str))]
+    return frozenset(number for number, count in Counter(ids).items() if count > 1)
 
 
 def _complete(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -442,6 +443,8 @@ def _per_mask(
     if values is None:
         return None
     rows = [[value] if isinstance(value, str | int | float) else value or [] for value in values]
+    if any(isinstance(value, float) and not isfinite(value) for row in rows for value in row):
+        raise DataFault(f"{where}: {name} {rows}: expected finite numbers")
     counts, expected = [len(row) for row in rows], [len(row) for row in masks]
     if counts != expected:
         raise DataFault(f"{where}: {name} for {counts} masks of {expected}")

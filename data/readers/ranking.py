@@ -182,6 +182,8 @@ def _split_folders(folder: Path) -> list[Path]:
 def _list_part(listing: Listing, part: Part, source: str) -> list[Ranked]:
     """List the photos of one split."""
     if source == "grey" or (source == "auto" and not part.has_objects):
+        if source == "auto":
+            listing.notes.append(f"{part.objects}: no such file: the ranks are the levels of {part.greys}")
         return _list_greys(listing, part)
     photos = list_pictures(listing, listing.root, part.images)
     annotated = _read_irsr(listing, part, photos) if part.orders is None else _read_assr(listing, part, photos)

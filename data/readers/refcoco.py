@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
-from maskgym.data.layout.listing import Listing, Reader, check_root, is_text, link_fault
+from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, is_text, link_fault
 from maskgym.data.layout.names import find_home
-from maskgym.data.readers.coco import Photo, look_at_annotations, read_coco, read_sample
+from maskgym.data.readers.coco import Photo, doubled_ids, look_at_annotations, read_coco, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
@@ -122,6 +122,8 @@ def read_list(path: Path, named: str) -> list[Any]:
     records = read_pickle(path)
     if not isinstance(records, list):
         raise DataFault(f"{path}: a {type(records).__name__}: expected a list of {named}")
+    if not records:
+        raise DataFault(f"{path}: an empty list: expected {named}")
     return records
 
 
@@ -183,9 +185,12 @@ def _list_sentences(
     listing: Listing, instances: Path, expressions: Path, folder: Path
 ) -> tuple[list[Photo], list[str]]:
     """List, for each sentence, the photo with its one annotation and the split in the sentence's record."""
-    records, annotations, categories = read_coco(listing, instances)
+    records, annotations, categories = [], [], {}
+    with listing.collecting():
+        records, annotations, categories = read_coco(listing, listing.inside(instances))
     images = {record["id"]: record for record in records}
     by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
+    doubles = doubled_ids(annotations)
     there = {path.name.casefold(): path.name for path in folder.iterdir()}
     paths: dict[int, Path | None] = {}
     photos: list[Photo] = []
@@ -195,6 +200,10 @@ def _list_sentences(
         if annotation is None or image is None or annotation["image_id"] != record["image_id"]:
             named = f"annotation {record['ann_id']} of image {record['image_id']}"
             listing.faults.append(f"{expressions}: [{place}] means {named}, which {instances} has not")
+            continue
+        if record["ann_id"] in doubles:
+            number = f"annotation {record['ann_id']}"
+            listing.faults.append(f"{expressions}: [{place}] means {number}, of which {instances} has several")
             continue
         if record["image_id"] not in paths:
             paths[record["image_id"]] = _find_photo(listing, folder, there, instances, image["file_name"])
@@ -253,9 +262,10 @@ def _find_photo(listing: Listing, folder: Path, there: Mapping[str, str], source
     """Find the file of a photo; ``there`` maps case-folded names to names."""
     path = folder / PurePosixPath(file_name.replace("\\", "/")).name
     twin = there.get(path.name.casefold())
-    fault = link_fault(folder, path) if path.is_symlink() else None
     if twin != path.name:
-        fault = f"{source}: no file {path.name} in {folder}" + (f": {twin} differs in case" if twin else "")
+        fault = f"{source}: no file {path.name[:80]} in {folder}" + (f": {twin} differs in case" if twin else "")
+    else:
+        fault = link_fault(boundary(listing.root, folder), path) if path.is_symlink() else None
     if fault:
         listing.find_fault(path.stem, fault)
     return None if fault else path

@@ -215,7 +215,7 @@ class Instances:
             guesses, scores = _decoded(self.source, prediction, targets.shape[1:]), prediction.get("scores")
         try:
             row = InstanceScores().measure(guesses, targets, scores)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DataFault(f"{self.source}: '{sample.key}': {error}") from None
         notes = [] if len(guesses) else [("predictions without an instance", sample.key)]
         return {"key": sample.key, "notes": notes, **row}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import preview
+from maskgym.errors import one_line
 from maskgym.experiments.wiring import run_folder
 
 CHUNK = 50  # images that are scored and stored together
@@ -108,7 +109,7 @@ def score(work: Work, jobs: int = 1, folder: Path | None = None) -> Scored:
 
 def shorten(statement: str, names: Sequence[str]) -> str:
     """Append the first of the names to a statement."""
-    return f"{statement}: {preview(names)}"
+    return one_line(f"{statement}: {preview(names)}")
 
 
 def _measure_chunks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -97,6 +98,7 @@ def test_groups_that_are_cut_otherwise_are_told(photos, write):
         ([{"key": "photo0", "task": "sis"}], "line 1: 'rationale' is null: expected a text"),
         ([row("photo0", "")], "line 1: 'rationale' is \"\": expected a text"),
         ([{**row("photo0"), "key": 7}], "line 1: 'key' is 7: expected a text"),
+        ([row("photo0", "<think>\ud800</think>")], "line 1: 'rationale' has half of a surrogate pair"),
         ([row("photo0"), row("photo0")], "line 2: a second rationale for 'photo0'"),
     ],
 )
@@ -116,3 +118,9 @@ def test_a_file_for_other_data_is_refused(photos, write, rows):
 def test_a_file_that_is_not_there_is_told(photos, tmp_path):
     with pytest.raises(UserError, match="nowhere.jsonl: cannot be read: No such file"):
         WithRationales(photos(), tmp_path / "nowhere.jsonl")
+
+
+def test_what_is_no_file_does_not_block(photos, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataFault, match="pipe.jsonl: not a regular file"):
+        WithRationales(photos(), tmp_path / "pipe.jsonl")

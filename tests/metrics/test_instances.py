@@ -145,8 +145,10 @@ def test_average_precision_thresholds_and_edges():
     assert average_precision([twice, target], [target, target]) < 1  # the second of two equal answers is a miss
     with pytest.raises(ValueError, match="1 predictions, 2 targets"):
         average_precision([guess], [target, target])
-    with pytest.raises(ValueError, match="image 0: scores: expected 1 numbers"):
+    with pytest.raises(ValueError, match="image 0: scores: expected 1 finite numbers"):
         average_precision([guess], [target], scores=[[0.1, 0.2]])
+    with pytest.raises(ValueError, match="image 0: scores: expected 1 finite numbers"):
+        average_precision([guess], [target], scores=[[float("inf")]])
 
 
 def coco_precision(predictions, targets, scores, thresholds):

@@ -396,3 +396,11 @@ def test_real_masks_agree_with_the_instance_pictures(real_data):
         for value, mask in zip(values[record["id"]], masks, strict=True):
             overlaps.append((mask & (picture == value)).sum() / (mask | (picture == value)).sum())
     assert np.median(overlaps) > 0.94
+
+
+def test_annotations_of_one_id_are_noted(coco):
+    root = coco([instance(7), instance(7, segmentation=[RIGHT]), instance(8)])
+    data = Coco(root, split="all")
+    assert len(data[0].masks[0]) == 3
+    (note,) = data.notes
+    assert note.startswith(f"{root / 'annotations.json'}: annotations of one id") and note.endswith("annotation 7")

@@ -371,3 +371,11 @@ def test_files_of_a_saved_set_that_have_another_form(tmp_path, file, content):
         assert "\n" not in str(error)
     else:
         assert file == "dataset_info.json" and content == "{}"  # types are then those of Arrow
+
+
+@pytest.mark.parametrize("ranks", [[float("nan"), 1.0], [float("inf"), 1.0]])
+def test_ranks_are_finite(tmp_path, ranks):
+    rows = [{"image": photo(0), "mask": [grey(m) for m in TWO], "ranks": ranks}]
+    kinds = {"image": Image(), "mask": List(Image()), "ranks": List(Value("float64"))}
+    with pytest.raises(DataFault, match=r"row 'train/000000': ranks .*: expected finite numbers"):
+        HuggingFace(save(tmp_path / "s", rows, kinds), task="ranking")[0]

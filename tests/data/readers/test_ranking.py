@@ -322,3 +322,23 @@ def test_the_environment_ranks_them(assr, source):
     action[:12] = first
     _, reward, *_, info = env.step(action)
     assert info["iou"] == pytest.approx(1) and info["found"] == 1 and reward > 0
+
+
+def test_grey_levels_in_place_of_absent_objects_are_noted(irsr):
+    root = irsr()
+    assert RankedObjects(root).notes == ()
+    (root / "Annotations" / "train.pkl").unlink()
+    data = RankedObjects(root)
+    assert data[0].ranks[0].tolist() == [60, 120, 180]
+    assert data.notes == (
+        f"{root}/Annotations/train.pkl: no such file: the ranks are the levels of {root}/Images/train/gt",
+    )
+    assert RankedObjects(root, source="grey").notes == ()
+
+
+def test_a_long_line_of_a_list_is_told_in_short(assr):
+    root = assr()
+    (root / "train_images.txt").write_text("x" * 5000 + "\n")
+    with pytest.raises(DataFault, match="train_images.txt: no photo 'x{80}' in") as error:
+        RankedObjects(root)
+    assert len(error.value.faults[0]) < 400

@@ -316,7 +316,7 @@ def test_files_at_fault(refcoco, photo, truncate):
 
 
 def test_no_expressions(refcoco):
-    with pytest.raises(UserError, match=r"data\.split=train: .* has no sample there \(train 0, validation 0, test 0\)"):
+    with pytest.raises(DataFault, match=r"refs\(unc\)\.p: an empty list: expected expressions"):
         RefCOCO(refcoco([]))
 
 
@@ -337,3 +337,39 @@ def test_sentences_are_those_of_sent_ids(refcoco):
     unstated = expression(1, "train", "left man")
     del unstated["sent_ids"]
     assert len(RefCOCO(refcoco([unstated]), split="all")) == 1
+
+
+def edited(root, change):
+    """Change the content of ``instances.json``; return the root."""
+    path = root / "refcoco" / "instances.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return root
+
+
+def test_an_annotation_that_two_objects_could_be_is_refused(refcoco):
+    root = edited(refcoco(), lambda content: content["annotations"][1].update(id=10))
+    with pytest.raises(DataFault, match=r"\[0\] means annotation 10, of which .*instances.json has several"):
+        RefCOCO(root)
+
+
+def test_a_name_of_a_photo_that_no_disk_can_hold_is_told(refcoco):
+    root = edited(refcoco(), lambda content: content["images"][0].update(file_name="x" * 5000 + ".jpg"))
+    with pytest.raises(DataFault, match=r"instances.json: no file x{80} in") as error:
+        RefCOCO(root)
+    assert len(error.value.faults[0]) < 400
+
+
+def test_links_may_lead_to_other_folders_of_the_data_set_only(refcoco, tmp_path):
+    root = refcoco()
+    photo = root / "images/mscoco/images/train2014" / f"{NAME.format(1)}.jpg"
+    (root / "store").mkdir()
+    photo.rename(root / "store" / "a.jpg")
+    photo.symlink_to(root / "store" / "a.jpg")
+    assert len(RefCOCO(root)) == 2
+    instances = root / "refcoco" / "instances.json"
+    instances.rename(tmp_path.parent / "elsewhere.json")
+    instances.symlink_to(tmp_path.parent / "elsewhere.json")
+    with pytest.raises(DataFault, match=r"instances.json: a link to .*elsewhere.json, outside of"):
+        RefCOCO(root)

@@ -234,7 +234,14 @@ def test_lines_that_are_none_are_refused(tmp_path, line, fault):
 
 
 @pytest.mark.parametrize(
-    "line", [{"masks": [{"counts": "1"}]}, {"masks": [3]}, {"masks": [{"counts": [384]}], "scores": [1, 2]}]
+    "line",
+    [
+        {"masks": [{"counts": "1"}]},
+        {"masks": [3]},
+        {"masks": [{"counts": [384]}], "scores": [1, 2]},
+        {"masks": [{"counts": [384]}], "scores": [float("inf")]},
+        {"masks": [{"counts": [384]}], "scores": [10**400]},
+    ],
 )
 def test_masks_that_do_not_fit_are_named(tmp_path, line):
     sample = Sample("a", (np.zeros((16, 24, 3), np.uint8),), (np.ones((1, 16, 24), bool),))

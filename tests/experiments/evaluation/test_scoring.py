@@ -104,3 +104,7 @@ def test_a_killed_command_goes_on(pairs, tmp_path, capsys):
 def test_a_long_list_is_cut():
     assert scoring.shorten("7 things", list("abcdefg")) == "7 things: a, b, c, d, e, …"
     assert scoring.shorten("2 things", ["a", "b"]) == "2 things: a, b"
+
+
+def test_names_in_notes_are_escaped():
+    assert scoring.shorten("1 of 2", ["a\x1b[2J\nb"]) == "1 of 2: a\\x1b[2J b"
