@@ -60,6 +60,17 @@ def write(file: Path, content: str | bytes, flush: bool = False, shared: bool = 
             os.fsync(stream.fileno())
 
 
+def read(file: Path) -> bytes:
+    """Read a regular file: a pipe in its place would be waited for, and a device may have no end.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+    """
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(file))
+    return file.read_bytes()
+
+
 def append(file: Path, line: str) -> None:
     """Append a line to a journal, and wait until it is on the disk; several threads or processes may do so at once.
 

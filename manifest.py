@@ -39,7 +39,7 @@ def check(folder: Path, step: int | None = None) -> None:
     if step is None and not file.exists():
         return
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(files.read(file))
         known, listed = found["step"], dict(found["files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the manifest of a finished checkpoint or policy") from error

@@ -105,6 +105,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         files.alone(tmp_path / "none", "run").__enter__()
 
 
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(OSError, match=f"is no regular file.*{name}"):
+            files.read(tmp_path / name)
+    (tmp_path / "file").write_text("x")
+    assert files.read(tmp_path / "file") == b"x"
+
+
 def test_only_regular_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from maskgym.aliases import JsonObject
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.rendering import PALETTE
@@ -220,5 +222,14 @@ def duration(seconds: float) -> str:
 
 
 def _inline(file: Path) -> str:
-    """Encode a PNG file as the source of an image."""
+    """Encode a PNG file as the source of an image.
+
+    Raises:
+        UserError: If it is damaged, which its checksums tell.
+    """
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a damaged part a mistake of syntax
+        raise UserError(f"{file}: is no picture, or damaged: remove it, and the page is without it") from error
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
+from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import main_of
 from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import composition, run_folder
@@ -116,8 +118,32 @@ def read(folder: Path) -> Run:
         UserError: If the folder holds no run, the run is not finished, or a file cannot be read.
     """
     config, results = composition.load(folder / run_folder.CONFIG), run_folder.read_results(folder)
-    rows = run_folder.read_metrics(folder / run_folder.METRICS)
-    return Run(folder, config, results, rows, run_folder.read_answers(folder))
+    rows, answers = run_folder.read_metrics(folder / run_folder.METRICS), run_folder.read_answers(folder)
+    _check_whole(folder, config, results, rows, answers)
+    return Run(folder, config, results, rows, answers)
+
+
+def _check_whole(
+    folder: Path,
+    config: Config,
+    results: JsonObject,
+    rows: Sequence[Mapping[str, float]],
+    answers: Sequence[JsonObject],
+) -> None:
+    """Raise a UserError if the files of a run are not all of one run, or one of them lacks its end."""
+    own = {"env": config["env"]["name"], "algo": config["algo"]["name"], "seed": config["seed"]}
+    for name, value in own.items():
+        if results.get(name) != value:
+            raise UserError(f"{folder / run_folder.RESULTS}: of {name}={results.get(name)}: expected {name}={value}")
+    last = max((row["step"] for row in rows), default=0)
+    if last != results.get("steps"):
+        told = f"ends after update {last:g} of {results.get('steps')}"
+        raise UserError(f"{folder / run_folder.METRICS}: {told}: expected the file as it was written")
+    counted = results.get("samples")
+    count = sum(one["n"] for one in counted.values()) if isinstance(counted, dict) else len(answers)
+    if len(answers) != count:
+        told = f"has {len(answers)} answers of {count}"
+        raise UserError(f"{folder / run_folder.ANSWERS}: {told}: expected the file as it was written")
 
 
 def reward_gain(row: JsonObject) -> float | None:

@@ -95,6 +95,7 @@ class TrainingRun:
             results.unlink()  # they are of a shorter run, which goes on
         run_folder.write(self.folder / run_folder.CONFIG, composition.dump(self.config))
         self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
+        self.gap_untold = True
         count = self.config["evaluation"]["samples"]
         self.indices = {
             task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
@@ -172,6 +173,7 @@ class TrainingRun:
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
             def on_log(step: int, values: Mapping[str, float]) -> None:
+                self.tell_gap(step)
                 self.log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
                 check_finite(step, values, self.folder)
                 self.report(step, values)
@@ -180,6 +182,14 @@ class TrainingRun:
                     self.evaluate(f"after {step}", step)
 
             self.fit(on_log)
+
+    def tell_gap(self, step: int) -> None:
+        """Say, at the first update of a resumed run, how many earlier ones ``metrics.csv`` lacks."""
+        missing = step - 1 - len({row["step"] for row in self.metrics.rows if 0 < row["step"] < step})
+        if self.resume and self.gap_untold and missing:
+            told = f"lacks the rows of {missing} updates before {step}: the curves of this run lack them too"
+            print(one_line(f"{self.metrics.file}: {told}"))
+        self.gap_untold = False
 
     def fit(self, on_log: OnLog) -> None:
         """Train the agent."""

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskgym import files
 from maskgym.aliases import Config
 from maskgym.errors import UserError
 from maskgym.registry import plugin_folders
@@ -77,8 +78,8 @@ def groups() -> dict[str, tuple[str, ...]]:
 @cache
 def option(group: str, name: str | None) -> Config:
     """Load the file of an option, read-only; an empty dictionary if there is none."""
-    files = [folder / group / f"{name}.yaml" for folder in folders()]
-    file = next((file for file in files if file.is_file()), None)
+    places = [folder / group / f"{name}.yaml" for folder in folders()]
+    file = next((file for file in places if file.is_file()), None)
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
 
 
@@ -215,7 +216,7 @@ def load(file: Path) -> Config:
         UserError: If it is missing, cannot be read, or is not the config of a run.
     """
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = yaml.safe_load(files.read(file).decode())
     except FileNotFoundError:
         raise UserError(f"{file}: no such file: expected the folder of a run that was started") from None
     except (OSError, ValueError, yaml.YAMLError, OverflowError) as error:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maskgym import files
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 from maskgym.files import write
@@ -77,7 +78,7 @@ def read_json(file: Path) -> Any:
         UserError: If it is missing or cannot be read.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(files.read(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     except RecursionError:
@@ -109,7 +110,7 @@ def read_answers(folder: Path) -> list[JsonObject]:
     """
     file, rows = folder / ANSWERS, []
     try:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(files.read(file).decode().splitlines(), start=1):
             rows.append(json.loads(line))
             if not _is_row(rows[-1]):
                 raise UserError(f"{file}: line {number} is no answer: expected task, key, index, before and after")
@@ -147,11 +148,16 @@ class Metrics:
         return self._spent + time.monotonic() - self._start
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a row; those of later steps, which a resumed run reaches again, and an equal one make way."""
-        self.rows = [
+        """Add a row; those of later steps, which a resumed run reaches again, and an equal one make way.
+
+        After a row of step 0 those of later steps stay: a resumed run that evaluates its beginning again has them.
+        """
+        earlier = [
             row for row in self.rows if row["step"] < step or (row["step"] == step and not row.keys() & values.keys())
         ]
-        self.rows.append({"step": step, "wall_s": round(self.wall_s, 3), **values})
+        later = [row for row in self.rows if row["step"] > step == 0]
+        spent = min([self.wall_s, *(row["wall_s"] for row in later)])
+        self.rows = [*earlier, {"step": step, "wall_s": round(spent, 3), **values}, *later]
         columns = dict.fromkeys(name for row in self.rows for name in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
@@ -164,13 +170,16 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     """Return the rows of a ``metrics.csv`` without their empty cells; ``step`` is an int.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or its end is missing.
     """
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]
-        return [{**row, "step": int(row["step"])} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = files.read(file).decode()
+        header, *lines = csv.reader(io.StringIO(text, newline=""))
+        if header[:2] != ["step", "wall_s"] or not text.endswith("\n") or any(len(row) != len(header) for row in lines):
+            raise ValueError("expected columns step and wall_s, and whole lines")
+        rows = [{name: float(cell) for name, cell in zip(header, row, strict=True) if cell} for row in lines]
+        return [{**row, "step": int(row["step"]), "wall_s": row["wall_s"]} for row in rows]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskgym import manifest
+from maskgym import files, manifest
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.appearance import KL_AXES, AppearanceSimilarityAdder, appearance_loss
@@ -363,10 +363,10 @@ def _part(kind: str, make: Callable[..., _Part], given: _Part | Settings) -> _Pa
 
 def _read_description(file: Path) -> JsonObject:
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = json.loads(files.read(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file: expected the folder of a saved policy") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read: expected the description of a saved policy") from error
     if not isinstance(description, dict):
         raise UserError(f"{file}: holds a {type(description).__name__}: expected names and values")

@@ -621,6 +621,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
     assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
 
 
+def test_a_resumed_run_says_which_updates_its_log_lacks(maskgym_run, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run("ppo"), tmp_path / "run")
+    (folder / "metrics.csv").unlink()
+    status, out, _ = maskgym_run(f"resume={folder}", "algo.updates=4")
+    assert status == 0 and f"{folder}/metrics.csv: lacks the rows of 3 updates before 4" in out
+
+
 def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, finished_run, tmp_path):
     killed = tmp_path / "killed"
     kill(finished_run.arguments("cgpo"), killed, lambda: "\n2," in read(killed / "metrics.csv"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -52,6 +54,12 @@ def test_damage_is_told_in_one_line_without_advice_to_run_code(tmp_path, damage,
     with pytest.raises(UserError, match=rf"state\.pt: {words}") as caught:
         read_checkpoint(file)
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt: is no regular file"):
+        read_checkpoint(tmp_path / "state.pt")
 
 
 def test_code_and_other_objects_are_refused(tmp_path):

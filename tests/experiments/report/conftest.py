@@ -20,6 +20,8 @@ ANSWER = f"<think>{HOSTILE}</think><answer><ins>one & only</ins><ins>two</ins></
 def _make_run(folder, settings=("env=sis", "algo=cgpo"), seed=0, after=(0.7, 0.8), updates=2, **changes):
     """Write the files of a finished run of two samples."""
     config = composition.compose([*settings, f"seed={seed}"]) | {"out": HOSTILE}
+    for group in changes.keys() & {"env", "algo"}:
+        config[group] = config[group] | {"name": changes[group]}
     run_folder.write(folder / "config.yaml", composition.dump(config))
     measures = {"ap50": None, HOSTILE: 0.5}
     before = {"reward": 0.25, "iasm": 0.25, **measures}
@@ -43,10 +45,10 @@ def _make_run(folder, settings=("env=sis", "algo=cgpo"), seed=0, after=(0.7, 0.8
             "index": i,
             "key": f"{HOSTILE}{i}",
             "before": {"reward": 0.2 + 0.1 * i, "iasm": 0.2 + 0.1 * i, "answer": f"<think>{HOSTILE}</think>"},
-            "after": {"reward": after[i], "iasm": after[i], "answer": ANSWER},
+            "after": {"reward": after[i % 2], "iasm": after[i % 2], "answer": ANSWER},
             "picture": f"sis-0{i}.png",
         }
-        for i in range(2)
+        for i in range(sum(one["n"] for one in changes["samples"].values()) if "samples" in changes else 2)
     ]
     text = "".join(f"{run_folder.to_json(row)}\n" for row in samples)
     run_folder.write(folder / "samples" / "answers.jsonl", text)

@@ -56,6 +56,13 @@ def test_pages_are_well_formed_and_ask_for_nothing_outside(make_run, hostile, se
         assert page.count("&lt;script&gt;") >= 6 and page == report.render(folders)
 
 
+def test_a_damaged_picture_is_named(folder):
+    file = folder / "samples" / "sis-00.png"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"sis-00\.png: is no picture, or damaged: remove it"):
+        report.render([folder])
+
+
 def test_expressions_have_the_colours_of_their_masks(folder):
     page = report.render([folder])
     assert '<mark class="m0">one &amp; only</mark>' in page and '<mark class="m1">two</mark>' in page

@@ -37,6 +37,24 @@ def test_a_picture_that_is_gone_or_lies_elsewhere_is_left_out(folder):
     assert run.picture({"picture": "../secret.png"}) is None
 
 
+def test_files_of_several_runs_and_lost_ends_are_told(make_run, tmp_path):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other", seed=1)
+    for name, change, words in (
+        ("results.json", lambda text: (other / "results.json").read_text(), "of seed=1: expected seed=0"),
+        ("metrics.csv", lambda text: text[: text.rindex("2,")], "ends after update 1 of 2"),
+        (
+            "results.json",
+            lambda text: text.replace('"seed"', '"samples": {"sis": {"n": 3}}, "seed"'),
+            "has 2 answers of 3",
+        ),
+    ):
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(change(before.decode()).encode())
+        with pytest.raises(UserError, match=rf"(metrics\.csv|results\.json|answers\.jsonl): .*{words}"):
+            run_data.read(run)
+        (run / name).write_bytes(before)
+
+
 def test_what_is_no_finished_run_is_told_in_one_line(folder, tmp_path):
     (folder / "samples" / "answers.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"answers\.jsonl: cannot be read"):

@@ -42,7 +42,29 @@ def test_a_resumed_run_replaces_the_rows_it_reaches_again_and_goes_on_counting_s
     assert 100 <= second.wall_s < 130
 
 
-@pytest.mark.parametrize("text", ["step,wall_s\n1,x\n", "wall_s\n1\n", "step,wall_s\n1,2,3,4\n"])
+def test_an_evaluation_of_the_beginning_that_is_made_again_leaves_the_rows_of_updates(tmp_path):
+    first = run_folder.Metrics(tmp_path / "metrics.csv")
+    for step in range(3):
+        first.add(step, {"reward": float(step)})
+    second = run_folder.Metrics(tmp_path / "metrics.csv")
+    second.add(0, {"held_out/iou": 0.5})
+    rows = run_folder.read_metrics(tmp_path / "metrics.csv")
+    assert [(row["step"], row.get("held_out/iou")) for row in rows] == [(0, None), (0, 0.5), (1, None), (2, None)]
+    assert [row["wall_s"] for row in rows] == sorted(row["wall_s"] for row in rows)
+
+
+BROKEN = (
+    "",
+    "17",
+    "step,wall_s\n1,x\n",
+    "wall_s\n1\n",
+    "step,wall_s\n1,2,3,4\n",
+    "step,wall_s\n1,2\n2,3.",
+    "step,wall_s\n1\n",
+)
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_metrics_file_is_named(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.csv: cannot be read"):
