@@ -14,7 +14,10 @@ algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -339,6 +342,7 @@ class ResumableTrainer(_Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         manifest.check(folder, checkpoint_step(folder))
+        _check_state(folder)
         # The Trainer matches names in the file literally. Vision-language models are saved under their hub names, which
         # differ, so it would keep the current weights with only a warning.
         if model is not None or not isinstance(self.model, PreTrainedModel):
@@ -351,11 +355,38 @@ class ResumableTrainer(_Trainer):
         self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _readable(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = dict(read_checkpoint(self._state_path(checkpoint), self.accelerator.device))
             self._step, self._buffered_inputs = state.pop("step"), state.pop("answers")
             self.load_extra_state(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint, "states of random generators"):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _readable(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Turn PyTorch's refusal of a file that holds more than tensors into a UserError; it advises to allow code."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint}: its {what} cannot be read: damaged, or more than tensors and numbers"
+        ) from error
+
+
+def _check_state(folder: Path) -> None:
+    """Raise a UserError if the state of the trainer in a checkpoint is missing, or of another step than its folder."""
+    file, step = folder / "trainer_state.json", checkpoint_step(folder)
+    try:
+        found = json.loads(file.read_bytes())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as the state of a trainer") from error
+    if step is not None and found != step:
+        raise UserError(f"{file}: of step {found}: expected step {step}, as the folder's name says")
 
 
 def checkpoint_name(step: int) -> str:

@@ -115,6 +115,11 @@ class LanguagePolicy:
             if value is None:
                 raise UserError(f"policy.path={self.path}: its tokenizer or processor lacks {name}")
         processor.tokenizer.padding_side = "left"
+        try:
+            prefilled(processor)
+        except Exception as error:  # a template is a program, which may raise anything
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"policy.path={self.path}: its chat template fails: {reason}") from error
         return processor
 
     @cached_property

@@ -565,6 +565,40 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(make_trainer, checkpoint, t
     assert "\n" not in str(caught.value) and str(damaged) in str(caught.value)
 
 
+class Touch:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("this code ran",)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimizer.pt", "its optimizer or scheduler cannot be read"),
+        ("scheduler.pt", "its optimizer or scheduler cannot be read"),
+        ("rng_state.pth", "its states of random generators cannot be read"),
+        ("trainer_state.json", "of step 99: expected step 3"),
+        ("", "trainer_state.json: cannot be read as the state of a trainer"),
+    ],
+)
+def test_what_a_manifest_that_was_written_again_covers_is_refused_too(make_trainer, checkpoint, tmp_path, name, words):
+    if not checkpoint.exists():
+        make_trainer(folder=checkpoint.parent, max_steps=3, save_strategy="steps", save_steps=3).train()
+    damaged = shutil.copytree(checkpoint, tmp_path / "checkpoint-3")
+    if name.endswith(".json"):
+        edit(damaged / name, lambda state: state.update(global_step=99))
+    elif name:
+        torch.save({"x": Touch()}, damaged / name)
+    else:
+        (damaged / "trainer_state.json").unlink()
+    (damaged / manifest.NAME).unlink()
+    manifest.write(damaged, 3)
+    with pytest.raises(UserError, match=words) as caught:
+        make_trainer(folder=tmp_path).train(resume_from_checkpoint=str(damaged))
+    assert "\n" not in str(caught.value)
+
+
 def test_decoding_settings_of_a_checkpoint_do_not_leak(make_trainer, tmp_path, text_model):
     found = []
     for name, own in (("plain", {}), ("own", {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "min_p": 0.9})):
@@ -608,6 +642,7 @@ def test_an_example_without_completion_is_refused(make_trainer, text_rows):
         ("_save_optimizer_and_scheduler", ["output_dir"]),
         ("_save_checkpoint", ["model", "trial"]),
         ("_load_optimizer_and_scheduler", ["checkpoint"]),
+        ("_load_rng_state", ["checkpoint"]),
         ("_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
         (
             "_get_per_token_logps_and_entropies",

@@ -246,6 +246,8 @@ FILES = {
     "config without sizes": ("config.json", '{"model_type": "qwen2_5_vl"}', "with vision_config and hidden_size"),
     "a list": ("config.json", "[]", "config.json: holds a list"),
     "no template": ("chat_template.jinja", None, "lacks a chat template"),
+    "a template that is no program": ("chat_template.jinja", "{% if", "its chat template fails: unexpected"),
+    "a hostile template": ("chat_template.jinja", "{{ ''.__class__.mro() }}", "its chat template fails: access to"),
     "foreign code": (
         "config.json",
         json.dumps(json.loads((TINY / "config.json").read_text()) | {"auto_map": {"AutoProcessor": "own.Own"}}),
