@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskgym.aliases import Json, JsonObject
+from maskgym.errors import brief
 
 Counts = str | bytes | Sequence[int]  # runs, compressed as text or listed
 Polygon = Sequence[float]  # x, y, x, y, …
@@ -105,9 +106,12 @@ def rasterise(segmentation: Segmentation, shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"its size is {segmentation.get('size')}, the photo's [{height}, {width}]")
+            raise ValueError(f"its size is {repr(segmentation.get('size'))[:80]}, the photo's [{height}, {width}]")
         return decode_counts(segmentation["counts"], shape)
-    polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
+    try:
+        polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"polygons hold no numbers: {brief(segmentation)}") from error
     for polygon in polygons:
         if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
             raise ValueError("a polygon needs three or more pairs of x and y")

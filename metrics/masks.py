@@ -204,6 +204,8 @@ def as_maps(value: Maps, name: str) -> np.ndarray:
     """
     # A tensor exists only if torch was imported, which takes seconds.
     if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
+        if value.is_meta:
+            raise ValueError(f"{name}: expected values, got a tensor on the device meta, which has none")
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() and value.element_size() == 2 else value).numpy()
     maps = np.asarray(value)

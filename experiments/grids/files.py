@@ -33,8 +33,8 @@ def read(name: str, folder: Path, kind: str, keys: set[str], optional: Iterable[
         found = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise UserError(f"{kind} '{name}': no such file: expected a path, or one of {known(folder)}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
     check_keys(found, keys, f"{file}: is not a {kind}", optional)
     return found
 

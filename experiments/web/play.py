@@ -219,7 +219,7 @@ class Game:
             env, sample = self._env(task, split), self._sample(task, split, index)
             kind, who = kind_of(env), given.get("who")
             if who not in [other["who"] for other in self._others(task, kind, sample)]:
-                raise UserError(f"who {who!r}: nobody of this name plays here")
+                raise UserError(f"who {repr(who)[:80]}: nobody of this name plays here")
             if who == "truth":
                 return {"masks": shown_runs(kind.ground_truth(sample)), "steps": []}
             rationale = kind.rationale(sample)
@@ -292,10 +292,12 @@ class Game:
     def _place(self, given: JsonObject) -> tuple[str, str, int]:
         task, split, index = given.get("task"), given.get("split"), given.get("index")
         if not isinstance(task, str) or task not in self.tasks or not isinstance(split, str) or split not in SPLITS:
-            raise UserError(f"task {task!r}, split {split!r}: expected one of {', '.join((*self.tasks, *SPLITS))}")
+            raise UserError(
+                f"task {repr(task)[:80]}, split {repr(split)[:80]}: expected one of {', '.join((*self.tasks, *SPLITS))}"
+            )
         count = unwrap(self._env(task, split), SampleVectorEnv).num_samples
         if type(index) is not int or not 0 <= index < count:
-            raise UserError(f"sample {index!r}: the {split} split has samples 0 to {count - 1}")
+            raise UserError(f"sample {repr(index)[:80]}: the {split} split has samples 0 to {count - 1}")
         return task, split, index
 
 

@@ -69,3 +69,10 @@ def test_codes_and_runs_come_back(mask):
 @pytest.mark.parametrize("size", [None, [], [4], [4, 4, 1], ["4", "4"], [4, 4.0], [-4, -4], [0, 0], "44", 16])
 def test_codes_of_no_size(size):
     assert not run_lengths.is_code({"size": size, "counts": [8, 8]})
+
+
+@pytest.mark.parametrize("code", [["x" * 9999], [["x" * 9999] * 6], {"size": ["x" * 9999], "counts": []}])
+def test_what_is_wrong_is_told_briefly(code):
+    with pytest.raises(ValueError, match="hold no numbers|its size is") as caught:
+        run_lengths.rasterise(code, SHAPE)
+    assert len(str(caught.value)) < 200

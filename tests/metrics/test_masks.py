@@ -98,6 +98,11 @@ def test_what_is_no_real_number_is_refused(metric, odd):
         metric(odd, np.eye(4, dtype=bool))
 
 
+def test_a_tensor_without_values_is_refused():
+    with pytest.raises(ValueError, match="target: expected values, got a tensor on the device meta"):
+        prepare(torch.zeros(4, 4, device="meta"))
+
+
 def test_an_empty_batch_gives_no_values():
     nothing = np.zeros((0, 3, 3), bool)
     assert s_measure(nothing, nothing).shape == f_measure(nothing, nothing).max.shape == (0,)

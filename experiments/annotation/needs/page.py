@@ -101,7 +101,7 @@ class Desk:
         one = self._find(given.get("id"))
         status, texts = given.get("status"), given.get("needs")
         if status not in review.STATUSES:
-            raise UserError(f"status {status!r}: expected one of {', '.join(review.STATUSES)}")
+            raise UserError(f"status {repr(status)[:80]}: expected one of {', '.join(review.STATUSES)}")
         if not isinstance(texts, list) or len(texts) > MOST_NEEDS:
             raise UserError(f"needs: expected a list of at most {MOST_NEEDS} commands")
         # Only accepted objects need valid commands and a mask.
@@ -143,7 +143,7 @@ class Desk:
     def _find(self, name: str | None) -> review.Candidate:
         found = self._by_id.get(name) if isinstance(name, str) else None
         if found is None:
-            raise UserError(f"no object {name!r}")
+            raise UserError(f"no object {repr(name)[:80]}")
         return found
 
 
