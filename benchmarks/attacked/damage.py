@@ -21,7 +21,8 @@ from maskgym.experiments.web import play
 from maskgym.experiments.wiring import run_folder
 
 NESTED = 100_000  # brackets
-Damage = Callable[[Path, random.Random], None]
+Damage = Callable[[Path, random.Random], object]
+Act = Callable[[Path], tuple[str, object]]  # reads a run; returns the line that told, and what came out
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -128,7 +129,11 @@ def _readers(stage: Stage, kind: str) -> dict[str, tuple[Path, Callable[[Path], 
     expected, slim = runs.ended(whole), stage.folder / f"slim-{kind}"
     if not slim.exists():  # what only reads a finished run reads no checkpoint
         shutil.copytree(whole, slim, ignore=shutil.ignore_patterns("checkpoint-*", "clicks.pt", "masks.pt"))
-    found: dict[str, Callable[[Path], str]] = {"report": _reported, "evaluate": _evaluated, "play": _played}
+    found: dict[str, Callable[[Path], tuple[str, object]]] = {
+        "report": _reported,
+        "evaluate": _evaluated,
+        "play": _played,
+    }
     right: dict[str, object] = {}
     pictured = len(list((slim / run_folder.SAMPLES).glob("*.png")))
 
@@ -235,12 +240,12 @@ def _without(name: str) -> Callable[[Path], None]:
     return lambda checkpoint: (checkpoint / name).unlink()
 
 
-def _filled(name: str, content: str) -> Callable[[Path], None]:
-    return lambda checkpoint: Path(checkpoint / name).write_text(content) and None
+def _filled(name: str, content: str) -> Callable[[Path], object]:
+    return lambda checkpoint: Path(checkpoint / name).write_text(content)
 
 
 HARMLESS = ("a stray folder", "a file named as a checkpoint", "a newer folder without manifest")
-EDITS: dict[str, Callable[[Path], None]] = {
+EDITS: dict[str, Callable[[Path], object]] = {
     "no config": _without("config.json"),
     "empty config": _filled("config.json", "{}"),
     "a tensor less": _tensors(_removed),

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgym.aliases import JsonObject
 from maskgym.benchmarks.attacked import runs
 from maskgym.benchmarks.attacked.harness import Broken, Case, Stage, check_line, told
 from maskgym.experiments import run

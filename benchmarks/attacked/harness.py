@@ -29,7 +29,7 @@ TRACED = 3  # innermost frames that a failure shows
 
 
 class Broken(AssertionError):
-    """What did not survive, in words."""
+    """Say why a case did not survive."""
 
 
 class Hang(BaseException):

@@ -106,7 +106,8 @@ class Request:
 def ask(app: ASGIApp, asked: Request) -> tuple[int, dict[bytes, bytes], bytes]:
     """Send a request in this process; return status (0 for none), headers and content; errors are raised."""
     parts: list[Message] = [{"type": "http.request", "body": asked.body or b"", "more_body": asked.cut}]
-    status, headers, content = 0, {}, b""
+    status, content = 0, b""
+    headers: dict[bytes, bytes] = {}
 
     async def receive() -> Message:
         return parts.pop(0) if parts else {"type": "http.disconnect"}
@@ -130,7 +131,11 @@ def ask(app: ASGIApp, asked: Request) -> tuple[int, dict[bytes, bytes], bytes]:
         "server": ("127.0.0.1", 8000),
         "client": ("127.0.0.1", 40000),
     }
-    asyncio.run(app(scope, receive, send))
+
+    async def answer() -> None:
+        await app(scope, receive, send)
+
+    asyncio.run(answer())
     return status, headers, content
 
 

@@ -203,7 +203,7 @@ def _right(name: str, env: gym.vector.VectorEnv, seed: int) -> list[object]:
 
 def _wrong(name: str, right: list[object], chance: random.Random) -> object:
     """Make a step wrong: another number of actions, or one action that is none."""
-    odd = (
+    odd: tuple[object, ...] = (
         None,
         float("nan"),
         [],
@@ -239,10 +239,10 @@ def wrong_steps(stage: Stage) -> Case:
         right = _right(name, one, chance.randrange(1000))
         wrong = _wrong(name, right, chance)
         stage.label = f"{name}, {str(wrong)[:120]}"
-        line = told(lambda: one.step(wrong))  # type: ignore[arg-type]  # the point of it
+        line = told(lambda: one.step(wrong))
         if not line:
             raise Broken("it was taken")
-        _alike(one.step(right), twin.step(right))  # type: ignore[arg-type]
+        _alike(one.step(right), twin.step(right))
         return line
 
     return case
@@ -256,7 +256,7 @@ def _alike(found: object, expected: object) -> None:
         for key in found:
             _alike(found[key], expected[key])
     elif isinstance(found, np.ndarray) and found.dtype != object:
-        if not np.array_equal(found, expected, equal_nan=found.dtype.kind == "f"):
+        if not np.array_equal(found, np.asarray(expected), equal_nan=found.dtype.kind == "f"):
             raise Broken("a state of the batch changed")
     elif isinstance(found, tuple | list | np.ndarray) and isinstance(expected, tuple | list | np.ndarray):
         for one, two in zip(found, expected, strict=True):
@@ -281,7 +281,7 @@ def _episodes(name: str) -> Callable[[int], None]:
             env.reset(seed=episode)
             done = np.zeros(COUNT, bool)
             for _ in range(40):
-                _, _, terminated, truncated, _ = env.step(_right(name, env, episode))  # type: ignore[arg-type]
+                _, _, terminated, truncated, _ = env.step(_right(name, env, episode))
                 done |= terminated | truncated
                 if done.all():
                     break

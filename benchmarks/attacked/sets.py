@@ -158,17 +158,17 @@ def _special(make: Callable[[Path], object]) -> Callable[[Path, random.Random], 
     return damage
 
 
-def _written(content: bytes) -> Callable[[Path, random.Random], None]:
-    return lambda file, chance: file.write_bytes(content) and None
+def _written(content: bytes) -> Callable[[Path, random.Random], object]:
+    return lambda file, chance: file.write_bytes(content)
 
 
 SECRET: list[Path] = []  # a picture outside of all sets, of the size of the photos
 # What is done to a picture; each must be told.
-PICTURES: dict[str, Callable[[Path, random.Random], None]] = {
+PICTURES: dict[str, Callable[[Path, random.Random], object]] = {
     "removed": lambda file, chance: file.unlink(),
     "emptied": _written(b""),
-    "truncated": lambda file, chance: file.write_bytes(file.read_bytes()[: chance.randrange(2, 60)]) and None,
-    "noise": lambda file, chance: file.write_bytes(chance.randbytes(500)) and None,
+    "truncated": lambda file, chance: file.write_bytes(file.read_bytes()[: chance.randrange(2, 60)]),
+    "noise": lambda file, chance: file.write_bytes(chance.randbytes(500)),
     "PostScript": _written(EPS),
     "bomb": _written(_bomb()),
     "pipe": _special(os.mkfifo),
@@ -178,9 +178,7 @@ PICTURES: dict[str, Callable[[Path, random.Random], None]] = {
     "link outside": _special(lambda file: file.symlink_to(SECRET[0])),
     "endless device": _special(lambda file: file.symlink_to("/dev/zero")),
     "another size": _special(lambda file: Image.new("L", (5, 7), 255).save(file)),
-    "no UTF-8": lambda file, chance: (
-        file.rename(Path(os.fsdecode(os.fsencode(str(file.parent)) + b"/\xff.png"))) and None
-    ),
+    "no UTF-8": lambda file, chance: file.rename(Path(os.fsdecode(os.fsencode(str(file.parent)) + b"/\xff.png"))),
 }
 # Names of files in JSON, none of which is a photo of the set.
 NAMES: tuple[Json, ...] = (
