@@ -23,6 +23,7 @@ from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
 from functools import partial
+from math import ceil
 from pathlib import Path
 from random import Random
 
@@ -34,6 +35,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 import maskgym  # noqa: F401, registers the environments
 from maskgym import data
+from maskgym.aliases import Settings
 from maskgym.benchmarks.fuzzing.verdicts import Tally, describe, guarded, lines_of, strict, wrong_line
 from maskgym.envs.base import SampleVectorEnv
 from maskgym.errors import UserError
@@ -94,8 +96,7 @@ class Hostile:
     def __getattr__(self, name: str) -> object:
         raise self.__dict__["error"]
 
-    __array__ = __len__ = __getitem__ = __iter__ = __bool__ = __index__ = __float__ = __eq__ = _fail  # type: ignore[assignment]
-    __hash__ = None  # type: ignore[assignment]
+    __array__ = __len__ = __getitem__ = __iter__ = __bool__ = __index__ = __float__ = _fail
 
 
 class Shaped:
@@ -152,9 +153,7 @@ STRANGERS: tuple[Callable[[Random], object], ...] = (
     lambda random: random.choice((set(), {1, 2}, frozenset({0}))),
     lambda random: random.choice(([], [[]], [None, None], [[1, 2], [3]], ["a", "b"], ["0", "1"], [b"", b""])),
     lambda random: random.choice(((), (None,), ("0",), ((1, 2), (3,)), (1.5, float("nan")))),
-    lambda random: random.choice(
-        (object(), object, print, iter([1, 2]), (one for one in ()), Ellipsis, NotImplemented)
-    ),
+    lambda random: random.choice((object(), object, print, iter([1, 2]), iter(()), Ellipsis, NotImplemented)),
     lambda random: random.choice((Decimal("NaN"), Decimal("1.5"), Fraction(1, 3), ValueError("x"), Path("1"))),
     lambda random: random.choice(
         (np.bytes_(b"1"), np.datetime64("2020"), np.timedelta64(1, "D"), np.datetime64("NaT"))
@@ -246,7 +245,7 @@ def well_formed(random: Random, space: spaces.Space, task: str = "sis") -> Actio
 
 def torn(random: Random, space: spaces.Space, task: str = "sis") -> Action:
     """Make an answer that one change makes malformed, so that it holds no expressions."""
-    (text,) = (_answer(task, [("[semantic] " if task == "cosod" else "") + _phrase(random)]),)
+    text = _answer(task, [("[semantic] " if task == "cosod" else "") + _phrase(random)])
     tag = TASK_TAGS[task]
     other = "ins" if tag == "rg" else "rg"
     changes: tuple[Callable[[str], str], ...] = (
@@ -510,7 +509,7 @@ class Variant:
     name: str
     env_id: str
     vector: bool
-    settings: dict[str, object]
+    settings: Settings
     share: float = 1.0
 
 
@@ -520,14 +519,14 @@ def variants() -> list[Variant]:
     for env_id in sorted(env_id for env_id in gym.registry if env_id.startswith("maskgym/")):
         kind, task = _kind(env_id), _task(env_id)
         size = {"size": SCENES, "image_size": SIDE}
-        settings: dict[str, object] = {
+        settings: Settings = {
             "image_size": SIDE,
             "dataset": data.make("scenes", task=task, split="train", **size),
         }
         name = env_id.removeprefix("maskgym/")
         if kind == "clicks":
-            settings |= {"patch_size": PATCH, "horizon": HORIZON}
-        plain = settings | ({"segmenter": Stripes()} if kind == "text" else {})
+            settings = {**settings, "patch_size": PATCH, "horizon": HORIZON}
+        plain = {**settings, **({"segmenter": Stripes()} if kind == "text" else {})}
         found.append(Variant(name, env_id, False, plain))
         modes = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
         found += [
@@ -536,12 +535,12 @@ def variants() -> list[Variant]:
         if kind == "text":
             found.append(Variant(f"{name}, bundled segmenter", env_id, False, settings, 0.02))
         if kind == "clicks":
-            found.append(Variant(f"{name}, one label", env_id, False, settings | {"label_source": "positive"}, 0.2))
+            found.append(Variant(f"{name}, one label", env_id, False, {**settings, "label_source": "positive"}, 0.2))
     return found
 
 
 def _class_of(env_id: str) -> type[SampleVectorEnv]:
-    made = gym.envs.registration.load_env_creator(str(gym.registry[env_id].vector_entry_point))
+    made: object = gym.envs.registration.load_env_creator(str(gym.registry[env_id].vector_entry_point))
     assert isinstance(made, type) and issubclass(made, SampleVectorEnv)
     return made
 
@@ -567,7 +566,7 @@ class Pair:
     def __init__(self, variant: Variant, seed: int) -> None:
         self.variant = variant
         self.envs = [self._make(), self._make()]
-        base = self.envs[0].unwrapped if variant.vector else self.envs[0].unwrapped.vector
+        base = getattr(self.envs[0].unwrapped, "vector", self.envs[0].unwrapped)
         assert isinstance(base, SampleVectorEnv)
         self.kind, self.range, self.count = base.action_kind, base.reward.range, base.num_envs
         self.space, self.shown = base.single_action_space, base.single_observation_space
@@ -585,11 +584,9 @@ class Pair:
     def generate(self, table: dict[str, tuple[Generator, ...]], random: Random) -> Action:
         """Draw an action for one sub-environment."""
         made = random.choice(table[self.kind])
-        return (
-            partial(made, task=self.task)(random, self.space)
-            if made in (well_formed, torn)
-            else made(random, self.space)
-        )
+        if made in (well_formed, torn):
+            return partial(made, task=self.task)(random, self.space)
+        return made(random, self.space)
 
     def legal(self, random: Random) -> tuple[list[Action], object]:
         """Draw a legal action for all, and how to pass it."""
@@ -601,7 +598,7 @@ class Pair:
         """Take a legal action in both; return the failure, empty if there is none."""
         found = [env.step(value) for env in self.envs]
         for env, (observation, reward, _, _, infos) in zip(self.envs, found, strict=True):
-            failure = self._wrong(env, rows, observation, np.atleast_1d(reward), infos)
+            failure = self._wrong(env, rows, observation, np.atleast_1d(np.asarray(reward, float)), infos)
             if failure:
                 return f"a legal action: {failure}"
         if not same(*found):
@@ -651,8 +648,7 @@ class Pair:
         live = np.flatnonzero(~self.resting)
         if random.random() < BATCH_SHARE or not len(live):
             value = random.choice(BATCHES)(rows, random)
-            sized = isinstance(value, list | tuple)
-            came = f"{len(value)} actions" if sized else type(value).__name__
+            came = f"{len(value)} actions" if isinstance(value, list | tuple) else type(value).__name__
             return value, [name, came if came.isprintable() else came[:1], f"{self.count}", "expected"]
         wrong, place = self.generate(ILLEGAL, random), random.choice(live.tolist())
         rows[place] = wrong.value
@@ -712,13 +708,14 @@ class Row:
                 label = f"{self.variant.name}, --seed {self.seed}, number {number}"
                 if random.random() < LEGAL_SHARE[pair.kind]:
                     rows, value = pair.legal(random)
-                    legal.add(label, guarded(partial(pair.take, rows, value)))
-                    if legal.failures and legal.failures[-1].startswith(label):
-                        pair = Pair(self.variant, self.seed)  # What follows is judged from a fresh start.
+                    failure = guarded(partial(pair.take, rows, value))
+                    legal.add(label, failure)
                 else:
                     value, words = pair.illegal(random)
                     failure = guarded(partial(pair.refuse, value, words))
                     illegal.add(label, failure)
+                if failure:
+                    pair = Pair(self.variant, self.seed)  # What follows is judged from a fresh start.
                 yield
 
 
@@ -730,4 +727,4 @@ def rows_of(seed: int) -> tuple[Row, ...]:
 def counts_of(total: int, rows: Sequence[Row]) -> list[int]:
     """Share a number of cases among rows; each gets at least one."""
     whole = sum(row.variant.share for row in rows)
-    return [max(1, round(total * row.variant.share / whole)) for row in rows]
+    return [ceil(total * row.variant.share / whole) for row in rows]

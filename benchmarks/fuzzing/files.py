@@ -66,7 +66,7 @@ def _read_data(layout: Layout, root: Path, found: Reading) -> None:
     with _telling(found):
         if layout.how == "data":
             with contextlib.redirect_stderr(io.StringIO()):
-                report = check(layout.data, root, arguments.pop("task", None), **arguments)  # type: ignore[arg-type]
+                report = check(layout.data, root, arguments.pop("task", None), **arguments)
             found.told += [*report.faults, *report.notes]
             str(report).encode()
     with _telling(found):

@@ -74,7 +74,7 @@ STEMS = ("pica", "picb", "picc")
 
 def _pairs(name: str) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     for place, (photos, masks) in enumerate(PAIRS[name]):
         for number, stem in enumerate(STEMS):
             own, seed = f"{stem}{place}q", 10 * place + number
@@ -93,7 +93,7 @@ def _pairs(name: str) -> Layout:
 
 def _label_maps(name: str) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     folder, maps = ("TrainSet/Imgs", "TrainSet/Instance gt/gt") if name == "soc" else ("image", "gt")
     for number, stem in enumerate(STEMS):
         files[f"{folder}/{stem}q.jpg"] = photo(number)
@@ -159,7 +159,7 @@ def _coco(
     name: str, data: str, role: str, needs: bool, parts: Mapping[str, Mapping[int, str]], **arguments: object
 ) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     for path, stems in parts.items():
         files[path], roles[path] = to_json(coco(stems, needs)), role
         folder = path.rpartition("/")[0] + "/images/" if "/" in path else "images/"
@@ -178,7 +178,7 @@ SPLIT = {"train/SIS10K_train.json": {1: "picaq", 2: "picbq"}, "test/SIS10K_test.
 
 def _voc(name: str, task: str) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     home = "VOCdevkit/VOC2012"
     for number, stem in enumerate(("2007_000032", "2007_000033")):
         files[f"{home}/JPEGImages/{stem}.jpg"], roles[f"{home}/JPEGImages/{stem}.jpg"] = photo(number), "listed photo"
@@ -237,7 +237,7 @@ def _expressions(name: str, version: str, **arguments: object) -> Layout:
 
 def _assr(name: str, data: str, **arguments: object) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     grey = arguments.get("source") == "grey"
     for split, stems in (("train", ("picaq", "picbq")), ("test", ("piccq", "picdq"))):
         for number, stem in enumerate(stems):
@@ -261,7 +261,7 @@ def _assr(name: str, data: str, **arguments: object) -> Layout:
 
 def _irsr(name: str, data: str) -> Layout:
     files: Tree = {}
-    roles = {}
+    roles: dict[str, str] = {}
     for split, stems in (("train", ("picaq", "picbq")), ("test", ("piccq", "picdq"))):
         for number, stem in enumerate(stems):
             files[f"Images/{split}/rgb/{stem}.jpg"] = photo(number)

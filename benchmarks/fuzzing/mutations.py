@@ -15,10 +15,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -213,6 +216,14 @@ def floats(random: Random, site: Site) -> Mutation:
     return site.harmful(encode(decode(site.content).convert("L").convert("F"), "TIFF"), "floats")
 
 
+def huge(random: Random, site: Site) -> Mutation:
+    """State a size of 10 billion pixels, with a checksum that fits."""
+    content = bytearray(encode(decode(site.content)))
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    return site.harmful(bytes(content), "of 10 billion pixels")
+
+
 def turned(random: Random, site: Site) -> Mutation:
     """State in EXIF that the picture lies on its side."""
     exif = Image.Exif()
@@ -282,7 +293,7 @@ def other_case(random: Random, site: Site) -> Mutation:
     )
 
 
-PHOTO_HARM = (garbage, truncated, missing, not_a_file, flipped, frames, floats, dim)
+PHOTO_HARM = (garbage, truncated, missing, not_a_file, flipped, frames, floats, dim, huge)
 PHOTO_CALM = (*ANY_HARMLESS, encoded_again, opaque)
 SIZED = (of_another_size, turned)
 
@@ -350,7 +361,7 @@ def same_mask(random: Random, site: Site) -> Mutation:
     return site.harmless(ways[way](), f"the same mask in {way}")
 
 
-PICTURE_HARM = (garbage, truncated, missing, not_a_file, flipped, of_another_size, frames, floats, turned)
+PICTURE_HARM = (garbage, truncated, missing, not_a_file, flipped, of_another_size, frames, floats, turned, huge)
 MASK_HARM = (*PICTURE_HARM, one_level, soft, several_levels, coloured, in_alpha, dim, twin, other_case)
 MASK_CALM = (*ANY_HARMLESS, encoded_again, same_mask)
 
@@ -508,6 +519,7 @@ LIST_CALM = (stray, written_again, linked_inside, same_list)
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 Record = dict
+Content = TypeVar("Content", dict, list)
 WRONG: tuple[object, ...] = (None, True, -1, 2.5, float("nan"), float("inf"), "", "x", [], {}, [[]], {"a": 1}, [None])
 ODD_NAMES = (
     *(
@@ -602,21 +614,19 @@ def _extended(content: object) -> object:
     return [_extended(one) for one in content] if isinstance(content, list) else content
 
 
+FREE = ("segmentation", "bbox", "area", "rank_order", "iscrowd", "height", "width")  # keys that may hold floats
+
+
 def _as_floats(content: object, key: str = "") -> object:
     """Write numbers that are no ids, sizes or runs as floats."""
     if isinstance(content, dict):
         return {own: _as_floats(value, own) for own, value in content.items()}
     if isinstance(content, list) and key not in ("size", "counts", "sent_ids"):
         return [_as_floats(one, key) for one in content]
-    whole = isinstance(content, int) and not isinstance(content, bool)
-    return (
-        float(content)
-        if whole and key in ("segmentation", "bbox", "area", "rank_order", "iscrowd", "height", "width")
-        else content
-    )
+    return float(content) if isinstance(content, int) and key in FREE and not isinstance(content, bool) else content
 
 
-def _json_harm(change: Callable[[Random, Record], tuple[str, tuple[str, ...]]]) -> Mutator:
+def _json_harm(change: Callable[[Random, Content], tuple[str, tuple[str, ...]]]) -> Mutator:
     """Make a mutator of a function that changes a content, and says what it did and the names that are told."""
 
     def mutate(random: Random, site: Site) -> Mutation:
@@ -1206,7 +1216,7 @@ def same_ranks(random: Random, site: Site) -> Mutation:
 
 
 # `maskgym evaluate` follows the links of a user's own predictions, so these are no mutations.
-PREDICTED_HARM = (garbage, truncated, missing, flipped, frames, floats, twin, other_case, added)
+PREDICTED_HARM = (garbage, truncated, missing, flipped, huge, frames, floats, twin, other_case, added)
 PREDICTED_CALM = (written_again, encoded_again, same_map)
 
 
@@ -1273,9 +1283,8 @@ def same_hf_rows(random: Random, site: Site) -> Mutation:
 
 def bad_state(random: Random, site: Site) -> Mutation:
     """Damage a file that describes the data set."""
-    texts = ("", "{", "[]", "null", "3", '"x"', "[" * DEEP, site.content.decode()[:-9], "{}", '{"_data_files": 3}')
-    if site.path != "state.json":
-        texts = texts[:-2]  # an empty description is one
+    texts = ["", "{", "[]", "null", "3", '"x"', "[" * DEEP, site.content.decode()[:-9]]
+    texts += ["{}", '{"_data_files": 3}'] if site.path == "state.json" else []  # an empty description is one
     return site.harmful(random.choice(texts).encode(), "a damaged description", "data.path")
 
 

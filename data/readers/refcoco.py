@@ -14,6 +14,7 @@ from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, is_text, link_fault
 from maskgym.data.layout.names import find_home
+from maskgym.data.needs import Id
 from maskgym.data.readers.coco import Photo, doubled_ids, look_at_annotations, read_coco, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
@@ -185,9 +186,10 @@ def _list_sentences(
     listing: Listing, instances: Path, expressions: Path, folder: Path
 ) -> tuple[list[Photo], list[str]]:
     """List, for each sentence, the photo with its one annotation and the split in the sentence's record."""
-    records, annotations, categories = [], [], {}
+    content = list[JsonObject](), list[JsonObject](), dict[Id, str]()
     with listing.collecting():
-        records, annotations, categories = read_coco(listing, listing.inside(instances))
+        content = read_coco(listing, listing.inside(instances))
+    records, annotations, categories = content
     images = {record["id"]: record for record in records}
     by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
     doubles = doubled_ids(annotations)
@@ -262,10 +264,11 @@ def _find_photo(listing: Listing, folder: Path, there: Mapping[str, str], source
     """Find the file of a photo; ``there`` maps case-folded names to names."""
     path = folder / PurePosixPath(file_name.replace("\\", "/")).name
     twin = there.get(path.name.casefold())
+    fault: str | None = None
     if twin != path.name:
         fault = f"{source}: no file {path.name[:80]} in {folder}" + (f": {twin} differs in case" if twin else "")
-    else:
-        fault = link_fault(boundary(listing.root, folder), path) if path.is_symlink() else None
+    elif path.is_symlink():
+        fault = link_fault(boundary(listing.root, folder), path)
     if fault:
         listing.find_fault(path.stem, fault)
     return None if fault else path
