@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from maskgym.aliases import Config
+from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 
 
@@ -82,6 +82,9 @@ MAIN = {
     **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
 }
 
+AVERAGE_PRECISION = ("ap50", "ap70")
+AP_RULE = ("average_precision", "equal scores jointly")  # field and value in results; older ones lack it
+
 
 def measure(name: str) -> Measure:
     """Look up a measure; a name may carry a task's prefix, as ``sis/iasm``.
@@ -103,6 +106,23 @@ def measure(name: str) -> Measure:
     if found := re.fullmatch(r"p@(0\.\d)", last):
         return Measure(last, f"P@{found[1]}")
     return Measure(last, last, range=(-math.inf, math.inf), needs="reward")
+
+
+def is_average_precision(name: str) -> bool:
+    """Check whether a measure, perhaps with a task's prefix, is average precision."""
+    return name.rpartition("/")[2] in AVERAGE_PRECISION
+
+
+def older_notes(results: Sequence[JsonObject]) -> list[str]:
+    """Say whether average precision in results is of the older rule, which handled equal scores in their order."""
+    of_it = [found for found in results if any(map(is_average_precision, found["after"]))]
+    older = sum(found.get(AP_RULE[0]) != AP_RULE[1] for found in of_it)
+    if not older:
+        return []
+    which = "the runs" if older == len(of_it) else f"{older} of {len(of_it)} runs"
+    return [
+        f"warning: AP50 and AP70 of {which} are of the older rule for equal scores: compare them with each other only"
+    ]
 
 
 def main_of(env: str, names: Iterable[str]) -> list[str]:

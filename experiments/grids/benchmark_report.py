@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskgym.experiments.evaluation.measures import measure
+from maskgym.experiments.evaluation.measures import is_average_precision, measure, older_notes
 from maskgym.experiments.evaluation.statistics import (
     Interval,
     interquartile_curve,
@@ -215,6 +215,9 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
         if (text := samples_of(results.read(section, row, column), f"{column}/{name}"))
     }
     told = [f"Held-out samples per run: {', '.join(sorted(counts))}.\n"] if counts else []
+    if any(is_average_precision(name) for _, name in shown):
+        runs = [run for row in rows for column in section["columns"] for run in results.read(section, row, column)]
+        told += [f"**{line[0].upper()}{line[1:]}.**\n" for line in older_notes(runs)]
     return [*files.table(["", *map(" ".join, shown), "seeds"], body), note, *told]
 
 

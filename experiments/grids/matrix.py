@@ -10,7 +10,7 @@ import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import check_offered
+from maskgym.experiments.evaluation.measures import AP_RULE, check_offered
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import threads_of
 from maskgym.experiments.grids.runner import RunSpec, digest
@@ -25,7 +25,8 @@ KEPT = (
     *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )
-FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "versions")  # of a run, that the table keeps
+# Facts of a run that the table keeps.
+FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "versions", AP_RULE[0])
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published")  # keys of a matrix
 WARM_UP = 3  # initial updates that are not timed

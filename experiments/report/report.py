@@ -17,6 +17,7 @@ from maskgym.aliases import JsonObject
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.rendering import PALETTE
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation.measures import older_notes
 from maskgym.experiments.report import run_data
 from maskgym.experiments.report.curves import SMOOTHED_FROM, Curve, Panel, number
 from maskgym.experiments.report.groups import ABSENT, Group, conclusions, flat, group_runs, mean, settings
@@ -110,7 +111,7 @@ def render(folders: Sequence[Path]) -> str:
         extensions=["jinja2.ext.do"],
     )
     templates.filters |= {"gain": reward_gain, "inline": _inline, "number": number, "yaml": composition.dump}
-    functions = (answer, conclusions, costs, panels, places, settings, sides)
+    functions = (answer, conclusions, costs, older_notes, panels, places, settings, sides)
     return templates.get_template("page.html.j2").render(
         {function.__name__: function for function in functions},
         environments={name: group_runs(found) for name, found in environments.items()},

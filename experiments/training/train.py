@@ -14,7 +14,7 @@ from maskgym.agents.common import parallel
 from maskgym.aliases import Config, JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError, one_line
-from maskgym.experiments.evaluation import evaluation
+from maskgym.experiments.evaluation import evaluation, measures
 from maskgym.experiments.evaluation.evaluation import Evaluation, scores
 from maskgym.experiments.report import report as pages
 from maskgym.experiments.training import loggers, samples
@@ -128,6 +128,7 @@ class TrainingRun:
             "split": ", ".join(sorted(splits)),
             "samples": {task: self.counted(task) for task in self.test_envs},
             **({"rationales": self.rationales} if self.rationales else {}),
+            measures.AP_RULE[0]: measures.AP_RULE[1],
             "before": scores(before),
             "after": scores(after),
             "versions": versions(),
@@ -150,9 +151,15 @@ class TrainingRun:
             stored = run_folder.read_json(file)
             if not all(_is_evaluation(stored, task, len(indices)) for task, indices in self.indices.items()):
                 raise UserError(f"{file}: is no evaluation of this run's samples: remove it, and resume again")
+            if stored.get(measures.AP_RULE[0]) != measures.AP_RULE[1]:
+                print(one_line(f"{file}: AP50 and AP70 are of the older rule for equal scores: left out"))
+                for task in self.indices:
+                    for name in measures.AVERAGE_PRECISION:
+                        stored[task]["scores"].pop(name, None)
             return {task: Evaluation(**stored[task]) for task in self.indices}
         before = self.evaluate("before", 0)
-        run_folder.write_json(file, {task: asdict(found) for task, found in before.items()})
+        stored = {task: asdict(found) for task, found in before.items()}
+        run_folder.write_json(file, {measures.AP_RULE[0]: measures.AP_RULE[1], **stored})
         return before
 
     def evaluate(self, label: str, step: int) -> dict[str, Evaluation]:

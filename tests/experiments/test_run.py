@@ -459,6 +459,19 @@ def test_a_stored_evaluation_of_other_samples_or_types_is_named(maskgym_run, fin
         assert "before.json: is no evaluation of this run's samples" in refused(maskgym_run(f"resume={tmp_path}/run"))
 
 
+def test_average_precision_that_an_older_version_stored_is_left_out(maskgym_run, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run("text"), tmp_path / "run")
+    file = folder / "checkpoints" / "before.json"
+    stored = json.loads(file.read_text())
+    assert stored.pop("average_precision") and "ap50" in stored["sis"]["scores"]
+    file.write_text(json.dumps(stored))
+    (folder / "results.json").unlink()
+    status, out, _ = maskgym_run(f"resume={folder}")
+    assert status == 0 and "AP50 and AP70 are of the older rule for equal scores: left out" in out
+    results = json.loads((folder / "results.json").read_text())
+    assert "iasm" in results["before"] and "ap50" not in results["before"]
+
+
 def test_a_full_disk_is_told_in_one_line_and_loses_nothing(maskgym_run, tmp_path, monkeypatch):
     from maskgym.agents.common.checkpoints import read_checkpoint
 

@@ -41,3 +41,12 @@ def test_several_tasks_have_prefixes():
     assert {"sis/iasm", "sod/s_measure", "cosod/reward"} <= set(measures.offered(config))
     assert not {"iasm", "sod/iasm"} & set(measures.offered(config))
     assert measures.main_of("saliency", ["sis/iasm", "sis/mae", "sod/reward", "sod/iasm"]) == ["sis/iasm", "sod/reward"]
+
+
+def test_average_precision_of_the_older_rule_is_told():
+    now, older = ({"after": {"sis/ap50": 0.5}, **rule} for rule in ({"average_precision": "equal scores jointly"}, {}))
+    none = {"after": {"iasm": 0.5}}
+    assert measures.older_notes([now, none]) == measures.older_notes([none]) == []
+    (line,) = measures.older_notes([now, older, none])
+    assert "AP50 and AP70 of 1 of 2 runs are of the older rule" in line
+    assert "of the runs are" in measures.older_notes([older, older])[0]

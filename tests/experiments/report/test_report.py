@@ -186,6 +186,12 @@ def test_the_number_of_samples_stands_beside_the_scores(make_run, tmp_path, fold
         assert "Warning: with fewer than 30 samples, differences are mostly chance" in page
 
 
+def test_average_precision_of_two_rules_is_marked(make_run, tmp_path):
+    folders = [make_run(tmp_path / "old"), make_run(tmp_path / "new", seed=1, average_precision="equal scores jointly")]
+    assert "AP50 and AP70 of 1 of 2 runs are of the older rule" in report.render(folders)
+    assert "of the older rule" in report.render(folders[:1]) and "of the older rule" not in report.render(folders[1:])
+
+
 def test_a_folder_of_runs_is_all_its_runs(several, tmp_path):
     assert report.write([tmp_path], tmp_path / "all.html").read_text() == report.render(sorted(several))
     with pytest.raises(UserError, match="no such file: expected the folder of a run"):
