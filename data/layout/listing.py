@@ -313,6 +313,8 @@ def link_fault(root: Path, path: Path) -> str | None:
         target = path.resolve()
     except (OSError, RuntimeError):  # the latter before Python 3.13
         return f"{path}: a link in a circle"
+    except ValueError:  # a NUL
+        return f"{path}: a name that no file can have"
     if target.is_relative_to(root.resolve()):
         return None
     return f"{path}: a link to {target}, outside of {root}: expected the files themselves, or data.root there"

@@ -315,6 +315,8 @@ def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Data
         raise UserError(f"data.path={path}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if isinstance(found, datasets.Dataset):
         return {None if found.split is None else str(found.split): found}, saved
+    if not found:
+        raise UserError(f"data.path={path}: has no split: expected at least one")
     return dict(found), saved
 
 

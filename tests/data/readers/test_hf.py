@@ -298,6 +298,13 @@ def test_bad_arguments_are_named(tmp_path, arguments, words):
         HuggingFace(**{"path": folder, **arguments})
 
 
+def test_data_without_a_split_is_told(tmp_path):
+    folder = simple(tmp_path / "saved")
+    (folder / "dataset_dict.json").write_text('{"splits": []}')
+    with pytest.raises(UserError, match=r"data\.path=.*saved: has no split"):
+        HuggingFace(folder)
+
+
 def test_a_folder_that_holds_no_data_set_is_named(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="data.path=.*none: cannot be loaded: "):
@@ -351,7 +358,8 @@ def test_a_row_cannot_name_files_outside_of_the_data_set(tmp_path):
     photo(0).save(tmp_path / "secret.png")
     inside = tmp_path / "set"
     inside.mkdir()
-    for name, path in (("absolute", tmp_path / "secret.png"), ("up", inside / ".." / "secret.png")):
+    up, nul = inside / ".." / "secret.png", inside / "a\0secret.png"  # a name that no file can have
+    for name, path in (("absolute", tmp_path / "secret.png"), ("up", up), ("nul", nul)):
         values = {"bytes": None, "path": str(path)}
         part = datasets.Dataset.from_list([{"image": values, "mask": grey(box(0, 9))}])
         features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "mask": Image()})
