@@ -22,7 +22,7 @@ _FEW_LEVELS = 8  # at most this many levels are intended, not smooth edges
 _COLOUR_TOLERANCE = 16  # JPEG compression adds slight colour to grey images
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP"}  # names of formats that may change values
 SOFT = "grey, with levels between black and white"
-_DIM = f"of 16 bits without a level above {2**8 - 1}, read as black: expected 8 bits, or levels up to {2**16 - 1}"
+_DIMMEST = {"photo": 2**12, "mask": 2**15}  # levels of 16 bits below which all are near black, or no foreground
 _DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
     *(LookupError, TypeError, OverflowError, MemoryError),
@@ -81,12 +81,12 @@ def read_image(path: Source) -> np.ndarray:
     Grey, palette, CMYK and 16-bit photos are converted; an alpha channel is dropped.
 
     Raises:
-        DataFault: If the file is absent, truncated, cannot be decoded, or would be black because its 16 bits hold
-            levels of 8 bits.
+        DataFault: If the file is absent, truncated, cannot be decoded, or would be near black because its 16 bits
+            hold levels of 12 bits or fewer.
     """
     loaded = _load(path)
-    if _is_dim(loaded):
-        raise DataFault(f"{path}: a photo {_DIM}")
+    if dim := _dim(loaded, "photo"):
+        raise DataFault(f"{path}: a photo {dim}")
     if loaded.mode == "F":
         raise DataFault(f"{path}: a photo of floats: expected 8 bits per channel")
     picture = _eight_bits(loaded)
@@ -122,7 +122,7 @@ def read_mask(path: Source) -> np.ndarray:
 
     Raises:
         DataFault: If the file is absent, truncated, cannot be decoded, is coloured, holds floats, has one colour and
-            several levels of alpha, or would be black because its 16 bits hold levels of 8 bits.
+            several levels of alpha, or would have no foreground because its 16 bits hold levels of fewer.
     """
     return inspect_mask(path)[0]
 
@@ -141,15 +141,15 @@ def inspect_mask(path: Source, predicted: bool = False) -> tuple[np.ndarray, str
         DataFault: As `read_mask`.
     """
     picture = _load(path)
-    if not predicted and _is_dim(picture):
-        raise DataFault(f"{path}: a mask {_DIM}")
+    if not predicted and (dim := _dim(picture, "mask")):
+        raise DataFault(f"{path}: a mask {dim}")
     levels = _grey(path, picture)
     return levels, _describe(picture, levels)
 
 
 def _describe(picture: Image.Image, levels: np.ndarray) -> str | None:
-    if _is_dim(picture):
-        return _DIM
+    if dim := _dim(picture, "photo"):  # of a prediction: a mask was refused
+        return dim
     present = np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
     if len(present) == 1:
         return f"of one level: {'all foreground' if present[0] > FOREGROUND else 'no foreground'}"
@@ -165,7 +165,7 @@ def _describe(picture: Image.Image, levels: np.ndarray) -> str | None:
 
 
 def _grey(path: Source, loaded: Image.Image) -> np.ndarray:
-    _check_alpha(path, loaded)
+    _check_alpha(path, loaded, tolerance=2)  # rounding of colours behind transparency
     picture = _eight_bits(loaded)
     if picture.mode == "F":
         raise DataFault(f"{path}: a mask of floats: expected grey levels of 8 bits, foreground > {FOREGROUND}")
@@ -176,13 +176,13 @@ def _grey(path: Source, loaded: Image.Image) -> np.ndarray:
     return np.array(picture.convert("L"))
 
 
-def _check_alpha(path: Source, picture: Image.Image) -> None:
-    """Raise a DataFault if a mask has one colour and several levels of alpha, which is dropped."""
+def _check_alpha(path: Source, picture: Image.Image, tolerance: int = 0) -> None:
+    """Raise a DataFault if a mask has one colour, within a tolerance, and several levels of alpha, which is dropped."""
     if not picture.has_transparency_data or picture.mode.startswith("I"):
         return
     channels = np.asarray(picture.convert("RGBA"))
     colours, alpha = channels[..., :3], channels[..., 3]
-    if np.ptp(alpha) and not np.ptp(colours.reshape(-1, 3), axis=0).any():
+    if np.ptp(alpha) and np.ptp(colours.reshape(-1, 3), axis=0).max() <= tolerance:
         raise DataFault(
             f"{path}: one colour and {len(np.unique(alpha))} levels of alpha: the mask is in the alpha channel, which "
             "is not read: expected grey levels without alpha"
@@ -263,9 +263,12 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _is_dim(picture: Image.Image) -> bool:
-    """Check whether 16 bits hold levels of 8 bits, which would be read as black."""
-    return picture.mode.startswith("I") and 0 < np.asarray(picture).max() <= 255
+def _dim(picture: Image.Image, kind: str) -> str | None:
+    """Describe 16 bits that hold the levels of fewer, such as a camera's 12, and would be read as black."""
+    highest = int(np.asarray(picture).max()) if picture.mode.startswith("I") else 0
+    if not 0 < highest < _DIMMEST[kind]:
+        return None
+    return f"of 16 bits without a level above {highest}, read as black: expected 8 bits, or levels up to {2**16 - 1}"
 
 
 def _load_exact(path: Source) -> Image.Image:

@@ -213,6 +213,13 @@ def test_a_mask_in_the_alpha_channel_is_refused(tmp_path, mode, read):
     white.save(tmp_path / "a.png")
     with pytest.raises(DataFault, match=r"a\.png: one colour and 2 levels of alpha"):
         read(tmp_path / "a.png")
+    white.putpixel((0, 0), (254,) * (len(mode) - 1) + (0,))
+    white.save(tmp_path / "a.png")
+    if read is read_mask:
+        with pytest.raises(DataFault, match=r"a\.png: one colour and 2 levels of alpha"):
+            read(tmp_path / "a.png")
+    else:  # values are labels or ranks
+        assert len(np.unique(read(tmp_path / "a.png"))) == 2
     seen = Image.fromarray(SQUARE).convert(mode)
     seen.putalpha(Image.fromarray(SQUARE))
     seen.save(tmp_path / "a.png")
@@ -226,6 +233,15 @@ def test_eight_bits_in_sixteen_are_not_read_as_black(tmp_path, read):
         read(tmp_path / "a.png")
     Image.fromarray(SQUARE.astype(np.uint16) * 0).save(tmp_path / "a.png")
     assert not read(tmp_path / "a.png").any()
+
+
+def test_a_camera_of_12_bits_is_not_read_as_near_black(tmp_path):
+    for read, highest, fits in ((read_image, 4095, 4096), (read_mask, 32767, 65535)):
+        Image.fromarray((SQUARE > 0).astype(np.uint16) * highest).save(tmp_path / "a.png")
+        with pytest.raises(DataFault, match=f"of 16 bits without a level above {highest}, read as black"):
+            read(tmp_path / "a.png")
+        Image.fromarray((SQUARE > 0).astype(np.uint16) * fits).save(tmp_path / "a.png")
+        assert read(tmp_path / "a.png").any()
 
 
 @pytest.mark.parametrize(
