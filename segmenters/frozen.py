@@ -42,7 +42,7 @@ class FrozenNetwork(ABC):
         if dtype not in DTYPES:
             raise UserError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
         if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: expected at least 1")
+            raise UserError(f"batch_size={batch_size}: expected at least 1")
         self.dtype = DTYPES[dtype]
         self.batch_size = batch_size
         self._device = device

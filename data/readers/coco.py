@@ -167,10 +167,10 @@ def read_sample(photo: Photo) -> Sample:
 def look_at_annotations(photo: Photo, sample: Sample) -> Iterator[tuple[str, str | None]]:
     """Yield the name of each annotation of a photo, and how its mask differs from its own ``bbox`` or ``area``."""
     for annotation, mask in zip(photo.instances, sample.masks[0], strict=True):
-        yield f"annotation {annotation.get('id')} of {photo.path.name}", _disagreement(annotation, mask)
+        yield f"annotation {annotation.get('id')} of {photo.path.name}", disagreement(annotation, mask)
 
 
-def _disagreement(annotation: JsonObject, mask: np.ndarray) -> str | None:
+def disagreement(annotation: JsonObject, mask: np.ndarray) -> str | None:
     """Describe how a mask differs from what its annotation states, as one in row order or of (y, x) does."""
     bbox, area, found = _numbers(annotation.get("bbox"), 4), annotation.get("area"), int(mask.sum())
     if bbox is not None and bbox[2] > 0 and bbox[3] > 0 and _box_iou(mask, bbox) < AGREEMENT:

@@ -16,6 +16,7 @@ from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
+from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
 from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
@@ -212,7 +213,7 @@ def notes(env: VectorEnv, indices: Sequence[int]) -> list[str]:
     """
     base = unwrap(env, SampleVectorEnv)
     found = base.dataset.describe()
-    if isinstance(base, UserNeedVectorEnv | UserNeedPointVectorEnv) and base.need:
+    if isinstance(base, UserNeedVectorEnv | UserNeedPointVectorEnv | RankingVectorEnv) and base.need:
         looked = [indices[place] for place in held_out(len(indices), LOOKED_AT)]
         without = sum(not (base.dataset[index].need or "").strip() for index in looked)
         if without:

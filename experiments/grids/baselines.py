@@ -27,6 +27,7 @@ from maskgym.aliases import Config, JsonObject
 from maskgym.data import Dataset, Sample, Subset
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import held_out
+from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import build, command, composition, run_folder
 from maskgym.metrics import SaliencyScores, iou, s_measure
 from maskgym.rewards import Transition
@@ -56,7 +57,10 @@ def _main(arguments: Sequence[str], run: Fit) -> None:
         run_folder.write_json(given.out, results)
     except OSError as error:
         raise UserError(f"--out {given.out}: cannot be written: {error.strerror}") from error
-    print("  ".join(f"{name} {results['scores'][name]:.3f}" for name in ("iou", "s_measure", "mae")), given.out)
+    scores = "  ".join(f"{name} {results['scores'][name]:.3f}" for name in ("iou", "s_measure", "mae"))
+    print(f"{scores}  n = {results['samples']} of {results['of']}, {results['split']}  {given.out}")
+    if results["samples"] < FEW:
+        print(f"warning: {FEW_TOLD}")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -144,7 +144,7 @@ class TrainingRun:
         """Evaluate before training; a resumed run reads what it stored.
 
         Raises:
-            UserError: If the stored evaluation is not of the run's samples.
+            UserError: If the stored evaluation is not of the run's samples, or the log holds another one.
         """
         file = self.folder / run_folder.BEFORE
         if self.resume and file.exists():
@@ -156,11 +156,22 @@ class TrainingRun:
                 for task in self.indices:
                     for name in measures.AVERAGE_PRECISION:
                         stored[task]["scores"].pop(name, None)
-            return {task: Evaluation(**stored[task]) for task in self.indices}
+            kept = {task: Evaluation(**stored[task]) for task in self.indices}
+            self._check_log(kept)
+            return kept
         before = self.evaluate("before", 0)
         stored = {task: asdict(found) for task, found in before.items()}
         run_folder.write_json(file, {measures.AP_RULE[0]: measures.AP_RULE[1], **stored})
         return before
+
+    def _check_log(self, before: Mapping[str, Evaluation]) -> None:
+        """Raise a UserError if the log's evaluation before training is not the stored one: it is of another run."""
+        logged = {name: value for row in self.metrics.rows if row["step"] == 0 for name, value in row.items()}
+        for name, score in evaluation.scores(before).items():
+            found = logged.get(f"held_out/{name}")
+            if found is not None and score is not None and found != score and not math.isnan(found):
+                told = f"{name} is {found} before training, but {score} in {run_folder.BEFORE}"
+                raise UserError(f"{self.metrics.file}: {told}: expected the log of this run")
 
     def evaluate(self, label: str, step: int) -> dict[str, Evaluation]:
         """Evaluate every task and log its scores."""

@@ -495,7 +495,9 @@ def _make(
     check_arguments(target(name), {**arguments, **given}, f"{group}={name}", f"{group}.")
     try:
         return make(name, **arguments, **given)
-    except UserError:
+    except UserError as error:
+        if str(error).partition("=")[0] in arguments:  # it begins with the name of a setting
+            raise UserError(f"{group}.{error}") from error
         raise
     except ValueError as error:  # a library below the component refuses a value
         raise UserError(f"{group}={name}: {error}") from error

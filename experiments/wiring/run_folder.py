@@ -166,6 +166,11 @@ class Metrics:
         write(self.file, text.getvalue())
 
 
+def _number(cell: str) -> float:
+    """Read a number; a whole one stays whole, so that a file that is continued keeps its form."""
+    return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+
+
 def read_metrics(file: Path) -> list[dict[str, float]]:
     """Return the rows of a ``metrics.csv`` without their empty cells; ``step`` is an int.
 
@@ -177,7 +182,7 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         header, *lines = csv.reader(io.StringIO(text, newline=""))
         if header[:2] != ["step", "wall_s"] or not text.endswith("\n") or any(len(row) != len(header) for row in lines):
             raise ValueError("expected columns step and wall_s, and whole lines")
-        rows = [{name: float(cell) for name, cell in zip(header, row, strict=True) if cell} for row in lines]
+        rows = [{name: _number(cell) for name, cell in zip(header, row, strict=True) if cell} for row in lines]
         return [{**row, "step": int(row["step"]), "wall_s": row["wall_s"]} for row in rows]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error

@@ -73,13 +73,17 @@ def test_a_referring_segmenter_segments_what_needs_say(finished):
     assert hidden["after"]["miou"] == 0  # nothing is asked for, so nothing is found
 
 
-def test_data_without_needs_is_told_so(finished, maskgym_run, tmp_path):
+@pytest.mark.parametrize("env", ["user_need", "ranking"])
+def test_data_without_needs_is_told_so(maskgym_run, tmp_path, env):
     told = "4 of 4 test samples have no need in words: a score of these is that of plain salient-object detection"
-    settings = ("env=user_need", "algo=random", "env.task=sod", *SMALL, f"out={tmp_path}/plain")
+    settings = (f"env={env}", "algo=random", "env.task=sod", *SMALL, f"out={tmp_path}/plain")
     status, out, error = maskgym_run(*settings)
-    assert (status, error) == (0, []) and out.count(f"user_need: {told}") == 1
-    (note,) = json.loads((tmp_path / "plain" / "results.json").read_text())["samples"]["user_need"]["notes"]
+    assert (status, error) == (0, []) and out.count(f"{env}: {told}") == 1
+    (note,) = json.loads((tmp_path / "plain" / "results.json").read_text())["samples"][env]["notes"]
     assert note.startswith(told)
+
+
+def test_data_with_needs_or_without_the_question_is_told_nothing(finished):
     _, asked = finished("env=user_need", "algo=random", name="asked")
     assert asked["samples"]["user_need"] == {"n": 4, "of": 512, "split": "test", "notes": []}
     _, hidden = finished("env=user_need", "algo=random", "env.task=sod", "env.need=false", name="hidden")

@@ -171,7 +171,10 @@ def refused(outcome) -> str:
         (["seed=x"], "seed=x: expected a whole number, such as 0"),
         (["seed=-1"], "seed=-1: expected a whole number, at least 0"),
         (["segmenter.batch_size=x"], "segmenter.batch_size=x: expected a whole number, such as "),
-        (["segmenter.batch_size=0"], "batch_size 0"),
+        (["segmenter.batch_size=0"], "segmenter.batch_size=0: expected at least 1"),
+        (["env=point_prompt", "env.horizon=0"], "env.horizon=0: expected"),
+        (["env=point_prompt", "algo=ppo", "algo.epochs=0"], "algo.epochs=0: expected"),
+        (["env=user_need", "algo=usersal", "algo.learning_rate=-1"], "algo=usersal: Invalid learning rate: -1"),
         (["segmenter.dtype=x"], "dtype"),
         (["segmenter.device=x"], "device"),
         (["reward.format_weight=x"], "reward.format_weight=x: expected a number, such as 0.5"),
@@ -211,7 +214,7 @@ def refused(outcome) -> str:
         (["env=point_prompt", "algo=sft"], "env=point_prompt takes cgpo_clicks, grpo_clicks, oracle, ppo, random"),
         (["env=point_prompt", "policy=qwen2_5_vl_tiny"], "env=point_prompt policy=qwen2_5_vl_tiny: not a pair"),
         (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
-        (["env=point_prompt", "env.patch_size=30"], "patch_size=30: expected a divisor of image_size=128"),
+        (["env=point_prompt", "env.patch_size=30"], "env.patch_size=30: expected a divisor of image_size=128"),
         (["env=point_prompt", "env.label_source=oracle"], "label_source=oracle"),
         (["env=point_prompt", "algo=ppo", "env.recalibration.branch=explicit"], "attends to a text: expected env.text"),
         (["env=point_prompt", "algo=random", "env.text=star", "env.attention.name=clip"], "clip"),
@@ -632,6 +635,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
     assert results["before"] == next(iter(json.loads(before).values()))["scores"]
     assert "its run has env=sod, not sis" in refused(maskgym_run(f"resume={folder}", "env=sis"))
     assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
+
+
+def test_the_log_of_another_run_is_told(maskgym_run, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run("ppo"), tmp_path / "run")
+    shutil.copy(finished_run("usersal") / "metrics.csv", folder)
+    line = refused(maskgym_run(f"resume={folder}"))
+    assert "metrics.csv: reward is " in line and "before training, but " in line
 
 
 def test_a_resumed_run_says_which_updates_its_log_lacks(maskgym_run, finished_run, tmp_path):

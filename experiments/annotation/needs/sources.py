@@ -15,12 +15,12 @@ import numpy as np
 from maskgym.aliases import JsonObject
 from maskgym.data import run_lengths
 from maskgym.data.layout.images import DataFault, is_picture, read_image, read_size
-from maskgym.data.layout.listing import name_fault
+from maskgym.data.layout.listing import name_fault, preview
 from maskgym.data.layout.names import image_folders
 from maskgym.data.needs import Id, category_of
-from maskgym.data.readers.coco import PHRASE_FIELDS, find_annotations, read_json
+from maskgym.data.readers.coco import PHRASE_FIELDS, disagreement, find_annotations, read_json
 from maskgym.data.scenes import FULL, Scenes
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 from maskgym.experiments.annotation.needs import masks
 from maskgym.experiments.annotation.needs.project import Settings
 
@@ -200,10 +200,20 @@ class PhotoSource:
         keys = self._keys_of(set(named), file)
         sizes = {key: self._size(key) for key in keys.values()}
         marked: dict[str, list[Annotation]] = {}
+        unusual: dict[str, list[str]] = {}
         for (image, record), name in zip(records, named, strict=True):
             size = sizes.get(key := keys.get(name, ""))
-            if size is not None and not record.get("iscrowd"):
-                marked.setdefault(key, []).append(_annotation(file, image, record, names, size))
+            if size is None:
+                continue
+            if record.get("iscrowd"):
+                kind: str | None = "that are crowds (iscrowd) and left out"
+            else:
+                found, kind = _annotation(file, image, record, names, size)
+                marked.setdefault(key, []).append(found)
+            if kind:
+                unusual.setdefault(kind, []).append(f"annotation {record.get('id')} of {name}")
+        for kind, places in unusual.items():
+            print(one_line(f"{file}: {len(places)} of {len(records):,} annotations {kind}: {preview(places)}"))
         return marked
 
     def _size(self, key: str) -> tuple[int, int] | None:
@@ -241,8 +251,11 @@ class PhotoSource:
 
 def _annotation(
     file: Path, image: JsonObject, record: JsonObject, names: dict[Id, str], size: tuple[int, int]
-) -> Annotation:
-    """Read an annotation of a photo of the given size (H, W), so that no number of the JSON decides about memory."""
+) -> tuple[Annotation, str | None]:
+    """Read an annotation of a photo, and describe how its mask differs from its own ``bbox`` or ``area``.
+
+    The photo has the given size (H, W), so that no number of the JSON decides about memory.
+    """
     try:
         stated = image.get("height"), image.get("width")
         if any(side not in (None, own) for side, own in zip(stated, size, strict=True)):
@@ -253,7 +266,8 @@ def _annotation(
             raise ValueError("its mask is empty")
         phrase = next((str(record[field]) for field in PHRASE_FIELDS if record.get(field)), None)
         category = str(category_of(record, names) or "object")
-        return Annotation(category, box, run_lengths.encode(mask), (phrase,) if phrase else ())
+        found = Annotation(category, box, run_lengths.encode(mask), (phrase,) if phrase else ())
+        return found, disagreement(record, mask)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{file}: annotation {record.get('id')} of {image.get('file_name')}: {error}") from error
 

@@ -21,6 +21,14 @@ def make(**arguments: object) -> EnvRewardFunction:
     return EnvRewardFunction(ID, num_envs=2, **arguments)
 
 
+def test_columns_of_another_length_are_named():
+    reward = EnvRewardFunction("maskgym/SIS-v0")
+    with pytest.raises(UserError, match="1 values of index for 2 completions"):
+        reward(["a", "b"], index=[0])
+    with pytest.raises(UserError, match="3 values of split for 2 completions"):
+        reward(["a", "b"], index=[0, 1], split=["train"] * 3)
+
+
 def test_rows_are_what_reset_shows() -> None:
     rows = make(dataset=data.make("scenes", task="sis", split="test", size=5)).rows()
     assert len(rows) == 5 and set(rows[0]) == {"prompt", "images", "index", "split", "data"}

@@ -522,7 +522,7 @@ def test_settings_that_cannot_be_used_are_refused(checkpoint, tmp_path):
         EvfSamSegmenter(tmp_path / "nowhere")
     with pytest.raises(UserError, match="dtype 'int8'"):
         EvfSamSegmenter(checkpoint, dtype="int8")
-    with pytest.raises(UserError, match="batch_size 0"):
+    with pytest.raises(UserError, match="batch_size=0"):
         EvfSamSegmenter(checkpoint, batch_size=0)
 
 

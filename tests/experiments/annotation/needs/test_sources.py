@@ -70,7 +70,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
         PhotoSource(tmp_path)
 
 
-def test_annotations_of_coco(tmp_path):
+def test_annotations_of_coco(tmp_path, capsys):
     picture(tmp_path / "images" / "deep" / "a.png")
     runs = run_lengths.encode(np.eye(20, 30, dtype=bool))
     coco(
@@ -78,13 +78,17 @@ def test_annotations_of_coco(tmp_path):
         {**SQUARE, "caption": "a grey cat"},
         {"segmentation": runs},
         {**SQUARE, "iscrowd": 1},
+        {**SQUARE, "iscrowd": 0, "bbox": [0, 0, 3, 3]},
         {"segmentation": {"size": [20, 30], "counts": [45, 5, 550]}, "category_id": 9},
     )
     source = PhotoSource(tmp_path)
-    polygon, diagonal, uncompressed = source.annotations(source.items[0])
+    polygon, diagonal, _, uncompressed = source.annotations(source.items[0])
     assert polygon.category == "cat" and polygon.box == (5, 5, 15, 15) and polygon.phrases == ("a grey cat",)
     assert diagonal.segmentation == runs and diagonal.phrases == ()
     assert uncompressed.box == (2, 5, 3, 10) and uncompressed.category == "object"
+    crowds, boxes = capsys.readouterr().out.splitlines()
+    assert crowds.endswith("1 of 5 annotations that are crowds (iscrowd) and left out: annotation 2 of a.png")
+    assert "1 of 5 annotations whose box has an IoU below" in boxes and boxes.endswith(": annotation 3 of a.png")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,10 @@ def test_it_answers_as_the_policy_does_and_is_refused_with_the_reason(local, tmp
 
 def test_a_local_model_is_greedy(local):
     greedy = local.asker.chat.settings["settings"]
-    assert greedy == {"max_tokens": 12, "temperature": 0.0} and local.asker.chat.settings["fingerprint"]
+    assert (
+        greedy == {"max_tokens": 12, "temperature": 0.0, "decoding": "plain"}
+        and local.asker.chat.settings["fingerprint"]
+    )
 
 
 def test_what_is_no_such_model_is_told(tmp_path):
