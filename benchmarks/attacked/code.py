@@ -52,7 +52,7 @@ def payloads(sentinel: Path) -> dict[str, object]:
         "subprocess": Payload(subprocess.call, ["touch", str(sentinel)]),
         "open": Payload(open, str(sentinel), "w"),
         "a pickle in a pickle": Payload(pickle.loads, inner),
-        "torch.load": Payload(torch.load, io.BytesIO(inner)),
+        "torch.load": Payload(torch.load, str(sentinel)),
         "mkdir": Payload(os.mkdir, str(sentinel)),
         "a state that is set": OrderedDict(a=Payload(os.mkdir, str(sentinel))),
         "in a list": [1, [Payload(os.system, touch)]],

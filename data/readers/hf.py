@@ -25,7 +25,7 @@ from maskgym.data.layout.listing import Listing, Reader, link_fault
 from maskgym.data.layout.names import split_in_name
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
-from maskgym.errors import UserError
+from maskgym.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -312,7 +312,7 @@ def _load(path: str, config: str | None) -> tuple[dict[str | None, datasets.Data
             else:
                 found = datasets.load_dataset(str(local) if local.exists() else path, config)
     except _LOADING_ERRORS as error:
-        raise UserError(f"data.path={path}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"data.path={path}: cannot be loaded: {one_line(error)[:300]}") from error
     if isinstance(found, datasets.Dataset):
         return {None if found.split is None else str(found.split): found}, saved
     if not found:
