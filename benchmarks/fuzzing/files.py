@@ -73,7 +73,7 @@ def _read_data(layout: Layout, root: Path, found: Reading) -> None:
         source = {"path": str(root)} if layout.how == "hf" else {"root": root}
         made: Dataset = data.make(layout.data, split="all", **source, **layout.arguments)
         if layout.how == "rationales":
-            made = WithRationales(made, root / "r.jsonl")
+            made = WithRationales(made, root / "reasons.jsonl")
         found.told += made.describe()
         found.values = [made[index] for index in range(len(made))]
 

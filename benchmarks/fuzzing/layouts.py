@@ -341,7 +341,11 @@ def _rationales() -> Layout:
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     return Layout(
-        "rationales", "folder", lambda: {**base.tree(), "r.jsonl": text}, {"r.jsonl": "rationales"}, how="rationales"
+        "rationales",
+        "folder",
+        lambda: {**base.tree(), "reasons.jsonl": text},
+        {"reasons.jsonl": "rationales"},
+        how="rationales",
     )
 
 

@@ -74,7 +74,9 @@ class Site:
     def names(self) -> tuple[str, ...]:
         """Name of the file, and the note on a split that is told by the name of the file."""
         word = next((word for word in ("train", "test") if word in self.stem), "")
-        return self.stem, PurePosixPath(self.path).name, *([f"in split {word}"] if word else [])
+        own = self.path.endswith((".jpg", ".png")) or self.layout.roles.get(self.path) == "order"  # named by photo
+        more = [self.stem] * own + ["no COCO-style JSON"] * self.path.endswith(".json")
+        return PurePosixPath(self.path).name, *more, *([f"in split {word}"] if word else [])
 
     def harmful(self, node: Node | None, reason: str, *names: str) -> Mutation:
         """Replace the file, or remove it; the harm must be told by its name or one of the given ones."""
@@ -446,7 +448,7 @@ def another_palette(random: Random, site: Site) -> Mutation:
 
 def faint(random: Random, site: Site) -> Mutation:
     """Darken the picture until no object is left."""
-    return site.harmful(encode(_labels(site) // random.choice((3, 200, 256))), "no object is left")
+    return site.harmful(encode(_labels(site) // random.choice((3, 200, 254))), "no object is left")
 
 
 def same_greys(random: Random, site: Site) -> Mutation:
