@@ -22,7 +22,7 @@ from maskgym.errors import UserError
 pytest.importorskip("starlette")
 
 SMALL = {  # cases that need no training of text, whose libraries take seconds to import
-    **{"pickles": 8, "yaml": 4, "token": 4, "players": 1, "reviewers": 1, "vectors": 14, "metrics": 100, "play": 15},
+    **{"pickles": 8, "yaml": 4, "token": 4, "players": 1, "reviewers": 1, "vectors": 7, "metrics": 100, "play": 15},
     **{"page": 15, "hf": 6, "dig": 6, "sets": 35, "answers": 1000, "code": 9, "runs": 1, "kill": 1, "interrupt": 1},
     **{"disk": 1, "files": 8},
 }
