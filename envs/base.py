@@ -409,6 +409,7 @@ class ScalarEnv(_Specified, gym.Env):
 
     def reset(self, *, seed: int | None = None, options: Settings | None = None) -> tuple[Observations, Infos]:
         """Begin an episode; ``options={"index": i}`` selects the sample."""
+        refuse_wrong_statistics()
         super().reset(seed=seed)
         self.vector.spec = self.spec  # for errors that name the id
         self.vector.generators = [self.np_random]

@@ -16,6 +16,7 @@ from maskgym.aliases import Infos, Observations
 from maskgym.errors import UserError
 
 FIXED = (1, 4)  # Gymnasium's own wrapper is right with SAME_STEP since this version.
+CALLERS = 16  # that are looked at: wrappers and vector environments call each other directly
 
 
 class RecordEpisodeStatistics(wrappers.RecordEpisodeStatistics):
@@ -39,9 +40,10 @@ class RecordEpisodeStatistics(wrappers.RecordEpisodeStatistics):
 
 
 def refuse_wrong_statistics() -> None:
-    """Refuse Gymnasium's own `RecordEpisodeStatistics` around the caller, in the versions where it is wrong.
+    """Refuse Gymnasium's own `RecordEpisodeStatistics` around the caller where its version and mode are wrong.
 
-    An environment does not know its wrappers, but they are the callers of its ``reset``.
+    An environment does not know its wrappers, but they are among the callers of its ``reset``, perhaps behind a
+    `gymnasium.vector.SyncVectorEnv` and the wrappers of a scalar environment. Other processes are out of sight.
 
     Raises:
         UserError: If the wrapper is among them.
@@ -49,8 +51,15 @@ def refuse_wrong_statistics() -> None:
     if tuple(int(part) for part in gymnasium.__version__.split(".")[:2]) >= FIXED:
         return
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and isinstance(caller := frame.f_locals.get("self"), VectorWrapper):
-        if type(caller).step is wrappers.RecordEpisodeStatistics.step:
+    for _ in range(CALLERS):
+        if frame is None:
+            return
+        caller = frame.f_locals.get("self")
+        if (
+            isinstance(caller, VectorWrapper)
+            and type(caller).step is wrappers.RecordEpisodeStatistics.step
+            and caller.env.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
+        ):
             raise UserError(
                 f"RecordEpisodeStatistics of gymnasium {gymnasium.__version__} reports wrong returns with "
                 "autoreset_mode=SameStep: expected maskgym.envs.statistics.RecordEpisodeStatistics, or gymnasium 1.4"

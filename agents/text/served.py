@@ -58,7 +58,9 @@ class ServedAgent(FrozenAgent):
         retries: See `maskgym.chat.asker.Asker`.
         pause: See `maskgym.chat.asker.Asker`.
         cache: Folder of replies that several runs share; None means the run's own.
-        options: Further fields of the request: ``reasoning_effort``, ``max_completion_tokens``, ….
+        options: Further fields of the request: ``reasoning_effort``, ``max_completion_tokens``, …. A server such as
+            vLLM applies the checkpoint's own decoding settings, which policies of ours drop: ``repetition_penalty: 1``
+            and the like set them back.
 
     Raises:
         UserError: If no model is named, a number is out of range, or the server cannot be used.

@@ -17,6 +17,7 @@ from maskgym import data, segmenters
 from maskgym.envs.clicks.patches import stretch
 from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv
 from maskgym.errors import UserError
+from maskgym.experiments.wiring import composition
 from maskgym.policies.clicks.recalibration import SemanticRecalibration
 from maskgym.segmenters.points.sam import sam_tiny
 
@@ -298,3 +299,29 @@ def test_a_group_of_images_cannot_be_clicked_in(sam):
     env = vector(sam, 1, dataset=data.make("scenes", task="cosod"))
     with pytest.raises(UserError, match="has 4 images"):
         env.reset(seed=0)
+
+
+def test_the_registered_default_is_that_of_runs():
+    plain, published = (gym.make("maskgym/PointPrompt-v0", **given) for given in ({}, {"allow_repeated_clicks": True}))
+    assert "clicked" in plain.observation_space.spaces and "clicked" not in published.observation_space.spaces
+    assert composition.compose(["env=point_prompt", "algo=ppo"])["env"]["allow_repeated_clicks"] is False
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_the_most_steps_are_known_to_the_spec(make):
+    env = make("maskgym/PointPrompt-v0", max_episode_steps=3, label_source="positive")
+    assert env.spec.max_episode_steps == 3
+    env.reset(seed=0)
+    ends = [env.step(np.array([patch]) if make is gym.make_vec else patch)[3] for patch in range(3)]
+    assert [bool(np.all(end)) for end in ends] == [False, False, True]
+
+
+@pytest.mark.parametrize("action", [[1.5], [[1, 2, 3]], ["a"], [None], [np.nan], 3, np.int64(3), [3, 4], [True]])
+def test_clicks_of_other_types_and_shapes_are_told(sam, action):
+    env = vector(sam, 1, label_source="positive")
+    env.reset(seed=0)
+    with pytest.raises(
+        UserError, match=r"PointPromptVectorEnv: .*: expected|PointPromptVectorEnv: 2 actions: expected"
+    ):
+        env.step(action)
+    assert env.step([3])[4]["point"].shape == (1, 2)

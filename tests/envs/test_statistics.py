@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
 from maskgym.envs import statistics
@@ -62,6 +63,23 @@ def test_the_wrapper_that_is_wrong_is_refused_at_reset() -> None:
         wrappers.TransformReward(wrong, lambda reward: reward).reset(seed=0)
     wrappers.RecordEpisodeStatistics(UserNeedVectorEnv(2, autoreset_mode="NextStep")).reset(seed=0)  # right there
     wrappers.TransformReward(UserNeedVectorEnv(2), lambda reward: reward).reset(seed=0)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, gymnasium.__version__.split(".")[:2])) >= statistics.FIXED, reason="this Gymnasium is right itself"
+)
+def test_the_wrong_wrapper_is_refused_around_scalar_environments_too() -> None:
+    def make() -> gymnasium.Env:
+        return gymnasium.make("maskgym/UserNeed-v0", image_size=SIDE)
+
+    same = SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(UserError, match="reports wrong returns"):
+        wrappers.RecordEpisodeStatistics(same).reset(seed=0)
+    env = RecordEpisodeStatistics(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    env.reset(seed=0)
+    rewards = [env.step(np.ones((2, SIDE, SIDE), np.float32))[1] for _ in range(3)]
+    np.testing.assert_allclose(env.return_queue, np.concatenate(rewards))
+    wrappers.RecordEpisodeStatistics(SyncVectorEnv([make] * 2)).reset(seed=0)  # right there
 
 
 def test_a_gymnasium_that_is_right_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from maskgym.aliases import JsonObject
 from maskgym.data import run_lengths
 from maskgym.data.layout.images import DataFault, is_picture, read_image, read_size
-from maskgym.data.layout.listing import name_fault, preview
+from maskgym.data.layout.listing import link_fault, name_fault, preview
 from maskgym.data.layout.names import image_folders
 from maskgym.data.needs import Id, category_of
 from maskgym.data.readers.coco import PHRASE_FIELDS, disagreement, find_annotations, read_json
@@ -148,7 +148,8 @@ class PhotoSource:
         places = image_folders(self.folder) or [self.folder]  # beside images/, pictures may be masks
         found = sorted(path for place in places for path in place.rglob("*") if is_picture(path.name))
         keys = [path.relative_to(self.folder).as_posix() for path in found if path.is_file()]
-        if fault := next(filter(None, map(name_fault, map(Path, keys))), None):
+        links = (link_fault(self.folder, path) for path in found if path.is_symlink())
+        if fault := next(filter(None, (*map(name_fault, map(Path, keys)), *links)), None):
             raise UserError(f"--images {folder}: {fault}")
         self.items = [Item(key, _file_name(key)) for key in keys]
         if not self.items:

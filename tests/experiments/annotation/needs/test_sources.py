@@ -60,6 +60,14 @@ def test_photos_are_found_and_named_apart(tmp_path):
     assert [item.key for item in PhotoSource(tmp_path).items] == ["images/c.png"]  # the others may be masks
 
 
+def test_a_photo_from_elsewhere_is_refused(tmp_path):
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "secret.png")
+    (tmp_path / "photos" / "b.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"b\.png: a link to .*secret\.png, outside of"):
+        PhotoSource(tmp_path / "photos")
+
+
 def test_a_name_that_is_no_text_is_refused(tmp_path):
     picture(tmp_path / "a.png")
     try:
