@@ -20,7 +20,16 @@ from huggingface_hub import constants
 from PIL import Image
 
 from maskgym.aliases import JsonObject
-from maskgym.data.layout.images import FOREGROUND, DataFault, Source, check_same_size, read_all, read_image, read_mask
+from maskgym.data.layout.images import (
+    FOREGROUND,
+    DataFault,
+    Source,
+    check_same_size,
+    inspect_mask,
+    read_all,
+    read_image,
+    read_mask,
+)
 from maskgym.data.layout.listing import Listing, Reader, link_fault
 from maskgym.data.layout.names import split_in_name
 from maskgym.data.run_lengths import rasterise
@@ -160,18 +169,10 @@ class HuggingFace(Reader):
             DataFault: If a picture or a segmentation cannot be read, sizes differ, a mask is empty (for ``cosod``: all
                 masks of the group), or there is not one phrase or rank per mask.
         """
-        place = self._places[index]
-        (row,) = self._parts[place.part][place.row].to_pylist()
-        values = {name: row[column] for name, column in self._columns.items()}
-        where, group = Row(f"{self.path}: row '{place.key}'", self._homes), self.task == "cosod"
-        per_image = {
-            name: ((values[name] or [])[place.images] if group else [values[name]])
-            for name in ("image", "mask", "phrases", "ranks", "void")
-            if values.get(name) is not None or name in ("image", "mask")
-        }
-        images, masks = _read_pictures(where, per_image["image"], per_image["mask"], group)
+        where, values, per_image = self._read_row(index)
+        images, masks = _read_pictures(where, per_image["image"], per_image["mask"], self.task == "cosod")
         return Sample(
-            key=place.key,
+            key=self.keys[index],
             images=images,
             masks=masks,
             void=_read_voids(where, per_image.get("void"), images),
@@ -181,6 +182,29 @@ class HuggingFace(Reader):
             ranks=_per_mask(where, "ranks", per_image.get("ranks"), masks, np.array),
             rationale=values.get("rationale"),
         )
+
+    def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
+        """Yield the name of each mask, and what is unusual about its picture, or about the mask of a segmentation."""
+        where, _, per_image = self._read_row(index)
+        values = [_parsed(where, value) for truth in per_image["mask"] for value in _instances(where, truth)]
+        pictures = [value for value in values if isinstance(value, dict) and "counts" not in value]
+        if len(pictures) < len(values):
+            yield from super().look(index, sample)
+        for picture in pictures:
+            kind = inspect_mask(_file(where, picture))[1]
+            yield sample.key, kind and f"{kind} (foreground is above {FOREGROUND})"
+
+    def _read_row(self, index: int) -> tuple[Row, JsonObject, dict[str, list]]:
+        """Read the values of a sample, undecoded, and those that are stored per image."""
+        place = self._places[index]
+        (row,) = self._parts[place.part][place.row].to_pylist()
+        values = {name: row[column] for name, column in self._columns.items()}
+        per_image = {
+            name: ((values[name] or [])[place.images] if self.task == "cosod" else [values[name]])
+            for name in ("image", "mask", "phrases", "ranks", "void")
+            if values.get(name) is not None or name in ("image", "mask")
+        }
+        return Row(f"{self.path}: row '{place.key}'", self._homes), values, per_image
 
     @cached_property
     def with_rationale(self) -> tuple[int, ...]:

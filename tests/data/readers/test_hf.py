@@ -176,6 +176,21 @@ def test_a_mask_is_what_is_above_128(tmp_path):
     np.testing.assert_array_equal(HuggingFace(folder)[0].masks[0][0], box(0, 9))
 
 
+def test_unusual_pictures_of_masks_are_noted_and_those_without_foreground_refused(tmp_path):
+    deep = Pillow.fromarray(box(3, 9).astype(np.uint16) * 65535)
+    rows = [{"image": photo(i), "mask": one} for i, one in enumerate((grey(box(3, 9)), grey(box(3, 9), 200), deep))]
+    root = save(tmp_path / "notes", rows, {"image": Image(), "mask": Image()})
+    notes = HuggingFace(root).describe()
+    assert any("1 of 3 masks of 2 levels (0, 200)" in note for note in notes), notes
+    assert any("1 of 3 masks of 16 bits, read as 8" in note for note in notes), notes
+    white = grey(box(0, 30) | True)
+    white.putalpha(grey(box(3, 9)))
+    for number, mask in enumerate((Pillow.fromarray(box(3, 9).astype(np.uint16) * 255), white)):
+        root = save(tmp_path / str(number), [{"image": photo(0), "mask": mask}], {"image": Image(), "mask": Image()})
+        with pytest.raises(DataFault, match="of 16 bits without a level above 255|one colour and 2 levels of alpha"):
+            HuggingFace(root)[0]
+
+
 def test_groups_are_cut_and_images_without_the_object_have_no_mask(tmp_path):
     empty = np.zeros((HEIGHT, WIDTH), bool)
     masks = [box(0, 5), empty, box(1, 6)]
