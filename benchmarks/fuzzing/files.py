@@ -38,7 +38,7 @@ HARMFUL_SHARE = 0.65
 
 @dataclass
 class Reading:
-    """What reading a data set gave.
+    """Result of reading a data set.
 
     Attributes:
         told: Lines of faults, notes and errors, with the folder's name replaced.
