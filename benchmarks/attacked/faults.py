@@ -44,7 +44,7 @@ def _hit(place: Path, kind: str, act: Callable[[int], None], after: float | None
 
 
 def killed(stage: Stage) -> Case:
-    """Prepare: runs that are killed (kill -9), a third of them twice, and resumed."""
+    """Prepare: runs that are killed (kill -9) before a write or after some time, and resumed."""
 
     def case(chance: random.Random, number: int) -> str:
         kind = stage.kinds[number % len(stage.kinds)]

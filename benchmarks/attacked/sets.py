@@ -351,6 +351,7 @@ def hugging_face(stage: Stage) -> Case:
 
     datasets.config.HF_DATASETS_CACHE = stage.folder / "cache"
     datasets.disable_progress_bars()
+    _secret(stage)
     marked = _fake_ghostscript(stage)
     saved, pictured = stage.empty("hf-saved"), stage.empty("hf-pictured")
     _folder(pictured)
@@ -363,7 +364,7 @@ def hugging_face(stage: Stage) -> Case:
 
     def case(chance: random.Random, number: int) -> str:
         if number % 2:
-            root, harmful = _pictured(stage, pictured, chance), False
+            root, harmful = _pictured(stage, pictured, chance)
         else:
             root = stage.copied(saved)
             files = sorted(file for file in root.rglob("*") if file.is_file())
@@ -394,8 +395,8 @@ def hugging_face(stage: Stage) -> Case:
     return case
 
 
-def _pictured(stage: Stage, source: Path, chance: random.Random) -> Path:
-    """Write a folder of pictures with metadata, one row of which is hostile."""
+def _pictured(stage: Stage, source: Path, chance: random.Random) -> tuple[Path, bool]:
+    """Write a folder of pictures with metadata, one row or picture of which is hostile; and whether it must be told."""
     root = stage.copied(source)
     rows: list[dict[str, Json]] = [
         {
@@ -404,16 +405,20 @@ def _pictured(stage: Stage, source: Path, chance: random.Random) -> Path:
         }
         for n in range(PHOTOS)
     ]
-    row = chance.choice(rows)
-    if chance.random() < 0.5:
+    row, way = chance.choice(rows), chance.randrange(3)
+    if way == 0:
+        how = chance.choice(list(PICTURES))
+        stage.label = f"{row['file_name']} {how}"
+        PICTURES[how](root / str(row["file_name"]), chance)
+    elif way == 1:
         row["mask"] = json.dumps(chance.choice(SEGMENTATIONS))
         for other in rows:
             other["mask"] = other["mask"] if isinstance(other["mask"], str) else json.dumps(other["mask"])
     else:
         row["file_name"] = chance.choice([name for name in NAMES if isinstance(name, str)])
-    stage.label = f"metadata: {str(row)[:150]}"
+    stage.label = stage.label if way == 0 else f"metadata: {str(row)[:150]}"
     (root / "metadata.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
-    return root
+    return root, True
 
 
 def dug_photos(stage: Stage) -> Case:
