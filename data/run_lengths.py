@@ -79,7 +79,7 @@ def is_code(value: Json) -> bool:
     match value.get("size"):
         case [int(height), int(width)] if height > 0 and width > 0:
             with suppress(ValueError):
-                return bool(_lengths(value.get("counts"), (height, width)).size)
+                return bool(_lengths(value.get("counts", ""), (height, width)).size)
     return False
 
 
