@@ -259,7 +259,7 @@ class Thin(Subset):
 def test_a_photo_that_the_processor_cannot_take_is_named_while_training(tmp_path: Path, name: str) -> None:
     data = Thin(Scenes("sis"), range(4))
     with pytest.raises(UserError, match=r"processor refuses photos of 512x1 pixels: absolute aspect ratio"):
-        make_agent(name, tmp_path).train([make_env("sis", dataset=data)], 1, lambda *_: None)
+        make_agent(name, tmp_path).train([make_env("sis", dataset=data, image_size=None)], 1, lambda *_: None)
 
 
 def test_no_sample_with_a_rationale_is_refused() -> None:

@@ -249,7 +249,7 @@ def test_without_out_a_run_prints_its_scores(evaluate, trained):
 
 
 def test_settings_other_than_those_of_the_run_stand_beside_its_scores(evaluate, trained, tmp_path):
-    folder, changed = trained("sod", "env=sod", "algo=random"), ("segmenter.batch_size=1", "data=scenes")
+    folder, changed = trained("sod", "env=sod", "algo=random"), ("segmenter.batch_size=1", "data.size=4")
     assert "not as in the run: segmenter.batch_size=1\n" in evaluate(folder, *changed)[2]
     assert "not as in the run" not in evaluate(folder)[2]
     assert "data: not as in the run: segmenter.batch_size=1" in evaluate(folder, *changed, "--out", tmp_path)[1]

@@ -109,7 +109,7 @@ def test_the_fingerprint_is_of_files_and_precision(tmp_path):
 def test_unknown_settings_are_refused():
     with pytest.raises(UserError, match="dtype 'double': expected one of float32"):
         Brighter(dtype="double")
-    with pytest.raises(UserError, match="batch_size -1"):
+    with pytest.raises(UserError, match="batch_size=-1"):
         Brighter(batch_size=-1)
 
 
