@@ -258,9 +258,9 @@ class EnvRewardFunction:
         Raises:
             UserError: If a row is of another data set, its split cannot be read, or a column has another length.
         """
-        for name, column in (("index", index), ("split", split), ("data", data)):
-            if column is not None and len(column) != len(completions):
-                raise UserError(f"{self.__name__}: {len(column)} values of {name} for {len(completions)} completions")
+        for column, values in (("index", index), ("split", split), ("data", data)):
+            if values is not None and len(values) != len(completions):
+                raise UserError(f"{self.__name__}: {len(values)} values of {column} for {len(completions)} completions")
         rewards = np.zeros(len(completions))
         splits: Sequence[str | None] = [None] * len(rewards) if split is None else split
         for name in dict.fromkeys(splits):
