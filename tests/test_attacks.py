@@ -26,7 +26,7 @@ SMALL = {  # cases that need no training of text, whose libraries take seconds t
     **{"page": 15, "hf": 6, "dig": 6, "sets": 35, "answers": 1000, "code": 9, "runs": 1, "kill": 1, "interrupt": 1},
     **{"disk": 1, "files": 8},
 }
-SLOW = {"checkpoint": 3, "start": 2, "code": 40, "files": 12, "kill": 6, "disk": 5, "long": 1}
+SLOW = {"checkpoint": 3, "start": 2, "code": 20, "files": 6, "kill": 3, "disk": 2, "long": 1}
 
 
 @pytest.fixture(scope="module")
