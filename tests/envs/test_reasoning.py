@@ -222,3 +222,8 @@ def test_a_data_set_of_another_task_or_split(photos) -> None:
 def test_an_index_out_of_range(halves, photos) -> None:
     with pytest.raises(UserError, match="0 to 2"):
         ReasoningVectorEnv(dataset=photos(), segmenter=halves).reset(options={"index": 3})
+
+
+def test_an_id_may_name_the_module_that_registers_it(halves, photos):
+    env = gym.make("maskgym:maskgym/SIS-v0", segmenter=halves, dataset=photos("sis"))
+    assert env.spec.id == "maskgym/SIS-v0"

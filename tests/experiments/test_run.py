@@ -239,6 +239,11 @@ def test_an_unsupported_pair_lists_what_is_supported(maskgym_run, monkeypatch):
     assert line == f"error: env=saliency algo=random: not a pair: env=saliency takes {TEXT}"
 
 
+def test_a_name_that_no_folder_can_have(maskgym_run, tmp_path):
+    line = refused(maskgym_run("env=sod", *RANDOM, f"out={tmp_path}/{'x' * 300}"))
+    assert line.startswith("error: out=") and "cannot be written" in line
+
+
 def test_an_output_folder_that_cannot_be_written(maskgym_run, tmp_path):
     (tmp_path / "file").touch()
     assert f"out={tmp_path}/file/run: cannot be written" in refused(

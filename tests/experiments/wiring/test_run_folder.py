@@ -129,3 +129,11 @@ def test_a_folder_with_a_run_and_one_that_cannot_be_written_are_refused(tmp_path
         run_folder.check_unused(run_folder.create(config(out=str(folder))))
     with pytest.raises(UserError, match=r"out=.*: cannot be written"):
         run_folder.create(config(out=str(folder / "config.yaml")))
+
+
+def test_whole_numbers_of_a_log_that_is_continued_stay_whole(tmp_path):
+    file = tmp_path / "metrics.csv"
+    run_folder.Metrics(file).add(1, {"epoch": 0, "loss": 0.5, "reward": -2})
+    first = file.read_text()
+    run_folder.Metrics(file).add(2, {"epoch": 0})
+    assert file.read_text().startswith(first) and file.read_text().splitlines()[1].endswith(",0,0.5,-2")
