@@ -278,7 +278,10 @@ def _instances(value: Masks, name: str) -> tuple[Sequence[PreparedMask], tuple[i
     maps = as_maps(value, name)
     if maps.ndim != 3:
         raise ValueError(f"{name}: expected shape (instances, H, W), got {maps.shape}")
-    return [PreparedMask.of(mask) for mask in as_mask(maps)], maps.shape[1:]
+    masks = as_mask(maps)
+    if len(masks) and masks.strides[0] == 0:  # one mask, repeated without copies
+        return [PreparedMask.of(masks[0])] * len(masks), maps.shape[1:]
+    return [PreparedMask.of(mask) for mask in masks], maps.shape[1:]
 
 
 def _intersect(

@@ -71,4 +71,6 @@ def _calls(images: Sequence[np.ndarray], phrases: Sequence[list[str]]) -> Iterat
 def _in_order(parts: list[np.ndarray], unique: list[str], phrases: Sequence[str]) -> np.ndarray:
     """Join the masks of the unique phrases, and repeat those of phrases that are repeated."""
     masks = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if len(unique) == 1:  # A policy that repeats itself must not fill the memory: all rows are one.
+        return np.broadcast_to(masks, (len(phrases), *masks.shape[1:]))
     return masks if len(unique) == len(phrases) else masks[[unique.index(phrase) for phrase in phrases]]

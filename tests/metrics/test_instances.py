@@ -221,3 +221,16 @@ def test_precision_and_recall_by_hand():
         InstanceScores().result()
     with pytest.raises(ValueError, match="threshold: expected an IoU"):
         InstanceScores((1.5,))
+
+
+def test_one_mask_that_is_repeated_without_copies_counts_as_copies_do():
+    rng = np.random.default_rng(0)
+    mask, targets = rng.random((1, 9, 7)) < 0.5, rng.random((3, 9, 7)) < 0.5
+    targets[0] = mask[0]
+    repeated = np.broadcast_to(mask, (5, 9, 7))
+    found = []
+    for predictions in (repeated, repeated.copy()):
+        scores = InstanceScores()
+        scores.add(predictions, targets)
+        found.append((iasm(predictions, targets), scores.result()))
+    assert found[0] == found[1] and found[0][1]["ap50"] > 0

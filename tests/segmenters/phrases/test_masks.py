@@ -43,6 +43,7 @@ def test_equal_phrases_are_asked_once_and_come_back_in_order() -> None:
     assert segmenter.asked == [[["a", "bbb", "cc"], [], ["dddd"]]]
     assert sizes(found) == [[1, 3, 1, 2], [], [4, 4]]
     assert [mask.shape for mask in found] == [(4, 4, 8), (0, 6, 8), (2, 2, 8)] and found[0].dtype == bool
+    assert np.shares_memory(found[2][0], found[2][1])  # a policy that repeats itself fills no memory
 
 
 def test_calls_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
