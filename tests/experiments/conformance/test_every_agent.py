@@ -9,7 +9,7 @@ from maskgym.experiments.conformance import probes
 from maskgym.experiments.conformance.check_command import check
 
 FAST = ("random", "oracle", "referring", "grpo_clicks")
-NEEDS = {"chat_model": "a server", "ppo_rllib": "Ray"}
+APART = ("chat_model", "ppo_rllib")  # they need a server, and Ray
 
 
 @pytest.mark.parametrize("name", probes.KINDS)
@@ -25,9 +25,18 @@ def test_agents_are_clean(name):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", [name for name in agents.names() if name not in (*FAST, *NEEDS)])
+@pytest.mark.parametrize("name", [name for name in agents.names() if name not in (*FAST, *APART)])
 def test_every_agent_is_clean(name):
     assert list(check("agent", name, {})) == []
+
+
+@pytest.mark.e2e
+def test_the_agent_on_rllib_is_clean():
+    ray = pytest.importorskip("ray")
+    try:
+        assert list(check("agent", "ppo_rllib", {})) == []
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.e2e
