@@ -226,6 +226,8 @@ class ResumableTrainer(_Trainer):
         except ValueError as error:  # of the processor: Qwen's refuses photos that are 200 times as long as wide
             parts = [part for prompt in prompts for message in prompt for part in message["content"]]
             sizes = [part["image"].size for part in parts if isinstance(part, dict) and part.get("type") == "image"]
+            if not sizes:  # nothing was shown, so the photos are not the cause
+                raise
             told = ", ".join(f"{width}x{height}" for width, height in dict.fromkeys(sizes))
             raise UserError(f"the policy's processor refuses photos of {told} pixels: {one_line(error)}") from error
 
