@@ -11,7 +11,8 @@ Choices that the paper leaves open, and departures from it:
   ``isr_period`` and ``isr_sft_steps`` express both. The default is that of the training details.
 - *Optimizer.* The supervised steps have their own AdamW state. The paper does not say.
 - *Learning rate of ISR.* The paper does not state it. The default is the rate of its supervised stage, 1e-6.
-- *Supervised loss.* Eq. 4 sums over tokens. The loss here is the mean over the tokens of a batch.
+- *Supervised loss.* Eq. 4 sums over tokens. The loss here is the mean over the tokens of an update, over all forward
+  passes and devices, so it does not depend on how the update is cut into passes.
 
 The confidence uses the log-probabilities of the sampling policy. If each answer serves one update only, the loss
 computes them anyway, so a step costs one forward pass. Otherwise TRL computes them beforehand.
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,10 +37,11 @@ import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn import functional
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import pad
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from maskgym.agents.text.response_types import confidence, masked_mean
 from maskgym.agents.text.reward_function import message_text
@@ -270,6 +273,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         self._prefilled = prefilled(self.processing_class)
         if self.args.isr_sft_steps:
             self._check_isr()
+            self._add_supervised_head()
 
     # Policy updates.
 
@@ -340,7 +344,11 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
     ) -> tuple[list[list[int]] | list[list[Row]], Tensor | None]:
         """Collect the batches of one optimizer step: numbers of prompts, or ISR rows in a supervised step."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return self._isr_batches(len(batches)) if self._is_sft_step() else batches, items
+        if not self._is_sft_step():
+            return batches, items
+        examples = self._isr_batches(len(batches))
+        self._isr_tokens = self._count_tokens(examples)
+        return examples, items
 
     def _check_isr(self) -> None:
         """Raise a UserError if supervised steps cannot run with these settings and examples."""
@@ -377,7 +385,8 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         prompt_ids, _, fields = self._tokenize_prompts(prompts)
         completion_ids = [self._completion_ids(row["completion"]) for row in rows]
         ids, mask = self._padded(prompt_ids, completion_ids, self._tokenizer.pad_token_id)
-        labels = pad([torch.tensor(tokens) for tokens in completion_ids], padding_value=IGNORED_LABEL)  # (B, T)
+        ignored = [[IGNORED_LABEL] * len(tokens) for tokens in prompt_ids]
+        labels, _ = self._padded(ignored, completion_ids, IGNORED_LABEL)  # (B, L + T), as the ids
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         for name, values in fields.items():
             if not isinstance(values, Tensor):  # Token types are lists, one per prompt; a completion's types are 0.
@@ -405,19 +414,47 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
+    def _count_tokens(self, batches: list[list[Row]]) -> Tensor:
+        """Count the tokens that an update imitates, end tokens included: the mean over devices, ()."""
+        count = sum(len(self._completion_ids(row["completion"])) for batch in batches for row in batch)
+        return self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), reduction="mean")
+
     def _sft_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Compute the cross-entropy of the completions (Eq. 4), a mean over all devices' tokens, at temperature 1."""
-        labels = inputs.pop("labels")  # (B, T)
-        with self.accelerator.autocast():
-            logits = model(**inputs, logits_to_keep=labels.size(1) + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
-        tokens = self.accelerator.reduce((labels != IGNORED_LABEL).sum().float(), reduction="mean")  # per device
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
+        """Compute this pass's share of the cross-entropy of an update's completions (Eq. 4), at temperature 1.
+
+        The shares of all passes add up to the mean over the tokens of the update. TRL's head computes the
+        log-probabilities in tiles, so that the logits (B, L, V) are never in memory as a whole.
+        """
+        with self.accelerator.autocast(), self._supervised_head():
+            output = model(**inputs, fused_lm_head=True)
         # Devices average their losses and gradients, so this quotient averages to the mean over all tokens.
-        loss = loss / tokens
-        self._metrics["train"]["isr/loss"].append(self.accelerator.gather(loss.detach()).mean().item())
-        return loss / self.current_gradient_accumulation_steps
+        loss = -output.log_probs.sum() / self._isr_tokens
+        share = self.accelerator.gather(loss.detach()).mean().item()
+        # The log averages over passes, whose losses are to be added.
+        self._metrics["train"]["isr/loss"].append(share * self.current_gradient_accumulation_steps)
+        return loss
+
+    def _add_supervised_head(self) -> None:
+        """Build a forward pass with TRL's head at temperature 1; that of policy updates has the sampling temperature."""
+        model = self._unwrapped_model
+        sampling = model.forward
+        add_fused_lm_head(model, temperature=1.0, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
+        self._supervised_forward, model.forward = model.forward, sampling
+
+    @contextmanager
+    def _supervised_head(self) -> Iterator[None]:
+        """Let the model score tokens at temperature 1."""
+        model = self._unwrapped_model
+        sampling, model.forward = model.forward, self._supervised_forward
+        try:
+            yield
+        finally:
+            model.forward = sampling
+
+    @property
+    def _unwrapped_model(self) -> PreTrainedModel:
+        """The model below the adapters, if there are any; TRL's head is part of its forward pass."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the policy's optimizer and, with ISR, that of the supervised steps."""

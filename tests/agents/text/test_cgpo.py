@@ -269,8 +269,78 @@ def test_supervised_loss_equals_the_unpadded_one(
     trainer.current_gradient_accumulation_steps = 1
     batch = list(rows.select(range(4)))
     with torch.no_grad():
+        trainer._isr_tokens = trainer._count_tokens([batch])
         loss = trainer._sft_loss(trainer.model, trainer._sft_inputs(batch)).item()
         assert loss == pytest.approx(plain_cross_entropy(trainer.model, processing_class, batch), rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")])
+def test_the_supervised_loss_does_not_depend_on_the_size_of_a_pass(make_trainer, make_model, text_rows, adapter):
+    words = "a red cat sat".split()
+    texts = [" ".join(words[n % 4] for n in range(count)) for count in (9, 89)]  # 10 and 90 tokens with their end
+    rows = Dataset.from_list([{**text_rows[n], "completion": text} for n, text in enumerate(texts)])
+    losses, gradients = [], []
+    for size in (2, 1):
+        trainer = make_trainer(
+            model=make_model(False),
+            isr_dataset=rows,
+            isr_period=1,
+            isr_sft_steps=1,
+            isr_learning_rate=0.0,
+            temperature=0.5,
+            peft_config=adapter,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=2 // size,
+            max_steps=1,
+        )
+        trainer.train()
+        logged = trainer.state.log_history[0]
+        assert logged["loss"] == pytest.approx(logged["isr/loss"], abs=1e-4)  # the Trainer rounds the former
+        losses.append(logged["isr/loss"])
+        gradients.append(logged["grad_norm"])
+    assert (
+        losses[0]
+        == pytest.approx(losses[1], rel=1e-5)
+        == pytest.approx(plain_cross_entropy(trainer.model, trainer.processing_class, rows), rel=1e-5)
+    )
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
+
+
+def test_a_pass_adds_its_share_of_an_updates_tokens(make_trainer):
+    """Completions of 10 tokens at 1 and of 90 tokens at 0 have the mean 0.1, in one pass and in two."""
+    trainer, ignored = make_trainer(), -100
+    labels = torch.full((2, 90), ignored)
+    labels[0, :10], labels[1] = 5, 5
+    trainer._isr_tokens = torch.tensor(100.0)
+
+    class Head:
+        def __call__(self, labels, fused_lm_head):
+            cost = torch.tensor([1.0, 0.0]) if len(labels) == 2 else labels[:, 20].eq(ignored).float()
+            self.log_probs = -cost[:, None] * (labels != ignored)
+            return self
+
+    for passes in (1, 2):
+        trainer.current_gradient_accumulation_steps = passes
+        shares = [trainer._sft_loss(Head(), {"labels": part}) for part in labels.chunk(passes)]
+        assert sum(shares) == pytest.approx(0.1)
+        assert sum(trainer._metrics["train"].pop("isr/loss")) / passes == pytest.approx(0.1)
+
+
+def test_supervised_steps_make_no_logits(make_trainer, text_rows):
+    """The vocabulary's width appears in no tensor that autograd keeps for the backward pass."""
+    trainer, kept = make_trainer(isr_period=1, isr_sft_steps=1), []
+    batch = list(text_rows.select(range(4)))
+    trainer.current_gradient_accumulation_steps, trainer._isr_tokens = 1, trainer._count_tokens([batch])
+    inputs = trainer._sft_inputs(batch)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        trainer._sft_loss(trainer.model.train(), inputs)
+    weights = {value.data_ptr() for value in trainer.model.parameters()}
+    wide = [
+        value.shape
+        for value in kept
+        if value.data_ptr() not in weights and value.shape[-1:] == (trainer.model.config.vocab_size,)
+    ]
+    assert kept and not wide
 
 
 def test_a_completion_may_be_a_message(make_trainer):
