@@ -18,6 +18,7 @@ register("label_maps", "maskgym.data.readers.label_maps:LabelMaps")  # instances
 register("voc", "maskgym.data.readers.voc:VOC")  # PASCAL VOC 2012: classes, or objects
 register("expressions", "maskgym.data.readers.refcoco:RefCOCO")  # RefCOCO: one sentence per sample
 register("ranked", "maskgym.data.readers.ranking:RankedObjects")  # objects by salience: ASSR, IRSR
+register("tasks", "maskgym.data.tasks:make_tasks")  # the sets of each task, by name
 register("hf", "maskgym.data.readers.hf:HuggingFace")  # Hugging Face datasets: a folder or a repository
 for _name in PUBLISHED:  # a published set is a reader with the arguments that the set needs
     register(_name, partial(make_published, _name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskgym.aliases import Settings
@@ -27,6 +28,7 @@ class Published:
         counts: Number of photos per split, by the authors, minus known faulty ones; empty if no number was found.
         arguments: Arguments of the reader that differ from its defaults.
         sentences: Number of samples per split in the authors' files, if a sample is a sentence.
+        origins: Sets that photos were taken from, by the beginning of a photo's name.
         part: Separator between the photo's name and the part's name in a key, if a sample is a part of a photo.
     """
 
@@ -37,6 +39,7 @@ class Published:
     arguments: Settings = field(default_factory=dict)
     part: str = ""
     sentences: Mapping[str, int] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 TEST_ONLY = {"splits": "test"}
@@ -62,6 +65,7 @@ PUBLISHED = {
         "sis",
         ("ILSO", "ILSO-1K", "ILSO-2K", "ISOD", "LI1000"),
         {"train": 500, "validation": 200, "test": 300},
+        origins={"ECSSD": "ecssd", "DUT-OMRON": "dut_omron", "hku": "hku_is"},  # as the authors' tool names photos
     ),
     "sis10k": Published("coco", "sis", ("SIS10K",)),  # Pei et al. 2022: 10,300 photos; sizes of splits not verified
     "soc": Published(  # Fan et al. 2018; half of its 6,000 photos have no salient object
@@ -127,3 +131,18 @@ def make_published(name: str, **given: Any) -> Dataset:
     if arguments.get("splits") == "auto" and "splits" in published.arguments:
         arguments["splits"] = published.arguments["splits"]
     return make(published.reader, **{"task": published.task, **arguments})
+
+
+def folder_of(parent: Path, name: str) -> Path | None:
+    """Find the folder of a data set in another folder by one of its usual names, in any letter case.
+
+    Args:
+        parent: Folder that holds data sets.
+        name: Name of a set, published or not; ``NAME/PART`` finds the folder PART in the set's, if there is one.
+    """
+    base, _, part = name.partition("/")
+    wanted = {other.lower() for other in (base, *(PUBLISHED[base].folder if base in PUBLISHED else ()))}
+    folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and path.name.lower() in wanted]
+    if folders and part and (folders[0] / part).is_dir():
+        return folders[0] / part
+    return folders[0] if folders else None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault, check_regular
@@ -23,8 +26,9 @@ class WithRationales(Dataset):
 
     Args:
         dataset: Data set of the samples.
-        file: JSON Lines; each row holds ``key``, ``task``, ``rationale`` (the whole answer text) and optionally
-            ``images``, a list with one entry per image of the sample.
+        file: JSON Lines, or several such files; each row holds ``key``, ``task``, ``rationale`` (the whole answer text)
+            and optionally ``images``, a list with one entry per image of the sample. A key may lack the name of the
+            sample's set, as in a file that was made from this set alone, if only one of the sets has it.
 
     Attributes:
         task, split: Task and split of the data set.
@@ -35,13 +39,14 @@ class WithRationales(Dataset):
         DataFault: If a line is truncated, lacks one of the three fields, or repeats a sample.
     """
 
-    def __init__(self, dataset: Dataset, file: str | Path) -> None:
-        self.dataset, self.file = dataset, Path(file).expanduser()
+    def __init__(self, dataset: Dataset, file: str | Path | Sequence[str | Path]) -> None:
+        files = [file] if isinstance(file, str | Path) else file
+        self.dataset, self.file = dataset, ", ".join(map(str, files))
         self.task, self.split = dataset.task, dataset.split
-        rationales = _read(self.file, dataset.task)
-        self._indices = [index for index, key in enumerate(dataset.keys) if key in rationales]
+        rationales = read_rationales(files, dataset.task)
+        found = find_rows(dataset, rationales)
+        self._indices, self._rows = list(found), list(found.values())
         self.keys = tuple(dataset.keys[index] for index in self._indices)
-        self._rows = [rationales[key] for key in self.keys]
         if not self.keys:
             raise UserError(
                 f"{self.file}: {len(rationales)} rationales for {self.task}, none of them for the {len(dataset)} "
@@ -60,6 +65,15 @@ class WithRationales(Dataset):
     def shown(self) -> str:
         """Task as requested of the data set."""
         return self.dataset.shown
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """Name of each sample's set, if the data set puts several together."""
+        return tuple(self.dataset.sets[index] for index in self._indices) if self.dataset.sets else ()
+
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read the photos of one sample."""
+        return self.dataset.photos(self._indices[index])
 
     def describe(self) -> list[str]:
         """List what is unusual about the data set, and count the samples that are left out."""
@@ -107,18 +121,49 @@ def read_rows(file: Path) -> Iterator[tuple[int, JsonObject]]:
         yield number, row
 
 
-def _read(file: Path, task: str) -> dict[str, JsonObject]:
-    """Index the rows of a task by the key of their sample."""
+def find_rows(dataset: Dataset, rationales: Mapping[str, JsonObject]) -> dict[int, JsonObject]:
+    """Find the row of each sample that has one, by index.
+
+    Args:
+        dataset: Data set of the samples.
+        rationales: Rows by key, of the data set or, without the name of a set, of one of its sets.
+
+    Raises:
+        UserError: If a key without the name of a set is that of samples of several sets.
+    """
+    bare = Counter(key.partition("/")[2] for key in dataset.keys) if dataset.sets else Counter[str]()
+    found = {}
+    for index, key in enumerate(dataset.keys):
+        own = key.partition("/")[2]
+        if key in rationales:
+            found[index] = rationales[key]
+        elif dataset.sets and own in rationales:
+            if bare[own] > 1:
+                raise UserError(f"a rationale for '{own}': several sets have this key: expected '{key}', with the set")
+            found[index] = rationales[own]
+    return found
+
+
+def read_rationales(file: str | Path | Sequence[str | Path], task: str) -> dict[str, JsonObject]:
+    """Read the rows of a task from one or several files, by the key of their sample.
+
+    Raises:
+        UserError: If a file cannot be read.
+        DataFault: If a line is truncated, lacks ``key``, ``task`` or ``rationale``, or repeats a sample.
+    """
+    files = [file] if isinstance(file, str | Path) else file
     found: dict[str, JsonObject] = {}
-    for number, row in read_rows(file):
-        for name in ("key", "task", "rationale"):
-            if not isinstance(row.get(name), str) or not row[name]:
-                raise DataFault(f"{file}: line {number}: '{name}' is {json.dumps(row.get(name))[:60]}: expected a text")
-            if not is_text(row[name]):
-                raise DataFault(f"{file}: line {number}: '{name}' has half of a surrogate pair, which is no text")
-        if row["task"] != task:
-            continue
-        if row["key"] in found:
-            raise DataFault(f"{file}: line {number}: a second rationale for '{row['key']}'")
-        found[row["key"]] = row
+    for place in (Path(one).expanduser() for one in files):
+        for number, row in read_rows(place):
+            for name in ("key", "task", "rationale"):
+                if not isinstance(row.get(name), str) or not row[name]:
+                    came = json.dumps(row.get(name))[:60]
+                    raise DataFault(f"{place}: line {number}: '{name}' is {came}: expected a text")
+                if not is_text(row[name]):
+                    raise DataFault(f"{place}: line {number}: '{name}' has half of a surrogate pair, which is no text")
+            if row["task"] != task:
+                continue
+            if row["key"] in found:
+                raise DataFault(f"{place}: line {number}: a second rationale for '{row['key']}'")
+            found[row["key"]] = row
     return found

@@ -99,6 +99,15 @@ class Dataset(ABC):
         """Key and mask file of each photo; empty unless each photo has one mask file."""
         return ()
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Name of each sample's set, if several named sets were put together; else empty."""
+        return ()
+
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read the photos of one sample, uint8 (H, W, 3) each; a reader does so without their masks."""
+        return self[index].images
+
     def pairs(self, index: int) -> tuple[Pair, ...]:
         """List the files of one sample that is a group of photos; empty for other samples."""
         return ()
@@ -135,6 +144,19 @@ class Subset(Dataset):
         """Indices of the samples with a rationale."""
         with_one = frozenset(self.dataset.with_rationale)
         return tuple(place for place, index in enumerate(self.indices) if index in with_one)
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """Name of each sample's set, if the source puts several together."""
+        return tuple(self.dataset.sets[index] for index in self.indices) if self.dataset.sets else ()
+
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read the photos of one sample."""
+        return self.dataset.photos(self.indices[index])
+
+    def pairs(self, index: int) -> tuple[Pair, ...]:
+        """List the files of one sample that is a group of photos."""
+        return self.dataset.pairs(self.indices[index])
 
     def describe(self) -> list[str]:
         """List what is unusual about the source data set."""

@@ -210,6 +210,12 @@ def _summary(results: JsonObject, folder: Path) -> str:
             old, new = (f"{math.nan if (score := scores[name]) is None else score:.3f}" for scores in (before, after))
             counted = samples[task or next(iter(samples))]
             lines.append(f"{name:<16}{old} -> {new}   n = {counted['n']} of {counted['of']}, {counted['split']}")
+    for task, sets in results.get("sets", {}).get("after", {}).items():
+        for name, scores in sets.items():
+            shown = ", ".join(
+                f"{one} {math.nan if scores[one] is None else scores[one]:.3f}" for one in SUMMARISED if one in scores
+            )
+            lines.append(f"{task}, {name} alone, after: {shown}")
     for task, counted in samples.items():
         if counted["n"] < FEW:
             few = f"{counted['n']} samples of {task}" if counted["n"] > 1 else f"one sample of {task}"

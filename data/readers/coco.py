@@ -130,6 +130,10 @@ class Coco(Reader):
         """Yield the name of each annotation, and what is unusual about its mask."""
         yield from look_at_annotations(self._photos[index], sample)
 
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read one photo without its masks."""
+        return (read_image(self._photos[index].path),)
+
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in the file's order.
 

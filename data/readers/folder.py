@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from maskgym.data.layout.images import FOREGROUND, DataFault, inspect_mask, read_pair
+import numpy as np
+
+from maskgym.data.layout.images import FOREGROUND, DataFault, inspect_mask, read_image, read_pair
 from maskgym.data.layout.listing import Listing, Reader, check_root
 from maskgym.data.layout.pairs import find_pairs, without_faulty
 from maskgym.data.sample import CATEGORIES, Pair, Sample
@@ -61,6 +63,10 @@ class Folder(Reader):
     def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
         """Yield the name of the mask's file, and what is unusual about it."""
         yield from look_at_masks([self._pairs[index]])
+
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read one photo without its mask."""
+        return (read_image(self._pairs[index].image),)
 
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from maskgym.data.layout.images import FOREGROUND, DataFault, read_all, read_pair
+import numpy as np
+
+from maskgym.data.layout.images import FOREGROUND, DataFault, read_all, read_image, read_pair
 from maskgym.data.layout.listing import Listing, Reader, check_root
 from maskgym.data.layout.pairs import find_pairs, without_faulty
 from maskgym.data.readers.folder import look_at_masks
@@ -82,6 +84,10 @@ class Groups(Reader):
     def pairs(self, index: int) -> tuple[Pair, ...]:
         """List the files of one sample."""
         return tuple(self._chunks[index][2])
+
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read the photos of one sample without their masks."""
+        return tuple(read_image(pair.image) for pair in self.pairs(index))
 
     def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
         """Yield, for each photo, the name of its mask's file, and what is unusual about it."""

@@ -99,6 +99,10 @@ class LabelMaps(Reader):
         self.keys = tuple(pair.key for pair in self._pairs)
         self.splits = tuple(assigned[key] for key in self.keys)
 
+    def photos(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read one photo without its label map."""
+        return (read_image(self._pairs[index].image),)
+
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in ascending order of label.
 

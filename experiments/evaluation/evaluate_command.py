@@ -34,7 +34,7 @@ from maskgym.aliases import JsonObject
 from maskgym.chat.asker import to_png
 from maskgym.data import Dataset, run_lengths
 from maskgym.data.layout.listing import Reader
-from maskgym.data.published import PUBLISHED
+from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import evaluation, paper_tables, predictions, presets, scoring
@@ -124,7 +124,7 @@ def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict
     """Score the available data sets of a paper's table; return the table and the scores."""
     table = paper_tables.published(given.table)
     preset = given.preset or table.preset
-    roots = {name: root for name in table.datasets if (root := _folder_of(given.root, name))}
+    roots = {name: root for name in table.datasets if (root := folder_of(given.root, name))}
     if not roots:
         names = ", ".join(PUBLISHED[name.partition("/")[0]].folder[0] for name in table.datasets)
         raise UserError(f"--root {given.root}: none of the data sets of {given.table}: expected folders {names}")
@@ -135,7 +135,7 @@ def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict
             changes = [*given.changes, f"data={name.partition('/')[0]}", f"data.root={root}", *part]
             found[name] = _score_run(given, changes, table.task, given.out / "predictions" / name, preset)
         else:
-            folder = _folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)
+            folder = folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)
             if folder is None:
                 raise UserError(f"{given.source}: no predictions of {name}: expected a folder {name} there")
             dataset = data.make(name.partition("/")[0], root=root, split=given.split, **_part(name))
@@ -147,17 +147,6 @@ def _part(name: str) -> dict[str, str]:
     """Return the reader argument that selects the partition in a name such as ``refcoco/testA``."""
     _, _, part = name.partition("/")
     return {"partition": part} if part else {}
-
-
-def _folder_of(parent: Path, name: str) -> Path | None:
-    """Find the folder of a data set by one of its usual names; return None if there is none."""
-    base, _, part = name.partition("/")
-    usual = {base, *(PUBLISHED[base].folder if base in PUBLISHED else ())}
-    wanted = {other.lower() for other in usual}
-    folders = [path for path in sorted(parent.iterdir()) if path.is_dir() and path.name.lower() in wanted]
-    if folders and part and (folders[0] / part).is_dir():
-        return folders[0] / part
-    return folders[0] if folders else None
 
 
 def _data_settings(changes: Sequence[str]) -> JsonObject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -51,11 +51,13 @@ class Evaluation:
         per_sample: ``key`` and named numbers of each sample: the reward, its terms, the task's measures,
             ``expressions`` (their number) and ``characters`` (length of the answer).
         answers: The answer to each sample, as `maskgym.experiments.evaluation.rollout.write_actions` formats it.
+        sets: Measures of each set alone, by its name, where several sets were put together; otherwise empty.
     """
 
     scores: dict[str, float]
     per_sample: list[JsonObject]
     answers: list[str]
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate(agent: Agent, env: VectorEnv, indices: Sequence[int], label: str = "evaluate") -> Evaluation:
@@ -71,10 +73,14 @@ def evaluate(agent: Agent, env: VectorEnv, indices: Sequence[int], label: str = 
     Raises:
         UserError: If a sample cannot be read or scored.
     """
-    score = {"text": _score_texts, "clicks": _score_clicks, "masks": mask_evaluation.score}
+    score = {
+        "text": _score_texts,
+        "clicks": _score_clicks,
+        "masks": lambda env, played: Evaluation(*mask_evaluation.score(env, played)),
+    }
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
         played = _counted(episodes(agent, env, indices), bar)
-        return Evaluation(*score[unwrap(env, SampleVectorEnv).action_kind](env, played))
+        return score[unwrap(env, SampleVectorEnv).action_kind](env, played)
 
 
 def episodes(agent: Agent, env: VectorEnv, indices: Sequence[int]) -> Iterator[Played]:
@@ -130,33 +136,53 @@ def _counted(played: Iterable[Played], bar: tqdm) -> Iterator[Played]:
         bar.update()
 
 
-def _score_texts(env: VectorEnv, played: Iterable[Played]) -> tuple[dict[str, float], list[JsonObject], list[str]]:
-    task = unwrap(env, ReasoningVectorEnv).task
-    measures = [rewards.make(name) for name in MEASURES[task]]
-    per_sample: list[JsonObject] = []
+class _TextScores:
+    """Measures of answers in text over a set of samples."""
+
+    def __init__(self, task: str) -> None:
+        self.task, self.rows = task, list[JsonObject]()
+        self.pixels, self.instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
+
+    def add(self, row: JsonObject, scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Add the numbers of one answer, and the predicted and true masks of each of its images, bool (n, H, W)."""
+        self.rows.append(row)
+        for predictions, targets in scored:
+            self.pixels.add(predictions.any(axis=0), targets.any(axis=0))
+            if self.task == "sis":
+                self.instances.add(predictions, targets)
+
+    def result(self) -> dict[str, float]:
+        """Compute the measures."""
+        over_set = self.pixels.result()
+        scores = means(self.rows) | {name: over_set[name] for name in SET_MEASURES}
+        if self.task == "sis":
+            pooled = self.instances.result()
+            scores |= {f"ap{100 * at:.0f}": pooled[f"ap{100 * at:.0f}"] for at in AP_THRESHOLDS}
+        return scores
+
+
+def _score_texts(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
+    base = unwrap(env, ReasoningVectorEnv)
+    measures = [rewards.make(name) for name in MEASURES[base.task]]
     answers: list[str] = []
-    pixels, instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
+    whole, sets = _TextScores(base.task), dict[str, _TextScores]()
     for transition, numbers in played:
         row = {"key": transition.sample.key, **numbers}
         for measure in measures:
             row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
         assert transition.answer is not None  # `_text_outcome` parses one
         row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
-        per_sample.append(row)
         answers.append(str(transition.action))
-        for predictions, targets in scored_masks(transition):
-            pixels.add(predictions.any(axis=0), targets.any(axis=0))
-            if task == "sis":
-                instances.add(predictions, targets)
-    over_set = pixels.result()
-    scores = means(per_sample) | {name: over_set[name] for name in SET_MEASURES}
-    if task == "sis":
-        pooled = instances.result()
-        scores |= {f"ap{100 * at:.0f}": pooled[f"ap{100 * at:.0f}"] for at in AP_THRESHOLDS}
-    return scores, per_sample, answers
+        scored = list(scored_masks(transition))
+        whole.add(row, scored)
+        if base.dataset.sets:
+            name = transition.sample.key.partition("/")[0]
+            sets.setdefault(name, _TextScores(base.task)).add(row, scored)
+    each = {name: found.result() for name, found in sets.items()} if len(set(base.dataset.sets)) > 1 else {}
+    return Evaluation(whole.result(), whole.rows, answers, each)
 
 
-def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> tuple[dict[str, float], list[JsonObject], list[str]]:
+def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
     measure = rewards.make("s_measure")
     per_sample: list[JsonObject] = []
     answers: list[str] = []
@@ -171,7 +197,7 @@ def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> tuple[dict[str, f
     over_set = pixels.result()
     scores = means(per_sample) | {name: over_set[name] for name in SET_MEASURES}
     told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # a need makes it referring segmentation as well
-    return scores | (referring.result() if told else {}), per_sample, answers
+    return Evaluation(scores | (referring.result() if told else {}), per_sample, answers)
 
 
 def means(per_sample: Sequence[JsonObject]) -> dict[str, float]:
@@ -229,6 +255,11 @@ def scores(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
     if len(evaluations) == 1:
         return next(iter(evaluations.values())).scores
     return {f"{task}/{name}": value for task, found in evaluations.items() for name, value in found.scores.items()}
+
+
+def scores_of_sets(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, dict[str, float]]]:
+    """Collect the scores of each set by task and set; tasks with one set have none."""
+    return {task: found.sets for task, found in evaluations.items() if found.sets}
 
 
 def compare(task: str, indices: Sequence[int], before: Evaluation, after: Evaluation) -> list[JsonObject]:

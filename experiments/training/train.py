@@ -19,8 +19,9 @@ from maskgym.experiments.evaluation.evaluation import Evaluation, scores
 from maskgym.experiments.report import report as pages
 from maskgym.experiments.training import loggers, samples
 from maskgym.experiments.training.loggers import Logger
-from maskgym.experiments.wiring import build, composition, run_folder
+from maskgym.experiments.wiring import build, composition, run_folder, sources
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
+from maskgym.segmenters.outputs import describe
 
 FINITE = ("loss", "reward", "grad_norm")  # ends of the logged names whose values must be finite
 KEPT_BESIDE = (Path(run_folder.BEFORE).name, Path(run_folder.POLICY).name, "ray")  # beside checkpoints of training
@@ -87,25 +88,33 @@ class TrainingRun:
 
     def open(self) -> None:
         """Make the held-out environments and start the files of the run folder; rank 0 only."""
-        self.test_envs = {
-            task: build.make_held_out_env(self.config, task, self.parts) for task in self.config["env"]["gym_ids"]
-        }
+        count = self.config["evaluation"]["samples"]
+        tasks = self.config["env"]["gym_ids"] if count else ()
+        self.test_envs = {task: build.make_held_out_env(self.config, task, self.parts) for task in tasks}
         results = self.folder / run_folder.RESULTS
         if results.exists() and run_folder.read_results(self.folder).get("steps") != self.updates:
             results.unlink()  # they are of a shorter run, which goes on
         run_folder.write(self.folder / run_folder.CONFIG, composition.dump(self.config))
         self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
         self.gap_untold = True
-        count = self.config["evaluation"]["samples"]
+        self.drawn = sources.remember(self.config, self.folder) if sources.given(self.config) else {}
         self.indices = {
             task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
             for task, env in self.test_envs.items()
         }
         self.notes = {task: evaluation.notes(env, self.indices[task]) for task, env in self.test_envs.items()}
         trained = {task: unwrap(env, SampleVectorEnv).dataset.describe() for task, env in self.train_envs.items()}
-        for task, notes in self.notes.items():
-            for note in dict.fromkeys([*trained[task], *notes]):
+        for task, notes in trained.items():
+            for note in dict.fromkeys([*notes, *self.notes.get(task, ())]):
                 print(one_line(f"{task}: {note}"))
+        takes = unwrap(next(iter(self.train_envs.values())), SampleVectorEnv).takes
+        self.segmenter = describe(self.parts["segmenter"]) if "segmenter" in takes else {}
+        if self.config["segmenter"].get("dtype") == "auto" and self.segmenter.get("dtype", "float32") != "float32":
+            print(f"segmenter.dtype=auto: {self.segmenter['dtype']}")
+        for line in sources.told(self.drawn.get("sizes", {})):
+            print(one_line(line))
+        if not count:
+            print("evaluation.samples=0: nothing is evaluated, before or after training")
 
     def finish(self, logger: Logger) -> JsonObject:
         """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
@@ -128,11 +137,19 @@ class TrainingRun:
             "split": ", ".join(sorted(splits)),
             "samples": {task: self.counted(task) for task in self.test_envs},
             **({"rationales": self.rationales} if self.rationales else {}),
+            **({"parts": self.drawn} if self.drawn else {}),
+            **self.sets(before, after),
+            **({"segmenter": self.segmenter} if self.segmenter else {}),
             measures.AP_RULE[0]: measures.AP_RULE[1],
             "before": scores(before),
             "after": scores(after),
             "versions": versions(),
         }
+
+    def sets(self, before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]) -> JsonObject:
+        """Collect the scores of each set, before and after, where a task has several; empty if none has."""
+        found = {"before": evaluation.scores_of_sets(before), "after": evaluation.scores_of_sets(after)}
+        return {"sets": found} if found["after"] else {}
 
     def counted(self, task: str) -> JsonObject:
         """Count the samples that were scored, ``n``, and those of their split, ``of``; with notes on the data."""
@@ -242,7 +259,8 @@ def check_finite(step: int, values: Mapping[str, float], folder: Path) -> None:
 def _is_evaluation(stored: object, task: str, samples: int) -> bool:
     """Check that JSON holds the evaluation of a task on a number of samples."""
     found = stored.get(task) if isinstance(stored, dict) else None
-    if not isinstance(found, dict) or found.keys() != {field.name for field in fields(Evaluation)}:
+    names = {field.name for field in fields(Evaluation)}
+    if not isinstance(found, dict) or not names - {"sets"} <= found.keys() <= names:  # older ones lack `sets`
         return False
     scored, rows, answers = (found[name] for name in ("scores", "per_sample", "answers"))
     return (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.errors import EmptySplit, UserError
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring import composition, run_folder, sources
 from maskgym.experiments.wiring.process import seed_everything, silence_transformers
 from maskgym.registry import check_arguments
 
@@ -34,7 +34,7 @@ ENV_KEYS = ("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "t
 HELD_OUT = ("test", "validation")
 LEAST = {  # least value of each whole number
     "seed": 0,
-    "evaluation.samples": 1,
+    "evaluation.samples": 0,
     "evaluation.pictures": 0,
     "algo.updates": 0,
     "env.num_envs": 1,
@@ -43,6 +43,7 @@ LEAST = {  # least value of each whole number
 }
 LOOKED_AT = 32  # samples whose needs are looked at for unknown words
 BUNDLED_CLIP, PUBLISHED_SAMS = "clip_tiny", ("sam", "sam_hf", "sam2")
+EACH = "expected a set that serves the task, or one for each task, as data.sod=duts data.sis=ilso data.cosod=cocoseg"
 OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
 
 _Part = TypeVar("_Part")
@@ -185,7 +186,13 @@ def make_parts(config: Config) -> Parts:
 
 
 def make_env(
-    config: Config, task: str, split: str, parts: Parts, data_name: str = "", autoreset: bool = False
+    config: Config,
+    task: str,
+    split: str,
+    parts: Parts,
+    data_name: str = "",
+    autoreset: bool = False,
+    part: str = "rl",
 ) -> VectorEnv:
     """Make the vector environment of a task and a split; it resets by index.
 
@@ -196,11 +203,12 @@ def make_env(
         parts: Components from `make_parts`.
         data_name: Name of another data set than the config's, with its default settings.
         autoreset: Whether the environment restarts episodes as the agent requires; else it never does.
+        part: Part of the training split, see `make_dataset`.
 
     Raises:
         UserError: If the data cannot be read, the split is empty, or a setting is unknown or out of range.
     """
-    return _env_of(config, task, make_dataset(config, task, split, data_name), parts, autoreset)
+    return _env_of(config, task, make_dataset(config, task, split, data_name, part), parts, autoreset)
 
 
 def _env_of(config: Config, task: str, dataset: Dataset, parts: Parts, autoreset: bool = False) -> VectorEnv:
@@ -246,8 +254,16 @@ def _env_class(gym_id: str) -> type[SampleVectorEnv]:
     raise UserError(f"env.gym_ids: {gym_id}: {found}: {expected}")
 
 
-def make_dataset(config: Config, task: str, split: str, data_name: str = "") -> Dataset:
+def make_dataset(config: Config, task: str, split: str, data_name: str = "", part: str = "rl") -> Dataset:
     """Make the data set of a task and a split; arguments as of `make_env`.
+
+    Args:
+        config: Config of the run.
+        task: A key of ``env.gym_ids``.
+        split: ``train``, ``validation`` or ``test``.
+        data_name: Name of another data set than the config's, with its default settings.
+        part: Of the training split: ``rl``, the samples of the environment; ``sft`` or ``isr``, those to imitate. With
+            ``data.rationales``, the last two are the samples that the file has a rationale for.
 
     Raises:
         EmptySplit: If the split has no sample.
@@ -255,18 +271,47 @@ def make_dataset(config: Config, task: str, split: str, data_name: str = "") -> 
     """
     from maskgym import data
 
-    group = {"group_size": config["env"]["group_size"]} if task == "cosod" else {}
     source = {"name": data_name} if data_name else dict(config["data"])
     rationales = source.pop("rationales", None)
-    shown = config["env"].get("task", task)
-    dataset = _make("data", source, data.get, data.make, task=shown, split=split, **group)
-    if rationales is not None and split == "train":
-        dataset = data.WithRationales(dataset, rationales)
+    if sources.given({"data": source}):
+        sources.check_task(config, task)
+    if split == "train" and sources.given({"data": source}):
+        dataset = sources.training(config, task, part)
+    else:
+        shown_as = _shown_as(config, source, task)
+        try:
+            dataset = _make("data", _arguments(source), data.get, data.make, split=split, **shown_as)
+        except UserError as error:
+            if str(error).startswith("task=") and len(config["env"]["gym_ids"]) > 1:
+                raise UserError(f"{error}: {EACH}") from error
+            raise
     if not len(dataset):
         raise EmptySplit(f"data={source['name']}: the {split} split is empty: expected at least one sample")
     if split == "train" and config["train_samples"] is not None and not data_name:
         dataset = data.few_shot(dataset, config["train_samples"], config["seed"])
+    if split == "train" and rationales is not None and part != "rl":
+        dataset = data.WithRationales(dataset, rationales)
     return dataset
+
+
+def _arguments(source: Settings) -> Config:
+    """Select the settings of a data set that its reader takes."""
+    return {key: value for key, value in source.items() if key != "parts" or not sources.given({"data": source})}
+
+
+def _shown_as(config: Config, source: Settings, task: str) -> Config:
+    """Build the arguments of a reader that the environment sets: the task, and of groups their size.
+
+    Raises:
+        UserError: If the data set has no groups, and the task needs them.
+    """
+    from maskgym.data.tasks import takes_groups
+
+    if task != "cosod":
+        return {"task": config["env"].get("task", task)}
+    if not takes_groups(source["name"]):
+        raise UserError(f"data={source['name']}: holds single photos, and cosod shows groups: {EACH}")
+    return {"task": task, "group_size": config["env"]["group_size"]}
 
 
 def make_train_envs(config: Config, parts: Parts) -> dict[str, VectorEnv]:
@@ -297,12 +342,19 @@ def make_held_out_dataset(config: Config, task: str) -> Dataset:
 
     Folders without lists split by a hash, so a dozen samples may leave a split empty.
     """
+    asked = config["evaluation"]["split"]
     try:
-        return make_dataset(config, task, config["evaluation"]["split"])
-    except EmptySplit:
-        if config["evaluation"]["split"] == "validation":
-            raise
-        dataset = make_dataset(config, task, "validation")
+        return make_dataset(config, task, asked)
+    except EmptySplit as error:
+        try:
+            if asked == "validation":
+                raise
+            dataset = make_dataset(config, task, "validation")
+        except EmptySplit:
+            raise EmptySplit(
+                f"{error}; to train without held-out samples: evaluation.samples=0; to evaluate on other sets: "
+                f"data.{task}=… data.held_out.{task}=… data.root=DIR"
+            ) from error
         told = f"{task}: the data has no test split: held-out samples are those of validation"
         print(told, file=sys.stderr)  # standard output may hold the scores alone
         return dataset
@@ -362,7 +414,8 @@ def _tell_unknown_words(config: Config, env: VectorEnv) -> None:
 def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts) -> list[VectorEnv] | None:
     """Make the environments whose rationales supervised steps imitate; None for the training environments.
 
-    ``algo.rationales`` chooses: ``auto`` imitates those of the data and skips samples without one; ``own`` refuses data
+    With ``data.rationales`` these are the samples that the file has a rationale for, with sizes in ``data.parts`` those of
+    the part ``isr``, or ``sft`` if every step is supervised. ``algo.rationales`` chooses: ``auto`` imitates those of the data and skips samples without one; ``own`` refuses data
     with such samples; ``scenes`` imitates those of synthetic scenes.
 
     Raises:
@@ -378,6 +431,9 @@ def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts)
     if choice == "scenes":
         print("rationales to imitate: those of scenes")
         return [make_env(config, task, "train", parts, "scenes") for task in envs]
+    if _has_own_part(config):
+        part = "isr" if "isr_sft_steps" in config["algo"] else "sft"
+        envs = {task: make_env(config, task, "train", parts, part=part) for task in envs}
     for task, env in envs.items():
         dataset = unwrap(env, SampleVectorEnv).dataset
         without = len(dataset) - len(dataset.with_rationale)
@@ -390,7 +446,13 @@ def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts)
             )
         if without:
             print(f"{task}: {told}: supervised steps skip them")
-    return None
+    return list(envs.values()) if _has_own_part(config) else None
+
+
+def _has_own_part(config: Config) -> bool:
+    """Check whether the samples to imitate are other ones than those of the training environments."""
+    named = sources.given(config) and any(sources.counts(config, task).asked for task in config["env"]["gym_ids"])
+    return named or config["data"].get("rationales") is not None
 
 
 def describe_rationales(config: Config, envs: Mapping[str, VectorEnv]) -> dict[str, JsonObject]:
@@ -425,13 +487,14 @@ def _is_supervised(config: Config) -> bool:
     return algo.get("rationales") is not None and algo["updates"] > 0 and algo.get("isr_sft_steps", 1) != 0
 
 
-def trained(folder: Path, changes: Sequence[str] = ()) -> Built:
+def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) -> Built:
     """Build the trained agent of a finished run, with its environments of held-out samples.
 
     Args:
         folder: Folder of the run.
         changes: ``key=value`` settings that differ from the run, such as ``env.horizon=20``. ``algo=random`` lets
             another agent act beside the modules that the run trained.
+        task: The only task to make the environment of; None for all tasks, or those that have a set in the changes.
 
     Raises:
         UserError: If the folder holds no finished run, or a change is invalid.
@@ -442,7 +505,8 @@ def trained(folder: Path, changes: Sequence[str] = ()) -> Built:
     config = composition.change(own, changes)
     seed_everything(config["seed"])
     parts = make_parts(config)
-    envs = {task: make_held_out_env(config, task, parts) for task in config["env"]["gym_ids"]}
+    wanted = [task] if task in config["env"]["gym_ids"] else sources.tasks(config)
+    envs = {each: make_held_out_env(config, each, parts) for each in wanted}
     first = next(iter(envs.values()))
     agent = make_agent(config | {"algo": own["algo"]}, folder, first, parts)
     agent.load(folder / run_folder.POLICY)

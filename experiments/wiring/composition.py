@@ -51,6 +51,13 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     list: ((list,), "a list"),
     dict: ((dict,), "names and values"),
 }
+BY_TASK = ("data.sod", "data.sis", "data.cosod")  # keys that only data=tasks has
+SEVERAL = (
+    *BY_TASK,
+    *(key.replace(".", ".held_out.") for key in BY_TASK),
+    "data.rationales",
+)  # text, or a list of texts
+OPEN = ("data.roots", "data.settings")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Keys that a run reads from its stored config, whatever the option.
@@ -110,7 +117,8 @@ def compose(arguments: Sequence[str]) -> Config:
         config = deepcopy(_chosen(overrides))
         for override in overrides:
             if override.key_or_group not in groups():
-                OmegaConf.update(config, override.key_or_group, override.value(), force_add=_adds(override))
+                add = _adds(override) or override.key_or_group.startswith(tuple(f"{key}." for key in OPEN))
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=add)
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
         _keep_task(overrides, values)
@@ -268,8 +276,13 @@ def _defaults(overrides: Sequence[Override]) -> Config:
 
 
 def _with_aliases(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``algo=X`` as the agent that X means for the chosen environment or scale, if any."""
+    """Return the arguments with ``algo=X`` as the agent that X means for the chosen environment or scale, if any.
+
+    A set for a task, as ``data.sod=duts``, means ``data=tasks`` unless another option is named.
+    """
     named = dict(argument.partition("=")[::2] for argument in arguments)
+    if "data" not in named and any(key in named for key in BY_TASK):
+        arguments = [*arguments, "data=tasks"]
     aliases: dict[str, str] = {}
     for group in ("env", "scale"):
         aliases |= option(group, named.get(group)).get("algo_aliases", {})
@@ -337,7 +350,12 @@ def _check_types(overrides: Sequence[Override], values: Config) -> None:
 
 
 def _check_type(key: str, default: Any, value: Any) -> None:
-    kinds, expected = KINDS[NULLS.get(key.rpartition(".")[2], str) if default is None else type(default)]
+    last = key.rpartition(" ")[2]  # of a stored config, the file comes before it
+    kinds, expected = KINDS[NULLS.get(last.rpartition(".")[2], str) if default is None else type(default)]
+    if last in SEVERAL:
+        kinds, expected = (str, list), "text, or a list"
+    if last.startswith("data.parts."):
+        kinds, expected = KINDS[int]
     if value is not None and type(value) not in kinds:
         example = "" if default is None else f", such as {default}"
         raise UserError(f"{key}={value}: expected {expected}{example}")
