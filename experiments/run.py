@@ -16,7 +16,7 @@ from pathlib import Path
 from maskgym import files
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError, one_line
-from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring import composition, recipes, run_folder
 from maskgym.experiments.wiring.command import status
 
 USAGE = """usage: python experiments/run.py [--cfg] [group=option ...] [key=value ...]
@@ -77,7 +77,8 @@ def usage(settings: Sequence[str] = ()) -> str:
     Raises:
         UserError: If an argument is invalid.
     """
-    groups = "\n".join(f"  {name:<12}{', '.join(options)}" for name, options in composition.groups().items())
+    listed = {**composition.groups(), recipes.EXPERIMENT: recipes.names()}
+    groups = "\n".join(f"  {name:<12}{', '.join(options)}" for name, options in listed.items())
     defaults = composition.dump(composition.compose(settings)).rstrip().replace("\n", "\n  ")
     chosen = f" with {' '.join(settings)}" if settings else ""
     return USAGE.format(conf=composition.CONF, groups=groups, chosen=chosen, defaults=f"  {defaults}")

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from maskgym import files
 from maskgym.aliases import Config
 from maskgym.errors import UserError
+from maskgym.experiments.wiring.recipes import EXPERIMENT, with_recipe
 from maskgym.registry import plugin_folders
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -63,7 +64,10 @@ CLOSED = ("logger", "scale", "evaluation")
 # Keys that a run reads from its stored config, whatever the option.
 NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("split", "samples", "every", "pictures")))
 # Keys whose null stands for no text.
-NULLS = {"train_samples": int, "every": int, "size": int, "micro_batch_size": int, "lora_rank": int, "terms": dict}
+WHOLE = ("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels")
+NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict}
+# Keys that take a word in place of a number.
+WORDS = {"algo.micro_batch_size": "auto"}
 
 
 @cache
@@ -108,6 +112,7 @@ def compose(arguments: Sequence[str]) -> Config:
         UserError: If an argument cannot be read, or names an unknown group, option or key (the message lists what
             there is), or its value is of another kind than the option's own.
     """
+    arguments = with_recipe(arguments, tuple(groups()))
     overrides = [parse(argument) for argument in _with_aliases(arguments)]
     for override in overrides:
         _check_choice(override)
@@ -176,6 +181,8 @@ def change(config: Config, arguments: Sequence[str]) -> Config:
         UserError: As `compose`, or if an argument changes the environment.
     """
     name = config["env"]["name"]
+    if any(argument.startswith(f"{EXPERIMENT}=") for argument in arguments):
+        raise UserError(f"{EXPERIMENT}: is for a new run")
     if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
         raise UserError(f"env={name}: the environment of a run cannot be another one")
     asked, changed = compose([f"env={name}", *arguments]), deepcopy(config)
@@ -356,7 +363,7 @@ def _check_type(key: str, default: Any, value: Any) -> None:
         kinds, expected = (str, list), "text, or a list"
     if last.startswith("data.parts."):
         kinds, expected = KINDS[int]
-    if value is not None and type(value) not in kinds:
+    if value is not None and type(value) not in kinds and WORDS.get(last) != value:
         example = "" if default is None else f", such as {default}"
         raise UserError(f"{key}={value}: expected {expected}{example}")
 
