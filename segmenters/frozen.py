@@ -19,6 +19,7 @@ from maskgym.errors import UserError
 
 _Item = TypeVar("_Item")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"  # the precision that suits the device
 
 
 class FrozenNetwork(ABC):
@@ -31,7 +32,8 @@ class FrozenNetwork(ABC):
 
     Args:
         device: PyTorch device; ``None`` selects CUDA if available.
-        dtype: Precision of weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: Precision of weights and activations: ``float32``, ``bfloat16`` or ``float16``; ``auto`` selects
+            bfloat16 on a GPU that computes in it, else float32.
         batch_size: Maximum number of inputs per forward pass.
 
     Raises:
@@ -39,11 +41,11 @@ class FrozenNetwork(ABC):
     """
 
     def __init__(self, device: str | None = None, dtype: str = "float32", batch_size: int = 4) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
+        if dtype not in (AUTO, *DTYPES):
+            raise UserError(f"dtype '{dtype}': expected one of {', '.join((AUTO, *DTYPES))}")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: expected at least 1")
-        self.dtype = DTYPES[dtype]
+        self._dtype = dtype
         self.batch_size = batch_size
         self._device = device
 
@@ -67,6 +69,15 @@ class FrozenNetwork(ABC):
             return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
             raise UserError(f"device '{self._device}': {str(error).splitlines()[0]}") from error
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights and activations."""
+        if self._dtype != AUTO:
+            return DTYPES[self._dtype]
+        # Older GPUs emulate bfloat16, which is slower than float32.
+        fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
 
     @cached_property
     def network(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Checks of what segmenters and encoders return, whoever wrote them: shape, kind of numbers, NaN and range."""
+"""Describe segmenters, and check what they and encoders return: shape, kind of numbers, NaN and range."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskgym.aliases import JsonObject
 from maskgym.errors import UserError, brief
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from maskgym.segmenters.contracts import ReferringSegmenter
+    from maskgym.segmenters.points.promptable import PromptableSegmenter
+
+
+def describe(segmenter: ReferringSegmenter | PromptableSegmenter) -> JsonObject:
+    """Describe a network of ours in the results of a run: ``dtype``, the precision used, and ``fingerprint``."""
+    from maskgym.segmenters.frozen import FrozenNetwork  # environments without a network import this module too
+
+    if not isinstance(segmenter, FrozenNetwork):
+        return {}
+    return {"dtype": str(segmenter.dtype).removeprefix("torch."), "fingerprint": segmenter.fingerprint}
 
 
 def check_probabilities(values: np.ndarray, shape: Sequence[int], name: str) -> None:

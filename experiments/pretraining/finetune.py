@@ -80,10 +80,11 @@ def finetune_mask_decoder(
         "learning_rate": learning_rate,
         "seed": seed,
     }
-    model = load_model(segmenter.config, segmenter.weights_file, segmenter.dtype).to(segmenter.device).eval()
-    model.requires_grad_(False)
-    model.visual_model.prompt_encoder.float()
-    decoder = model.visual_model.mask_decoder.float().requires_grad_(True)
+    # The decoder starts from the stored weights; those that stay frozen are rounded to the segmenter's precision.
+    model = load_model(segmenter.config, segmenter.weights_file).eval().requires_grad_(False)
+    for frozen in (model.visual_model.image_encoder, model.mm_extractor, model.text_hidden_fcs):
+        frozen.to(segmenter.dtype)
+    decoder = model.to(segmenter.device).visual_model.mask_decoder.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate)
     losses = _resume(out / STATE_NAME, settings, decoder, optimizer)
 

@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -36,7 +35,7 @@ class AdaptedSam(ABC):
     """
 
     def __init__(self, segmenter: SamSegmenter) -> None:
-        self.sam: Sam = copy.deepcopy(segmenter.network).float()
+        self.sam: Sam = segmenter.load(torch.float32).to(segmenter.device).eval().requires_grad_(False)
         self.device, self.side, self.chunk = segmenter.device, segmenter.input_size, segmenter.batch_size
 
     @abstractmethod

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
+from maskgym.segmenters.encodings import CACHE_BYTES, CACHE_FOLDER_BYTES, CacheLimits
+from maskgym.segmenters.frozen import AUTO
 from maskgym.segmenters.phrases.beit3 import Beit3, Beit3Config
-from maskgym.segmenters.phrases.referring import ReferringNetwork
+from maskgym.segmenters.phrases.referring import Encoded, ReferringNetwork
 from maskgym.segmenters.points.sam import (
     CONSTANTS,
     SamConfig,
@@ -134,7 +136,7 @@ def beit3_pixels(image: np.ndarray, size: int) -> Tensor:
     return (pixels - 0.5) / 0.5
 
 
-class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
+class EvfSamSegmenter(ReferringNetwork):
     """Referring segmenter with EVF-SAM.
 
     Args:
@@ -146,9 +148,14 @@ class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
         device: See `ReferringNetwork`.
         dtype: See `ReferringNetwork`.
         batch_size: See `ReferringNetwork`.
+        cache_bytes: See `maskgym.segmenters.encodings.CacheLimits`. The published model's encoding of an image takes
+            2.4 MB in half precision.
+        cache_folder: See `CacheLimits`.
+        cache_folder_bytes: See `CacheLimits`.
 
     Raises:
-        UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config.
+        UserError: If a file is missing or cannot be read, or names or shapes of the weights do not fit the config, or a
+            bound is negative.
             The content of the weights is checked at first use.
     """
 
@@ -157,10 +164,14 @@ class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
         checkpoint: str | Path | None = None,
         tokenizer: str | Path | None = None,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str = AUTO,
         batch_size: int = 4,
+        cache_bytes: int = CACHE_BYTES,
+        cache_folder: str | Path | None = None,
+        cache_folder_bytes: int = CACHE_FOLDER_BYTES,
     ) -> None:
         super().__init__(device, dtype, batch_size)
+        self.cache_limits = CacheLimits(cache_bytes, cache_folder, cache_folder_bytes)
         if checkpoint is None:
             raise UserError(
                 "segmenter 'evf_sam' needs checkpoint=PATH: a folder like evf-sam-multitask, or its weights"
@@ -188,12 +199,13 @@ class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
     def _identity(self) -> tuple[str, list[Path]]:
         return json.dumps(asdict(self.config)), [*weight_files(self.weights_file), self.tokenizer_file]
 
-    def _encode(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def encode(self, images: list[np.ndarray]) -> Encoded:
+        """Compute SAM's embeddings (B, C, h, w), and the pixels (B, 3, s, s) that BEiT-3 reads with each phrase."""
         sam = torch.stack([sam_pixels(image, self.config.sam.image_size) for image in images])
         beit3 = torch.stack([beit3_pixels(image, self.config.beit3.image_size) for image in images])
         return self.network.encode_images(sam.to(self.device, self.dtype)), beit3.to(self.device, self.dtype)
 
-    def _decode(self, encoded: tuple[Tensor, Tensor], phrases: list[str], image_index: Tensor) -> Tensor:
+    def _decode(self, encoded: Encoded, phrases: list[str], image_index: Tensor) -> Tensor:
         embeddings, pixels = encoded
         ids, padding = tokenize(self.tokenizer, phrases, self.config.beit3.max_text_tokens)
         prompts = self.network.embed_prompts(pixels, ids.to(self.device), padding.to(self.device), image_index)
@@ -203,9 +215,13 @@ class EvfSamSegmenter(ReferringNetwork[tuple[Tensor, Tensor]]):
         return self.network.resize(logits, size)
 
 
-def evf_sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> EvfSamSegmenter:
-    """Build the bundled EVF-SAM, trained on synthetic scenes."""
-    return EvfSamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
+def evf_sam_tiny(
+    device: str | None = None, dtype: str = AUTO, batch_size: int = 64, cache_bytes: int = 0
+) -> EvfSamSegmenter:
+    """Build the bundled EVF-SAM, trained on synthetic scenes; it encodes faster than a cache would save."""
+    return EvfSamSegmenter(
+        bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size, cache_bytes=cache_bytes
+    )
 
 
 def read_config(file: Path, optional: bool = False) -> EvfSamConfig:

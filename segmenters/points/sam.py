@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.segmenters.frozen import AUTO
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 from maskgym.segmenters.weights import (
     bundled,
@@ -141,7 +142,7 @@ class SamSegmenter(PromptableSegmenter):
         checkpoint: str | Path | None = None,
         model: str = "auto",
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str = AUTO,
         batch_size: int = 16,
     ) -> None:
         super().__init__(device, dtype, batch_size)
@@ -168,10 +169,14 @@ class SamSegmenter(PromptableSegmenter):
         grid = config.image_size // config.patch_size
         return config.prompt_embed_dim, grid, grid
 
-    def _load(self) -> Sam:
+    def load(self, dtype: torch.dtype) -> Sam:
+        """Load another copy of the network on the CPU, in a precision of its own, such as float32 for training."""
         state = read_state(self.weights_file)
         found = self.own_config or published_config(state, self.weights_file, self.model)
-        return load_sam(found, state, self.weights_file, self.dtype)
+        return load_sam(found, state, self.weights_file, dtype)
+
+    def _load(self) -> Sam:
+        return self.load(self.dtype)
 
     def _identity(self) -> tuple[str, list[Path]]:
         text = json.dumps(asdict(self.own_config)) if self.own_config else self.model
@@ -185,7 +190,7 @@ class SamSegmenter(PromptableSegmenter):
         return decode_points(self.network, embeddings, points, labels, boxes)
 
 
-def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
+def sam_tiny(device: str | None = None, dtype: str = AUTO, batch_size: int = 64) -> SamSegmenter:
     """Build the bundled SAM, trained on synthetic scenes with clicks only, so that its masks for boxes are poor."""
     return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 

@@ -14,7 +14,15 @@ from maskgym.data import Sample
 from maskgym.errors import UserError
 from maskgym.experiments.pretraining.finetune import finetune_mask_decoder, main, mask_loss, phrase_masks
 from maskgym.segmenters.phrases.beit3 import Beit3Config
-from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig, EvfSamSegmenter, SamConfig, save_checkpoint
+from maskgym.segmenters.phrases.evf_sam import (
+    EMBEDDED,
+    EvfSam,
+    EvfSamConfig,
+    EvfSamSegmenter,
+    SamConfig,
+    evf_sam_tiny,
+    save_checkpoint,
+)
 from maskgym.segmenters.text import word_tokenizer
 
 CONFIG = EvfSamConfig(
@@ -201,3 +209,12 @@ def test_the_command_trains_and_its_mistakes_are_one_line(start, tmp_path, capsy
     for wrong in ("steps", "policy.x=1", "steps=[1"):
         with pytest.raises(UserError, match="argument"):
             main([*base, wrong])
+
+
+def test_a_decoder_begins_with_the_stored_weights_in_any_precision(tmp_path):
+    segmenter = evf_sam_tiny(device="cpu", dtype="bfloat16")
+    finetune_mask_decoder(
+        segmenter, data.make("scenes", task="sis"), tmp_path, steps=1, batch_size=1, learning_rate=0.0
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (EMBEDDED, tmp_path))
+    assert all(torch.equal(value.float(), after[name]) for name, value in before.items())

@@ -126,3 +126,15 @@ def test_another_model_and_no_model_are_refused(checkpoint, tmp_path):
         segmenters.make("sam3", checkpoint=checkpoint)
     with pytest.raises(UserError, match="neither a folder nor a model"):
         segmenters.make("clipseg", checkpoint=tmp_path / "no" / "where")
+
+
+def test_masks_with_a_cache_are_those_without_and_the_image_processor_is_in_the_fingerprint(checkpoint, two_images):
+    plain, cached = (ClipSegSegmenter(checkpoint, device="cpu", batch_size=1, cache_bytes=n) for n in (0, 2**24))
+    for phrases in (PHRASES, PHRASES, [["dog"], []]):
+        for one, other in zip(plain.segment(two_images, phrases), cached.segment(two_images, phrases), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert (cached.encodings.hits, cached.encodings.misses) == (3, 2)
+    before = cached.fingerprint
+    changed = ClipSegSegmenter(checkpoint, device="cpu")
+    changed.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert changed.fingerprint != before

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from maskgym import segmenters
 from maskgym.errors import UserError
+from maskgym.segmenters.encodings import CacheLimits
 from maskgym.segmenters.phrases import evf_sam
 from maskgym.segmenters.phrases.beit3 import Beit3Config
 from maskgym.segmenters.phrases.evf_sam import (
@@ -536,3 +537,24 @@ def test_the_bundled_model_is_the_same_class(checkpoint, monkeypatch, images):
     monkeypatch.setattr(evf_sam, "EMBEDDED", checkpoint / "nothing")
     with pytest.raises(UserError, match="bundled weights are missing"):
         segmenters.make("evf_sam_tiny")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_masks_with_a_cache_are_those_without(two_images, tmp_path, batch_size):
+    photos = [*two_images, np.roll(two_images[0], 7, axis=1)]
+    asked = [[["red disc", "star"], ["disc"], ["[semantic] red"]], [["red star"], ["red disc", "disc"], []]]
+
+    def tiny(**limits):
+        made = evf_sam.evf_sam_tiny(device="cpu", batch_size=batch_size)
+        made.cache_limits = CacheLimits(**limits)
+        return made
+
+    plain, kept, stored = tiny(), tiny(cache_bytes=2**24), tiny(cache_folder=tmp_path)
+    for turn, phrases in enumerate([*asked, *asked]):
+        masks = plain.segment(photos, phrases)
+        for segmenter in (kept, stored, tiny(cache_folder=tmp_path)):  # the last one reads what another process wrote
+            for one, other in zip(masks, segmenter.segment(photos, phrases), strict=True):
+                if batch_size == 1 or turn % 2 == 0:  # the same images were encoded together
+                    np.testing.assert_array_equal(one, other)
+                np.testing.assert_allclose(one, other, atol=1e-5)
+    assert (kept.encodings.hits, kept.encodings.misses) == (3 + 2 + 2, 3)

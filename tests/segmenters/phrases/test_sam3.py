@@ -134,3 +134,12 @@ def test_the_threshold_is_part_of_the_fingerprint_and_checked(checkpoint):
     assert low.fingerprint != high.fingerprint
     with pytest.raises(UserError, match="score_threshold 2"):
         Sam3Segmenter(checkpoint, score_threshold=2)
+
+
+def test_masks_with_a_cache_are_those_without_and_positions_are_not_kept(checkpoint, two_images):
+    plain, cached = (Sam3Segmenter(checkpoint, 0.3, device="cpu", batch_size=1, cache_bytes=n) for n in (0, 2**24))
+    for phrases in (PHRASES, PHRASES, [row[:1] for row in PHRASES]):
+        for one, other in zip(plain.segment(two_images, phrases), cached.segment(two_images, phrases), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert (cached.encodings.hits, cached.encodings.misses) == (4, 2)
+    assert cached.encodings.kept.bytes == 2 * 4 * 32 * (16**2 + 8**2 + 4**2 + 2**2)
