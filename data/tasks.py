@@ -1,4 +1,4 @@
-"""Data sets by task: ``sod=duts sis=[ilso,sis10k,soc] cosod=cocoseg``, found by their usual folder names in one root."""
+"""Data sets by task, ``sod=duts sis=[ilso,sis10k,soc] cosod=cocoseg``, found by their usual folder names in a root."""
 
 from __future__ import annotations
 

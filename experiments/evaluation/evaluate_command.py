@@ -5,6 +5,7 @@
     maskgym evaluate PREDICTIONS --table saliency_r1/4-sod --root DATASETS --out OUT
     maskgym evaluate RUN_DIR data=ecssd data.root=DIR --out OUT      # what the agent of a run predicts
     maskgym evaluate RUN_DIR --table saliency_r1/4-sod --root DATASETS --out OUT
+    maskgym evaluate RUN_DIR --out OUT                               # each of its tasks, and each set of a task
     maskgym evaluate RUN_DIR key=value …                             # scores of its held-out samples again, as JSON
 
 With --table, PREDICTIONS and DATASETS hold one folder per data set of the table. A folder has the usual name of its
@@ -33,6 +34,7 @@ from maskgym.agents.base import Agent
 from maskgym.aliases import JsonObject
 from maskgym.chat.asker import to_png
 from maskgym.data import Dataset, run_lengths
+from maskgym.data.concatenated import Concatenated
 from maskgym.data.layout.listing import Reader
 from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
     of_run = (given.source / run_folder.CONFIG).is_file()
     if of_run and not (given.table or given.out):
-        print(json.dumps(evaluation.scores(evaluate_again(given.source, given.changes)), indent=2))
+        again = evaluate_again(given.source, given.changes)
+        sets = evaluation.scores_of_sets(again)
+        print(json.dumps({**evaluation.scores(again), **({"sets": sets} if sets else {})}, indent=2))
         return 0
     if not given.source.is_dir():
         raise UserError(f"{given.source}: no such folder: expected one of a run, or of predictions")
@@ -107,17 +111,45 @@ def _plain(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str
     if given.truth:
         scored = _score_files(given, given.source, predictions.masks_of(given.truth), preset)
     elif of_run:
-        scored = _score_run(given, given.changes, None, given.out / "predictions", preset)
+        return _plain_run(given, preset)
     else:
         settings = _data_settings(given.changes)
         scored = _score_dataset(
             given, given.source, data.make(**settings, split=given.split), settings.get("task"), preset
         )
-    shown = [name for name in presets.find(preset).measures if name in scored.scores] or [
-        name for name in scored.scores if name in MEASURES
-    ]
-    columns = tuple(("", name) for name in shown)
-    return paper_tables.Table("", columns, preset=preset), {"": scored}
+    return _table_of({"": scored}, preset)
+
+
+def _plain_run(given: Namespace, preset: str) -> tuple[paper_tables.Table, dict[str, Scored]]:
+    """Score the held-out samples of every task of a run and, where a task has several sets, each set alone."""
+    built = build.trained(given.source, given.changes, _task_of(given.changes))
+    found: dict[str, Scored] = {}
+    for own, env in built.envs.items():
+        dataset = unwrap(env, SampleVectorEnv).dataset
+        parts = dataset.parts if isinstance(dataset, Concatenated) else {}
+        several = len(built.envs) > 1
+        folder = given.out / "predictions" / own if several or parts else given.out / "predictions"
+        scored = _score_agent(given, built, own, folder, given.changes, None, preset)
+        found[own if several or parts else ""] = scored
+        for name, part in parts.items() if len(parts) > 1 else ():
+            alone = Concatenated({name: part})
+            found[f"{own}/{name}"] = _score_dataset(given, folder, alone, own, preset, frozenset(dataset.keys))
+    return _table_of(found, preset)
+
+
+def _table_of(found: Mapping[str, Scored], preset: str) -> tuple[paper_tables.Table, dict[str, Scored]]:
+    """Build an empty table with the measures of each data set; return it with the scores."""
+    columns = []
+    for name, scored in found.items():
+        asked = [measure for measure in presets.find(preset).measures if measure in scored.scores]
+        columns += [(name, one) for one in asked or [measure for measure in scored.scores if measure in MEASURES]]
+    return paper_tables.Table("", tuple(columns), preset=preset), dict(found)
+
+
+def _task_of(changes: Sequence[str]) -> str | None:
+    """Look up the task of the published data set that a change names, if one does."""
+    named = [change.partition("=")[2] for change in changes if change.startswith("data=")]
+    return PUBLISHED[named[-1]].task if named and named[-1] in PUBLISHED else None
 
 
 def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
@@ -170,13 +202,24 @@ def _score_files(given: Namespace, folder: Path, masks: Sequence[tuple[str, Path
     return _score(given, work, notes)
 
 
-def _score_dataset(given: Namespace, folder: Path, dataset: Dataset, task: str | None, preset: str) -> Scored:
-    """Score a folder of predictions against a data set."""
+def _score_dataset(
+    given: Namespace,
+    folder: Path,
+    dataset: Dataset,
+    task: str | None,
+    preset: str,
+    others: frozenset[str] = frozenset(),
+) -> Scored:
+    """Score a folder of predictions against a data set; those of ``others``, which are keys, are expected beside."""
     task = task or dataset.shown
     if task == "sis":
-        return _score_instances(given, folder, dataset)
+        return _score_instances(given, folder, dataset, others)
     if task not in OF_SAMPLES and dataset.mask_files:  # every mask file is looked at when it is read
-        scored = _score_files(given, folder, dataset.mask_files, preset)
+        (name,) = set(dataset.sets) if others else ("",)
+        masks = (
+            [(key.removeprefix(f"{name}/"), mask) for key, mask in dataset.mask_files] if others else dataset.mask_files
+        )
+        scored = _score_files(given, folder / name, masks, preset)
         return replace(scored, notes=(*(dataset.notes if isinstance(dataset, Reader) else ()), *scored.notes))
     paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
     notes = [*dataset.describe(), *notes]
@@ -186,7 +229,7 @@ def _score_dataset(given: Namespace, folder: Path, dataset: Dataset, task: str |
     return _score(given, work, notes)
 
 
-def _score_instances(given: Namespace, folder: Path, dataset: Dataset) -> Scored:
+def _score_instances(given: Namespace, folder: Path, dataset: Dataset, others: frozenset[str] = frozenset()) -> Scored:
     """Score instances, given as label maps or as lines of ``instances.jsonl``."""
     keys, file = dataset.keys, folder / predictions.INSTANCES
     if not file.is_file():
@@ -199,7 +242,7 @@ def _score_instances(given: Namespace, folder: Path, dataset: Dataset) -> Scored
             notes.append(scoring.shorten(f"{file}: no line for {len(missing)} of {len(keys)}", missing))
             if not given.partial or len(missing) == len(keys):
                 raise UserError(notes[0])
-        if unused := sorted(lines.keys() - set(keys)):
+        if unused := sorted(lines.keys() - set(keys) - others):
             notes.append(scoring.shorten(f"{file}: {len(unused)} lines belong to no sample and are left out", unused))
     notes = [*dataset.describe(), *notes]
     kept = {index: row for index, row in enumerate(rows) if row is not None}
@@ -213,17 +256,38 @@ def _score(given: Namespace, work: scoring.Work, notes: Sequence[str]) -> Scored
     return replace(scored, notes=(*notes, *scored.notes))
 
 
-def _score_run(given: Namespace, changes: Sequence[str], task: str | None, folder: Path, preset: str) -> Scored:
-    """Write the predictions of a run's agent, and score them."""
+def _score_run(given: Namespace, changes: Sequence[str], task: str, folder: Path, preset: str) -> Scored:
+    """Write the predictions of a run's agent for the data set of a table, and score them."""
     if not given.out:
         raise UserError("--table of a run: expected --out DIR too, for what it predicts")
-    built = build.trained(given.source, changes)
-    envs = built.envs
-    if task in envs:
-        envs = {task: envs[task]}
-    if len(envs) > 1:
-        raise UserError(f"{given.source}: its environment has the tasks {', '.join(envs)}: expected --table of one")
-    ((own, env),) = envs.items()
+    built = build.trained(given.source, changes, task)
+    if len(built.envs) > 1:
+        told = f"{given.source}: its environment has the tasks {', '.join(built.envs)}"
+        raise UserError(f"{told}: expected --table of one, not of {task}")
+    return _score_agent(given, built, next(iter(built.envs)), folder, changes, task, preset)
+
+
+def _score_agent(
+    given: Namespace,
+    built: build.Built,
+    own: str,
+    folder: Path,
+    changes: Sequence[str],
+    task: str | None,
+    preset: str,
+) -> Scored:
+    """Write the predictions of an agent for one of its environments, and score them.
+
+    Args:
+        given: Arguments of the command.
+        built: The agent and its environments.
+        own: Task of the environment.
+        folder: Folder of the predictions.
+        changes: Settings that differ from the run.
+        task: How the predictions are to be scored; None for the environment's task.
+        preset: Name of the protocol.
+    """
+    env = built.envs[own]
     dataset = unwrap(env, SampleVectorEnv).dataset
     shown = dataset.shown
     task = task or (shown if shown in OF_SAMPLES else own)
@@ -235,7 +299,9 @@ def _score_run(given: Namespace, changes: Sequence[str], task: str | None, folde
 
 def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
     """Evaluate the trained agent of a finished run on held-out samples, by task; arguments as of `build.trained`."""
-    built = build.trained(folder, changes)
+    built = build.trained(folder, changes, _task_of(changes))
+    if not built.config["evaluation"]["samples"]:
+        raise UserError("evaluation.samples=0: nothing to evaluate: expected evaluation.samples=N, the most per task")
     found = {}
     for line in _changed(changes):
         print(line, file=sys.stderr)

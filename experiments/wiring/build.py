@@ -414,9 +414,10 @@ def _tell_unknown_words(config: Config, env: VectorEnv) -> None:
 def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts) -> list[VectorEnv] | None:
     """Make the environments whose rationales supervised steps imitate; None for the training environments.
 
-    With ``data.rationales`` these are the samples that the file has a rationale for, with sizes in ``data.parts`` those of
-    the part ``isr``, or ``sft`` if every step is supervised. ``algo.rationales`` chooses: ``auto`` imitates those of the data and skips samples without one; ``own`` refuses data
-    with such samples; ``scenes`` imitates those of synthetic scenes.
+    With ``data.rationales`` these are the samples that the file has a rationale for; with sizes in ``data.parts``, they
+    are the part ``isr``, or ``sft`` if every step is supervised. ``algo.rationales`` chooses: ``auto`` imitates those of
+    the data and skips samples without one; ``own`` refuses data with such samples; ``scenes`` imitates those of
+    synthetic scenes.
 
     Raises:
         UserError: If the choice is unknown, or a task has no rationale to imitate or, with ``own``, lacks some.
