@@ -21,8 +21,13 @@ def write(folder: Path, step: int | None = None, names: Iterable[str] | None = N
         step: Number of finished updates, of a checkpoint.
         names: Files to list; None lists all, with those in its folders.
     """
-    listed = {name: _describe(folder / name) for name in sorted(_names(folder) if names is None else names)}
+    listed = describe(folder, _names(folder) if names is None else names)
     files.write(folder / NAME, json.dumps({"step": step, "files": listed}, indent=1) + "\n")
+
+
+def describe(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """Compute the size and the SHA-256 checksum of files in a folder, by name, sorted."""
+    return {name: _describe(folder / name) for name in sorted(names)}
 
 
 def check(folder: Path, step: int | None = None) -> None:

@@ -136,6 +136,27 @@ def segmenter_finetune(arguments: Sequence[str]) -> int:
     return finetune.main(arguments)
 
 
+def policy_merge(arguments: Sequence[str]) -> int:
+    """Merge the adapters of a run into their base model, in float32."""
+    from maskgym.experiments.wiring import run_folder
+    from maskgym.policies.text import adapters
+    from maskgym.policies.text.mllm import LanguagePolicy
+
+    options: list[tuple[str, dict]] = [
+        ("run", {"type": Path, "metavar": "RUN", "help": "folder of a finished run, or of saved adapters"}),
+        ("out", {"type": Path, "metavar": "OUT", "help": "new folder for the whole model"}),
+        ("--dtype", {"default": "float32", "help": "of the merged weights (%(default)s); half precision rounds them"}),
+    ]
+    given = _parse("policy merge", policy_merge, arguments, options)
+    folder = given.run / run_folder.POLICY if (given.run / run_folder.POLICY).is_dir() else given.run
+    if not adapters.are_in(folder):
+        raise UserError(f"{folder}: no {adapters.CONFIG} there: expected a run with policy.lora_rank, or its adapters")
+    config = adapters.read_config(folder)
+    LanguagePolicy(folder, config.r, config.lora_alpha, device="cpu").merge(given.out, given.dtype)
+    print(one_line(f"{given.out}: adapters of rank {config.r} merged, {given.dtype}"))
+    return 0
+
+
 def study(arguments: Sequence[str]) -> int:
     """Train what a table of a paper needs, and print the table."""
     from maskgym.experiments.grids import study as runner
@@ -178,6 +199,13 @@ def summary(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def reproduce(arguments: Sequence[str]) -> int:
+    """Go from the data sets to a paper's tables: train, tune, evaluate, each stage a command."""
+    from maskgym.experiments.reproduce import command
+
+    return command.main(arguments)
+
+
 def pretrain(arguments: Sequence[str]) -> int:
     """Train one of the bundled models again."""
     from maskgym.experiments.pretraining import pretrain as recipes
@@ -208,6 +236,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("baselines",): baselines,
     ("response_study",): response_study,
     ("summary",): summary,
+    ("reproduce",): reproduce,
     ("pretrain",): pretrain,
     ("play",): play,
     ("check",): check,
@@ -220,6 +249,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "reason"): data_reason,
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
+    ("policy", "merge"): policy_merge,
 }
 
 

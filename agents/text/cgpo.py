@@ -111,6 +111,13 @@ class CGPOConfig(TextConfig, GRPOConfig):
                 f"isr_sft_steps={self.isr_sft_steps}, isr_period={self.isr_period}: "
                 "expected 0 <= isr_sft_steps <= isr_period and isr_period >= 1"
             )
+        if self.isr_sft_steps and (self.deepspeed or self.fsdp):
+            key = "deepspeed" if self.deepspeed else "fsdp"
+            raise UserError(
+                f"{key}: supervised steps, those of sft and of cgpo with isr_sft_steps={self.isr_sft_steps}, have an "
+                "optimizer of their own, which DeepSpeed and FSDP do not shard: expected neither, or adapters "
+                "(policy.lora_rank), or isr_sft_steps=0"
+            )
         check_range(self, ["isr_batch_size"], lambda value: value >= 1, "at least 1")
         check_range(self, ["isr_learning_rate"], lambda value: value >= 0, "at least 0")
 
@@ -255,8 +262,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
             ``processing_class``, ``peft_config``, ….
 
     Raises:
-        UserError: If ``args`` is of another class, or if ISR is on without rows, with rows that lack a column, or with
-            DeepSpeed or FSDP.
+        UserError: If ``args`` is of another class, or if ISR is on without rows, or with rows that lack a column.
     """
 
     _tag_names: ClassVar = ["trl", "cgpo"]
@@ -358,8 +364,6 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         missing = {"prompt", "completion"} - set(dataset[0])
         if missing:
             raise UserError(f"isr_dataset: rows lack {', '.join(sorted(missing))}; they have {', '.join(dataset[0])}")
-        if args.deepspeed or args.fsdp:
-            raise UserError("isr_sft_steps: DeepSpeed and FSDP hold one optimizer only; expected neither, or 0 steps")
 
     def _isr_batches(self, count: int) -> list[list[Row]]:
         """Draw this device's examples of a supervised step with ``count`` forward passes."""
@@ -435,7 +439,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         return loss
 
     def _add_supervised_head(self) -> None:
-        """Build a forward pass with TRL's head at temperature 1; that of policy updates has the sampling temperature."""
+        """Build a forward pass with TRL's head at temperature 1; in policy updates it has the sampling temperature."""
         model = self._unwrapped_model
         sampling = model.forward
         add_fused_lm_head(model, temperature=1.0, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)

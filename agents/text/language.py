@@ -26,8 +26,11 @@ class LanguageAgent(Agent):
         output: Folder of the checkpoints.
         batch_size: Answers per update over all workers (see `maskgym.agents.common.parallel`).
         group_size: Answers per prompt, a divisor of ``batch_size``; None means the algorithm's default.
-        micro_batch_size: Answers per forward pass of a worker; None means the worker's whole share.
+        micro_batch_size: Answers per forward pass of a worker; None means the worker's whole share, and ``auto`` the
+            most that fit into the free memory by the formula of `maskgym.agents.text.forward_size`.
         max_new_tokens: Maximum length of an answer in tokens.
+        patience: Updates in a row whose answers are mostly cut off, or none of which can be read, before training
+            stops; None never stops.
         save_every: Updates between checkpoints.
         **settings: Fields of the trainer's config: ``learning_rate``, ``temperature``, ``num_iterations``, ….
 
@@ -51,18 +54,25 @@ class LanguageAgent(Agent):
         output: str | Path,
         batch_size: int = 128,
         group_size: int | None = None,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | str | None = None,
         max_new_tokens: int = 128,
         save_every: int = 10,
+        patience: int | None = 20,
         **settings: Any,
     ) -> None:
         self.policy, self.seed, self.output = policy, seed, Path(output)
         self.batch_size, self.max_new_tokens, self.save_every = batch_size, max_new_tokens, save_every
+        self.patience = patience
         check_at_least(1, batch_size=batch_size, max_new_tokens=max_new_tokens, save_every=save_every)
+        if patience is not None:
+            check_at_least(1, patience=patience)
         share, rest = divmod(batch_size, parallel.size())
         if rest:
             raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
-        self.micro_batch_size = share if micro_batch_size is None else micro_batch_size
+        self.sizes_itself = micro_batch_size == "auto"  # when training starts
+        self.micro_batch_size = micro_batch_size if isinstance(micro_batch_size, int) else share
+        if micro_batch_size not in (None, "auto", self.micro_batch_size):
+            raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a whole number, auto or null")
         if self.micro_batch_size < 1 or share % self.micro_batch_size:
             whose = f"batch_size={batch_size}" if share == batch_size else f"a worker's {share} answers"
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of {whose}")

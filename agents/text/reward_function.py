@@ -26,6 +26,7 @@ from maskgym.data.layout.listing import Reader
 from maskgym.data.sample import Dataset as SampleDataset
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
+from maskgym.rewards.answers import TAGS, parse
 
 OnMetric = Callable[[str, float], None]  # TRL's receiver of scalars, which logs their mean
 Completion = str | Sequence[JsonObject]  # an answer as text, or as messages
@@ -155,13 +156,16 @@ class EnvReward:
     Args:
         episodes: `Episodes`, or another scorer of answers.
         prefilled: See `EnvRewardFunction`.
+        tasks: Name of each task by its number. The share of readable answers is logged if all have a form of answers
+            (`maskgym.rewards.parse`).
     """
 
     __name__ = "reward"
 
-    def __init__(self, episodes: Scorer, prefilled: str = "") -> None:
+    def __init__(self, episodes: Scorer, prefilled: str = "", tasks: Sequence[str] = ()) -> None:
         self.episodes, self.prefilled = episodes, prefilled
-        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0}
+        self.tasks = tasks if set(tasks) <= set(TAGS) else ()
+        self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0, "readable": 0.0}
         self._since = time.monotonic()
 
     def __call__(
@@ -177,22 +181,26 @@ class EnvReward:
         start = time.monotonic()
         answers = [self.prefilled + message_text(completion) for completion in completions]
         values = _score(self.episodes, answers, task, index, log_metric)
-        spent = parallel.total([sum(map(len, completion_ids)), len(values), time.monotonic() - start])
+        readable = sum(parse(text, self.tasks[n]).tagged for text, n in zip(answers, task, strict=True) if self.tasks)
+        spent = parallel.total([sum(map(len, completion_ids)), len(values), time.monotonic() - start, readable])
         self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
         return values
 
     def cost(self) -> dict[str, float]:
         """Compute the cost since the last call: generated tokens and scored answers of all workers, and scoring time.
 
-        Seconds, milliseconds per answer and the share of elapsed time are means over workers. A pool of actors adds its
-        own scalars.
+        Seconds, milliseconds per answer and the share of elapsed time are means over workers. ``readable_share`` is
+        the share of answers whose ``<answer>`` block has the form of the task, if there were answers. A pool of actors
+        adds its own scalars.
         """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
+        readable = cost.pop("readable")
+        told = {"readable_share": readable / cost["reward_calls"]} if self.tasks and cost["reward_calls"] else {}
         elapsed, self._since = time.monotonic() - self._since, time.monotonic()
         seconds = cost["scoring_seconds"] / parallel.size()
         answers = max(1.0, cost["reward_calls"] / parallel.size())
         spent = {"scoring_seconds": seconds, "scoring_ms": 1000 * seconds / answers, "scoring_share": seconds / elapsed}
-        return cost | spent | self.episodes.cost()
+        return cost | spent | told | self.episodes.cost()
 
 
 class EnvRewardFunction:

@@ -7,6 +7,7 @@ algorithm:
 - The order of an epoch depends on its number, so that a run resumed in its third epoch reads the same prompts.
 - Tokens that stand for images are never sampled, because a sampled one crashes the next forward pass.
 - Of the decoding settings of a checkpoint only its end tokens count; ``generation_kwargs`` names others.
+- A frozen vision encoder runs without autograd.
 - A checkpoint also holds the step counter, the answers that are still to be used, and what a subclass adds in
   `ResumableTrainer.extra_state`. Its manifest (`maskgym.manifest`) is written last and checked before it is resumed.
 - Each update logs the shares of the response types and the mean advantage of each type.
@@ -38,7 +39,7 @@ from maskgym.agents.text.response_types import confidence, mean_by_type, rank_no
 from maskgym.agents.text.reward_function import Completion
 from maskgym.aliases import JsonObject, Settings
 from maskgym.errors import UserError, one_line
-from maskgym.policies.text.mllm import neutralise_decoding, vision_token_ids
+from maskgym.policies.text.mllm import detach_frozen_vision, neutralise_decoding, vision_token_ids
 from maskgym.segmenters.weights import refuse_mismatch
 
 Row = dict[str, Any]  # columns of a data set's row: prompt, image or images, completion, task, index
@@ -184,6 +185,7 @@ class ResumableTrainer(_Trainer):
         self.on_answer: OnAnswer | None = None  # receives each finished answer, with the row of its prompt
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         neutralise_decoding(self.model, self._tokenizer)
+        detach_frozen_vision(self.model)
         suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
         suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
         if suppressed:

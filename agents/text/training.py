@@ -6,13 +6,15 @@ environments. This module imports TRL, which takes seconds; agents import it whe
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from gymnasium.vector import VectorEnv
@@ -25,15 +27,18 @@ from maskgym.agents.common import parallel
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
 from maskgym.agents.text.cgpo_ablations import ABLATIONS, AblatedCGPOConfig, AblatedCGPOTrainer
 from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
+from maskgym.agents.text.forward_size import available_bytes, bytes_per_answer, fixed_bytes, largest_fitting
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
 from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
-from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step
+from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step, with_images
 from maskgym.aliases import Settings
+from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from maskgym.agents.text.language import LanguageAgent
+    from maskgym.policies.text.mllm import LanguagePolicy
 
 Data = dict[str, Dataset | None]
 
@@ -96,6 +101,7 @@ class Training:
         if config.fsdp and config.use_cpu:
             raise UserError("algo.fsdp: accelerate shards on GPUs only")
         check_gpus(config.n_gpu)
+        check_masters(self.agent.policy)
 
     def config(self, updates: int) -> GRPOConfig:
         """Build the config of the trainer.
@@ -143,25 +149,73 @@ class Training:
         scorer: Scorer | None,
     ) -> None:
         """Train; the arguments are those of `maskgym.agents.text.language.LanguageAgent.train`."""
-        agent, config, episodes = self.agent, self.config(updates), Episodes(envs)
+        agent, episodes = self.agent, Episodes(envs)
         prefilled = agent.policy.prefilled
-        reward = EnvReward(episodes if scorer is None else scorer, prefilled)
+        tasks = [unwrap(env, SampleVectorEnv).dataset.task for env in envs]
+        reward = EnvReward(episodes if scorer is None else scorer, prefilled, tasks)
+        rows = episodes.rows(updates, agent.batch_size // self.group_size, agent.seed)
+        checkpoint = last_checkpoint(agent.output) if resume else None
+        if agent.sizes_itself:
+            self._choose_micro_batch_size(rows, checkpoint)
+        config = self.config(updates)
         trainer = self.method.trainer(
             model=agent.policy.model,
             reward_funcs=reward,
             args=config,
-            train_dataset=episodes.rows(updates, agent.batch_size // self.group_size, agent.seed),
+            train_dataset=rows,
             processing_class=agent.policy.processor,
-            callbacks=[_Logs(on_log, reward.cost)],
+            callbacks=[_Logs(on_log, reward.cost, Watch(agent.patience, agent.max_new_tokens, agent.output))],
             **self.method.data(config, episodes, Episodes(supervised)),
         )
         if scorer is not None:
             trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], prefilled + answer)
         trainer.remove_callback(PrinterCallback)  # `on_log` decides what is shown.
-        checkpoint = last_checkpoint(agent.output) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_fsdp_enabled:
             self._gather(trainer)
+        else:
+            # accelerate's forward pass in half precision would stay, so that this process evaluates other scores than
+            # one that loads the policy.
+            trainer.accelerator.unwrap_model(agent.policy.model, keep_fp32_wrapper=False)
+
+    def _choose_micro_batch_size(self, rows: Dataset, checkpoint: Path | None) -> None:
+        """Set the answers per forward pass from the free memory, or as in the checkpoint that is resumed."""
+        agent = self.agent
+        share = agent.batch_size // parallel.size()
+        if checkpoint is not None:
+            stored = json.loads((checkpoint / "trainer_state.json").read_bytes()).get("train_batch_size")
+            if isinstance(stored, int) and stored > 0 and share % stored == 0:
+                agent.micro_batch_size = stored
+                return
+        model, text = agent.policy.model, agent.policy.model.config.get_text_config()
+        tokens = self._longest_prompt(rows) + agent.max_new_tokens
+        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        pairs = 2 if getattr(self.config(updates=1), "isr_sft_steps", 0) else 1
+        needed = bytes_per_answer(
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            tokens,
+            model.dtype.itemsize,
+            self.config(updates=1).gradient_checkpointing,
+        )
+        free = available_bytes(agent.policy.device, parallel.size())
+        own = largest_fitting(share, needed, fixed_bytes(trained, pairs, text.vocab_size), free)
+        # All workers take the same number, so that they make the same number of passes.
+        each = parallel.total([own * (number == parallel.rank()) for number in range(parallel.size())])
+        agent.micro_batch_size = int(min(each))
+        if not parallel.rank():
+            print(
+                f"algo.micro_batch_size=auto: {agent.micro_batch_size} of {share} answers per forward pass, of about "
+                f"{needed / 2**20:.0f} MiB each ({tokens} tokens), with {free / 2**30:.1f} GiB of memory"
+            )
+
+    def _longest_prompt(self, rows: Dataset, looked_at: int = 16) -> int:
+        """Count the tokens of the longest of some prompts, spread over the rows, with those of its images."""
+        processor, places = self.agent.policy.processor, np.linspace(0, len(rows) - 1, looked_at).astype(int)
+        prompts = with_images(rows.__getitems__(sorted({*places.tolist()})))
+        shown = processor.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return max(len(tokens) for tokens in shown["input_ids"])
 
     def _gather(self, trainer: ResumableTrainer) -> None:
         """Give rank 0 a policy with all weights, because sharded weights answer only on all workers together."""
@@ -169,6 +223,23 @@ class Training:
         del self.agent.policy.model
         if not parallel.rank():
             self.agent.policy.model.load_state_dict(state)
+
+
+def check_masters(policy: LanguagePolicy) -> None:
+    """Check that weights which are trained themselves have the precision for small updates.
+
+    AdamW moves a weight by about the learning rate. Half precision rounds that to zero where it is less than a 256th
+    (bfloat16) or a 2048th (float16) of the weight, which holds for most weights at 1e-6.
+
+    Raises:
+        UserError: If all weights are to be trained in half precision; adapters are float32 in any case.
+    """
+    if policy.lora_rank is None and policy.dtype is not torch.float32:
+        name = str(policy.dtype).removeprefix("torch.")
+        raise UserError(
+            f"policy.dtype={name} with policy.lora_rank=null: most updates of weights in half precision round to zero: "
+            "expected policy.dtype=float32 (+algo.bf16=true computes in bfloat16), or adapters, policy.lora_rank=16"
+        )
 
 
 def check_gpus(count: int) -> None:
@@ -193,11 +264,65 @@ def _select(name: str, settings: Settings) -> tuple[Method, Settings]:
     return METHODS[name], {key: value for key, value in settings.items() if key not in ABLATIONS}
 
 
+class Watch:
+    """Stop training that can teach nothing, because answers are cut off or cannot be read, update after update.
+
+    An answer that is cut off earns nothing. CGPO learns from it nevertheless: its advantage is minus its confidence, so
+    every token of every answer becomes less likely.
+
+    Args:
+        patience: Number of such updates in a row after which training stops; None never stops.
+        max_new_tokens: Maximum length of an answer in tokens.
+        output: Folder of the checkpoints.
+    """
+
+    def __init__(self, patience: int | None, max_new_tokens: int, output: Path) -> None:
+        self.patience, self.max_new_tokens, self.output = patience, max_new_tokens, output
+        self.streak = 0
+
+    def look(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at the log of an update; the first of a row of useless updates is told. Supervised ones do not count.
+
+        Raises:
+            UserError: If there have been ``patience`` useless updates in a row.
+        """
+        cut = values.get("completions/clipped_ratio")
+        if cut is None:
+            return
+        problem = self._problem(cut, values.get("readable_share", 1.0))
+        self.streak = self.streak + 1 if problem else 0
+        if self.streak == 1 and not parallel.rank():
+            print(one_line(f"update {step}: {problem}"))
+        if problem and self.streak == self.patience:
+            last = max((number for file in self.output.glob("*") if (number := checkpoint_step(file))), default=None)
+            kept = "before the first checkpoint" if last is None else f"the last checkpoint is of update {last}"
+            raise UserError(
+                f"update {step}: {problem}: stopped after {self.streak} such updates in a row (algo.patience; null "
+                f"never stops); {kept}, in {self.output}"
+            )
+
+    def _problem(self, cut: float, readable: float) -> str:
+        """Tell what is wrong with an update's answers, by the share that is cut off and that is readable."""
+        if cut > 0.5:
+            more = f"algo.max_new_tokens={self.max_new_tokens}: expected a larger number"
+            return f"{cut:.0%} of the answers are cut off at {more}"
+        if readable == 0:
+            return (
+                "no answer has the form that is asked for, and none earns a reward for its masks: expected a policy "
+                f"after supervised fine-tuning (algo=sft), or more than algo.max_new_tokens={self.max_new_tokens}"
+            )
+        return ""
+
+
 class _Logs(TrainerCallback):
     """Pass the numbers in the trainer's log of each step on, together with the cost of its answers."""
 
-    def __init__(self, receive: OnLog, cost: Callable[[], dict[str, float]]) -> None:
-        self.receive, self.cost = receive, cost
+    def __init__(self, receive: OnLog, cost: Callable[[], dict[str, float]], watch: Watch) -> None:
+        self.receive, self.cost, self.watch = receive, cost, watch
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Store the answers per forward pass in checkpoints, for a run that chose them itself."""
+        state.train_batch_size = args.per_device_train_batch_size
 
     def on_log(
         self,
@@ -210,7 +335,9 @@ class _Logs(TrainerCallback):
         """Pass on the log of one optimizer step; the summary at the end of training is not such a log."""
         if logs and "train_runtime" not in logs:
             numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
-            self.receive(state.global_step, numbers | self.cost())
+            numbers |= self.cost()
+            self.receive(state.global_step, numbers)
+            self.watch.look(state.global_step, numbers)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

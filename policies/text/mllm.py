@@ -1,18 +1,21 @@
 """Map observations to text answers with a multimodal language model.
 
 The policy loads any Qwen2.5-VL from the hub or from a Hugging Face folder; the bundled model is a small Qwen2.5-VL.
-The vision encoder is frozen and LoRA trains the language part, as in Saliency-R1 §4.2.
+The vision encoder is frozen and LoRA trains the language part, as in Saliency-R1 §4.2. Adapters are saved and trained
+further unmerged, see `maskgym.policies.text.adapters`.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,15 +29,20 @@ from transformers import AutoProcessor, GenerationConfig, ProcessorMixin, Qwen2_
 from maskgym import manifest
 from maskgym.aliases import JsonObject, Observation
 from maskgym.errors import UserError
+from maskgym.policies.text import adapters
 from maskgym.segmenters.frozen import DTYPES
 from maskgym.segmenters.weights import refuse_mismatch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
 # The pattern names the language part because the vision encoder has layers of the same names.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+# Implementations of attention in transformers, with the package that each needs.
+ATTENTION = {"eager": None, "sdpa": None, "flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
 
 
 class Samples(NamedTuple):
@@ -61,16 +69,24 @@ class LanguagePolicy:
     tokens that begin, end and pad an answer count, so that what is evaluated and sampled is what is trained.
 
     Args:
-        path: Hub name, or a folder with ``config.json``, weights, tokenizer and processor.
-        lora_rank: Rank of the LoRA adapters on the language part; None trains its weights directly.
+        path: Hub name, or a folder with ``config.json``, weights, tokenizer and processor; or a folder with adapters,
+            tokenizer and processor, as `save` writes it, whose adapters are trained further.
+        lora_rank: Rank of the LoRA adapters on the language part; None trains its weights directly. Adapters in
+            ``path`` must have this rank.
         lora_alpha: Scale of the adapters before division by the rank.
-        freeze_vision: Whether to freeze the vision encoder, including its merger.
+        freeze_vision: Whether to freeze the vision encoder, including its merger. A frozen encoder runs without
+            autograd.
         device: PyTorch device; None selects CUDA if available.
         dtype: Precision: ``float32``, ``bfloat16`` or ``float16``.
+        attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2`` or ``flash_attention_3``; None means the choice
+            of transformers, which is ``sdpa``.
+        max_pixels: Number of pixels above which the processor makes an image smaller; None means the checkpoint's.
+        min_pixels: Number of pixels below which the processor makes an image larger; None means the checkpoint's.
 
     Raises:
         UserError: If an argument is unknown. At first use, if the folder holds no such model, its weights do not fit,
-            or it differs from its manifest (see `maskgym.manifest`).
+            it differs from its manifest (see `maskgym.manifest`), or the base model of its adapters is missing or has
+            changed.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
@@ -83,6 +99,9 @@ class LanguagePolicy:
         freeze_vision: bool = True,
         device: str | None = None,
         dtype: str = "float32",
+        attn_implementation: str | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
     ) -> None:
         if path is None:
             raise UserError("policy.path is not set: expected a folder or a hub name of a Qwen2.5-VL")
@@ -93,6 +112,12 @@ class LanguagePolicy:
         self.path, self.lora_rank, self.lora_alpha, self.freeze_vision = str(path), lora_rank, lora_alpha, freeze_vision
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[dtype]
+        _check_attention(attn_implementation)
+        self.attn_implementation, self.pixels = attn_implementation, (min_pixels, max_pixels)
+        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise UserError(f"policy.{name}={value}: expected at least 1, or null for the checkpoint's")
+        self._former: str | None = None  # path before `load`
 
     @cached_property
     def _source(self) -> str:
@@ -101,12 +126,20 @@ class LanguagePolicy:
         if not local.exists():
             return self.path
         _check_folder(local, f"policy.path={self.path}")
+        if adapters.are_in(local):
+            adapters.check_keys(local, self.lora_rank, self.lora_alpha)
         return str(local)
+
+    @cached_property
+    def _base(self) -> adapters.Base | None:
+        """The model that the adapters in `path` belong to; None if there are none."""
+        folder = Path(self._source)
+        return adapters.find_base(folder, self._former) if adapters.are_in(folder) else None
 
     @cached_property
     def processor(self) -> ProcessorMixin:
         """Processor with chat template, left-padding tokenizer and image processor."""
-        processor = self._load(AutoProcessor)
+        processor = self._load(AutoProcessor, self._source)
         for name, value in (
             ("an end token", processor.tokenizer.eos_token_id),
             ("a padding token", processor.tokenizer.pad_token_id),
@@ -115,6 +148,7 @@ class LanguagePolicy:
             if value is None:
                 raise UserError(f"policy.path={self.path}: its tokenizer or processor lacks {name}")
         processor.tokenizer.padding_side = "left"
+        _limit_pixels(processor, *self.pixels)
         try:
             prefilled(processor)
         except Exception as error:  # a template is a program, which may raise anything
@@ -125,7 +159,16 @@ class LanguagePolicy:
     @cached_property
     def model(self) -> PreTrainedModel:
         """Model on `device`, with adapters; frozen parts have no gradient."""
-        model, report = self._load(Qwen2_5_VLForConditionalGeneration, dtype=self.dtype, output_loading_info=True)
+        source, revision = (self._source, None) if self._base is None else (self._base.path, self._base.revision)
+        if self._base is not None and Path(source).is_dir():
+            _check_config(Path(source))
+        arguments = {"dtype": self.dtype, "attn_implementation": self.attn_implementation, "revision": revision}
+        model, report = self._load(
+            Qwen2_5_VLForConditionalGeneration,
+            source,
+            output_loading_info=True,
+            **{name: value for name, value in arguments.items() if value is not None},
+        )
         refuse_mismatch(
             f"policy.path={self.path}",
             missing=sorted(report["missing_keys"]),
@@ -138,23 +181,27 @@ class LanguagePolicy:
         neutralise_decoding(model, tokenizer)
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
-        if self.lora_rank is not None:
+        if self._base is not None:
+            model = adapters.attach(model, Path(self._source))
+        elif self.lora_rank is not None:
             from peft import LoraConfig, get_peft_model
 
             scale = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
             model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS, task_type="CAUSAL_LM", **scale))
+        detach_frozen_vision(model)
         return model.to(self.device)
 
-    def _load(self, kind: Any, **arguments: Any) -> Any:
+    def _load(self, kind: Any, source: str, **arguments: Any) -> Any:
         """Call ``from_pretrained`` and raise its errors about a folder or a hub name as UserError."""
         try:
-            return kind.from_pretrained(self._source, trust_remote_code=False, **arguments)
+            return kind.from_pretrained(source, trust_remote_code=False, **arguments)
         except UserError:
             raise
         # Many readers are called with different exceptions, and all of them concern the checkpoint.
         except Exception as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
-            raise UserError(f"policy.path={self.path}: {reason}") from error
+            whose = "" if source == self._source else f"the base model of its adapters, {source}: "
+            raise UserError(f"policy.path={self.path}: {whose}{reason}") from error
 
     @cached_property
     def prefilled(self) -> str:
@@ -309,27 +356,49 @@ class LanguagePolicy:
     def save(self, path: str | Path) -> None:
         """Write model, processor and manifest atomically to a folder that ``policy=qwen2_5_vl policy.path=…`` loads.
 
-        The adapters are merged into the weights.
+        Of a policy with adapters only these are written, with the path and the checksums of their base model.
         """
-        target, unfinished = Path(path), Path(f"{path}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        model = self.model
-        if self.lora_rank is not None:
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(unfinished)
-        self.processor.save_pretrained(unfinished)
-        manifest.write(unfinished)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(unfinished, target)
+        with _folder(Path(path)) as folder:
+            if self.lora_rank is None:
+                self.model.save_pretrained(folder)
+            else:
+                model: PeftModel = self.model
+                revision = getattr(model.config, "_commit_hash", None)
+                adapters.save(model, folder, self._base or adapters.describe_base(self._source, revision))
+            self.processor.save_pretrained(folder)
+
+    def merge(self, path: str | Path, dtype: str = "float32") -> None:
+        """Write a model with the adapters merged into its weights; this policy can no longer be used.
+
+        Args:
+            path: The folder to write.
+            dtype: Precision of the merged weights. The sums are computed in the precision of this policy, which should
+                be float32; half precision then rounds small deltas away.
+
+        Raises:
+            UserError: If the policy has no adapters, the precision is unknown, or the folder exists.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+        if self.lora_rank is None:
+            raise UserError(f"{self.path}: holds no adapters to merge: expected a folder with {adapters.CONFIG}")
+        if Path(path).exists():
+            raise UserError(f"{path}: exists: expected a new folder for the merged model")
+        with _folder(Path(path)) as folder:
+            vars(self)["model"] = self.model.merge_and_unload().to(DTYPES[dtype])
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
 
     def load(self, path: str | Path) -> None:
-        """Load what `save` wrote, at next use; new adapters start on the merged weights.
+        """Load what `save` wrote, at next use.
+
+        The base model of adapters may also be the policy's `path` until now, if it is the same model elsewhere.
 
         Raises:
             UserError: At next use, see the class.
         """
-        self.path = str(path)
-        for name in ("_source", "processor", "prefilled", "model"):
+        self._former, self.path = self.path, str(path)
+        for name in ("_source", "_base", "processor", "prefilled", "model"):
             vars(self).pop(name, None)
 
 
@@ -384,15 +453,81 @@ def neutralise_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=pads)
 
 
+def detach_frozen_vision(model: PreTrainedModel | PeftModel) -> None:
+    """Let the vision encoder of a model run without autograd, if all its weights are frozen and it has one.
+
+    With adapters and gradient checkpointing, TRL makes the outputs of embeddings require a gradient, those of image
+    patches, too. Each update would then keep the encoder's activations, compute it twice and go back through it, for
+    nothing.
+    """
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    encoder = whole.get_encoder(modality="image")
+    text_only = encoder is whole or encoder is whole.base_model
+    if not text_only and not any(value.requires_grad for value in encoder.parameters()):
+        encoder.forward = MethodType(torch.no_grad()(type(encoder).forward), encoder)
+
+
+def _check_attention(name: str | None) -> None:
+    """Raise a UserError if an implementation of attention is unknown, or its package is not installed."""
+    if name is None:
+        return
+    if name not in ATTENTION:
+        raise UserError(f"policy.attn_implementation={name}: expected one of {', '.join(ATTENTION)}, or null")
+    package = ATTENTION[name]
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"policy.attn_implementation={name}: its package {package} is not installed: expected sdpa")
+
+
+def _limit_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -> None:
+    """Set the numbers of pixels between which a processor resizes images; None keeps its own.
+
+    Raises:
+        UserError: If the limits exclude each other, or an image of that size has no token.
+    """
+    if least is None and most is None:
+        return
+    images = processor.image_processor
+    least = images.size["shortest_edge"] if least is None else least  # in spite of their names, these are pixels
+    most = images.size["longest_edge"] if most is None else most
+    token = (images.patch_size * images.merge_size) ** 2
+    if not token <= most or not least <= most:
+        raise UserError(
+            f"policy.min_pixels={least}, policy.max_pixels={most}: expected min_pixels <= max_pixels, and "
+            f"max_pixels of at least {token}, one token"
+        )
+    images.size = {"shortest_edge": least, "longest_edge": most}
+
+
+@contextmanager
+def _folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target``, which it replaces, with a manifest, once it is complete."""
+    unfinished = Path(f"{target}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    manifest.write(unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(unfinished, target)
+
+
 def _check_folder(folder: Path, name: str) -> None:
     """Raise a UserError that begins with ``name`` if files are missing, empty or damaged that loading would do without.
 
     Transformers takes the sizes of another model for those that ``config.json`` omits, and another tokenizer's special
     tokens for those that ``tokenizer_config.json`` omits.
     """
-    if not (folder / "config.json").is_file():
+    with_adapters = adapters.are_in(folder)
+    if not with_adapters and not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json there; expected a Hugging Face model folder")
     manifest.check(folder)
+    if not with_adapters:
+        _check_config(folder)
+    if not _read_json(folder / "tokenizer_config.json").get("eos_token"):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: no eos_token: expected the settings of a tokenizer")
+
+
+def _check_config(folder: Path) -> None:
+    """Raise a UserError if the config in a folder is of another model, or lacks sizes."""
     config = _read_json(folder / "config.json")
     sizes = {**config, **(config.get("text_config") or {})}
     if config.get("model_type") != "qwen2_5_vl" or not config.get("vision_config") or not sizes.get("hidden_size"):
@@ -400,8 +535,6 @@ def _check_folder(folder: Path, name: str) -> None:
             f"{folder / 'config.json'}: model_type={config.get('model_type')}: expected qwen2_5_vl, with vision_config "
             "and hidden_size"
         )
-    if not _read_json(folder / "tokenizer_config.json").get("eos_token"):
-        raise UserError(f"{folder / 'tokenizer_config.json'}: no eos_token: expected the settings of a tokenizer")
 
 
 def _read_json(file: Path) -> JsonObject:

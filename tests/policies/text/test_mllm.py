@@ -115,17 +115,49 @@ def test_the_vision_encoder_is_frozen_and_only_it(tiny: LanguagePolicy) -> None:
     ).model.model.visual.patch_embed.proj.weight.grad_fn
 
 
-def test_adapters_train_the_language_part_and_merge_on_saving(tmp_path: Path) -> None:
-    policy = LanguagePolicy(TINY, lora_rank=2, device="cpu")
-    trained = [name for name, value in policy.model.named_parameters() if value.requires_grad]
-    assert trained and all("lora_" in name and "language_model" in name for name in trained)
-    with torch.no_grad():
-        for name, value in policy.model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.2)
-    shown = observations("sis", 4)
-    policy.save(tmp_path / "merged")
-    assert LanguagePolicy(tmp_path / "merged", device="cpu").generate(shown) == policy.generate(shown)
+class Seen(torch.nn.Module):
+    """Keeps what a module puts out."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.outputs: list[torch.Tensor] = []
+        module.register_forward_hook(lambda module, inputs, output: self.outputs.append(output.last_hidden_state))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lora_rank": 2}, {"lora_rank": 2, "freeze_vision": False}])
+def test_the_frozen_vision_encoder_runs_outside_autograd(arguments: dict) -> None:
+    policy = LanguagePolicy(TINY, device="cpu", **arguments)
+    whole = policy.model.get_base_model() if "lora_rank" in arguments else policy.model
+    policy.model.gradient_checkpointing_enable()
+    policy.model.enable_input_require_grads()  # as TRL does with adapters and gradient checkpointing
+    seen = Seen(whole.model.visual)
+    values, _ = policy.log_probabilities(observations("sis", 1), ["a"])
+    assert len(seen.outputs) == 1 and not seen.outputs[0].requires_grad
+    values.sum().backward()
+    assert any(value.grad is not None for value in policy.model.parameters())
+
+
+def test_a_vision_encoder_that_learns_stays_in_autograd() -> None:
+    policy = LanguagePolicy(TINY, freeze_vision=False, device="cpu")
+    policy.log_probabilities(observations("sis", 1), ["a"])[0].sum().backward()
+    assert policy.model.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "side"),
+    [({}, 9), ({"max_pixels": 4 * 42**2, "min_pixels": 42**2}, 6), ({"max_pixels": 10**6, "min_pixels": 10**5}, 24)],
+)
+def test_images_are_resized_between_the_limits(limits: dict, side: int, tmp_path: Path) -> None:
+    policy = LanguagePolicy(TINY, device="cpu", **limits)
+    assert policy._inputs(observations("sis", 1))["image_grid_thw"].tolist() == [[1, side, side]]
+    policy.save(tmp_path / "saved")
+    kept = LanguagePolicy(tmp_path / "saved", device="cpu")
+    assert kept._inputs(observations("sis", 1))["image_grid_thw"].tolist() == [[1, side, side]]
+
+
+def test_attention_is_computed_as_asked(tiny: LanguagePolicy) -> None:
+    eager = LanguagePolicy(TINY, device="cpu", attn_implementation="eager")
+    assert (eager.model.config._attn_implementation, tiny.model.config._attn_implementation) == ("eager", "sdpa")
 
 
 def test_saved_weights_load_again(tiny: LanguagePolicy, tmp_path: Path) -> None:
@@ -296,8 +328,18 @@ def test_one_flipped_byte_of_a_saved_policy_is_named(tiny: LanguagePolicy, name:
         ({"path": None}, "path"),
         ({"path": TINY, "dtype": "int8"}, "dtype"),
         ({"path": TINY, "lora_rank": 0}, "lora_rank"),
+        ({"path": TINY, "max_pixels": 0}, "policy.max_pixels=0: expected at least 1"),
+        ({"path": TINY, "min_pixels": -1}, "policy.min_pixels=-1: expected at least 1"),
+        ({"path": TINY, "attn_implementation": "fast"}, "attn_implementation=fast: expected one of eager, sdpa"),
+        ({"path": TINY, "attn_implementation": "flash_attention_2"}, "its package flash_attn is not installed"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         LanguagePolicy(**arguments)
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 15875}, {"min_pixels": 15877}, {"max_pixels": 9, "min_pixels": 9}])
+def test_limits_that_exclude_each_other_are_refused(limits: dict) -> None:
+    with pytest.raises(UserError, match=r"policy\.min_pixels=.* expected min_pixels <= max_pixels"):
+        _ = LanguagePolicy(TINY, device="cpu", **limits).processor

@@ -1,0 +1,70 @@
+"""Choose how many answers one forward pass holds, from the memory that is free (``algo.micro_batch_size=auto``).
+
+The estimate is a formula; nothing is tried out, so the number is the same in each run on the same free memory. For each
+answer of N tokens (the longest prompt found and ``max_new_tokens``), in a language model with L layers of width H and I
+inner units, a pass keeps
+
+- with gradient checkpointing: N L H values, the inputs of the layers, and the N (8 H + 4 I) of one layer;
+- without: the N L (8 H + 4 I) of all layers.
+
+What does not depend on the size of a pass is subtracted first: gradients, AdamW's moments (two pairs with the separate
+optimizer of supervised steps) and four tiles of TRL's head in float32. Of the rest, `SAFETY` is used. Generation holds
+all answers of a worker at once, whatever the size of a pass.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+SAFETY = 0.8  # what the allocator wastes and the estimate leaves out, such as the vision encoder's activations
+CPU_SHARE = 0.5  # of the machine's memory: what is free changes, and runs on a CPU should be the same each time
+HEAD_TILE = 4096 * 32768 * 4  # bytes of a tile of TRL's head: tokens by words, in float32
+FLOAT = 4  # bytes of a trained weight, its gradient and each of its moments
+
+
+def bytes_per_answer(hidden: int, inner: int, layers: int, tokens: int, size: int, checkpointing: bool) -> int:
+    """Compute the bytes of activations that one answer adds to a forward and backward pass.
+
+    Args:
+        hidden: Width H.
+        inner: Inner units I of a feed-forward layer.
+        layers: Number of layers L.
+        tokens: Tokens N of prompt and answer.
+        size: Bytes of a value.
+        checkpointing: Whether gradient checkpointing is on.
+    """
+    layer = tokens * (8 * hidden + 4 * inner) * size
+    return tokens * layers * hidden * size + layer if checkpointing else layers * layer
+
+
+def fixed_bytes(trained: int, pairs: int, words: int) -> int:
+    """Compute the bytes of an update that do not depend on the size of a pass.
+
+    Args:
+        trained: Number of trained parameters.
+        pairs: Pairs of moments, one per optimizer.
+        words: Size of the vocabulary.
+    """
+    return trained * FLOAT * (1 + 2 * pairs) + 4 * min(HEAD_TILE, 4096 * words * FLOAT)
+
+
+def available_bytes(device: torch.device, workers: int) -> int:
+    """Find the memory for a worker: what is free on its GPU, or its part of half of the machine's memory."""
+    if device.type != "cuda":
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_SHARE / workers)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def largest_fitting(share: int, per_answer: int, fixed: int, available: int) -> int:
+    """Find the largest divisor of a worker's answers that fits into memory; 1 if none does.
+
+    Example:
+        >>> [largest_fitting(12, 10, 100, 100 + room) for room in (0, 50, 80, 1000)]
+        [1, 4, 6, 12]
+    """
+    room = (available - fixed) * SAFETY
+    divisors = [count for count in range(1, share + 1) if share % count == 0]
+    return max([1, *(count for count in divisors if count * per_answer <= room)])
