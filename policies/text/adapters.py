@@ -143,6 +143,7 @@ def attach(model: PreTrainedModel, folder: Path) -> PeftModel:
 
     config, file = read_config(folder), folder / WEIGHTS
     config.inference_mode, config.base_model_name_or_path = False, None  # PEFT warns of a base that has moved
+    config.inference_mode, config.base_model_name_or_path = False, None  # PEFT warns of a base that has moved
     try:
         state = load_file(file)
         adapted = get_peft_model(model, config)
