@@ -28,7 +28,7 @@ def make_tasks(
     held_out: Mapping[str, Source] | None = None,
     root: Folder = None,
     roots: Mapping[str, Folder] | None = None,
-    settings: Mapping[str, Settings] | None = None,
+    readers: Mapping[str, Settings] | None = None,
     group_size: int | None = None,
 ) -> Concatenated:
     """Read the sets of one task, one after another, each under its name.
@@ -45,7 +45,7 @@ def make_tasks(
         held_out: By task, the sets of the splits ``validation`` and ``test``; absent or null, those above.
         root: Folder that holds the sets by their usual names.
         roots: Folder of a set by its name, if it is elsewhere.
-        settings: Further arguments of a set's reader, by the set's name.
+        readers: Further arguments of a set's reader, by the set's name.
         group_size: Photos per sample of ``cosod``; None gives whole groups.
 
     Raises:
@@ -56,9 +56,9 @@ def make_tasks(
         raise UserError(f"task={task}: data=tasks reads {', '.join(TASKS)}")
     named = _named({"sod": sod, "sis": sis, "cosod": cosod}, held_out or {})
     places = find_folders({name: key for key, names in named.items() for name in names}, root, roots or {})
-    further = settings or {}
+    further = readers or {}
     if unknown := sorted({*(roots or {}), *further} - places.keys()):
-        raise UserError(f"data=tasks: a root or settings of '{unknown[0]}', which is no set of a task")
+        raise UserError(f"data=tasks: a root or arguments of '{unknown[0]}', which is no set of a task")
     aside = split != "train" and named[f"data.held_out.{task}"]
     key = f"data.held_out.{task}" if aside else f"data.{task}"
     if not named[key]:

@@ -1,4 +1,12 @@
-"""Instructions of the tasks, in our own words; those of the paper are in Saliency-R1, supplement §6."""
+"""Instructions of the tasks: in our own words, and as a paper prints them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from maskgym.errors import UserError
 
 _STEPS = "Reason step by step inside <think> </think>, then answer inside <answer> </answer>."
 # It has only words of the sentence above, so that a tokenizer built from the instructions knows both.
@@ -18,8 +26,32 @@ INSTRUCTIONS = {
         f"{_STEPS} Name only that category inside <rg> </rg>, starting with [semantic]."
     ),
 }
+PAPER = Path(__file__).with_name("saliency_r1.json")  # quoted, with the source
+NAMES = ("maskgym", "paper")
 
 
-def instruction(task: str, reasoning: bool = True) -> str:
-    """Select the instruction of a task; without ``reasoning``, it asks for the answer only (Table 1, w/o CoT)."""
+@cache
+def published() -> dict[str, str]:
+    """Read the instructions of Saliency-R1, by task; a paragraph per line."""
+    content = json.loads(PAPER.read_text(encoding="utf-8"))
+    return {task: "\n".join(content[task]) for task in INSTRUCTIONS}
+
+
+def instruction(task: str, reasoning: bool = True, name: str = "maskgym") -> str:
+    """Select the instruction of a task.
+
+    Args:
+        task: ``sod``, ``sis`` or ``cosod``.
+        reasoning: Whether answers begin with reasoning; if not, it asks for the answer only (Table 1, w/o CoT).
+        name: ``maskgym`` for our own words, ``paper`` for those of Saliency-R1.
+
+    Raises:
+        UserError: If the name is unknown, or the paper prints no such instruction.
+    """
+    if name not in NAMES:
+        raise UserError(f"instruction={name}: expected one of {', '.join(NAMES)}")
+    if name == "paper":
+        if not reasoning:
+            raise UserError("instruction=paper: the paper prints none without reasoning: expected reasoning=true")
+        return published()[task]
     return INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)

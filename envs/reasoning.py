@@ -16,10 +16,11 @@ from maskgym import rewards, segmenters
 from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
 from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, limited, make_dataset
-from maskgym.envs.instructions import INSTRUCTIONS, instruction
+from maskgym.envs.instructions import INSTRUCTIONS, published
+from maskgym.envs.instructions import instruction as wording
 from maskgym.envs.letterbox import letterbox
 from maskgym.envs.rendering import frame
-from maskgym.envs.spaces import FreeText, ImageSpace
+from maskgym.envs.spaces import FreeText, ImageGroupSpace, ImageSpace
 from maskgym.errors import UserError, brief
 from maskgym.metrics import iou
 from maskgym.rewards import AnyReward, Transition
@@ -39,7 +40,8 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
     Observation Space:
         ``Dict(image, instruction)`` for ``sod`` and ``sis``; ``Dict(images, instruction)`` for ``cosod``.
         image: uint8 (S, S, 3), letterboxed with zeros right and below; any size when ``image_size`` is None.
-        images: uint8 (K, S, S, 3); images of a smaller group are repeated up to K, and the repeats are not scored.
+        images: uint8 (K, S, S, 3); images of a smaller group are repeated up to K, and the repeats are not scored. With
+        ``whole_groups``, uint8 (k, S, S, 3) with the k images of the group, at most K.
         instruction: The task in words.
 
     Action Space:
@@ -73,6 +75,8 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         group_size: K, number of images per group (``cosod``).
         reasoning: Whether answers begin with reasoning; if not, instruction, rationale and format reward consider the
             answer only (Saliency-R1, Table 1, w/o CoT).
+        instruction: Wording of the instruction: ``maskgym``, ours, or ``paper``, that of Saliency-R1 (Figure 5).
+        whole_groups: Whether a group is shown as it is, without repeats (``cosod``).
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
         max_episode_steps: Limit that Gymnasium passes; an episode has one step anyway.
@@ -101,11 +105,14 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         image_size: int | None = 128,
         group_size: int = 4,
         reasoning: bool = True,
+        instruction: str = "maskgym",
+        whole_groups: bool = False,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
     ) -> None:
         _check_arguments(task, image_size, group_size)
+        self._instruction = wording(task, reasoning, instruction)
         shown = make_dataset(dataset, task, split, **({"group_size": group_size} if task == "cosod" else {}))
         if shown.task != task:
             raise UserError(f"dataset is for task '{shown.task}': expected '{task}'")
@@ -116,21 +123,34 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         if not isinstance(made, segmenters.ReferringSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.segmenter = made
-        self.single_observation_space = _observation_space(task, image_size, group_size)
+        self.whole_groups, self.instruction_name = whole_groups, instruction
+        self.single_observation_space = self._observation_space()
         self.single_action_space = FreeText(MAX_TEXT)
         self._allocate(num_envs)
 
     @property
     def instruction(self) -> str:
         """Task in words; a subclass may word it differently."""
-        return instruction(self.task, self.reasoning)
+        return self._instruction
+
+    def _observation_space(self) -> spaces.Dict:
+        texts = INSTRUCTIONS if self.instruction_name == "maskgym" else published()
+        text, size = FreeText(max(map(len, texts.values()))), self.image_size
+        if size is None:
+            return spaces.Dict({"image": ImageSpace(), "instruction": text})
+        if self.task != "cosod":
+            return spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8), "instruction": text})
+        if self.whole_groups:
+            return spaces.Dict({"images": ImageGroupSpace(self.group_size, size), "instruction": text})
+        shape = (self.group_size, size, size, 3)
+        return spaces.Dict({"images": spaces.Box(0, 255, shape, np.uint8), "instruction": text})
 
     def _observe_row(self, i: int) -> Observation:
         images, size = self._shown(i).images, self.image_size
         if self.task == "cosod":
             assert size is not None
             shown = [letterbox(image, size) for image in images[: self.group_size]]
-            filled = [shown[k % len(shown)] for k in range(self.group_size)]
+            filled = shown if self.whole_groups else [shown[k % len(shown)] for k in range(self.group_size)]
             return {"images": np.stack(filled), "instruction": self.instruction}
         image = images[0] if size is None else letterbox(images[0], size)
         return {"image": image, "instruction": self.instruction}
@@ -203,13 +223,3 @@ def _check_arguments(task: str, image_size: int | None, group_size: int) -> None
     for name, value in (("image_size", image_size), ("group_size", group_size)):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: expected at least 1")
-
-
-def _observation_space(task: str, image_size: int | None, group_size: int) -> spaces.Dict:
-    text = FreeText(max(map(len, INSTRUCTIONS.values())))
-    if image_size is None:
-        return spaces.Dict({"image": ImageSpace(), "instruction": text})
-    shape = (image_size, image_size, 3)
-    if task == "cosod":
-        return spaces.Dict({"images": spaces.Box(0, 255, (group_size, *shape), np.uint8), "instruction": text})
-    return spaces.Dict({"image": spaces.Box(0, 255, shape, np.uint8), "instruction": text})

@@ -1,4 +1,4 @@
-"""Spaces that Gymnasium lacks: free text, and images of any size."""
+"""Spaces that Gymnasium lacks: free text, images of any size, and groups of any number of images."""
 
 from __future__ import annotations
 
@@ -81,6 +81,47 @@ class ImageSpace(Space[np.ndarray]):
         return "ImageSpace()"
 
 
+class ImageGroupSpace(Space[np.ndarray]):
+    """Groups of square RGB images, uint8 (k, S, S, 3), of 1 to ``most`` images.
+
+    Gymnasium batches them as a tuple. Samples are noise.
+
+    Args:
+        most: Largest number of images.
+        side: S, pixels.
+        seed: Seed of the samples.
+
+    Example:
+        >>> [np.zeros((count, 8, 8, 3), np.uint8) in ImageGroupSpace(3, 8) for count in (0, 2, 4)]
+        [False, True, False]
+    """
+
+    def __init__(self, most: int, side: int, seed: int | np.random.Generator | None = None) -> None:
+        self.most, self.side = most, side
+        super().__init__(shape=None, dtype=np.uint8, seed=seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """Return False, because the groups have no common shape."""
+        return False
+
+    def sample(self, mask: None = None, probability: None = None) -> np.ndarray:
+        """Draw a group of noise images."""
+        count = int(self.np_random.integers(1, self.most + 1))
+        return self.np_random.integers(0, 256, size=(count, self.side, self.side, 3), dtype=np.uint8)
+
+    def contains(self, x: Any) -> bool:
+        """Check that ``x`` is such a group."""
+        square = (self.side, self.side, 3)
+        return isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[1:] == square and 1 <= len(x) <= self.most
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageGroupSpace) and (self.most, self.side) == (other.most, other.side)
+
+    def __repr__(self) -> str:
+        return f"ImageGroupSpace({self.most}, {self.side})"
+
+
 @flatten_space.register(FreeText)
 def _flatten_text_space(space: FreeText) -> Box:
     return Box(NO_CHARACTER, 0x10FFFF, (space.max_length,), np.int32)
@@ -144,10 +185,14 @@ def _texts(space: FreeText, memory: SynchronizedArray) -> np.ndarray:
 
 
 @create_shared_memory.register(ImageSpace)
-def _refuse_images(space: ImageSpace, n: int = 1, ctx: BaseContext | None = None) -> None:
-    raise UserError("images of any size have no shared memory: expected image_size=…, or shared_memory=False")
+@create_shared_memory.register(ImageGroupSpace)
+def _refuse_images(space: ImageSpace | ImageGroupSpace, n: int = 1, ctx: BaseContext | None = None) -> None:
+    fixed = "image_size=…" if isinstance(space, ImageSpace) else "whole_groups=False"
+    raise UserError(f"images of any size or number have no shared memory: expected {fixed}, or shared_memory=False")
 
 
 @flatten_space.register(ImageSpace)
-def _refuse_flat_images(space: ImageSpace) -> None:
-    raise UserError("images of any size cannot be flattened: expected image_size=…")
+@flatten_space.register(ImageGroupSpace)
+def _refuse_flat_images(space: ImageSpace | ImageGroupSpace) -> None:
+    fixed = "image_size=…" if isinstance(space, ImageSpace) else "whole_groups=False"
+    raise UserError(f"images of any size or number cannot be flattened: expected {fixed}")

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 # Keys of a config group that are no arguments of its component.
 ALGO_KEYS = ("updates", "rationales", "default_parts")
-ENV_KEYS = ("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention")
+ENV_KEYS = (
+    *("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"),
+    "held_out_group_size",
+)
 HELD_OUT = ("test", "validation")
 LEAST = {  # least value of each whole number
     "seed": 0,
@@ -40,11 +43,12 @@ LEAST = {  # least value of each whole number
     "env.num_envs": 1,
     "train_samples": 1,
     "evaluation.every": 1,
+    "env.held_out_group_size": 1,
 }
 LOOKED_AT = 32  # samples whose needs are looked at for unknown words
 BUNDLED_CLIP, PUBLISHED_SAMS = "clip_tiny", ("sam", "sam_hf", "sam2")
 EACH = "expected a set that serves the task, or one for each task, as data.sod=duts data.sis=ilso data.cosod=cocoseg"
-OPTIONAL = ("train_samples", "evaluation.every")  # numbers that may be null
+OPTIONAL = ("train_samples", "evaluation.every", "env.held_out_group_size")  # numbers that may be null
 
 _Part = TypeVar("_Part")
 
@@ -82,6 +86,8 @@ def check_numbers(config: Config) -> None:
         UserError: If a number is out of range, or the split is not one of held-out samples.
     """
     for key, least in LEAST.items():
+        if key.startswith("env.") and key.partition(".")[2] not in config["env"]:
+            continue
         value = composition.look_up(config, key.split("."))
         if value is None and key in OPTIONAL:
             continue
@@ -220,15 +226,23 @@ def _env_of(config: Config, task: str, dataset: Dataset, parts: Parts, autoreset
 
     gym_id = config["env"]["gym_ids"][task]
     kind = _env_class(gym_id)
+    settings = {key: value for key, value in config["env"].items() if key not in ENV_KEYS}
+    if (size := _whole_groups(config, task, dataset.split)) is not None:
+        settings |= {"group_size": size, "whole_groups": True}
     return _make(
         "env",
-        {key: value for key, value in config["env"].items() if key not in ENV_KEYS},
+        settings,
         lambda name: kind,
         lambda name, **arguments: gym.make_vec(gym_id, **arguments),
         dataset=dataset,
         autoreset_mode=agents.get(config["algo"]["name"]).autoreset_mode if autoreset else AutoresetMode.DISABLED,
         **{name: part for name, part in parts.items() if name in kind.takes},
     )
+
+
+def _whole_groups(config: Config, task: str, split: str) -> int | None:
+    """Return the largest number of images of a held-out group, which is shown without repeats; None for training's."""
+    return config["env"].get("held_out_group_size") if task == "cosod" and split != "train" else None
 
 
 def _env_class(gym_id: str) -> type[SampleVectorEnv]:
@@ -278,7 +292,7 @@ def make_dataset(config: Config, task: str, split: str, data_name: str = "", par
     if split == "train" and sources.given({"data": source}):
         dataset = sources.training(config, task, part)
     else:
-        shown_as = _shown_as(config, source, task)
+        shown_as = _shown_as(config, source, task, split)
         try:
             dataset = _make("data", _arguments(source), data.get, data.make, split=split, **shown_as)
         except UserError as error:
@@ -299,7 +313,7 @@ def _arguments(source: Settings) -> Config:
     return {key: value for key, value in source.items() if key != "parts" or not sources.given({"data": source})}
 
 
-def _shown_as(config: Config, source: Settings, task: str) -> Config:
+def _shown_as(config: Config, source: Settings, task: str, split: str) -> Config:
     """Build the arguments of a reader that the environment sets: the task, and of groups their size.
 
     Raises:
@@ -311,7 +325,7 @@ def _shown_as(config: Config, source: Settings, task: str) -> Config:
         return {"task": config["env"].get("task", task)}
     if not takes_groups(source["name"]):
         raise UserError(f"data={source['name']}: holds single photos, and cosod shows groups: {EACH}")
-    return {"task": task, "group_size": config["env"]["group_size"]}
+    return {"task": task, "group_size": _whole_groups(config, task, split) or config["env"]["group_size"]}
 
 
 def make_train_envs(config: Config, parts: Parts) -> dict[str, VectorEnv]:
@@ -415,8 +429,8 @@ def make_supervised(config: Config, envs: Mapping[str, VectorEnv], parts: Parts)
     """Make the environments whose rationales supervised steps imitate; None for the training environments.
 
     With ``data.rationales`` these are the samples that the file has a rationale for; with sizes in ``data.parts``, they
-    are the part ``isr``, or ``sft`` if every step is supervised. ``algo.rationales`` chooses: ``auto`` imitates those of
-    the data and skips samples without one; ``own`` refuses data with such samples; ``scenes`` imitates those of
+    are the part ``isr``, or ``sft`` if every step is supervised. ``algo.rationales`` chooses: ``auto`` imitates those
+    of the data and skips samples without one; ``own`` refuses data with such samples; ``scenes`` imitates those of
     synthetic scenes.
 
     Raises:

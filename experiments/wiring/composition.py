@@ -58,7 +58,7 @@ SEVERAL = (
     *(key.replace(".", ".held_out.") for key in BY_TASK),
     "data.rationales",
 )  # text, or a list of texts
-OPEN = ("data.roots", "data.settings")  # keys whose names below are the user's
+OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Keys that a run reads from its stored config, whatever the option.

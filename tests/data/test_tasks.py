@@ -93,16 +93,16 @@ def test_a_set_without_samples_in_a_held_out_split_is_left_out_and_one_to_train_
 def test_folders_of_the_root_have_the_reader_that_they_look_like(sets, photo, mask):
     photo(sets / "mine/images/a.png")
     mask(sets / "mine/masks/a.png")
-    found = data.make("tasks", task="sod", split="train", sod="mine", root=sets, settings={"mine": {"splits": "train"}})
+    found = data.make("tasks", task="sod", split="train", sod="mine", root=sets, readers={"mine": {"splits": "train"}})
     assert found.keys == ("mine/a",)
     again = data.make(
-        "tasks", task="sod", sod="mine", roots={"mine": sets / "mine"}, settings={"mine": {"splits": "train"}}
+        "tasks", task="sod", sod="mine", roots={"mine": sets / "mine"}, readers={"mine": {"splits": "train"}}
     )
     assert again.keys == found.keys
 
 
 def test_a_set_without_files_has_no_folder():
-    found = data.make("tasks", task="sis", split="train", sis="scenes", settings={"scenes": {"size": 3}})
+    found = data.make("tasks", task="sis", split="train", sis="scenes", readers={"scenes": {"size": 3}})
     assert found.keys == tuple(f"scenes/{key}" for key in Scenes("sis", size=3).keys)
     assert found.with_rationale == (0, 1, 2)
 
@@ -120,10 +120,10 @@ def test_a_set_without_files_has_no_folder():
             {"sod": "duts", "sis": ["soc", "ilso"], "held_out": {"cosod": "coca"}},
             r"not in data\.root=.*: data\.sis=soc \(folder SOC\), data\.held_out\.cosod=coca \(folder CoCA\)",
         ),
-        ({"sod": "duts", "roots": {"ilso": "x"}}, "a root or settings of 'ilso', which is no set of a task"),
+        ({"sod": "duts", "roots": {"ilso": "x"}}, "a root or arguments of 'ilso', which is no set of a task"),
         ({"sod": "duts", "held_out": {"sdo": "x"}}, r"data\.held_out\.sdo: expected sod, sis, cosod"),
         ({"sod": "cocoseg"}, r"data\.sod=cocoseg: task=sod: data=groups reads cosod"),
-        ({"sod": "duts", "settings": {"duts": {"sise": 3}}}, r"data\.sod=duts: unknown key 'sise'"),
+        ({"sod": "duts", "readers": {"duts": {"sise": 3}}}, r"data\.sod=duts: unknown key 'sise'"),
         ({"task": "cosod", "cosod": "duts"}, r"data\.cosod=duts: holds single photos, not groups of them"),
         ({"task": "sis", "sis": "duts"}, r"data\.sis=duts: task=sis: data=folder reads sod"),
         ({"task": "blur", "sod": "duts"}, "task=blur: data=tasks reads sod, sis, cosod"),

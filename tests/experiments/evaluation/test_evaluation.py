@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskgym.agents.base import FrozenAgent
-from maskgym.data import Sample
+from maskgym.data import Dataset, Sample
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.experiments.evaluation import evaluation
 
@@ -29,7 +29,7 @@ class Halves:
         ]
 
 
-class Pictures:
+class Pictures(Dataset):
     """Three pictures; the truth is the left half, twice, and then both halves."""
 
     task, split = "sis", "test"

@@ -22,7 +22,8 @@ REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": seg
 READ_BY_THE_RUN = {
     "algo": {"updates", "rationales", "default_parts"},
     "data": {"rationales", "parts"},
-    "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"},
+    "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"}
+    | {"held_out_group_size"},
 }
 
 
