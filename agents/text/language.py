@@ -70,9 +70,9 @@ class LanguageAgent(Agent):
         if rest:
             raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
         self.sizes_itself = micro_batch_size == "auto"  # when training starts
-        self.micro_batch_size = micro_batch_size if isinstance(micro_batch_size, int) else share
-        if micro_batch_size not in (None, "auto", self.micro_batch_size):
+        if micro_batch_size not in (None, "auto") and type(micro_batch_size) is not int:
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a whole number, auto or null")
+        self.micro_batch_size = micro_batch_size if isinstance(micro_batch_size, int) else share
         if self.micro_batch_size < 1 or share % self.micro_batch_size:
             whose = f"batch_size={batch_size}" if share == batch_size else f"a worker's {share} answers"
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of {whose}")

@@ -190,14 +190,15 @@ class Training:
         model, text = agent.policy.model, agent.policy.model.config.get_text_config()
         tokens = self._longest_prompt(rows) + agent.max_new_tokens
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-        pairs = 2 if getattr(self.config(updates=1), "isr_sft_steps", 0) else 1
+        config = self.config(updates=1)
+        pairs = 2 if getattr(config, "isr_sft_steps", 0) and not getattr(config, "isr_shared_optimizer", False) else 1
         needed = bytes_per_answer(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_hidden_layers,
-            tokens,
-            model.dtype.itemsize,
-            self.config(updates=1).gradient_checkpointing,
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            tokens=tokens,
+            size=model.dtype.itemsize,
+            checkpointing=config.gradient_checkpointing,
         )
         free = available_bytes(agent.policy.device, parallel.size())
         own = largest_fitting(share, needed, fixed_bytes(trained, pairs, text.vocab_size), free)

@@ -571,22 +571,43 @@ def test_clicks_killed_in_the_middle_end_as_uninterrupted(maskgym_run, finished_
 # --- Adapters --------------------------------------------------------------------------------------------------------
 
 
-def test_adapters_are_trained_merged_and_evaluated_again(maskgym_run, tmp_path, capfd):
+def test_adapters_are_trained_evaluated_again_to_the_last_digit_and_continued(maskgym_run, tmp_path, capfd):
     from safetensors.numpy import load_file
 
     from maskgym.experiments import cli
     from maskgym.policies.text.mllm import TINY
 
-    settings = ["algo.updates=2", "env.default_batch_size=4", "algo.isr_sft_steps=0", "algo.learning_rate=0.01"]
-    policy = ["policy=qwen2_5_vl", f"policy.path={TINY}", "policy.lora_rank=2", "policy.dtype=float32"]
-    assert maskgym_run("env=sis", "algo=cgpo", *SMALL, *settings, *policy, f"out={tmp_path}/run")[0] == 0
-    before, after = (load_file(folder / "model.safetensors") for folder in (TINY, tmp_path / "run/checkpoints/policy"))
-    moved = {name for name in before if np.abs(before[name].astype(np.float32) - after[name]).max() > 1e-3}
-    assert moved and all(name.endswith("_proj.weight") and "visual" not in name for name in moved)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    capfd.readouterr()
-    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
-    assert json.loads(capfd.readouterr().out) == pytest.approx(results["after"])
+    def evaluate(folder):
+        capfd.readouterr()
+        assert cli.main(["evaluate", str(folder)]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    few = ["algo.updates=2", "env.default_batch_size=4"]
+    policy = ["policy=qwen2_5_vl", "policy.lora_rank=2", "policy.dtype=bfloat16"]
+    given = ["env=sis", "algo=sft", *SMALL, *few, "algo.isr_learning_rate=0.01", *policy, f"policy.path={TINY}"]
+    assert maskgym_run(*given, f"out={tmp_path}/sft")[0] == 0
+    saved = tmp_path / "sft" / "checkpoints" / "policy"
+    assert {file.name for file in saved.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    results = json.loads((tmp_path / "sft" / "results.json").read_text())
+    assert results["before"] != results["after"] == evaluate(tmp_path / "sft")
+
+    # CGPO goes on with the same adapters.
+    given = ["env=sis", "algo=cgpo", *SMALL, *few, "algo.isr_sft_steps=0", "algo.learning_rate=0.01", *policy]
+    assert maskgym_run(*given, f"policy.path={saved}", f"out={tmp_path}/cgpo")[0] == 0
+    continued = json.loads((tmp_path / "cgpo" / "results.json").read_text())
+    assert continued["before"] == results["after"]
+    assert continued["after"] == evaluate(tmp_path / "cgpo")
+    folders = saved, tmp_path / "cgpo" / "checkpoints" / "policy"
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert before.keys() == after.keys() and any((before[name] != after[name]).any() for name in before)
+    assert (folders[0] / "maskgym_base.json").read_bytes() == (folders[1] / "maskgym_base.json").read_bytes()
+    assert cli.main(["policy", "merge", str(tmp_path / "cgpo"), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+    line = refused(maskgym_run(*given, f"policy.path={saved}", "policy.lora_rank=4", f"out={tmp_path}/no"))
+    assert "policy.lora_rank=4: the adapters in" in line and not (tmp_path / "no" / "results.json").exists()
+    line = refused(maskgym_run("env=sis", "algo=sft", *few, "policy.dtype=bfloat16", f"out={tmp_path}/no"))
+    assert "policy.dtype=bfloat16 with policy.lora_rank=null" in line
 
 
 def test_a_run_without_reasoning_imitates_the_answer_alone(maskgym_run, tmp_path):

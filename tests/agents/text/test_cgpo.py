@@ -549,6 +549,31 @@ def test_lora_trains_the_adapter_only(make_trainer, vision_model, processor, ima
     assert all("lora" in name and "visual" not in name for name in moved)
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_frozen_vision_encoder_has_no_gradient_whatever_trl_hooks(
+    make_trainer, vision_model, processor, image_rows, freeze
+):
+    """With adapters and gradient checkpointing TRL makes the outputs of the patches' embedding require a gradient."""
+    outputs, encoder = [], vision_model.model.visual
+    encoder.requires_grad_(not freeze)
+    encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output.last_hidden_state))
+    trainer = make_trainer(
+        model=vision_model,
+        rows=image_rows,
+        processing_class=processor,
+        peft_config=LoraConfig(r=2, target_modules=r".*language_model.*(q|v)_proj", task_type="CAUSAL_LM")
+        if freeze
+        else None,
+        gradient_checkpointing=True,
+        isr_period=2,
+        isr_sft_steps=1,
+        max_steps=2,
+    )
+    trainer.train()
+    learning = [output for output in outputs if output.requires_grad]
+    assert outputs and bool(learning) != freeze
+
+
 @pytest.mark.parametrize("sees", [False, True], ids=["text", "vision"])
 @pytest.mark.parametrize(
     "changes",

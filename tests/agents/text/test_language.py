@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode
 
 from maskgym import agents, manifest, policies
 from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
-from maskgym.agents.text.training import check_gpus, last_checkpoint
+from maskgym.agents.text.forward_size import bytes_per_answer, fixed_bytes, largest_fitting
+from maskgym.agents.text.training import Watch, check_gpus, last_checkpoint
 from maskgym.data import Dataset, Sample
 from maskgym.data.sample import Subset
 from maskgym.data.scenes import Scenes
@@ -65,7 +66,7 @@ def test_no_sample_comes_twice_before_all_have_come() -> None:
 
 def test_the_reward_function_is_the_envs_reward() -> None:
     env, logged = make_env("sis"), []
-    reward = pickle.loads(pickle.dumps(EnvReward(Episodes([env]))))
+    reward = pickle.loads(pickle.dumps(EnvReward(Episodes([env]), tasks=["sis"])))
     indices = [5, 9, 2, 7, 1]  # more than the env is wide
     rows = Rows(Episodes([env]))({"task": [0] * 5, "index": indices})
     completions = [[{"role": "assistant", "content": text}] for text in rows["completion"][:4]] + ["nonsense"]
@@ -80,7 +81,7 @@ def test_the_reward_function_is_the_envs_reward() -> None:
     cost = reward.cost()
     assert cost["scoring_ms"] == pytest.approx(1000 * cost.pop("scoring_seconds") / cost["reward_calls"])
     assert cost.pop("scoring_ms") > 0 and 0 < cost.pop("scoring_share") < 1
-    assert cost == {"generated_tokens": 14, "reward_calls": 5}
+    assert cost == {"generated_tokens": 14, "reward_calls": 5, "readable_share": 0.8}
     assert set(reward.cost().values()) == {0}
 
 
@@ -344,3 +345,142 @@ def test_answers_are_told_of_while_others_are_generated(name: str, tmp_path: Pat
     agent = make_agent(name, tmp_path, max_new_tokens=64)
     agent.train([env], 1, lambda step, values: None, scorer=scorer)
     assert scorer.expected and scorer.expected <= scorer.asked  # the others were cut off at the longest length
+
+
+# What one forward pass holds.
+
+
+def test_the_estimate_of_a_pass_counts_what_autograd_keeps() -> None:
+    assert bytes_per_answer(hidden=10, inner=30, layers=4, tokens=5, size=2, checkpointing=False) == 4 * 5 * 200 * 2
+    assert bytes_per_answer(hidden=10, inner=30, layers=4, tokens=5, size=2, checkpointing=True) == 5 * 40 * 2 + 2000
+    assert fixed_bytes(trained=100, pairs=2, words=10) == 100 * 4 * 5 + 4 * 4096 * 10 * 4
+    assert fixed_bytes(trained=0, pairs=1, words=152064) == 4 * 4096 * 32768 * 4
+    assert [largest_fitting(12, 8, 100, 100 + room) for room in (-50, 9, 21, 41, 121)] == [1, 1, 2, 4, 12]
+
+
+@pytest.mark.parametrize(("room", "expected"), [(100, 4), (2.1, 2), (0.1, 1)])
+def test_a_pass_is_sized_by_the_memory_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, room: float, expected: int
+) -> None:
+    from maskgym.agents.text import training
+
+    agent = make_agent("cgpo", tmp_path, micro_batch_size="auto", isr_sft_steps=0)
+    agent.check_training()
+    text = agent.policy.model.config.get_text_config()
+    prompt = len(
+        agent.policy._inputs([{"image": np.zeros((128, 128, 3), np.uint8), "instruction": ""}])["input_ids"][0]
+    )
+    trained = sum(value.numel() for value in agent.policy.model.parameters() if value.requires_grad)
+    fixed, seen = fixed_bytes(trained, 1, text.vocab_size), []
+
+    def available(device: torch.device, workers: int) -> int:
+        return int(fixed + room * seen[0] / 0.8)
+
+    def needed(**sizes: int) -> int:
+        seen.append(bytes_per_answer(**sizes))
+        assert sizes["tokens"] > prompt + 24 and not sizes["checkpointing"] and sizes["size"] == 4
+        return seen[0]
+
+    monkeypatch.setattr(training, "available_bytes", available)
+    monkeypatch.setattr(training, "bytes_per_answer", needed)
+    agent.train([make_env("sis")], 2, lambda *_: None)
+    assert agent.micro_batch_size == expected
+    assert f"algo.micro_batch_size=auto: {expected} of 4 answers per forward pass" in capsys.readouterr().out
+    # A resumed run takes the number of its checkpoint, whatever is free by then.
+    monkeypatch.setattr(training, "available_bytes", lambda *_: 10**15)
+    again = make_agent("cgpo", tmp_path, micro_batch_size="auto", isr_sft_steps=0)
+    again.train([make_env("sis")], 3, lambda *_: None, resume=True)
+    assert again.micro_batch_size == expected
+
+
+@pytest.mark.parametrize("value", ["automatic", 2.5, True])
+def test_a_size_of_a_pass_that_is_no_number_is_refused(tmp_path: Path, value: object) -> None:
+    with pytest.raises(UserError, match=f"algo.micro_batch_size={value}: expected a whole number, auto or null"):
+        make_agent("cgpo", tmp_path, micro_batch_size=value)
+
+
+# Updates that teach nothing.
+
+CUT = {"completions/clipped_ratio": 0.51, "readable_share": 0.4}
+UNREADABLE = {"completions/clipped_ratio": 0.5, "readable_share": 0.0}
+USEFUL = {"completions/clipped_ratio": 0.5, "readable_share": 0.01}
+SUPERVISED = {"isr/loss": 1.0}
+
+
+def test_useless_updates_in_a_row_stop_training_and_name_the_key(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
+    watch = Watch(3, 128, tmp_path)
+    for step, values in enumerate([CUT, UNREADABLE, USEFUL, CUT, SUPERVISED, UNREADABLE], start=1):
+        watch.look(step, values)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"update {step}: 51% of the answers are cut off at algo.max_new_tokens=128: expected a larger number"
+        for step in (1, 4)
+    ]
+    with pytest.raises(UserError) as caught:
+        watch.look(7, UNREADABLE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("update 7: no answer has the form that is asked for")
+    assert "stopped after 3 such updates in a row (algo.patience; null never stops)" in str(caught.value)
+    assert f"the last checkpoint is of update 4, in {tmp_path}" in str(caught.value)
+
+
+def test_without_patience_training_never_stops(tmp_path: Path) -> None:
+    watch = Watch(None, 128, tmp_path)
+    for step in range(100):
+        watch.look(step, CUT)
+    with pytest.raises(UserError, match="algo.patience=0: expected at least 1"):
+        make_agent("cgpo", tmp_path, patience=0)
+
+
+@pytest.mark.parametrize("name", ["cgpo", "rloo", "dapo"])
+def test_answers_that_are_cut_off_stop_a_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    agent, seen = make_agent(name, tmp_path, max_new_tokens=4, patience=2, save_every=1), []
+    with pytest.raises(UserError, match="100% of the answers are cut off at algo.max_new_tokens=4"):
+        agent.train([make_env("sis")], 4, lambda step, values: seen.append(values))
+    assert [values["completions/clipped_ratio"] for values in seen] == [1, 1]
+    assert [values["readable_share"] for values in seen] == [0, 0]
+    assert capsys.readouterr().out.count("are cut off at") == 1
+    assert last_checkpoint(tmp_path).name == "checkpoint-1"
+
+
+def test_a_policy_that_answers_in_form_is_not_stopped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    agent, seen = make_agent("cgpo", tmp_path, max_new_tokens=128, patience=1), []
+    agent.train([make_env("sis")], 2, lambda step, values: seen.append(values))
+    assert all(values["readable_share"] > 0.7 and values["completions/clipped_ratio"] == 0 for values in seen)
+    assert "cut off" not in capsys.readouterr().out
+
+
+# Precision and sharding of full fine-tuning.
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_half_precision_are_not_trained_themselves(tmp_path: Path, dtype: str) -> None:
+    policy = policies.make("qwen2_5_vl_tiny", device="cpu", dtype=dtype)
+    words = f"policy.dtype={dtype} with policy.lora_rank=null: .* expected policy.dtype=float32"
+    with pytest.raises(UserError, match=words):
+        agents.make("sft", policy=policy, output=tmp_path).check_training()
+    adapted = policies.make("qwen2_5_vl_tiny", device="cpu", dtype=dtype, lora_rank=2)
+    agents.make("sft", policy=adapted, output=tmp_path).check_training()
+    trained = [value for value in adapted.model.parameters() if value.requires_grad]
+    assert trained and all(value.dtype is torch.float32 for value in trained)
+
+
+def test_a_run_that_computes_in_half_precision_is_evaluated_as_its_saved_policy(tmp_path: Path) -> None:
+    """accelerate's forward pass in bfloat16 must not outlive training: no answer may depend on the process."""
+    agent = make_agent("sft", tmp_path / "run", bf16=True)
+    agent.train([make_env("sis")], 1, lambda *_: None)
+    agent.save(tmp_path / "policy")
+    other = make_agent("sft", tmp_path / "other")
+    other.load(tmp_path / "policy")
+    shown = {"image": np.zeros((128, 128, 3), np.uint8), "instruction": "Say what is salient."}
+    values = [one.policy.log_probabilities([shown], ["a red disc"])[0] for one in (agent, other)]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", ["sft", "cgpo"])
+@pytest.mark.parametrize("settings", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {"stage": 2}}}])
+def test_supervised_steps_refuse_sharding_before_anything_runs(tmp_path: Path, name: str, settings: dict) -> None:
+    (key,) = settings
+    with pytest.raises(UserError, match=f"algo.{key}: supervised steps, those of sft and of cgpo with isr_sft_steps"):
+        make_agent(name, tmp_path, **settings).check_training()
