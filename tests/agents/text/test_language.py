@@ -14,8 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from maskgym import agents, manifest, policies
-from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
 from maskgym.agents.text.forward_size import bytes_per_answer, fixed_bytes, largest_fitting
+from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
 from maskgym.agents.text.training import Watch, check_gpus, last_checkpoint
 from maskgym.data import Dataset, Sample
 from maskgym.data.sample import Subset
