@@ -64,7 +64,10 @@ CLOSED = ("logger", "scale", "evaluation")
 # Keys that a run reads from its stored config, whatever the option.
 NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("split", "samples", "every", "pictures")))
 # Keys whose null stands for no text.
-WHOLE = ("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels")
+WHOLE = (
+    *("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels"),
+    "held_out_group_size",
+)
 NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict}
 # Keys that take a word in place of a number.
 WORDS = {"algo.micro_batch_size": "auto"}
