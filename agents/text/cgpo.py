@@ -41,6 +41,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head, pad
 
 from maskgym.agents.text.response_types import confidence, masked_mean
@@ -58,6 +59,9 @@ from maskgym.errors import UserError
 from maskgym.policies.text.mllm import prefilled
 
 IGNORED_LABEL = -100
+# Words of a tile of TRL's head in supervised steps. TRL's own 32,768 take 4 GiB without Triton, which keeps about eight
+# copies of a tile of 4,096 tokens in float32.
+TILE_WORDS = 8192
 # What TRL's forward pass takes of a batch, such as pixels.
 MODEL_INPUTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 # Options of GRPOConfig that the loss does not implement, with the only supported value.
@@ -447,13 +451,15 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
 
     @contextmanager
     def _supervised_head(self) -> Iterator[None]:
-        """Let the model score tokens at temperature 1."""
+        """Let the model score tokens at temperature 1, in tiles of `TILE_WORDS`; the backward pass takes the same."""
         model = self._unwrapped_model
         sampling, model.forward = model.forward, self._supervised_forward
+        width, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE, TILE_WORDS
         try:
             yield
         finally:
             model.forward = sampling
+            trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = width
 
     @property
     def _unwrapped_model(self) -> PreTrainedModel:

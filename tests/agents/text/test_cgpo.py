@@ -16,7 +16,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from maskgym import manifest
 from maskgym.agents.text.cgpo import SUPPORTED, CGPOConfig, CGPOTrainer, clipped_objective
@@ -789,6 +790,11 @@ def test_the_parents_loss_reads_what_we_know_of():
         "num_items_in_batch",
     }
     assert read - model_inputs == ours | replaced | refused
+
+
+def test_the_parents_head_has_the_width_of_its_tiles_where_it_is_changed():
+    assert "_CHUNKED_LOGPROB_CHUNK_SIZE," in inspect.getsource(add_fused_lm_head)
+    assert "ctx.chunk_size" in inspect.getsource(ChunkedLogProbFunction.backward)
 
 
 def test_the_parents_sampler_and_settings():
