@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,14 @@ from safetensors.torch import load_file
 from maskgym import data
 from maskgym.data import Sample
 from maskgym.errors import UserError
-from maskgym.experiments.pretraining.finetune import finetune_mask_decoder, main, mask_loss, phrase_masks
+from maskgym.experiments.pretraining.finetune import (
+    finetune_mask_decoder,
+    main,
+    mask_loss,
+    paired,
+    phrase_masks,
+    rationale_masks,
+)
 from maskgym.segmenters.phrases.beit3 import Beit3Config
 from maskgym.segmenters.phrases.evf_sam import (
     EMBEDDED,
@@ -53,7 +63,7 @@ CONFIG = EvfSamConfig(
 )
 
 
-class Halves:
+class Halves(data.Dataset):
     """Images whose left half is bright; the phrases ask for either half."""
 
     task = "sis"
@@ -75,6 +85,15 @@ class Halves:
         phrases = None if self.phrases is None else (self.phrases,)
         masks = np.stack([left, ~left])[: len(self.phrases or "..")]
         return Sample(key=str(index), images=(image,), masks=(masks,), phrases=phrases)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of the real photographs: MASKGYM_DATA, else ``shared/data`` beside the repository."""
+    folder = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[4] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real photographs in {folder}: set MASKGYM_DATA")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +237,123 @@ def test_a_decoder_begins_with_the_stored_weights_in_any_precision(tmp_path):
     )
     before, after = (load_file(folder / "model.safetensors") for folder in (EMBEDDED, tmp_path))
     assert all(torch.equal(value.float(), after[name]) for name, value in before.items())
+
+
+# --- Expressions of rationales ---------------------------------------------------------------------------------------
+
+LEFT, RIGHT = np.eye(2, dtype=bool)[:, None, :].repeat(2, axis=1)  # columns of a picture of 2x2 pixels
+ANSWERS = {
+    "sod": "<rg>left</rg><rg>right</rg>",
+    "sis": "<ins>right half</ins><ins>left half</ins>",
+    "cosod": "<rg>[semantic] half</rg>",
+}
+
+
+def rationale(task: str) -> str:
+    """Return a rationale of a task."""
+    return f"<think>It stands out.</think><answer>{ANSWERS[task]}</answer>"
+
+
+def of(task: str, images: int = 1) -> Sample:
+    """Return a sample with a rationale, whose last image, of several, shows nothing."""
+    masks = [np.stack([LEFT, RIGHT])] * images
+    if images > 1:
+        masks[-1] = np.zeros((0, 2, 2), bool)
+    picture = np.zeros((2, 2, 3), np.uint8)
+    return Sample("one", (picture,) * images, tuple(masks), rationale=rationale(task))
+
+
+def test_an_answers_expressions_are_paired_with_the_truth_as_the_task_says():
+    sure = torch.tensor([-4.0, 4.0])
+    logits = torch.stack([sure[torch.from_numpy(mask).long()] for mask in (RIGHT, LEFT)])  # right first, as answered
+    target = torch.from_numpy(np.stack([LEFT, RIGHT])).float()
+    found, truth = paired(logits, target, "sis")
+    assert torch.equal((found > 0).float(), truth) and len(truth) == 2
+    found, truth = paired(logits, target, "sod")
+    assert found.shape == truth.shape == (1, 2, 2) and truth.all() and (found == 4).all()
+    found, truth = paired(logits[:1], target, "cosod")
+    assert torch.equal(found, logits[:1]) and truth.shape == (1, 2, 2) and truth.all()
+    assert paired(logits, target, None) == (logits, target)
+
+
+def test_masks_without_a_pixel_above_the_threshold_are_matched_by_their_probabilities():
+    logits = torch.stack([torch.tensor([-2.0, -1.0])[torch.from_numpy(mask).long()] for mask in (RIGHT, LEFT)])
+    target = torch.from_numpy(np.stack([LEFT, RIGHT])).float()
+    found, truth = paired(logits, target, "sis")
+    assert torch.equal((found > -1.5).float(), truth)
+
+
+def test_more_expressions_than_instances_leave_the_worst_out():
+    logits = torch.stack([torch.full((2, 2), -5.0), torch.tensor([-4.0, 4.0])[torch.from_numpy(LEFT).long()]])
+    found, truth = paired(logits, torch.from_numpy(LEFT[None]).float(), "sis")
+    assert len(found) == len(truth) == 1 and torch.equal(found, logits[1:])
+
+
+def test_the_expressions_are_those_of_the_rationale_for_every_image():
+    ((_, phrases, masks, scored),) = rationale_masks(of("sis"), "sis")
+    assert phrases == ["right half", "left half"] and masks.shape == (2, 2, 2) and scored.all()
+    rows = list(rationale_masks(of("cosod", 3), "cosod"))
+    assert [phrases for _, phrases, _, _ in rows] == [["[semantic] half"]] * 3
+    assert rows[0][2].any() and not rows[2][2].any() and rows[2][2].shape == (1, 2, 2)
+    with pytest.raises(
+        UserError, match="sample 'one': its rationale has not the form of an answer for sod: str '<think>"
+    ):
+        list(rationale_masks(of("sis"), "sod"))
+
+
+@pytest.mark.parametrize(("task", "images"), [("sod", 1), ("sis", 1), ("cosod", 2)])
+def test_the_loss_of_an_answer_is_the_cross_entropy_of_its_pairs(start, task, images):
+    sample, model = of(task, images), start.network
+    expressions = [names for _, names, _, _ in rationale_masks(sample, task)]
+    values = []
+    for masks, found in zip(sample.masks, start.segment(sample.images, expressions), strict=True):
+        union = masks.any(axis=0) if len(masks) else np.zeros((2, 2), bool)
+        if task == "sis":
+            options = [(found, masks), (found, masks[::-1])]
+            pairs = min(
+                options,
+                key=lambda pair: -sum((p * t).sum() / (p + t - p * t).sum() for p, t in zip(*pair, strict=True)),
+            )
+        else:
+            pairs = (found.max(axis=0)[None], union[None])
+        probability, truth = (np.asarray(side, np.float64) for side in pairs)
+        values += list(-(truth * np.log(probability) + (1 - truth) * np.log(1 - probability)).mean(axis=(1, 2)))
+    assert mask_loss(model, start, sample, task).item() == pytest.approx(np.mean(values), abs=1e-4)
+
+
+def test_the_command_takes_rationales_of_every_task_and_refuses_samples_without(start, tmp_path, capsys):
+    more = [f"segmenter.checkpoint={start.weights_file.parent}", "segmenter.device=cpu", "segmenter=evf_sam", "steps=2"]
+    scenes = "data.readers.scenes={size: 3, image_size: 32}"
+    asked = ["data.sod=scenes", "data.sis=scenes", "data.cosod=scenes", scenes, "group_size=2"]
+    assert main([*more, *asked, f"out={tmp_path / 'out'}"]) == 0
+    assert "in 2 steps" in capsys.readouterr().out
+    state = torch.load(tmp_path / "out" / "training.pt", weights_only=True)
+    assert state["settings"]["samples"] == 9
+    with pytest.raises(UserError, match=r"data\.foo"):
+        main([*more, *asked, "data.foo=1", f"out={tmp_path / 'other'}"])
+
+
+def test_real_photographs_without_phrases_are_trained_on_by_their_rationales(tmp_path, real_data, capsys):
+    rows = []
+    for task, name in (("sod", "real_sod"), ("sis", "real_sis"), ("cosod", "real_cosod")):
+        size = {"group_size": 2} if task == "cosod" else {}
+        dataset = data.make("tasks", task=task, root=real_data, **{task: name}, **size)
+        rows += [{"key": key, "task": task, "rationale": rationale(task)} for key in dataset.keys[:3]]
+    file = tmp_path / "rationales.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    named = [
+        "data.sod=real_sod",
+        "data.sis=real_sis",
+        "data.cosod=real_cosod",
+        f"data.root={real_data}",
+        "group_size=2",
+    ]
+    asked = [*named, "segmenter.device=cpu", "steps=3", "batch_size=2", f"out={tmp_path / 'out'}"]
+    assert main([*asked, f"data.rationales={file}"]) == 0
+    assert "loss" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(UserError, match=r"data\.sod: has samples without a rationale: expected data\.rationales=FILE"):
+        main(asked)
+    file.write_text(json.dumps({"key": "no such photo", "task": "sod", "rationale": rationale("sod")}))
+    with pytest.raises(UserError, match="none of them for the"):
+        main([*asked, f"data.rationales={file}"])
