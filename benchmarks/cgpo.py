@@ -1,6 +1,6 @@
 """Measure time and memory of a CGPO step against TRL's GRPOTrainer and against a minimal training loop.
 
-    python benchmarks/cgpo.py                                    # about four minutes on one core
+    python benchmarks/cgpo.py                                    # about six minutes on one idle core
     python benchmarks/cgpo.py --device cuda --model 7b-random --methods cgpo grpo grpo_no_kl dr_grpo dapo gspo
                                                                  # the paper's shape: all rows of its Table 2
 
@@ -8,12 +8,17 @@ Every method trains the same model on the same prompts with the same reward; ans
 does not depend on what is sampled. Each measurement is a process of its own: two warm-up steps, then the timed ones.
 Rounds alternate between the methods, and the medians over all steps are compared.
 
-- *cgpo*: ``CGPOTrainer``, one answer per prompt; policy updates only (supervised steps generate nothing and cost less).
+- *cgpo*: ``CGPOTrainer``, one answer per prompt, with its supervised steps, two in each cycle of five (Section 4.2).
+  Warm-up and timing cover whole cycles, and the time of a step is the mean over a cycle. A supervised step imitates
+  as many texts as a policy update has answers, of the same length.
+- *cgpo_rl*: the same without supervised steps, which the paper's Table 2 may mean: it does not say.
 - *grpo*: ``GRPOTrainer``, eight answers per prompt, ``beta=0.04``; all answers in one forward pass.
 - *grpo_passes*: the same, in eight passes of CGPO's batch (gradient accumulation): what a user short of memory does.
 - *grpo_no_kl*: *grpo* with ``beta=0``.
 - *dr_grpo*, *dapo*, *gspo*, *rloo*, *spo*: our agents' trainers with their defaults; *spo* answers once, as CGPO.
-- *floor*: a plain loop of processor, generation, reward, one forward and backward pass and the optimizer, once each.
+- *floor*: a plain loop with the cycle of *cgpo*: processor, generation, reward, one forward and backward pass and the
+  optimizer, once each; supervised steps without generation and reward. It computes all logits of the answers. Its
+  vision encoder is outside autograd, as ours; that of TRL's trainers is inside, with adapters and checkpointing.
 
 On the CPU, time is processor time of one thread (other programs' load does not count) and memory is resident memory,
 read from Linux's ``/proc``; on CUDA, wall-clock time and allocated memory. Memory is the peak of the steps above the
@@ -50,7 +55,9 @@ GENERATIONS = 8
 WARM_UP = 2
 BARS = {"time": 0.24, "memory": 0.42}  # the paper's CGPO over its GRPO
 FLOOR_BAR = 1.15
-OURS = ("cgpo", "dr_grpo", "dapo", "gspo", "rloo", "spo")  # agents of text
+CYCLE, SUPERVISED = 5, 2  # steps of a cycle, and supervised ones at its end
+CYCLIC = ("cgpo", "floor")  # methods with supervised steps
+OURS = ("cgpo", "cgpo_rl", "dr_grpo", "dapo", "gspo", "rloo", "spo")  # agents of text
 METHODS = ("cgpo", "floor", "grpo", "grpo_passes", "grpo_no_kl", *OURS[1:])
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
@@ -202,6 +209,13 @@ def build_rows(shape: Shape) -> Dataset:
     )
 
 
+def build_examples(shape: Shape) -> Dataset:
+    """Build the rows of supervised steps: the prompts, with texts of ``new_tokens`` tokens, the end token included."""
+    text = " ".join(f"w{number}" for number in range(shape.new_tokens - 1))
+    rows = build_rows(shape)
+    return rows.add_column("completion", [text] * len(rows))
+
+
 def reward(completions: list[list[JsonObject]], **_: list) -> list[float]:
     """Compute the share of an answer's words with an even number, a cheap reward that varies."""
     texts = [completion[0]["content"].split() for completion in completions]
@@ -300,8 +314,12 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
         "gradient_checkpointing": shape.gradient_checkpointing,
     }
     if method in OURS:
-        agent = agents.get(method)
-        own = {"cgpo": {"isr_sft_steps": 0}, "spo": {"key_columns": ["prompt"]}}
+        agent = agents.get(method.removesuffix("_rl"))
+        own = {
+            "cgpo": {"isr_period": CYCLE, "isr_sft_steps": SUPERVISED},
+            "cgpo_rl": {"isr_sft_steps": 0},
+            "spo": {"key_columns": ["prompt"]},
+        }
         kind = METHODS[agent.method]
         batch_size = shape.prompts * kind.config.num_generations
         trainer_class = kind.trainer
@@ -317,6 +335,7 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
             loss_type="grpo",
             **settings,
         )
+    data = {"isr_dataset": build_examples(shape)} if method == "cgpo" else {}
     trainer_class(
         model=model,
         reward_funcs=reward,
@@ -325,6 +344,7 @@ def run_trainer(method: str, shape: Shape, folder: str, device: str, steps: int,
         processing_class=processor,
         peft_config=lora(shape),
         callbacks=[Clock()],
+        **data,
     ).train()
 
 
@@ -333,8 +353,11 @@ def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) 
     import torch
     from peft import get_peft_model
 
+    from maskgym.policies.text.mllm import detach_frozen_vision
+
     model, processor = build_policy(shape, folder, device)
-    rows = build_rows(shape)
+    detach_frozen_vision(model)
+    rows = build_examples(shape)
     if lora(shape) is not None:
         model = get_peft_model(model, lora(shape))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -344,7 +367,8 @@ def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) 
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     meter.start_memory()
-    for _ in range(steps):
+    for step in range(steps):
+        supervised = step % CYCLE >= CYCLE - SUPERVISED
         meter.start_step()
         batch = [rows[index] for index in range(shape.prompts)]
         messages = [
@@ -354,18 +378,23 @@ def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) 
         texts = processor.apply_chat_template(messages, tokenize=False)
         inputs = processor(text=texts, images=[row["images"] for row in batch], padding=True, return_tensors="pt")
         inputs = inputs.to(device)
-        model.eval()  # generation keeps no activations and may use its cache
-        with torch.no_grad():
-            ids = model.generate(
-                **inputs,
-                do_sample=True,
-                min_new_tokens=shape.new_tokens,
-                max_new_tokens=shape.new_tokens,
-                suppress_tokens=suppressed,
-            )
-        answers = ids[:, inputs["input_ids"].size(1) :]  # (B, T)
-        words = processor.batch_decode(answers, skip_special_tokens=True)
-        rewards = torch.tensor(reward([[{"content": text}] for text in words]), device=device)
+        if supervised:
+            texts = [f"{row['completion']} {processor.tokenizer.eos_token}" for row in batch]
+            answers = torch.tensor(processor.tokenizer(texts)["input_ids"], device=device)  # (B, T)
+            ids = torch.cat([inputs["input_ids"], answers], dim=1)
+        else:
+            model.eval()  # generation keeps no activations and may use its cache
+            with torch.no_grad():
+                ids = model.generate(
+                    **inputs,
+                    do_sample=True,
+                    min_new_tokens=shape.new_tokens,
+                    max_new_tokens=shape.new_tokens,
+                    suppress_tokens=suppressed,
+                )
+            answers = ids[:, inputs["input_ids"].size(1) :]  # (B, T)
+            words = processor.batch_decode(answers, skip_special_tokens=True)
+            rewards = torch.tensor(reward([[{"content": text}] for text in words]), device=device)
         model.train()
         zeros = torch.zeros_like(answers)
         inputs["input_ids"] = ids
@@ -373,8 +402,11 @@ def run_floor(shape: Shape, folder: str, device: str, steps: int, meter: Meter) 
         inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], dim=1)
         logits = model(**inputs, logits_to_keep=shape.new_tokens + 1, use_cache=False).logits[:, :-1]
         chosen = logits.float().log_softmax(-1).gather(2, answers.unsqueeze(2)).squeeze(2)  # (B, T)
-        advantages = rewards - chosen.detach().exp().mean(1)  # (B,)
-        loss = -((chosen - chosen.detach()).exp() * advantages.unsqueeze(1)).mean()
+        if supervised:
+            loss = -chosen.mean()
+        else:
+            advantages = rewards - chosen.detach().exp().mean(1)  # (B,)
+            loss = -((chosen - chosen.detach()).exp() * advantages.unsqueeze(1)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -388,12 +420,16 @@ def measure(method: str, shape: Shape, device: str, steps: int) -> dict[str, lis
 
     torch.set_num_threads(1)
     meter = Meter(device)
+    length = CYCLE if method in CYCLIC else 1
+    warm_up = max(WARM_UP, length)
     with tempfile.TemporaryDirectory() as folder:
         if method == "floor":
-            run_floor(shape, folder, device, WARM_UP + steps, meter)
+            run_floor(shape, folder, device, warm_up + steps * length, meter)
         else:
-            run_trainer(method, shape, folder, device, WARM_UP + steps, meter)
-    return {"seconds": meter.seconds[WARM_UP:], "peak": meter.peak()}
+            run_trainer(method, shape, folder, device, warm_up + steps * length, meter)
+    timed = meter.seconds[warm_up:]
+    cycles = [statistics.mean(timed[start : start + length]) for start in range(0, len(timed), length)]
+    return {"seconds": cycles, "peak": meter.peak()}
 
 
 def measure_apart(method: str, arguments: list[str]) -> dict[str, list[float] | int]:
@@ -414,7 +450,7 @@ def report(results: dict[str, dict[str, list[float]]]) -> str:
     }
     lines = [f"{'method':<12} {'traces':>6} {'s a step':>9} {'peak MB':>9}"]
     for method, (seconds, peak) in medians.items():
-        traces = 1 if method in ("cgpo", "spo", "floor") else GENERATIONS
+        traces = 1 if method in ("cgpo", "cgpo_rl", "spo", "floor") else GENERATIONS
         lines.append(f"{method:<12} {traces:>6} {seconds:>9.2f} {peak / 1e6:>9.0f}")
     seconds, peak = medians["cgpo"]
     for method in (method for method in medians if method not in ("cgpo", "floor")):
@@ -422,7 +458,9 @@ def report(results: dict[str, dict[str, list[float]]]) -> str:
         bars = f"  (paper: {BARS['time']}x, {BARS['memory']}x)" if method == "grpo" else ""
         lines.append(f"cgpo / {method}: {seconds / other_seconds:.2f}x time, {peak / other_peak:.2f}x memory{bars}")
     if "floor" in medians:
-        lines.append(f"cgpo / floor: {seconds / medians['floor'][0]:.2f}x time  (bar: {FLOOR_BAR}x)")
+        floor_seconds, floor_peak = medians["floor"]
+        ratios = f"{seconds / floor_seconds:.2f}x time, {peak / floor_peak:.2f}x memory"
+        lines.append(f"cgpo / floor: {ratios}  (bar: {FLOOR_BAR}x time)")
     return "\n".join(lines)
 
 
@@ -432,8 +470,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["cgpo", "floor", "grpo"])
-    parser.add_argument("--steps", type=int, default=2, help="timed steps a process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes a method")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps per process, whole cycles of cgpo and floor")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per method")
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)  # the child process
     arguments = parser.parse_args()
     if arguments.only:
