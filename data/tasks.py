@@ -101,6 +101,8 @@ def read_set(name: str, root: Path | None, task: str, **arguments: Any) -> Datas
     from maskgym.data.check import detect
 
     kind = name if name in data.names() else detect(root or "")
+    if task == "cosod" and kind == "folder" != name:  # a folder of one group looks like one of single photos
+        kind = "groups"
     taken = _arguments_of(kind)
     if task == "cosod" and not takes_groups(kind):
         offer = ", ".join(each for each, published in PUBLISHED.items() if published.task == task)

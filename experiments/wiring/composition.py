@@ -125,7 +125,7 @@ def compose(arguments: Sequence[str]) -> Config:
         config = deepcopy(_chosen(overrides))
         for override in overrides:
             if override.key_or_group not in groups():
-                add = _adds(override) or override.key_or_group.startswith(tuple(f"{key}." for key in OPEN))
+                add = _adds(override) or _is_open(override)
                 OmegaConf.update(config, override.key_or_group, override.value(), force_add=add)
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
@@ -325,6 +325,11 @@ def _check_choice(override: Override) -> None:
         raise UserError(f"unknown {key} '{value}': expected one of {', '.join(options)}")
 
 
+def _is_open(override: Override) -> bool:
+    """Check whether an argument sets names that are the user's own."""
+    return f"{override.key_or_group}.".startswith(tuple(f"{key}." for key in OPEN))
+
+
 def _adds(override: Override) -> bool:
     return bool(override.is_add() or override.is_force_add())
 
@@ -334,7 +339,7 @@ def _check_keys(overrides: Sequence[Override]) -> None:
     defaults = _defaults(overrides)
     for override in overrides:
         path = override.key_or_group.split(".")
-        if _adds(override) and path[0] not in CLOSED:
+        if (_adds(override) and path[0] not in CLOSED) or _is_open(override):
             continue
         here = defaults
         for depth, name in enumerate(path):

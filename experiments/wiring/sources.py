@@ -72,6 +72,8 @@ def training(config: Config, task: str, part: str) -> Dataset:
 
     Without sizes in ``data.parts``, each part is the training split without held-out photos.
     """
+    if not config["data"][task]:
+        raise UserError(f"data.{task} is not set: expected a set, or several as data.{task}=[NAME,NAME]")
     drawn = draw_all(config)[task]
     return Subset(drawn.dataset, getattr(drawn.parts, part if counts(config, task).asked else "rl"))
 
