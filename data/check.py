@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from maskgym.aliases import JsonObject
+from maskgym.aliases import JsonObject, Settings
 from maskgym.data import make
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import Listing, Looks, Reader
@@ -18,6 +18,7 @@ from maskgym.data.layout.pairs import find_pairs
 from maskgym.data.published import PUBLISHED
 from maskgym.data.readers.coco import find_annotations
 from maskgym.data.sample import SPLITS
+from maskgym.data.tasks import TASKS, Folder, Source, find_folders, named_sets
 from maskgym.errors import UserError, one_line
 
 FEW = 30  # a mean over fewer held-out samples is noted
@@ -114,6 +115,31 @@ def check(name: str | None, root: str | Path, task: str | None = None, **argumen
     notes += [note for split in SPLITS for note in _size(split, counts[split]["samples"])]
     notes += [*_compare(name, reader, counts, arguments), *looks.notes]
     return Report(name, str(root), reader.task, counts, tuple(faults), tuple(notes))
+
+
+def check_tasks(
+    root: str | Path | None,
+    held_out: Mapping[str, Source] | None = None,
+    roots: Mapping[str, Folder] | None = None,
+    readers: Mapping[str, Settings] | None = None,
+    **sources: Source,
+) -> list[Report]:
+    """Check every set of every task, each once; the arguments are those of `maskgym.data.tasks.make_tasks`.
+
+    Raises:
+        UserError: If no task has a set, or folders are missing, all of which are named.
+    """
+    named = named_sets({task: sources.get(task) for task in TASKS}, held_out or {})
+    places = find_folders({name: key for key, names in named.items() for name in names}, root, roots or {})
+    reports: dict[str, Report] = {}
+    for key, names in named.items():
+        for name, place in ((name, places[name]) for name in names if places[name] is not None and name not in reports):
+            assert place is not None
+            arguments = (readers or {}).get(name, {})
+            reports[name] = check(name if name in PUBLISHED else None, place, key.rpartition(".")[2], **arguments)
+    if not reports:
+        raise UserError("no task has a set with a folder: expected sod=NAME, sis=NAME or cosod=NAME")
+    return list(reports.values())
 
 
 def detect(root: str | Path) -> str:

@@ -54,7 +54,7 @@ def make_tasks(
     """
     if task not in TASKS:
         raise UserError(f"task={task}: data=tasks reads {', '.join(TASKS)}")
-    named = _named({"sod": sod, "sis": sis, "cosod": cosod}, held_out or {})
+    named = named_sets({"sod": sod, "sis": sis, "cosod": cosod}, held_out or {})
     places = find_folders({name: key for key, names in named.items() for name in names}, root, roots or {})
     further = readers or {}
     if unknown := sorted({*(roots or {}), *further} - places.keys()):
@@ -158,7 +158,7 @@ def _arguments_of(kind: str) -> frozenset[str]:
     return frozenset(inspect.signature(data.get(reader)).parameters)
 
 
-def _named(sources: Mapping[str, Source], held_out: Mapping[str, Source]) -> dict[str, list[str]]:
+def named_sets(sources: Mapping[str, Source], held_out: Mapping[str, Source]) -> dict[str, list[str]]:
     """List the names of the sets by key.
 
     Raises:

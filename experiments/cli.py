@@ -54,10 +54,15 @@ def play(arguments: Sequence[str]) -> int:
 
 
 def data_check(arguments: Sequence[str]) -> int:
-    """Read a whole data set and list its faults by name."""
+    """Read a whole data set, or with sod=NAME sis=[NAME,NAME] … those of each task, and list their faults by name."""
     from maskgym.data.check import check
+    from maskgym.data.tasks import TASKS
 
     given = _parse("data check", data_check, arguments, [*_reader(), ("--json", {"action": "store_true"})])
+    if given.data == "tasks" or any(
+        setting.startswith(tuple(f"{task}=" for task in TASKS)) for setting in given.settings
+    ):
+        return _check_tasks(given)
     name, settings = _chosen(given)
     report = check(name, given.folder, given.task, **settings)
     print(json.dumps(report.as_dict(), indent=2) if given.json else report)
@@ -251,6 +256,19 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("segmenter", "finetune"): segmenter_finetune,
     ("policy", "merge"): policy_merge,
 }
+
+
+def _check_tasks(given: argparse.Namespace) -> int:
+    """Check the sets of each task in a folder that holds them."""
+    from maskgym.data.check import check_tasks
+    from maskgym.experiments.wiring import composition, sources
+
+    settings = [f"data.{setting}" for setting in given.settings]
+    chosen = composition.compose(["env=saliency", "data=tasks", f"data.root={given.folder}", *settings])["data"]
+    reports = check_tasks(**{key: value for key, value in chosen.items() if key not in sources.NOT_READ})
+    shown = [report.as_dict() for report in reports]
+    print(json.dumps(shown, indent=2) if given.json else "\n\n".join(map(str, reports)))
+    return 0 if all(report.ok for report in reports) else 1
 
 
 def _reader() -> list[tuple[str, dict]]:

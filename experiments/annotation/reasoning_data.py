@@ -292,7 +292,8 @@ def _main(arguments: Sequence[str]) -> None:
     from maskgym.experiments.wiring import build
 
     chat = _make_chat(given)
-    env = unwrap(build.make_env(config, given.task, given.split, build.make_parts(config)), ReasoningVectorEnv)
+    made = build.make_env(config, given.task, given.split, build.make_parts(config), part="sft")
+    env = unwrap(made, ReasoningVectorEnv)
     folder = given.folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from maskgym import data
+from maskgym.data.check import check_tasks
 from maskgym.data.concatenated import Concatenated
 from maskgym.data.scenes import Scenes
 from maskgym.errors import EmptySplit, UserError
@@ -153,3 +154,16 @@ def test_concatenated_sets_of_rationales_keep_their_indices():
     found = Concatenated({"a": one, "b": two})
     assert found.with_rationale == (0, 1, 2, 3, 4) and len(found) == 5
     assert found[3].key == f"b/{two[1].key}" and found[3].rationale == two[1].rationale
+
+
+def test_a_check_is_of_every_set_under_its_name_and_names_the_missing_ones(sets):
+    found = check_tasks(sets, sod="duts", sis=["ilso", "sis10k"], cosod="cocoseg", held_out={"sod": "ecssd"})
+    assert [report.data for report in found] == ["duts", "ilso", "sis10k", "cocoseg", "ecssd"]
+    assert [report.task for report in found] == ["sod", "sis", "sis", "cosod", "sod"]
+    assert all(report.ok for report in found), [report.faults for report in found]
+    (sets / "DUTS/DUTS-TR/DUTS-TR-Mask/DUTS-TR0.png").unlink()
+    assert [report.ok for report in check_tasks(sets, sod="duts", sis="ilso")] == [False, True]
+    with pytest.raises(UserError, match=r"data\.sis=soc \(folder SOC\), data\.cosod=coca \(folder CoCA\)"):
+        check_tasks(sets, sod="duts", sis="soc", cosod="coca")
+    with pytest.raises(UserError, match="no task has a set with a folder"):
+        check_tasks(sets)
