@@ -1,4 +1,4 @@
-"""Instructions of the tasks: in our own words, and as a paper prints them."""
+"""Instructions of the tasks: in our own words, and as a paper prints them, with or without a hint at the form."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from maskgym.errors import UserError
+from maskgym.rewards import format_answer, without_reasoning
 
 _STEPS = "Reason step by step inside <think> </think>, then answer inside <answer> </answer>."
 # It has only words of the sentence above, so that a tokenizer built from the instructions knows both.
@@ -28,6 +29,23 @@ INSTRUCTIONS = {
 }
 PAPER = Path(__file__).with_name("saliency_r1.json")  # quoted, with the source
 NAMES = ("maskgym", "paper")
+# Placeholders for the descriptions in the form of an answer, and the rules for descriptions.
+DESCRIPTIONS = {
+    "sod": ("first description", "second description"),
+    "sis": ("first description", "second description"),
+    "cosod": ("[semantic] category",),
+}
+RULES = {
+    "sod": "one <rg> </rg> for each salient region; no brackets in it, but for [semantic] before a bare category name",
+    "sis": "one <ins> </ins> for each salient instance; no brackets in it",
+    "cosod": "exactly one <rg> </rg>, with the name of the category after [semantic]; no other brackets in it",
+}
+# Without this text, a model that has never seen the instructions does not know that tags are read literally.
+FORM = """
+
+Write your answer in exactly this form, in your own words, every tag as it stands here and no Markdown:
+{form}
+Inside <answer> </answer> there is nothing but {rule}. Each description is used by itself to find what it means."""
 
 
 @cache
@@ -37,13 +55,20 @@ def published() -> dict[str, str]:
     return {task: "\n".join(content[task]) for task in INSTRUCTIONS}
 
 
-def instruction(task: str, reasoning: bool = True, name: str = "maskgym") -> str:
+def form(task: str, reasoning: bool = True) -> str:
+    """Describe the form of an answer, to be appended to the instruction."""
+    example = format_answer("your reasoning", DESCRIPTIONS[task], task)
+    return FORM.format(form=example if reasoning else without_reasoning(example), rule=RULES[task])
+
+
+def instruction(task: str, reasoning: bool = True, name: str = "maskgym", hint: bool = False) -> str:
     """Select the instruction of a task.
 
     Args:
         task: ``sod``, ``sis`` or ``cosod``.
         reasoning: Whether answers begin with reasoning; if not, it asks for the answer only (Table 1, w/o CoT).
         name: ``maskgym`` for our own words, ``paper`` for those of Saliency-R1.
+        hint: Whether the exact form of an answer follows (`form`), for models that were not trained on the instruction.
 
     Raises:
         UserError: If the name is unknown, or the paper prints no such instruction.
@@ -53,5 +78,7 @@ def instruction(task: str, reasoning: bool = True, name: str = "maskgym") -> str
     if name == "paper":
         if not reasoning:
             raise UserError("instruction=paper: the paper prints none without reasoning: expected reasoning=true")
-        return published()[task]
-    return INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)
+        text = published()[task]
+    else:
+        text = INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)
+    return text + form(task, reasoning) if hint else text

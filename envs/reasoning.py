@@ -16,7 +16,7 @@ from maskgym import rewards, segmenters
 from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
 from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, limited, make_dataset
-from maskgym.envs.instructions import INSTRUCTIONS, published
+from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.instructions import instruction as wording
 from maskgym.envs.letterbox import letterbox
 from maskgym.envs.rendering import frame
@@ -76,6 +76,7 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         reasoning: Whether answers begin with reasoning; if not, instruction, rationale and format reward consider the
             answer only (Saliency-R1, Table 1, w/o CoT).
         instruction: Wording of the instruction: ``maskgym``, ours, or ``paper``, that of Saliency-R1 (Figure 5).
+        hint: Whether the exact form of an answer follows the instruction, for models that were not trained on it.
         whole_groups: Whether a group is shown as it is, without repeats (``cosod``).
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
@@ -106,13 +107,14 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         group_size: int = 4,
         reasoning: bool = True,
         instruction: str = "maskgym",
+        hint: bool = False,
         whole_groups: bool = False,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
     ) -> None:
         _check_arguments(task, image_size, group_size)
-        self._instruction = wording(task, reasoning, instruction)
+        self._instruction = wording(task, reasoning, instruction, hint)
         shown = make_dataset(dataset, task, split, **({"group_size": group_size} if task == "cosod" else {}))
         if shown.task != task:
             raise UserError(f"dataset is for task '{shown.task}': expected '{task}'")
@@ -123,7 +125,7 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         if not isinstance(made, segmenters.ReferringSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no phrases: expected a referring one, such as evf_sam_tiny")
         self.segmenter = made
-        self.whole_groups, self.instruction_name = whole_groups, instruction
+        self.whole_groups, self.instruction_name, self.hint = whole_groups, instruction, hint
         self.single_observation_space = self._observation_space()
         self.single_action_space = FreeText(MAX_TEXT)
         self._allocate(num_envs)
@@ -134,8 +136,8 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         return self._instruction
 
     def _observation_space(self) -> spaces.Dict:
-        texts = INSTRUCTIONS if self.instruction_name == "maskgym" else published()
-        text, size = FreeText(max(map(len, texts.values()))), self.image_size
+        words = [wording(task, name=self.instruction_name, hint=self.hint) for task in INSTRUCTIONS]
+        text, size = FreeText(max(map(len, words))), self.image_size
         if size is None:
             return spaces.Dict({"image": ImageSpace(), "instruction": text})
         if self.task != "cosod":

@@ -15,33 +15,14 @@ from maskgym.aliases import Observation, Settings
 from maskgym.chat.asker import Asker, Part, Refused, Unreachable, to_png
 from maskgym.chat.server import ChatServer
 from maskgym.errors import UserError
-from maskgym.rewards import format_answer, without_reasoning
-
-# Placeholders for the descriptions in the form of an answer, and the rules for descriptions.
-DESCRIPTIONS = {
-    "sod": ("first description", "second description"),
-    "sis": ("first description", "second description"),
-    "cosod": ("[semantic] category",),
-}
-RULES = {
-    "sod": "one <rg> </rg> for each salient region; no brackets in it, but for [semantic] before a bare category name",
-    "sis": "one <ins> </ins> for each salient instance; no brackets in it",
-    "cosod": "exactly one <rg> </rg>, with the name of the category after [semantic]; no other brackets in it",
-}
-# Without this text, a model that has never seen the instructions does not know that tags are read literally.
-FORM = """
-
-Write your answer in exactly this form, in your own words, every tag as it stands here and no Markdown:
-{form}
-Inside <answer> </answer> there is nothing but {rule}. Each description is used by itself to find what it means."""
 
 
 class ServedAgent(FrozenAgent):
     """Ask a server with the OpenAI API; nothing is learned.
 
-    A question consists of the images, the environment's instruction, and the exact form of an answer, which a model
-    needs that was not trained on the instruction. A refused question gets an empty answer, which is scored as
-    malformed.
+    A question consists of the images and the environment's instruction, as a policy on this machine gets them. A model
+    that was not trained on the instruction needs the exact form of an answer too: an environment with ``hint=True``. A
+    refused question gets an empty answer, which is scored as malformed.
 
     Args:
         policy: Unused; present because all agents share one constructor.
@@ -148,23 +129,10 @@ class ServedAgent(FrozenAgent):
 
 
 def question(observation: Observation) -> list[Part]:
-    """Build a question: the images, numbered if they are a group, and the instruction with the form of an answer.
+    """Build a question as `maskgym.policies.text.mllm.LanguagePolicy` does: the images, then the instruction.
 
     Args:
         observation: Unbatched observation from an environment of text.
     """
-    if "images" in observation:
-        shown: list[Part] = []
-        for number, image in enumerate(observation["images"], start=1):
-            shown += [f"Image {number}:", to_png(image)]
-        task = "cosod"
-    else:
-        shown = [to_png(observation["image"])]
-        task = "sis" if "<ins>" in observation["instruction"] else "sod"
-    return [*shown, observation["instruction"] + form(task, "<think>" in observation["instruction"])]
-
-
-def form(task: str, reasoning: bool = True) -> str:
-    """Describe the form of an answer, to be appended to the instruction."""
-    example = format_answer("your reasoning", DESCRIPTIONS[task], task)
-    return FORM.format(form=example if reasoning else without_reasoning(example), rule=RULES[task])
+    images = observation["images"] if "images" in observation else [observation["image"]]
+    return [*map(to_png, images), observation["instruction"]]

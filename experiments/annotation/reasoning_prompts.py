@@ -8,9 +8,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from maskgym.agents.text.served import RULES, form
 from maskgym.chat.asker import Part, to_png
 from maskgym.data import Sample
+from maskgym.envs.instructions import RULES, form
 from maskgym.envs.rendering import overlay
 from maskgym.rewards import Answer
 

@@ -294,7 +294,7 @@ def _score_agent(
     _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
     predict(built.agent, env, folder, instances=task == "sis")
     scored = _score_dataset(given, folder, dataset, task, preset)
-    return replace(scored, notes=(*_changed(changes), *scored.notes))
+    return replace(scored, notes=(*_changed(changes), *_prompt(built), *scored.notes))
 
 
 def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
@@ -313,6 +313,13 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evalu
             print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
         found[task] = evaluation.evaluate(built.agent, env, indices)
     return found
+
+
+def _prompt(built: build.Built) -> list[str]:
+    """Name the words of the question, of which a score depends, if there is one."""
+    settings = built.config["env"]
+    asked = [f"env.{name}={settings[name]}" for name in ("instruction", "hint") if name in settings]
+    return [f"asked with {' '.join(asked)}"] if asked else []
 
 
 def _changed(changes: Sequence[str]) -> list[str]:

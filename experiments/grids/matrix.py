@@ -26,7 +26,7 @@ KEPT = (
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )
 # Facts of a run that the table keeps.
-FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "versions", AP_RULE[0])
+FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "instruction", "hint", "versions", AP_RULE[0])
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published")  # keys of a matrix
 WARM_UP = 3  # initial updates that are not timed

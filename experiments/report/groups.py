@@ -145,12 +145,20 @@ def conclusions(groups: Sequence[Group]) -> list[str]:
     return told or ["The groups have no main measure in common."]
 
 
+def _prompt(group: Group) -> str:
+    """Name the words in which a group's agents were asked; runs of older versions have no such settings."""
+    hint = {"False": "", ABSENT: ""}.get(group.settings.get("env.hint", ABSENT), " with a hint at the form")
+    return f"{group.settings.get('env.instruction', 'maskgym')}{hint}"
+
+
 def _conclusion(name: str, scored: Sequence[tuple[Score, Group]]) -> str:
     sign = measure(name).direction or 1
     (best, first), (runner_up, second), *_ = sorted(scored, key=lambda pair: -sign * (pair[0].value or 0.0))
     if best.value == runner_up.value:
         return f"{name}: {first.name} and {second.name} end the same, at {best}."
     told = f"{name}: {first.name} ends best, at {best}, ahead of {second.name}, at {runner_up}"
+    if (asked := [_prompt(group) for group in (first, second)])[0] != asked[1]:
+        told += f" (asked by other words: {first.name} by {asked[0]}, {second.name} by {asked[1]})"
     if len({run.keys(name) for run in (*first.runs, *second.runs)}) > 1:
         return f"{told}. They were scored on different samples, so that this says little."
     if best.interval is None or runner_up.interval is None:

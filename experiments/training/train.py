@@ -131,7 +131,7 @@ class TrainingRun:
             "env": self.config["env"]["name"],
             "algo": self.config["algo"]["name"],
             "seed": self.config["seed"],
-            **{name: self.config["env"][name] for name in ("instruction",) if name in self.config["env"]},
+            **{name: self.config["env"][name] for name in ("instruction", "hint") if name in self.config["env"]},
             "device": device_name(),
             "wall_s": round(self.metrics.wall_s, 1),
             "steps": self.updates,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 # Keys of a config group that are no arguments of its component.
-ALGO_KEYS = ("updates", "rationales", "default_parts")
+ALGO_KEYS = ("updates", "rationales", "default_parts", "default_hint")
 ENV_KEYS = (
     *("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"),
     "held_out_group_size",

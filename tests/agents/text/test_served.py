@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from maskgym import agents, data, rewards
-from maskgym.agents.text.served import ServedAgent, form, question
+from maskgym.agents.text.served import ServedAgent, question
 from maskgym.chat.asker import to_png
-from maskgym.envs.instructions import instruction
+from maskgym.envs.instructions import form, instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments import run
+from maskgym.policies.text.mllm import TINY, LanguagePolicy
 
 pytest.importorskip("openai")
 GOOD = "<think>One.</think><answer><ins>a red star</ins></answer>"
@@ -46,17 +47,47 @@ def texts(request: dict) -> list[str]:
 
 @pytest.mark.parametrize("reasoning", [True, False])
 @pytest.mark.parametrize("task", ["sod", "sis", "cosod"])
-def test_it_asks_with_the_instruction_the_images_and_a_form_that_can_be_read(task, reasoning):
+def test_it_asks_with_the_images_and_the_instruction_and_the_form_can_be_read(task, reasoning):
     (observation,) = see(task, reasoning=reasoning)
     parts = question(observation)
     shown = [np.asarray(Image.open(io.BytesIO(part))) for part in parts if isinstance(part, bytes)]
     expected = list(observation["images"]) if task == "cosod" else [observation["image"]]
     assert len(shown) == len(expected) and all((a == b).all() for a, b in zip(shown, expected, strict=True))
-    assert parts[-1].startswith(observation["instruction"])
-    assert ("Image 2:" in parts) == (task == "cosod")
+    assert parts[len(shown) :] == [observation["instruction"]]
+    assert instruction(task, reasoning, hint=True) == instruction(task, reasoning) + form(task, reasoning)
     (example,) = (line for line in form(task, reasoning).splitlines() if "<answer>" in line and "Inside" not in line)
     answer = rewards.parse(example, task, reasoning)
     assert answer.structured and answer.tagged and ("<think>" in example) == reasoning
+
+
+@pytest.mark.parametrize("task", ["sod", "sis", "cosod"])
+@pytest.mark.parametrize(("name", "hint"), [("paper", False), ("paper", True), ("maskgym", False), ("maskgym", True)])
+def test_served_and_local_models_are_asked_the_same(task, name, hint):
+    scenes = data.make("scenes", task=task, size=1)
+    env = ReasoningVectorEnv(1, task, scenes, instruction=name, hint=hint, autoreset_mode="Disabled")
+    observations, _ = env.reset(options={"index": 0})
+    assert observations in env.observation_space
+    (row,) = ({key: value[0] for key, value in observations.items()},)
+    (message,), images = LanguagePolicy(TINY, device="cpu").prompt(row)
+    served = question(row)
+    assert message["content"][-1] == {"type": "text", "text": served[-1]}
+    assert [part["type"] for part in message["content"][:-1]] == ["image"] * len(images)
+    shown = [np.asarray(Image.open(io.BytesIO(part))) for part in served[:-1]]
+    assert all((np.asarray(one) == other).all() for one, other in zip(images, shown, strict=True))
+    assert served[-1] == instruction(task, name=name, hint=hint)
+    assert (form(task) in served[-1]) == hint
+
+
+@pytest.mark.parametrize(("asked", "hint"), [((), True), (("env.hint=false", "env.instruction=paper"), False)])
+def test_the_run_says_how_it_asked(chat_server, tmp_path, asked, hint):
+    out = tmp_path / "run"
+    given = ["env=sod", "algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", f"out={out}"]
+    assert run.main([*given, "data.size=1", "data.image_size=32", "env.image_size=32", *asked]) == 0
+    results = json.loads((out / "results.json").read_text())
+    name = "maskgym" if hint else "paper"
+    assert (results["instruction"], results["hint"]) == (name, hint)
+    (request,) = chat_server.requests
+    assert texts(request) == [instruction("sod", name=name, hint=hint)]
 
 
 def test_answers_come_in_the_order_of_the_observations_and_are_asked_for_once(make, chat_server):

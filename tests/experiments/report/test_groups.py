@@ -76,3 +76,10 @@ def test_the_conclusion_says_no_more_than_the_intervals_allow(make_run, several,
     same = make_run(tmp_path / "same", ("env=sis", "algo=rloo"), after=(0.3, 0.4))
     assert "end the same, at 0.350" in told(several[3], same)[0]
     assert "there is nothing to compare" in told(several[0])[0]
+    asked = ("env=sis", "algo=chat_model", "algo.model=m", "env.instruction=paper")
+    served = make_run(tmp_path / "served", asked, after=(0.1, 0.2))
+    words = "(asked by other words: grpo by maskgym, chat_model by paper with a hint at the form)"
+    assert words in told(several[3], served)[0] and "asked by" not in told(several[3], near)[0]
+    alike = make_run(tmp_path / "alike", (*asked, "env.hint=false"), after=(0.3, 0.3))
+    other = make_run(tmp_path / "other_algo", ("env=sis", "algo=dapo", "env.instruction=paper"))
+    assert "asked by" not in told(alike, other)[0]
