@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
@@ -243,9 +242,11 @@ def sam_pixels(image: np.ndarray, size: int) -> Tensor:
     """
     height, width = resized_size(image.shape[:2], size)
     resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(resized).permute(2, 0, 1).float()
-    pixels = (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_DEVIATION)[:, None, None]
-    return F.pad(pixels, (0, size - width, 0, size - height))
+    pixels = torch.zeros(3, size, size)
+    filled = pixels[:, :height, :width]  # in place, which takes half the time of further copies
+    filled.copy_(torch.from_numpy(resized).permute(2, 0, 1))
+    filled.sub_(torch.tensor(PIXEL_MEAN)[:, None, None]).div_(torch.tensor(PIXEL_DEVIATION)[:, None, None])
+    return pixels
 
 
 def published_config(state: Mapping[str, Tensor], file: Path, model: str = "auto") -> SamConfig:

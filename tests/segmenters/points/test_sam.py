@@ -8,11 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything import SamPredictor
 
 from maskgym.errors import UserError
 from maskgym.segmenters.points import sam as module
 from maskgym.segmenters.points.sam import (
+    PIXEL_DEVIATION,
+    PIXEL_MEAN,
     PUBLISHED,
     SamConfig,
     SamSegmenter,
@@ -244,3 +247,15 @@ def test_a_config_that_fits_no_network_is_named(checkpoint, tmp_path, key, value
     with pytest.raises(UserError, match=f"{folder}.*: .") as caught:
         SamSegmenter(folder, device="cpu").encode([np.zeros((8, 8, 3), np.uint8)])
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_are_those_of_the_plain_formula():
+    for shape in ((30, 50, 3), (50, 30, 3), (64, 64, 3)):
+        image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        height, width = resized_size(image.shape[:2], 40)
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        values = torch.from_numpy(resized).permute(2, 0, 1).float()
+        expected = (values - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_DEVIATION)[:, None, None]
+        found = sam_pixels(image, 40)
+        assert torch.equal(found[:, :height, :width], expected)
+        assert not found[:, height:].any() and not found[:, :, width:].any()
