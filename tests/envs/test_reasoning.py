@@ -227,3 +227,37 @@ def test_an_index_out_of_range(halves, photos) -> None:
 def test_an_id_may_name_the_module_that_registers_it(halves, photos):
     env = gym.make("maskgym:maskgym/SIS-v0", segmenter=halves, dataset=photos("sis"))
     assert env.spec.id == "maskgym/SIS-v0"
+
+
+def test_a_whole_group_is_shown_without_repeats_and_scored_whole(halves, photos) -> None:
+    env = ReasoningVectorEnv(
+        3, "cosod", photos("cosod"), segmenter=halves, group_size=4, image_size=16, whole_groups=True
+    )
+    observation, _ = env.reset(options={"index": [0, 1, 2]})
+    assert [images.shape for images in observation["images"]] == [(count, 16, 16, 3) for count in (1, 2, 3)]
+    assert env.observation_space.contains(observation)
+    *_, infos = env.step((LEFT["cosod"],) * 3)
+    assert [len(masks) for masks in infos["final_info"]["masks"]] == [1, 2, 3]
+    repeated = ReasoningVectorEnv(3, "cosod", photos("cosod"), segmenter=halves, group_size=4, image_size=16)
+    shown, _ = repeated.reset(options={"index": [0, 1, 2]})
+    assert shown["images"].shape == (3, 4, 16, 16, 3)
+    np.testing.assert_array_equal(shown["images"][1][:2], observation["images"][1])
+
+
+@pytest.mark.parametrize("task", IDS)
+def test_the_papers_instruction_is_asked_in_its_own_words(task: str, halves, photos) -> None:
+    shown = {}
+    for name in ("maskgym", "paper"):
+        env = ReasoningVectorEnv(1, task, photos(task), segmenter=halves, instruction=name)
+        observation, _ = env.reset(seed=0)
+        assert env.observation_space.contains(observation)
+        shown[name] = observation["instruction"][0]
+    assert shown["maskgym"] == ReasoningVectorEnv(1, task, photos(task), segmenter=halves).instruction
+    words = {"sod": "visually prominent regions", "sis": "all prominent instances", "cosod": "common across a group"}
+    assert words[task] in shown["paper"] and "step-by-step Chain-of-Thought (CoT) reasoning" in shown["paper"]
+    tag = "<ins> </ins>" if task == "sis" else "<rg> </rg>"
+    assert tag in shown["paper"] and shown["paper"] != shown["maskgym"]
+    with pytest.raises(UserError, match="instruction=paper: the paper prints none without reasoning"):
+        ReasoningVectorEnv(1, task, photos(task), segmenter=halves, instruction="paper", reasoning=False)
+    with pytest.raises(UserError, match="instruction=theirs: expected one of maskgym, paper"):
+        ReasoningVectorEnv(1, task, photos(task), segmenter=halves, instruction="theirs")

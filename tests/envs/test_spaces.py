@@ -20,13 +20,13 @@ from gymnasium.vector.utils import (
 from gymnasium.wrappers import FlattenObservation
 
 import maskgym  # noqa: F401
-from maskgym.envs.spaces import FreeText, ImageSpace
+from maskgym.envs.spaces import FreeText, ImageGroupSpace, ImageSpace
 from maskgym.errors import UserError
 
 TEXTS = ("", "\x00", "ünïcödé 日本", "a" * 20, "\ud800", "S")
 
 
-@pytest.mark.parametrize("space", [FreeText(30), ImageSpace()])
+@pytest.mark.parametrize("space", [FreeText(30), ImageSpace(), ImageGroupSpace(4, 8)])
 def test_samples_are_members_and_seeds_repeat(space) -> None:
     space.seed(3)
     first = [space.sample() for _ in range(20)]
@@ -104,3 +104,18 @@ def test_environments_of_texts_run_in_processes() -> None:
         np.testing.assert_array_equal(many.step(answers)[1], one.step(answers)[1])
     finally:
         many.close()
+
+
+def test_groups_of_images_have_a_side_and_a_largest_number() -> None:
+    space = ImageGroupSpace(3, 8)
+    assert [np.zeros((count, 8, 8, 3), np.uint8) in space for count in (0, 1, 3, 4)] == [False, True, True, False]
+    for other in (np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), None):
+        assert other not in space
+    assert space == ImageGroupSpace(3, 8) != ImageGroupSpace(4, 8)
+    nested = Dict({"images": space})
+    rows = [nested.sample() for _ in range(3)]
+    batch = concatenate(nested, rows, create_empty_array(nested, 3))
+    assert isinstance(batch["images"], tuple) and batch in batch_space(nested, 3)
+    for refused in (flatten_space, create_shared_memory):
+        with pytest.raises(UserError, match="expected whole_groups=False"):
+            refused(space)
