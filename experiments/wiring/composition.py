@@ -369,7 +369,7 @@ def _check_type(key: str, default: Any, value: Any) -> None:
     kinds, expected = KINDS[NULLS.get(last.rpartition(".")[2], str) if default is None else type(default)]
     if last in SEVERAL:
         kinds, expected = (str, list), "text, or a list"
-    if last.startswith("data.parts."):
+    if last.startswith("data.parts.") and not isinstance(default, dict):
         kinds, expected = KINDS[int]
     if value is not None and type(value) not in kinds and WORDS.get(last) != value:
         example = "" if default is None else f", such as {default}"

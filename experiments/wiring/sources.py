@@ -49,6 +49,13 @@ def check_task(config: Config, task: str) -> None:
         )
 
 
+def check_set(config: Config, task: str) -> None:
+    """Raise a UserError if ``data=tasks`` names no set to train a task on."""
+    check_task(config, task)
+    if not config["data"][task]:
+        raise UserError(f"data.{task} is not set: expected a set, or several as data.{task}=[NAME,NAME]")
+
+
 def counts(config: Config, task: str) -> Counts:
     """Read the sizes of a task's parts.
 
@@ -72,8 +79,7 @@ def training(config: Config, task: str, part: str) -> Dataset:
 
     Without sizes in ``data.parts``, each part is the training split without held-out photos.
     """
-    if not config["data"][task]:
-        raise UserError(f"data.{task} is not set: expected a set, or several as data.{task}=[NAME,NAME]")
+    check_set(config, task)
     drawn = draw_all(config)[task]
     return Subset(drawn.dataset, getattr(drawn.parts, part if counts(config, task).asked else "rl"))
 

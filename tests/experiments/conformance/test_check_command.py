@@ -108,7 +108,7 @@ def test_scenes_are_clean(task):
 def test_a_folder_is_clean_and_data_that_is_not_here_is_told(photo_folder):
     assert list(check("data", "folder", {"root": str(photo_folder)})) == []
     for name in set(data.names()) - {"scenes"}:
-        with pytest.raises(UserError, match=rf"'{name}'|data\.(root|path)|missing key"):
+        with pytest.raises(UserError, match=rf"'{name}'|data\.(root|path|sod)|missing key"):
             check("data", name, {})
 
 
