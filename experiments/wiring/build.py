@@ -276,7 +276,7 @@ def make_dataset(config: Config, task: str, split: str, data_name: str = "", par
         task: A key of ``env.gym_ids``.
         split: ``train``, ``validation`` or ``test``.
         data_name: Name of another data set than the config's, with its default settings.
-        part: Of the training split: ``rl``, the samples of the environment; ``sft`` or ``isr``, those to imitate. With
+        part: Part of the training split: ``rl``, the environment's samples; ``sft`` or ``isr``, those to imitate. With
             ``data.rationales``, the last two are the samples that the file has a rationale for.
 
     Raises:
@@ -330,6 +330,8 @@ def _shown_as(config: Config, source: Settings, task: str, split: str) -> Config
 
 def make_train_envs(config: Config, parts: Parts) -> dict[str, VectorEnv]:
     """Make the training environments by task, with the autoreset mode that the agent requires."""
+    for task in config["env"]["gym_ids"] if sources.given(config) else ():
+        sources.check_set(config, task)  # of all tasks, before photos of one are read
     return {task: make_env(config, task, "train", parts, autoreset=True) for task in config["env"]["gym_ids"]}
 
 
