@@ -46,6 +46,11 @@ class Run:
             if found["n"] < FEW:
                 lines.append(f"Warning: {FEW_TOLD}")
             lines += found.get("notes", [])
+        for task, sets in self.results.get("sets", {}).get("after", {}).items():
+            main = [name.rpartition("/")[2] for name in self.main if name.rpartition("/")[0] in ("", task)]
+            for name, scores in sets.items():
+                shown = ", ".join(f"{one} {value:.3f}" for one in main if (value := scores.get(one)) is not None)
+                lines.append(f"{task}, {name} alone, after training: {shown}")
         return lines or [f"{len(self.samples):,} samples of the {self.results['split']} split"]
 
     def samples_of(self, name: str) -> list[JsonObject]:

@@ -24,6 +24,7 @@ POLICY = f"{CHECKPOINTS}/policy"  # the trained one, as a folder that policy.pat
 WORK = "run"  # what a run's lock is called, see `maskgym.files.alone`
 BEFORE = f"{CHECKPOINTS}/before.json"  # the evaluation before training, kept for a run that is killed
 ANSWERS = f"{SAMPLES}/answers.jsonl"
+PARTS = "parts.json"  # keys of the training samples, of a run with a data set for each task
 
 
 def create(config: Config) -> Path:
@@ -55,7 +56,7 @@ def check_unused(folder: Path) -> None:
 def discard_unstarted(folder: Path) -> None:
     """Remove the files of a run that failed before its first result, so that ``out`` can be given again."""
     if not (folder / METRICS).exists():
-        for name in (CONFIG, f".{WORK}.lock"):
+        for name in (CONFIG, PARTS, f".{WORK}.lock"):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()  # which fails, as it should, where there is anything else

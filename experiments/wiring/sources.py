@@ -20,7 +20,6 @@ from maskgym.experiments.wiring import run_folder
 
 NAME = "tasks"  # the option of `data`
 NOT_READ = ("name", "rationales", "parts")  # keys that the reader does not take
-FILE = "parts.json"
 
 
 class Drawn(NamedTuple):
@@ -145,7 +144,7 @@ def remember(config: Config, folder: Path) -> JsonObject:
         UserError: If the folder holds other parts, because the data has changed since the run began.
     """
     content = run_folder.to_json(listed(config), indent=2) + "\n"
-    file = folder / FILE
+    file = folder / run_folder.PARTS
     if file.exists() and file.read_text(encoding="utf-8") != content:
         raise UserError(
             f"{file}: its parts are not those of the data now: expected the data sets that the run began with"
@@ -155,7 +154,7 @@ def remember(config: Config, folder: Path) -> JsonObject:
         task: {name: len(getattr(one.parts, name)) for name in ("rl", "sft", "isr", "shared")}
         for task, one in draw_all(config).items()
     }
-    return {"file": FILE, "sha256": hashlib.sha256(content.encode()).hexdigest(), "sizes": sizes}
+    return {"file": run_folder.PARTS, "sha256": hashlib.sha256(content.encode()).hexdigest(), "sizes": sizes}
 
 
 def told(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -164,5 +163,5 @@ def told(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
     for task, one in sizes.items():
         parts = ", ".join(f"{one[name]:,} {name}" for name in ("rl", "sft", "isr"))
         shared = f"; {one['shared']:,} samples with held-out photos are in none of them" * bool(one["shared"])
-        lines.append(f"{task}: training samples: {parts}{shared} (listed in {FILE})")
+        lines.append(f"{task}: training samples: {parts}{shared} (listed in {run_folder.PARTS})")
     return lines

@@ -114,6 +114,7 @@ def test_several_sets_of_a_task_have_scores_of_their_own(maskgym_run, tmp_path, 
         (tmp_path / "run" / "samples" / "answers.jsonl").read_text().splitlines(),
     )
     assert set(sets) == {"one", "two"} and "sod, one alone, after: reward" in out
+    assert "sod, two alone, after training: reward" in (tmp_path / "run" / "report.html").read_text()
     values = {name: [] for name in sets}
     for row in map(json.loads, rows):
         values[row["key"].partition("/")[0]].append(row["after"]["reward"])
