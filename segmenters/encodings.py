@@ -28,7 +28,7 @@ CACHE_BYTES, CACHE_FOLDER_BYTES = 4 * GIB, 64 * GIB  # defaults of large segment
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """Where encodings are cached, and how many bytes of them.
+    """Bounds and places of cached encodings.
 
     Args:
         cache_bytes: Bound in main memory, bytes; 0 for none there.
@@ -55,7 +55,7 @@ class CacheLimits:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a network computes of one image: tensors on the CPU, without a batch axis."""
+    """Encoding of one image: tensors on the CPU, without a batch axis."""
 
     parts: tuple[Tensor, ...]
 

@@ -7,14 +7,15 @@ for launching kernels, for the image processor or for waiting. The segmenter's s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskgym.experiments.reproduce.miniature_models import POLICIES, SEGMENTER, PolicySizes
-from maskgym.segmenters.phrases.evf_sam import EvfSam
+from maskgym.segmenters.phrases.evf_sam import PREPARED, EvfSam
 
 TERA = 1e12
 
@@ -43,7 +44,7 @@ COMPUTE = 0.4  # share of the peak that training and prefill reach; large langua
 SEGMENTER_COMPUTE = 0.3  # of EVF-SAM: its attention with relative positions runs no fused kernel
 BANDWIDTH = 0.6  # share of the memory's peak while tokens are generated
 # Seconds of one core per image, measured with 448 pixels on a Xeon core at about 2 GHz: `sam_pixels` 13 ms and
-# `beit3_pixels` 2 ms of an image that is new, `pixels_key` 0.7 ms of every image.
+# `beit3_pixels` 2 ms of an image that is new, `PREPARED` of them at a time; `pixels_key` 0.7 ms of every image.
 PREPARE, HASH = 0.015, 0.0007
 BUS = 20e9  # bytes per second from main memory to the GPU, of the 32 of PCIe 4
 ENCODING = 2 * (256 * 64 * 64 + 3 * 224 * 224)  # bytes of a cached image in half precision
@@ -55,7 +56,7 @@ PASSES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What one step takes.
+    """Numbers of one step.
 
     Attributes:
         answers: Sampled answers.
@@ -127,7 +128,7 @@ def estimate(shape: Shape, device: Device, sizes: PolicySizes = POLICIES["7b"]) 
     rate = device.flops * SEGMENTER_COMPUTE
     phrases = shape.answers * shape.images * shape.phrases * (prompt + decode) / rate
     warm = phrases + shape.shown * (HASH + ENCODING / BUS)
-    cold = warm + shape.shown * (encode / rate + PREPARE)
+    cold = warm + shape.shown * encode / rate + ceil(shape.shown / PREPARED) * PREPARE
     return Step(generation, trained / (device.flops * COMPUTE), cold, warm)
 
 
@@ -161,6 +162,13 @@ def segmenter_flops() -> tuple[int, int, int]:
         with FlopCounterMode(display=False) as decoding:
             model.decode(embeddings, prompts, index)
     return encoding.get_total_flops(), prompting.get_total_flops(), decoding.get_total_flops()
+
+
+def unified(device: Device) -> float:
+    """Compute the segmenter's share of three steps of a unified run with a cold cache: three answers of each task."""
+    steps = [estimate(replace(shape, answers=3), device) for shape in PAPER.values()]
+    cold = sum(step.cold for step in steps)
+    return cold / (cold + sum(step.generation + step.training for step in steps))
 
 
 def table() -> str:

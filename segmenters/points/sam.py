@@ -189,7 +189,7 @@ class SamSegmenter(PromptableSegmenter):
         return decode_points(self.network, embeddings, points, labels, boxes)
 
 
-def sam_tiny(device: str | None = None, dtype: str = AUTO, batch_size: int = 64) -> SamSegmenter:
+def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
     """Build the bundled SAM, trained on synthetic scenes with clicks only, so that its masks for boxes are poor."""
     return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 

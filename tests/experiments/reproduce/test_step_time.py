@@ -18,6 +18,7 @@ from maskgym.experiments.reproduce.step_time import (
     language_weights,
     segmenter_flops,
     table,
+    unified,
     vision_flops,
 )
 
@@ -48,6 +49,7 @@ def test_the_segmenters_operations_are_those_published():
 def test_the_segmenter_takes_little_of_a_step_at_the_papers_shape(task, device):
     found = estimate(PAPER[task], DEVICES[device])
     assert found.share(warm=False) <= 0.15 and found.share(warm=True) <= 0.03
+    assert unified(DEVICES[device]) <= 0.15
 
 
 def test_computed_steps_stay_below_the_measured_one():

@@ -20,7 +20,7 @@ from maskgym.policies.text.mllm import LanguagePolicy
 GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
 READ_BY_THE_RUN = {
-    "algo": {"updates", "rationales", "default_parts"},
+    "algo": {"updates", "rationales", "default_parts", "default_hint"},
     "data": {"rationales", "parts"},
     "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"}
     | {"held_out_group_size"},
@@ -213,10 +213,10 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", "0a9a4459b3f6bd33"),
-        ("env=cosod algo=grpo", "a3fd02ef2ebca928"),
-        ("env=saliency algo=spo", "07162c2baf070561"),
-        ("env=sod algo=random", "68f6fb6173f4e334"),
+        ("", "30332bd8a257d631"),
+        ("env=cosod algo=grpo", "036615564bedc80d"),
+        ("env=saliency algo=spo", "cf612412488173ac"),
+        ("env=sod algo=random", "48708ff85ce7826a"),
         ("env=point_prompt algo=ppo", "dac7d44b933c329f"),
         ("env=point_prompt algo=grpo", "a4d322eae0c4f7f9"),
         ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "76eb176ac28d8eab"),
