@@ -222,7 +222,7 @@ class EvfSamSegmenter(ReferringNetwork):
 def evf_sam_tiny(
     device: str | None = None, dtype: str = "float32", batch_size: int = 64, cache_bytes: int = 0
 ) -> EvfSamSegmenter:
-    """Build the bundled EVF-SAM, trained on synthetic scenes; it is too small to gain from less precision or a cache."""
+    """Build the bundled EVF-SAM, trained on scenes; it is too small to gain from less precision or a cache."""
     return EvfSamSegmenter(
         bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size, cache_bytes=cache_bytes
     )
