@@ -220,13 +220,20 @@ def _score_dataset(
             [(key.removeprefix(f"{name}/"), mask) for key, mask in dataset.mask_files] if others else dataset.mask_files
         )
         scored = _score_files(given, folder / name, masks, preset)
-        return replace(scored, notes=(*(dataset.notes if isinstance(dataset, Reader) else ()), *scored.notes))
+        return replace(scored, notes=(*_left_out(dataset), *scored.notes))
     paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
     notes = [*dataset.describe(), *notes]
     kept = {index: path for index, path in enumerate(paths) if path is not None}
     kind: Callable[..., predictions.Samples] = OF_SAMPLES.get(task, predictions.Needs)
     work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
     return _score(given, work, notes)
+
+
+def _left_out(dataset: Dataset) -> list[str]:
+    """List the notes of a reader, or of each set of several under its name."""
+    if isinstance(dataset, Concatenated):
+        return [f"{name}: {note}" for name, part in dataset.parts.items() for note in _left_out(part)]
+    return list(dataset.notes) if isinstance(dataset, Reader) else []
 
 
 def _score_instances(given: Namespace, folder: Path, dataset: Dataset, others: frozenset[str] = frozenset()) -> Scored:
