@@ -126,27 +126,30 @@ class EncodingCache(ABC):
         kept = self.kept.get(key)
         if kept is not None or self.folder is None:
             return kept
-        file = self._file(key)
         try:
-            content = files.read(file)
+            return self._read(key)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            return self._tell(file, f"cannot be read: {error.strerror}")
-        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        try:
-            if digest != self._digest(key, payload):
-                return self._tell(file, "is damaged, or of another segmenter or image")
-            found = load(payload)
-        except SafetensorError as error:
-            return self._tell(file, f"cannot be read: {error}")
-        return Encoding(tuple(found[str(number)] for number in range(len(found))))
+        except (OSError, SafetensorError, ValueError) as error:
+            if not self._told:
+                self._told = True
+                told = f"{self._file(key)}: {error}: computed again, as others of its kind"
+                warnings.warn(told, stacklevel=5)
+            return None
 
-    def _tell(self, file: Path, fault: str) -> None:
-        """Warn of a file that is not used, once."""
-        if not self._told:
-            self._told = True
-            warnings.warn(f"{file}: {fault}: computed again, as others of its kind", stacklevel=6)
+    def _read(self, key: bytes) -> Encoding:
+        """Read a file.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError, SafetensorError: If it is not what was written for this network and image.
+        """
+        content = files.read(self._file(key))
+        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if digest != self._digest(key, payload):
+            raise ValueError("is damaged, or of another segmenter or image")
+        found = load(payload)
+        return Encoding(tuple(found[str(number)] for number in range(len(found))))
 
     def _store(self, key: bytes, row: Encoding) -> None:
         if not self._stores or self.folder is None:

@@ -118,20 +118,23 @@ POLICIES = {
     "7b": PolicySizes(),
     "3b": PolicySizes(2048, 36, 16, 2, 11008, vocab_size=151936, tied=True),
 }
-_REDUCED = {
-    "hidden_size": 32,
-    "layers": 2,
-    "heads": 4,
-    "key_value_heads": 2,
-    "intermediate_size": 64,
-    "mrope_section": (1, 1, 2),
-    "vision_depth": 2,
-    "vision_hidden_size": 32,
-    "vision_heads": 2,
-    "vision_intermediate_size": 64,
-    "vision_full_attention": (1,),
+MINIATURES = {
+    name: replace(
+        sizes,
+        hidden_size=32,
+        layers=2,
+        heads=4,
+        key_value_heads=2,
+        intermediate_size=64,
+        mrope_section=(1, 1, 2),
+        vision_depth=2,
+        vision_hidden_size=32,
+        vision_heads=2,
+        vision_intermediate_size=64,
+        vision_full_attention=(1,),
+    )
+    for name, sizes in POLICIES.items()
 }
-MINIATURES = {name: replace(sizes, **_REDUCED) for name, sizes in POLICIES.items()}
 SEGMENTER = EvfSamConfig()  # as published
 MINIATURE_SEGMENTER = EvfSamConfig(
     SamConfig(

@@ -233,11 +233,11 @@ STEMS = {  # names of photos; groups are named after their category
 
 def _save(file: Path, pixels: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file, **({"quality": 95} if file.suffix == ".jpg" else {}))
+    Image.fromarray(pixels).save(file, quality=95)  # of JPEG; PNG has none
 
 
 def _binary(masks: np.ndarray) -> np.ndarray:
-    return masks.any(axis=0).astype(np.uint8) * 255
+    return np.where(masks.any(axis=0), 255, 0).astype(np.uint8)
 
 
 def _labels(masks: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ class MaskCache:
     """
 
     def __init__(self, segmenter: ReferringSegmenter, max_bytes: int = 2**30) -> None:
-        self.segmenter, self.kept = segmenter, ByteCache(max_bytes)
+        self.segmenter = segmenter
+        self.kept: ByteCache[np.ndarray] = ByteCache(max_bytes)
         self.hits = self.misses = 0
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:

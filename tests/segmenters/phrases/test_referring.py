@@ -204,7 +204,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
     (file,) = tmp_path.rglob("*.encoding")
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(UserError, match="is no regular file"):
+    with pytest.warns(UserWarning, match="computed again"), pytest.raises(UserError, match="is no regular file"):
         cached(cache_folder=tmp_path).segment([plain(10)], [["15"]])
 
 
