@@ -522,7 +522,7 @@ def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) 
     config = composition.change(own, changes)
     seed_everything(config["seed"])
     parts = make_parts(config)
-    wanted = [task] if task in config["env"]["gym_ids"] else sources.tasks(config)
+    wanted = sources.tasks(config) if task is None or task not in config["env"]["gym_ids"] else [task]
     envs = {each: make_held_out_env(config, each, parts) for each in wanted}
     first = next(iter(envs.values()))
     agent = make_agent(config | {"algo": own["algo"]}, folder, first, parts)
