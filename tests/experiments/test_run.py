@@ -203,7 +203,7 @@ def refused(outcome) -> str:
         (["algo=cgpo", "policy.dtype=x"], "dtype"),
         (["data=coco", "data.root=3"], "data.root=3: expected text"),
         (["reward=weighted", "reward.terms=x"], "reward.terms=x: expected names and values"),
-        (["evaluation.samples=0"], "evaluation.samples=0: expected a whole number, at least 1"),
+        (["evaluation.samples=-1"], "evaluation.samples=-1: expected a whole number, at least 0"),
         (["algo.updates=1.5"], "algo.updates=1.5: expected a whole number"),
         (["data=coco"], "data.root is not set"),
         (["data=coco", "data.root=nowhere"], "data.root=nowhere: no such folder"),
