@@ -1,0 +1,167 @@
+"""The stages of Saliency-R1, from the data sets to its tables.
+
+    maskgym reproduce saliency_r1 --data DATASETS --models MODELS --rationales FILE --out OUT
+    maskgym reproduce saliency_r1 --smoke            # the whole chain on miniatures, in minutes on two cores
+
+DATASETS holds the data sets, MODELS the checkpoints, by the folder names of their publishers. The stages: check the
+data, imitate rationales, tune the segmenter on them, CGPO, evaluate on every test set, and the paper's tables with our
+row below. Each is a maskgym command, printed so that it can be run alone. The same command goes on where it was
+stopped. Extra ``key=value`` settings are those of a run, such as ``scale=ray scale.num_workers=8``.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskgym.data.check import check
+from maskgym.data.published import folder_of
+from maskgym.errors import UserError, one_line
+from maskgym.experiments.reproduce.stages import Stage
+from maskgym.experiments.wiring import composition, run_folder
+
+TASKS = ("sod", "sis", "cosod")
+# Of the miniatures: as little of everything as shows that each part works.
+SMOKE = (
+    *("data.parts.sft.sod=4", "data.parts.sft.sis=6", "data.parts.sft.cosod=4", "data.parts.rl=3", "data.parts.isr=2"),
+    *("env.image_size=56", "env.num_envs=4", "policy.dtype=float32", "segmenter.dtype=float32"),
+    *("algo.updates=5", "algo.max_new_tokens=24", "algo.save_every=1"),
+    *("evaluation.samples=2", "evaluation.pictures=2"),
+)
+SMOKE_STEPS = 2  # of the segmenter
+POLICIES = {"7b": "Qwen2.5-VL-7B-Instruct", "3b": "Qwen2.5-VL-3B-Instruct"}
+SEGMENTER = "evf-sam-multitask"
+
+
+def config_of(given: Namespace, *more: str) -> composition.Config:
+    """Compose the config of the runs."""
+    return composition.compose([f"experiment={recipe(given)}", f"size={given.size}", *given.settings, *more])
+
+
+def recipe(given: Namespace) -> str:
+    """Return the name of the recipe: of one task, or of all together."""
+    return f"saliency_r1_{given.task}"
+
+
+def tasks(given: Namespace) -> tuple[str, ...]:
+    """List the tasks that are trained together."""
+    return TASKS if given.task == "unified" else (given.task,)
+
+
+def check_data(given: Namespace) -> None:
+    """Check every data set that the experiment reads, as ``maskgym data check`` does.
+
+    Raises:
+        UserError: If one is missing or faulty; all such sets are named.
+    """
+    missing, faulty = [], []
+    for task in tasks(given):
+        for name in sets(given, task):
+            folder = folder_of(given.data, name)
+            if folder is None:
+                missing.append(name)
+                continue
+            report = check(name, folder, task)
+            counts = ", ".join(f"{one['samples']:,} {split}" for split, one in report.counts.items())
+            print(one_line(f"{name}: {counts}: {'ok' if report.ok else 'faulty'}"), flush=True)
+            if not report.ok:
+                faulty.append(f"maskgym data check {folder} --data {name}")
+    if missing:
+        raise UserError(f"--data {given.data}: has no folder of {', '.join(missing)}")
+    if faulty:
+        raise UserError(f"faulty data sets; what is wrong is told by: {'; '.join(faulty)}")
+
+
+def sets(given: Namespace, task: str) -> list[str]:
+    """List the data sets of a task, to train and to evaluate on."""
+    settings = config_of(given)["data"]
+    named = [settings[task], settings["held_out"][task]]
+    return list(dict.fromkeys(name for one in named if one for name in ([one] if isinstance(one, str) else one)))
+
+
+def model(given: Namespace, name: str) -> Path:
+    """Find the folder of a checkpoint.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    folder = given.models / name
+    if not folder.is_dir():
+        raise UserError(f"--models {given.models}: has no folder {name}: expected the published checkpoint")
+    return folder
+
+
+def write_miniatures(given: Namespace, root: Path) -> None:
+    """Write miniatures of the data sets and random checkpoints, and make them the experiment's.
+
+    Args:
+        given: Arguments of the command, which are changed.
+        root: Folder to write; what it holds already stands.
+    """
+    from maskgym.experiments.reproduce import miniature_models, miniature_sets
+
+    given.data, given.models = root / "data", root / "models"
+    given.rationales = [given.data / miniature_sets.RATIONALES]
+    given.settings, given.segmenter_steps = [*SMOKE, *given.settings], SMOKE_STEPS
+    if not given.rationales[0].exists():  # it is written last
+        miniature_models.write_policy(given.models / POLICIES[given.size], miniature_models.MINIATURES[given.size])
+        miniature_models.write_segmenter(given.models / SEGMENTER)
+        miniature_sets.write_sets(given.data)
+
+
+def stages(given: Namespace) -> list[Stage]:
+    """List the stages of training and evaluation.
+
+    Raises:
+        UserError: If a checkpoint or the rationales are missing.
+    """
+    policy, segmenter = model(given, POLICIES[given.size]), model(given, SEGMENTER)
+    if not given.rationales:
+        asked = [
+            f"maskgym data reason rationales/{task} --task {task} --model NAME --server URL data=tasks data.root=DIR"
+            for task in tasks(given)
+        ]
+        raise UserError(
+            f"--rationales FILE [FILE ...]: expected the texts to imitate, which are made by {'; '.join(asked)}"
+        )
+    texts = f"data.rationales=[{','.join(str(file.absolute()) for file in given.rationales)}]"
+    common = (f"experiment={recipe(given)}", f"size={given.size}", f"data.root={given.data}", texts, *given.settings)
+    supervised, tuned, trained = given.out / "sft", given.out / "segmenter", given.out / "cgpo"
+
+    def run(name: str, folder: Path, start: Path, eyes: Path, *more: str) -> Stage:
+        parts = ("policy=qwen2_5_vl", f"policy.path={start}", f"segmenter.checkpoint={eyes}")
+        return Stage(name, ("run", *common, *parts, *more, f"out={folder}"), folder)
+
+    found = [
+        run("supervised training", supervised, policy, segmenter, "algo=sft"),
+        Stage("segmenter", ("segmenter", "finetune", *_finetune(given, segmenter, texts), f"out={tuned}")),
+        run("CGPO", trained, supervised / run_folder.POLICY, tuned),
+    ]
+    for task in tasks(given):
+        table = given.out / "tables" / f"4-{task}"
+        words = ("evaluate", str(trained), "--table", f"saliency_r1/4-{task}", "--root", str(given.data))
+        found.append(Stage(f"evaluation, {task}", (*words, "--name", "ours", "--out", str(table))))
+        words = ("evaluate", str(table / "predictions"), "--table", f"saliency_r1/1-{task}", "--root", str(given.data))
+        found.append(
+            Stage(f"table 1, {task}", (*words, "--name", "ours", "--out", str(given.out / "tables" / f"1-{task}")))
+        )
+    return found
+
+
+def _finetune(given: Namespace, segmenter: Path, texts: str) -> tuple[str, ...]:
+    """Build the arguments of ``maskgym segmenter finetune``: the samples that are imitated."""
+    settings = config_of(given)
+    named = [f"data.{task}={_listed(settings['data'][task])}" for task in tasks(given)]
+    return (
+        *(
+            "segmenter=evf_sam",
+            f"segmenter.checkpoint={segmenter}",
+            f"segmenter.dtype={settings['segmenter']['dtype']}",
+        ),
+        *("data=tasks", f"data.root={given.data}", *named, texts, f"steps={given.segmenter_steps}"),
+    )
+
+
+def _listed(names: str | Sequence[str]) -> str:
+    return names if isinstance(names, str) else f"[{','.join(names)}]"

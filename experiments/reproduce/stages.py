@@ -1,0 +1,102 @@
+"""Run the stages of an experiment: each is a ``maskgym`` command, printed, run in its own process, and remembered."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskgym import files
+from maskgym.aliases import JsonObject
+from maskgym.errors import UserError, one_line
+from maskgym.experiments.wiring import run_folder
+
+FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of an experiment.
+
+    Attributes:
+        name: Name of the stage.
+        words: Its command, without ``maskgym``.
+        run: Folder of the run that the command makes, which is resumed where it was stopped; None for a command that
+            goes on by itself.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    run: Path | None = None
+
+    @property
+    def command(self) -> str:
+        """The command as one types it."""
+        return shlex.join(["maskgym", *self.words])
+
+
+def execute(stages: Sequence[Stage], out: Path) -> int:
+    """Run the stages in order; those that were finished by the same command stand.
+
+    ``out`` receives `FILE`, with the command and the seconds of each finished stage.
+
+    Args:
+        stages: The stages.
+        out: Folder of the experiment.
+
+    Returns:
+        0, or the exit status of the stage that failed; the same command goes on with it.
+
+    Raises:
+        UserError: If a stage was finished by another command.
+    """
+    finished = _read(out)
+    for stage in stages:
+        if (done := finished.get(stage.name)) and done["command"] != stage.command:
+            raise UserError(f"{out}: its stage {stage.name} was made by another command: expected another --out")
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if stage.name in finished:
+            print(one_line(f"{title}: stands"), flush=True)
+            continue
+        print(f"{title}\n$ {one_line(stage.command)}", flush=True)
+        begun = time.monotonic()
+        if status := _run(stage):
+            print(one_line(f"{stage.name}: ended with status {status}; the same command goes on with it"), flush=True)
+            return status
+        finished[stage.name] = {"command": stage.command, "seconds": round(time.monotonic() - begun, 1)}
+        files.write(out / FILE, json.dumps(finished, indent=2) + "\n")
+    return 0
+
+
+def _run(stage: Stage) -> int:
+    """Run a stage in a process of its own, whose memory is free again when the next one begins."""
+    words = stage.words
+    if stage.run is not None and (stage.run / run_folder.CONFIG).exists():
+        words = ("run", f"resume={stage.run}")
+    process = subprocess.Popen([sys.executable, "-m", "maskgym.experiments.cli", *words])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reaches it too, and it says how it ends
+        raise
+
+
+def _read(out: Path) -> dict[str, JsonObject]:
+    """Read the finished stages.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    file = out / FILE
+    if not file.exists():
+        return {}
+    found = run_folder.read_json(file)
+    if not isinstance(found, dict) or not all(isinstance(one, dict) and "command" in one for one in found.values()):
+        raise UserError(f"{file}: is not the list of an experiment's stages: remove it to begin again")
+    return found
