@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maskgym import files
 from maskgym.errors import UserError, one_line
-from maskgym.experiments.reproduce import saliency_r1, stages
+from maskgym.experiments.reproduce import plan, saliency_r1, stages
 from maskgym.experiments.wiring.command import Parser
 
 EXPERIMENTS = {"saliency_r1": saliency_r1}
@@ -27,12 +27,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--segmenter-steps", type=int, default=1000, metavar="N", help="(%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the experiment (reproduced/EXPERIMENT)")
     parser.add_argument("--smoke", action="store_true", help="on miniatures and random checkpoints, which it writes")
+    parser.add_argument("--plan", action="store_true", help="print samples, time and memory of each stage; run nothing")
+    parser.add_argument("--gpu", metavar="NAME", help="plan for this GPU, from its data sheet (measured here)")
     given = parser.parse_intermixed_args(arguments)
+    if given.gpu and not given.plan:
+        raise UserError(f"--gpu {given.gpu}: expected --plan too")
     experiment = EXPERIMENTS[given.experiment]
     if given.smoke:
         given.out = (given.out or Path(tempfile.mkdtemp(prefix="maskgym-"))).absolute()
         experiment.write_miniatures(given, given.out)
         print(one_line(f"miniatures and random checkpoints in {given.out}: scores mean nothing"), flush=True)
+    if given.gpu:
+        print(plan.table(given, plan.computed(given, given.gpu)))
+        return 0
     for name in ("data", "models"):
         folder = getattr(given, name)
         if folder is None or not folder.is_dir():
@@ -41,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     given.out = (given.out or Path("reproduced") / given.experiment).absolute()
     given.out.mkdir(parents=True, exist_ok=True)
     asked = experiment.stages(given)
+    if given.plan:
+        print(plan.table(given, plan.measured(given)))
+        return 0
     with files.alone(given.out, "reproduction"):
         experiment.check_data(given)
         return stages.execute(asked, given.out)

@@ -12,14 +12,15 @@ stopped. Extra ``key=value`` settings are those of a run, such as ``scale=ray sc
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from maskgym.data.check import check
 from maskgym.data.published import folder_of
 from maskgym.errors import UserError, one_line
+from maskgym.experiments.evaluation import paper_tables
 from maskgym.experiments.reproduce.stages import Stage
 from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.recipes import with_recipe
 
 TASKS = ("sod", "sis", "cosod")
 # Of the miniatures: as little of everything as shows that each part works.
@@ -71,6 +72,16 @@ def check_data(given: Namespace) -> None:
         raise UserError(f"--data {given.data}: has no folder of {', '.join(missing)}")
     if faulty:
         raise UserError(f"faulty data sets; what is wrong is told by: {'; '.join(faulty)}")
+
+
+def texts(given: Namespace) -> str:
+    """Build the argument that names the rationales."""
+    return f"data.rationales=[{','.join(str(file.absolute()) for file in given.rationales)}]"
+
+
+def test_sets(given: Namespace, task: str) -> list[str]:
+    """List the data sets of the paper's main table."""
+    return list(paper_tables.published(f"saliency_r1/4-{task}").datasets)
 
 
 def sets(given: Namespace, task: str) -> list[str]:
@@ -125,8 +136,8 @@ def stages(given: Namespace) -> list[Stage]:
         raise UserError(
             f"--rationales FILE [FILE ...]: expected the texts to imitate, which are made by {'; '.join(asked)}"
         )
-    texts = f"data.rationales=[{','.join(str(file.absolute()) for file in given.rationales)}]"
-    common = (f"experiment={recipe(given)}", f"size={given.size}", f"data.root={given.data}", texts, *given.settings)
+    common = (f"experiment={recipe(given)}", f"size={given.size}", f"data.root={given.data}", texts(given))
+    common += tuple(given.settings)
     supervised, tuned, trained = given.out / "sft", given.out / "segmenter", given.out / "cgpo"
 
     def run(name: str, folder: Path, start: Path, eyes: Path, *more: str) -> Stage:
@@ -135,7 +146,7 @@ def stages(given: Namespace) -> list[Stage]:
 
     found = [
         run("supervised training", supervised, policy, segmenter, "algo=sft"),
-        Stage("segmenter", ("segmenter", "finetune", *_finetune(given, segmenter, texts), f"out={tuned}")),
+        Stage("segmenter", ("segmenter", "finetune", *_finetune(given, segmenter), f"out={tuned}")),
         run("CGPO", trained, supervised / run_folder.POLICY, tuned),
     ]
     for task in tasks(given):
@@ -149,19 +160,19 @@ def stages(given: Namespace) -> list[Stage]:
     return found
 
 
-def _finetune(given: Namespace, segmenter: Path, texts: str) -> tuple[str, ...]:
-    """Build the arguments of ``maskgym segmenter finetune``: the samples that are imitated."""
+def _finetune(given: Namespace, segmenter: Path) -> tuple[str, ...]:
+    """Build the arguments of ``maskgym segmenter finetune``: the samples that are imitated, of the same tasks."""
     settings = config_of(given)
-    named = [f"data.{task}={_listed(settings['data'][task])}" for task in tasks(given)]
+    asked = with_recipe([f"experiment={recipe(given)}", *given.settings], tuple(composition.groups()))
+    others = {task for task in TASKS if task not in tasks(given)}
+    of_data = [
+        argument
+        for argument in asked
+        if argument.startswith(("data=", "data.")) and argument.partition("=")[0].rpartition(".")[2] not in others
+    ]
+    size = [f"group_size={settings['env']['group_size']}"] if "group_size" in settings["env"] else []
+    dtype = settings["segmenter"]["dtype"]
     return (
-        *(
-            "segmenter=evf_sam",
-            f"segmenter.checkpoint={segmenter}",
-            f"segmenter.dtype={settings['segmenter']['dtype']}",
-        ),
-        *("data=tasks", f"data.root={given.data}", *named, texts, f"steps={given.segmenter_steps}"),
+        *("segmenter=evf_sam", f"segmenter.checkpoint={segmenter}", f"segmenter.dtype={dtype}"),
+        *(*of_data, f"data.root={given.data}", texts(given), *size, f"steps={given.segmenter_steps}"),
     )
-
-
-def _listed(names: str | Sequence[str]) -> str:
-    return names if isinstance(names, str) else f"[{','.join(names)}]"

@@ -1,0 +1,209 @@
+"""Estimate the hours and the memory of an experiment's stages, before anything runs.
+
+Rates are computed for a GPU, from counted operations and its data sheet (`maskgym.experiments.reproduce.step_time`), or
+measured on this machine with the given checkpoints. The sum of a stage is simple: its start, what it scores, what it
+samples and what it trains on, each times a rate.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from maskgym import data
+from maskgym.aliases import Config
+from maskgym.data.published import PUBLISHED, folder_of
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation.evaluation import evaluate
+from maskgym.experiments.reproduce import saliency_r1, step_time
+from maskgym.experiments.reproduce.miniature_models import POLICIES
+from maskgym.experiments.wiring import build
+from maskgym.experiments.wiring.process import peak_mib
+
+GIB = 2**30
+MEMORY = {"a100": 80, "h100": 80, "h200": 141, "h20": 96, "l20": 48}  # GB of the data sheets
+ANSWER = 400  # tokens of an answer: the paper's figures show 250 to 400
+START_S = 60.0  # of a command that loads 16 GB of weights from a local disk
+# Seconds of Python and of launching kernels, per layer and generated token: transformers generates 25 to 30 tokens a
+# second with a 7B model on an A100, where reading its weights would take a third of that time.
+LAUNCH_S = 1e-3
+PARAMETERS = {"7b": 8_292_166_656, "3b": 3_754_622_976}  # counted; a test counts them again
+SEGMENTER_PARAMETERS = 1_317_000_000
+TUNE_BATCH = 8  # samples of a step of the segmenter
+UPDATES = 4  # that are measured: two of each kind, of which the first warm up
+DECODER_PASSES = 3  # forward and backward of the mask decoder, in forward passes
+LIBRARIES = "import trl, peft, datasets, maskgym.experiments.training.train, maskgym.experiments.cli"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per sample of each task, by kind of work, and memory.
+
+    Attributes:
+        source: What the rates are of, for the reader.
+        start: Seconds until a command begins its work.
+        score: Seconds to answer, segment and score a held-out sample.
+        reinforce: Seconds of an answer of a reinforcement update: sampled, segmented and trained on.
+        imitate: Seconds of an example of a supervised update.
+        tune: Seconds of a sample of a step of the segmenter.
+        gib: Memory that the largest stage takes, in GiB.
+        room: Memory that there is, in GiB.
+    """
+
+    source: str
+    start: float
+    score: Mapping[str, float]
+    reinforce: Mapping[str, float]
+    imitate: Mapping[str, float]
+    tune: Mapping[str, float]
+    gib: float
+    room: float
+
+
+def computed(given: Namespace, gpu: str) -> Rates:
+    """Compute the rates of one GPU from its data sheet.
+
+    Raises:
+        UserError: If the GPU is not among `step_time.DEVICES`.
+    """
+    if gpu not in step_time.DEVICES:
+        raise UserError(f"--gpu {gpu}: expected one of {', '.join(step_time.DEVICES)}")
+    config, device, sizes = saliency_r1.config_of(given), step_time.DEVICES[gpu], POLICIES[given.size]
+    together, launched = config["env"]["num_envs"], LAUNCH_S * sizes.layers * ANSWER
+    encode, prompt, decode = step_time.segmenter_flops()
+    rates: dict[str, dict[str, float]] = {name: {} for name in ("score", "reinforce", "imitate", "tune")}
+    for task in saliency_r1.tasks(given):
+        shape = replace(step_time.PAPER[task], side=config["env"]["image_size"], answer=ANSWER)
+        one = step_time.estimate(shape, device, sizes)
+        many = step_time.estimate(replace(shape, answers=together), device, sizes)
+        rates["score"][task] = (many.generation + launched + many.cold) / together
+        rates["reinforce"][task] = one.generation + launched + one.training + one.cold
+        rates["imitate"][task] = one.training
+        image = encode + shape.phrases * (prompt + DECODER_PASSES * decode)
+        rates["tune"][task] = shape.images * image / (device.flops * step_time.SEGMENTER_COMPUTE)
+    gib = memory(config, given.size) / GIB
+    return Rates(
+        f"{gpu.upper()}, computed from its data sheet", START_S, **rates, gib=gib, room=MEMORY[gpu] * 1e9 / GIB
+    )
+
+
+def memory(config: Config, size: str) -> float:
+    """Compute the bytes of CGPO with adapters: weights, optimizer states, caches of answers, one training pass."""
+    from maskgym.agents.text.forward_size import bytes_per_answer, fixed_bytes
+
+    sizes, rank = POLICIES[size], config["policy"]["lora_rank"]
+    head = sizes.hidden_size // sizes.heads
+    attention = 2 * (sizes.hidden_size + head * sizes.heads) + 2 * (sizes.hidden_size + head * sizes.key_value_heads)
+    adapters = sizes.layers * rank * (attention + 3 * (sizes.hidden_size + sizes.intermediate_size))
+    shape = step_time.Shape(1, config["env"].get("group_size", 1), side=config["env"]["image_size"])
+    tokens = shape.prompt + config["algo"]["max_new_tokens"]
+    kept = 4 * sizes.layers * sizes.key_value_heads * head * tokens * config["env"]["num_envs"]  # keys and values
+    activations = bytes_per_answer(sizes.hidden_size, sizes.intermediate_size, sizes.layers, tokens, 2, True)
+    weights = 2 * (PARAMETERS[size] + SEGMENTER_PARAMETERS)
+    return weights + 4 * adapters + fixed_bytes(adapters, 2, sizes.vocab_size) + kept + activations
+
+
+def measured(given: Namespace) -> Rates:
+    """Measure the rates on this machine with the given checkpoints and data."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, capture_output=True)
+    start = time.monotonic() - begun
+    config = saliency_r1.config_of(
+        given,
+        "policy=qwen2_5_vl",
+        f"policy.path={saliency_r1.model(given, saliency_r1.POLICIES[given.size])}",
+        f"segmenter.checkpoint={saliency_r1.model(given, saliency_r1.SEGMENTER)}",
+        f"data.root={given.data}",
+        saliency_r1.texts(given),
+        *("algo.isr_period=2", "algo.isr_sft_steps=1"),
+    )
+    parts = build.make_parts(config)
+    envs = build.make_train_envs(config, parts)
+    rates: dict[str, dict[str, float]] = {name: {} for name in ("score", "reinforce", "imitate", "tune")}
+    with tempfile.TemporaryDirectory() as folder:
+        for task, env in envs.items():
+            agent = build.make_agent(config, Path(folder) / task, env, parts)
+            held_out = build.make_held_out_env(config, task, parts)
+            count = min(config["env"]["num_envs"], unwrap(held_out, SampleVectorEnv).num_samples)
+            begun = time.monotonic()
+            evaluate(agent, held_out, range(count))
+            rates["score"][task] = (time.monotonic() - begun) / count
+            supervised = build.make_supervised(config, {task: env}, parts)
+            ends = [time.monotonic()]
+            agent.train([env], UPDATES, lambda *_: ends.append(time.monotonic()), supervised=supervised)  # noqa: B023
+            rates["reinforce"][task] = (ends[-2] - ends[-3]) / config["algo"]["batch_size"]
+            rates["imitate"][task] = (ends[-1] - ends[-2]) / config["algo"]["batch_size"]
+            rates["tune"][task] = rates["score"][task]  # more than a step takes, which answers nothing
+    return Rates("this machine, measured", start, **rates, gib=peak_mib() / 1024, room=_room())
+
+
+def _room() -> float:
+    """Find the memory of the first GPU, or else of the machine, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1] / GIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the plan: a stage, the number of samples that it works on, and its seconds."""
+
+    stage: str
+    samples: int
+    seconds: float
+
+
+def rows(given: Namespace, rates: Rates) -> Iterator[Row]:
+    """Estimate each stage, in the order of `saliency_r1.stages`."""
+    config, supervised = saliency_r1.config_of(given), saliency_r1.config_of(given, "algo=sft")
+    asked = saliency_r1.tasks(given)
+    held_out = {task: sum(count(given, name) for name in saliency_r1.test_sets(given, task)) for task in asked}
+    looked_at = {task: min(config["evaluation"]["samples"], held_out[task]) for task in asked}
+    scoring = 2 * sum(number * rates.score[task] for task, number in looked_at.items())  # before and after
+
+    def mean(rate: Mapping[str, float]) -> float:
+        return sum(rate[task] for task in asked) / len(asked)
+
+    examples = supervised["algo"]["updates"] * supervised["algo"]["batch_size"]
+    yield Row("supervised training", examples, rates.start + scoring + examples * mean(rates.imitate))
+    tuned = given.segmenter_steps * TUNE_BATCH
+    yield Row("segmenter", tuned, rates.start + tuned * mean(rates.tune))
+    algo = config["algo"]
+    examples = algo["updates"] * algo["batch_size"]
+    share = algo["isr_sft_steps"] / algo["isr_period"]
+    update = share * mean(rates.imitate) + (1 - share) * mean(rates.reinforce)
+    yield Row("CGPO", examples, rates.start + scoring + examples * update)
+    for task in asked:
+        yield Row(f"evaluation, {task}", held_out[task], rates.start + held_out[task] * rates.score[task])
+        yield Row(f"table 1, {task}", 0, rates.start)
+
+
+def count(given: Namespace, name: str) -> int:
+    """Count the test samples of a data set: of its folder, or by its authors where it is not there."""
+    folder = folder_of(given.data, name) if given.data else None
+    if folder is not None:
+        groups = {"group_size": None} if PUBLISHED[name].task == "cosod" else {}
+        return len(data.make(name, root=folder, split="test", **groups))
+    return PUBLISHED[name].counts.get("test", 0)
+
+
+def table(given: Namespace, rates: Rates) -> str:
+    """Write the plan as text: a line per stage, the sum, and whether it fits into memory."""
+    found = list(rows(given, rates))
+    unit, seconds = ("hours", 3600) if sum(row.seconds for row in found) > 7200 else ("minutes", 60)
+    lines = [f"rates: {rates.source}", f"{'stage':<24}{'samples':>10}{unit:>10}"]
+    lines += [f"{row.stage:<24}{row.samples:>10,}{row.seconds / seconds:>10.1f}" for row in found]
+    lines.append(f"{'together':<24}{'':>10}{sum(row.seconds for row in found) / seconds:>10.1f}")
+    fits = "fits" if rates.gib < rates.room else "does not fit"
+    lines.append(f"memory of the largest stage: {rates.gib:.0f} GiB of {rates.room:.0f}: {fits}")
+    return "\n".join(lines)
