@@ -80,6 +80,9 @@ def test_a_run_with_a_killed_worker_that_is_interrupted_and_resumed_is_the_one_o
     status, _, error = finish(process)
     assert (status, error.splitlines()[-1]) == (130, f"interrupted: continue with resume={tmp_path}/run")
     assert "one was killed, or its machine went away" in error
+    damaged = tmp_path / "run" / ray_run.STORAGE / "run" / "checkpoint_manager_snapshot.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.touch()  # as Ray leaves it if the command is killed while it writes
     status, out, error = finish(start(f"resume={tmp_path}/run"))
     assert status == 0, error
     assert "report.html" in out
