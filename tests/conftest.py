@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,13 @@ settings.load_profile("maskgym")
 
 # pytest imports the root's __init__.py by the name of the clone's folder: without this, as a second package.
 sys.modules.setdefault(Path(__file__).parents[1].name, maskgym)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files without end-to-end tests out of ``-m e2e``, because each process would import all libraries."""
+    if config.option.markexpr != "e2e" or not (collection_path.is_file() and collection_path.name.startswith("test_")):
+        return None
+    return None if re.search(r"\b(e2e|browser)\b", collection_path.read_text(encoding="utf-8")) else True
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker, and pytest-xdist reads the groups
