@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -44,12 +46,22 @@ settings.load_profile("maskgym")
 sys.modules.setdefault(Path(__file__).parents[1].name, maskgym)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files without end-to-end tests out of ``-m e2e``, because each process would import all libraries."""
+    if config.option.markexpr != "e2e" or not (collection_path.is_file() and collection_path.name.startswith("test_")):
+        return None
+    return None if re.search(r"\b(e2e|browser)\b", collection_path.read_text(encoding="utf-8")) else True
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker, and pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that drives a browser as end to end."""
+    """Mark every test that drives a browser as end to end, and group those that share what a module makes once."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
+        used = getattr(item, "_fixtureinfo", None)
+        if used and any(found[-1].scope == "module" for found in used.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))  # for --dist=loadgroup: one process
 
 
 class Halves:
@@ -349,6 +361,25 @@ def browser(_driver) -> Browser:
     found.console()  # discard the messages of an earlier page
     found.size(1280, 900)
     return found
+
+
+@pytest.fixture
+def worker_of():
+    """Return a function that finds the id of a process below another one, by the beginning of its program's name."""
+
+    def find(pid: int, name: str) -> int:
+        listed = subprocess.run(
+            ["ps", "-e", "-ww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+        family = {pid}
+        while more := {int(row[0]) for row in rows if int(row[1]) in family} - family:
+            family |= more
+        return next(
+            int(row[0]) for row in rows if int(row[0]) in family and Path(row[-1].split()[0]).name.startswith(name)
+        )
+
+    return find
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def surroundings(home: Path) -> dict[str, str]:
     paths = {name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in before.items()}
     pip = {"PIP_TARGET": installed, "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1"}
     pip |= {"PIP_NO_DEPS": "1"}  # maskgym is not in that folder, but it is there
-    quick = {"MASKGYM_UPDATES": "2", "MASKGYM_SAMPLES": "8", "RAY_worker_niceness": "0"}
+    quick = {"MASKGYM_UPDATES": "2", "MASKGYM_BATCH": "16", "MASKGYM_SAMPLES": "8", "RAY_worker_niceness": "0"}
     here = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
     return {**os.environ, **paths, **pip, **quick, **here}
 

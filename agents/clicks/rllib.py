@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,6 +51,8 @@ except ImportError as error:
     raise UserError("PPO on RLlib needs Ray: pip install 'maskgym[ray]'") from error
 
 ENV = "maskgym-clicks"  # name in RLlib's registry
+ATTEMPTS = 3  # at an update whose players go away
+RESTART_S = 300.0  # of a process that imports torch on a busy machine
 # RLlib's metric names are mapped to those of Stable-Baselines3, so that both backends log alike.
 LOGGED = {"policy_loss": "train/policy_gradient_loss", "vf_loss": "train/value_loss", "total_loss": "train/loss"}
 LOGGED |= {"entropy": "train/entropy", "vf_explained_var": "train/explained_variance"}
@@ -127,6 +130,7 @@ class RLlibPPOAgent(ClickAgent):
                 num_envs_per_env_runner=env.num_envs // num_workers,
                 gym_env_vectorize_mode="vector_entry_point",
                 batch_mode="complete_episodes",
+                sample_timeout_s=None,  # RLlib would leave out the episodes of a player that takes longer
                 num_cpus_per_env_runner=cpus_per_worker,
                 num_gpus_per_env_runner=0 if not use_gpu else 1 if learners else 0.5,
             )
@@ -160,7 +164,7 @@ class RLlibPPOAgent(ClickAgent):
             resume: Whether to continue from the checkpoint in ``output``, if any.
 
         Raises:
-            RuntimeError: If no playing process is left.
+            UserError: If the processes that play keep going away.
         """
         first = self.restore() if resume else 0
         if first >= updates:
@@ -168,7 +172,6 @@ class RLlibPPOAgent(ClickAgent):
         with _quiet():
             algorithm = self.config.build_algo()
         try:
-            self._send(algorithm)
             for update in range(first, updates):
                 self.finish_update(update + 1, self._improve(algorithm, update), on_log)
         finally:
@@ -177,25 +180,34 @@ class RLlibPPOAgent(ClickAgent):
 
     def _improve(self, algorithm: Algorithm, update: int) -> dict[str, float]:
         """Run one update and copy the learned weights to this process; return named scalars."""
-        algorithm.learner_group.foreach_learner(partial(SeededLearner.begin, numbers=(self.seed, update)))
-        # RLlib sends weights too, but skips a worker whose reply is late.
-        module = None if self.recalibration is None else _state(self.recalibration)
-        begin = partial(
-            RolloutRunner.begin, numbers=(self.seed, update), weights=_by_part(self.policy), recalibration=module
-        )
-        runners = algorithm.env_runner_group
-        runners.foreach_env_runner(begin, local_env_runner=False)
-        results = algorithm.train()
-        ended = runners.foreach_env_runner(RolloutRunner.end, local_env_runner=False)
-        played = [found for found in ended if found is not None]
-        if not played or "learners" not in results:
-            raise RuntimeError("no process is left that plays episodes")
+        for _ in range(ATTEMPTS):
+            self._send(algorithm)
+            self._begin(algorithm, update)
+            results = algorithm.train()  # without learning, if every player goes away meanwhile
+            ended = algorithm.env_runner_group.foreach_env_runner(RolloutRunner.end, local_env_runner=False)
+            if played := [found for found in ended if found is not None]:
+                break
+        else:
+            raise UserError(f"update {update + 1}: every process that plays episodes went away {ATTEMPTS} times")
         values = {name: float(np.mean([own[name] for own, _ in played])) for name in played[0][0]}
         if self.recalibration is not None:
             _restore(self.recalibration, _mean([state for _, state in played]))
         self._take(algorithm)
         learned = results["learners"][DEFAULT_MODULE_ID]
         return values | {ours: float(learned[theirs]) for theirs, ours in LOGGED.items()}
+
+    def _begin(self, algorithm: Algorithm, update: int) -> None:
+        """Seed the learners and the players, and send the players the weights; wait for those that are started anew.
+
+        RLlib sends weights too, but neither to one whose reply is late, nor those of the recalibration module.
+        """
+        numbers, runners = (self.seed, update), algorithm.env_runner_group
+        algorithm.learner_group.foreach_learner(partial(SeededLearner.begin, numbers=numbers))
+        module = None if self.recalibration is None else _state(self.recalibration)
+        begin = partial(RolloutRunner.begin, numbers=numbers, weights=_by_part(self.policy), recalibration=module)
+        runners.foreach_env_runner(begin, local_env_runner=False)
+        if back := _restarted(algorithm, update):
+            runners.foreach_env_runner(begin, local_env_runner=False, remote_worker_ids=back)
 
     def _send(self, algorithm: Algorithm) -> None:
         """Send the weights and the optimizer's state to the learners."""
@@ -301,6 +313,23 @@ class RolloutRunner(SingleAgentEnvRunner):
     def rollout(self) -> RolloutEnv:
         """The environment inside RLlib's own wrapper."""
         return self.env.env
+
+
+def _restarted(algorithm: Algorithm, update: int) -> list[int]:
+    """Wait until Ray has started anew the players that went away; return their numbers.
+
+    Raises:
+        UserError: If one does not come back.
+    """
+    runners, back, limit = algorithm.env_runner_group, [], time.monotonic() + RESTART_S
+    while lost := runners.num_remote_env_runners() - runners.num_healthy_remote_env_runners():
+        if time.monotonic() > limit:
+            raise UserError(f"update {update + 1}: {lost} of the processes that play episodes went away for good")
+        time.sleep(1)
+        back += algorithm.restore_env_runners(runners)  # those that answer already
+    if back:
+        print(f"update {update + 1}: {len(back)} processes that play episodes went away, and were started anew")
+    return back
 
 
 def _parts(networks: nn.Module) -> dict[str, nn.Module]:

@@ -69,7 +69,7 @@ def compose(name: str, kind: type[Agent], task: str, given: Settings) -> Config:
     listed = composition.option("algo", name)
     env = composition.option("env", options[0])
     words = [f"env={options[0]}", f"algo={name if listed else 'random'}", "evaluation.samples=2"]
-    words += [f"scale={kind.scales[0]}"] if kind.scales[0] != "local" else []
+    words += [f"scale={kind.scales[0]}", "scale.num_workers=1"] if kind.scales[0] != "local" else []
     words += [f"env.{key}={value}" for key, value in QUICK_ENV.items() if key in env]
     config = composition.compose([*words, *(f"{key}={value}" for key, value in of_env.items())])
     short = {

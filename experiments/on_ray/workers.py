@@ -188,7 +188,8 @@ def _check_resources(config: Config) -> None:
 
 @contextmanager
 def _storage(folder: Path) -> Iterator[None]:
-    """Delete Ray's storage folder at the end."""
+    """Delete Ray's storage folder at the end, and before, because Ray fails on a file that a kill left half written."""
+    shutil.rmtree(folder / STORAGE, ignore_errors=True)
     try:
         yield
     finally:

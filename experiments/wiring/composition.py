@@ -27,7 +27,11 @@ from maskgym.registry import plugin_folders
 
 CONF = Path(__file__).parents[1] / "conf"
 # Environment variables that cap keys, for those who try whether a command runs.
-CAPS = {"MASKGYM_UPDATES": ("algo", "updates"), "MASKGYM_SAMPLES": ("evaluation", "samples")}
+CAPS = {
+    "MASKGYM_UPDATES": ("algo", "updates"),
+    "MASKGYM_BATCH": ("algo", "batch_size"),
+    "MASKGYM_SAMPLES": ("evaluation", "samples"),
+}
 ROOT = "config"  # the root file, a list of choices
 # Keys and options that have another name now; the error for an old name tells the new one.
 RENAMED: dict[str, str] = {
@@ -213,12 +217,13 @@ def _keep_task(overrides: Sequence[Override], config: Config) -> None:
 
 
 def _shortened(config: Config) -> Config:
-    """Cap updates and samples of a config by environment variables."""
+    """Cap updates, their batches and samples of a config by environment variables."""
     for variable, (group, key) in CAPS.items():
         if text := os.environ.get(variable):
             if not text.isdecimal():
                 raise UserError(f"{variable}={text}: expected a whole number")
-            config[group][key] = min(config[group][key], int(text))
+            if key in config[group]:  # not every agent has batches
+                config[group][key] = min(config[group][key], int(text))
     return config
 
 

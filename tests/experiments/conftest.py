@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -83,25 +82,6 @@ def photo_folder(tmp_path):
         Image.fromarray(noise).save(root / "images" / f"{number:03d}.jpg")
         Image.fromarray(mask).save(root / "masks" / f"{number:03d}.png")
     return root
-
-
-@pytest.fixture
-def worker_of():
-    """Return a function that finds the id of a process below another one, by the beginning of its program's name."""
-
-    def find(pid: int, name: str) -> int:
-        listed = subprocess.run(
-            ["ps", "-e", "-ww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
-        ).stdout
-        rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
-        family = {pid}
-        while more := {int(row[0]) for row in rows if int(row[1]) in family} - family:
-            family |= more
-        return next(
-            int(row[0]) for row in rows if int(row[0]) in family and Path(row[-1].split()[0]).name.startswith(name)
-        )
-
-    return find
 
 
 HOSTILE = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from dataclasses import asdict
 from functools import partial
 
@@ -80,8 +83,8 @@ def test_both_libraries_play_one_definition_of_the_networks(tmp_path, label):
 @pytest.mark.e2e
 def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
     agent = make_agent(tmp_path, 16, learning_rate=3e-3, minibatch_size=32, epochs=5, save_every=100)
-    rows = train(agent, 25)
-    first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(23, 26)))
+    rows = train(agent, 15)
+    first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(13, 16)))
     assert last > first + 2  # of 8: four clicks of -1 or 1
     agent.save(tmp_path / "policy")
     other = PPOAgent(NETWORKS, make_env(4, "SameStep"), output=tmp_path, seed=1)
@@ -91,15 +94,29 @@ def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_resumed_training_is_the_uninterrupted_one(cluster, tmp_path):
+def test_a_resumed_training_whose_players_are_killed_is_the_uninterrupted_one(cluster, tmp_path, capfd, worker_of):
     """With two players, and the recalibration module trained along by both."""
+    rows = {}
+
+    def keep(step, values):
+        rows[step] = dict(values)
+        if step == 4:  # the checkpoint is still the one of update 3
+            shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+
     whole = make_agent(tmp_path / "whole", label="srm", num_workers=2)
-    rows = train(whole, 5)
+    whole.train([], 5, keep)
     assert rows[5]["recalibration/loss"] < rows[1]["recalibration/loss"]
-    train(make_agent(tmp_path / "parts", label="srm", num_workers=2), 3)
     second = make_agent(tmp_path / "parts", label="srm", num_workers=2)
-    again = train(second, 5, resume=True)
+    again = {}
+
+    def kill(step, values):
+        again[step] = dict(values)
+        if step == 4:
+            os.kill(worker_of(os.getpid(), "ray::RolloutRunner"), signal.SIGKILL)
+
+    second.train([], 5, kill, resume=True)
     assert list(again) == [4, 5]
+    assert "update 5: 1 processes that play episodes went away, and were started anew" in capfd.readouterr().out
     assert again[5] == pytest.approx(rows[5], abs=1e-5)
     for ours, theirs in ((whole.policy, second.policy), (whole.recalibration, second.recalibration)):
         for name, value in ours.state_dict().items():

@@ -25,7 +25,7 @@ from maskgym.agents.common import parallel
 from maskgym.agents.text.training import METHODS
 from maskgym.envs.reasoning import ReasoningVectorEnv
 
-UPDATES, BATCH = 5, 8
+UPDATES, BATCH = 3, 8
 CASES = {
     "cgpo": {"isr_learning_rate": 1e-4},
     "sft": {"isr_learning_rate": 1e-4},

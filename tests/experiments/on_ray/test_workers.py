@@ -80,6 +80,9 @@ def test_a_run_with_a_killed_worker_that_is_interrupted_and_resumed_is_the_one_o
     status, _, error = finish(process)
     assert (status, error.splitlines()[-1]) == (130, f"interrupted: continue with resume={tmp_path}/run")
     assert "one was killed, or its machine went away" in error
+    damaged = tmp_path / "run" / ray_run.STORAGE / "run" / "checkpoint_manager_snapshot.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.touch()  # as Ray leaves it if the command is killed while it writes
     status, out, error = finish(start(f"resume={tmp_path}/run"))
     assert status == 0, error
     assert "report.html" in out
@@ -102,15 +105,15 @@ def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, 
 
 
 @pytest.mark.e2e
-def test_episodes_are_played_on_when_a_player_is_killed(tmp_path, worker_of):
-    given = ("env.num_envs=4", "env.horizon=3", "algo.updates=10", "algo.save_every=5", "algo.epochs=2")
-    given += ("evaluation.samples=2", "evaluation.pictures=0", "scale=ray", f"out={tmp_path}/run")
-    process = start("env=point_prompt", "algo=ppo", *given)
-    wait_for(tmp_path / "run", 3)
+def test_episodes_are_played_on_when_the_only_player_is_killed(tmp_path, worker_of):
+    given = ("env.num_envs=4", "env.horizon=3", "algo.updates=6", "algo.save_every=3", "algo.epochs=2")
+    given += ("evaluation.samples=2", "evaluation.pictures=0", "scale=ray", "scale.num_workers=1")
+    process = start(f"out={tmp_path}/run", "env=point_prompt", "algo=ppo", *given)
+    wait_for(tmp_path / "run", 2)
     os.kill(worker_of(process.pid, "ray::RolloutRunner"), signal.SIGKILL)
     status, out, error = finish(process)
     assert status == 0, error
-    assert len(losses(tmp_path / "run")) == 10
+    assert len(losses(tmp_path / "run")) == 6
     assert "report.html" in out
 
 

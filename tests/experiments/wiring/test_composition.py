@@ -233,13 +233,19 @@ def test_the_root_file_only_lists_choices():
 
 
 @pytest.mark.parametrize(
-    ("variable", "key"), [("MASKGYM_UPDATES", "algo.updates"), ("MASKGYM_SAMPLES", "evaluation.samples")]
+    ("variable", "key"),
+    [
+        ("MASKGYM_UPDATES", "algo.updates"),
+        ("MASKGYM_BATCH", "algo.batch_size"),
+        ("MASKGYM_SAMPLES", "evaluation.samples"),
+    ],
 )
 def test_runs_can_be_made_short_from_outside(monkeypatch, variable, key):
     group, name = key.split(".")
     monkeypatch.setenv(variable, "2")
     assert composition.compose(["env=sis", f"{key}=7"])[group][name] == 2
     assert composition.compose(["env=sis", f"{key}=1"])[group][name] == 1
+    assert name in composition.compose(["env=point_prompt", "algo=ppo"])[group] or name == "batch_size"
     monkeypatch.setenv(variable, "two")
     with pytest.raises(UserError, match=f"{variable}=two: expected a whole number"):
         composition.compose(["env=sis"])
