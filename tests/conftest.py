@@ -23,6 +23,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import maskgym
 from maskgym.data import Dataset
@@ -53,15 +55,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if re.search(r"\b(e2e|browser)\b", collection_path.read_text(encoding="utf-8")) else True
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker, and pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that drives a browser as end to end, and group those that share what a module makes once."""
+    """Mark every test that drives a browser as end to end."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
-        used = getattr(item, "_fixtureinfo", None)
-        if used and any(found[-1].scope == "module" for found in used.name2fixturedefs.values()):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))  # for --dist=loadgroup: one process
+
+
+class Dealt(LoadScopeScheduling):
+    """Deals tests out one by one, but together those of a file that makes something once for all of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        shares = 'scope="module"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+        return file if shares else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Dealt | None:
+    """Deal end-to-end tests out one by one, because whole files of them take minutes."""
+    return Dealt(config, log) if config.option.markexpr == "e2e" else None
 
 
 class Halves:

@@ -60,7 +60,7 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # not of the module, whose tests are dealt out one by one
 def alone(tmp_path_factory):
     """Return the losses and scores of the run that one process makes."""
     folder = tmp_path_factory.mktemp("alone") / "run"
