@@ -57,7 +57,7 @@ def test_mutated_files_are_told_or_change_no_value():
 def test_every_environment_and_every_data_set_has_a_row():
     ids = {env_id for env_id in gym.registry if env_id.startswith("maskgym/")}
     assert {(row.env_id, row.vector) for row in actions.variants()} == {(i, v) for i in ids for v in (False, True)}
-    assert {layout.data for layout in layouts()} == {*data.names()} - {"scenes", "tasks"}  # the latter puts the others together
+    assert {layout.data for layout in layouts()} == {*data.names()} - {"scenes", "tasks"}  # which has no files
     roles = {role for layout in layouts() for role in layout.roles.values()}
     assert roles == mutations.HARMFUL.keys() == mutations.HARMLESS.keys()
     assert {path for layout in layouts() for path in layout.roles.keys() - layout.tree().keys()} == set()

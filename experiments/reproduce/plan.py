@@ -7,6 +7,7 @@ samples and what it trains on, each times a rate.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class Rates:
         imitate: Seconds of an example of a supervised update.
         tune: Seconds of a sample of a step of the segmenter.
         gib: Memory that the largest stage takes, in GiB.
-        room: Memory that there is, in GiB.
+        room: Memory of the machine or the GPU, in GiB.
     """
 
     source: str
@@ -190,11 +191,11 @@ def rows(given: Namespace, rates: Rates) -> Iterator[Row]:
 
 def count(given: Namespace, name: str) -> int:
     """Count the test samples of a data set: of its folder, or by its authors where it is not there."""
+    photos = step_time.PAPER[PUBLISHED[name].task].images  # of a group; 1 for the other tasks
     folder = folder_of(given.data, name) if given.data else None
-    if folder is not None:
-        groups = {"group_size": None} if PUBLISHED[name].task == "cosod" else {}
-        return len(data.make(name, root=folder, split="test", **groups))
-    return PUBLISHED[name].counts.get("test", 0)
+    if folder is None:
+        return math.ceil(PUBLISHED[name].counts.get("test", 0) / photos)
+    return len(data.make(name, root=folder, split="test", **({"group_size": photos} if photos > 1 else {})))
 
 
 def table(given: Namespace, rates: Rates) -> str:

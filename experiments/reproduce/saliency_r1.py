@@ -11,7 +11,9 @@ stopped. Extra ``key=value`` settings are those of a run, such as ``scale=ray sc
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskgym.data.check import check
@@ -130,12 +132,11 @@ def stages(given: Namespace) -> list[Stage]:
     policy, segmenter = model(given, POLICIES[given.size]), model(given, SEGMENTER)
     if not given.rationales:
         asked = [
-            f"maskgym data reason rationales/{task} --task {task} --model NAME --server URL data=tasks data.root=DIR"
+            f"maskgym data reason rationales/{task} --data tasks --task {task} --model NAME --server URL "
+            f"data.root={given.data} {shlex.join(_data_arguments(given, (task,)))}"
             for task in tasks(given)
         ]
-        raise UserError(
-            f"--rationales FILE [FILE ...]: expected the texts to imitate, which are made by {'; '.join(asked)}"
-        )
+        raise UserError(f"--rationales: expected the texts to imitate, which are made by: {'; '.join(asked)}")
     common = (f"experiment={recipe(given)}", f"size={given.size}", f"data.root={given.data}", texts(given))
     common += tuple(given.settings)
     supervised, tuned, trained = given.out / "sft", given.out / "segmenter", given.out / "cgpo"
@@ -163,16 +164,27 @@ def stages(given: Namespace) -> list[Stage]:
 def _finetune(given: Namespace, segmenter: Path) -> tuple[str, ...]:
     """Build the arguments of ``maskgym segmenter finetune``: the samples that are imitated, of the same tasks."""
     settings = config_of(given)
-    asked = with_recipe([f"experiment={recipe(given)}", *given.settings], tuple(composition.groups()))
-    others = {task for task in TASKS if task not in tasks(given)}
-    of_data = [
-        argument
-        for argument in asked
-        if argument.startswith(("data=", "data.")) and argument.partition("=")[0].rpartition(".")[2] not in others
-    ]
     size = [f"group_size={settings['env']['group_size']}"] if "group_size" in settings["env"] else []
     dtype = settings["segmenter"]["dtype"]
     return (
         *("segmenter=evf_sam", f"segmenter.checkpoint={segmenter}", f"segmenter.dtype={dtype}"),
-        *(*of_data, f"data.root={given.data}", texts(given), *size, f"steps={given.segmenter_steps}"),
+        *(
+            "data=tasks",
+            *_data_arguments(given, tasks(given)),
+            f"data.root={given.data}",
+            texts(given),
+            *size,
+            f"steps={given.segmenter_steps}",
+        ),
     )
+
+
+def _data_arguments(given: Namespace, asked: Sequence[str]) -> list[str]:
+    """List the recipe's arguments on the data of some tasks, and on the parts of it."""
+    arguments = with_recipe([f"experiment={recipe(given)}", *given.settings], tuple(composition.groups()))
+    others = {task for task in TASKS if task not in asked}
+    return [
+        argument
+        for argument in arguments
+        if argument.startswith("data.") and argument.partition("=")[0].rpartition(".")[2] not in others
+    ]

@@ -65,7 +65,7 @@ def test_one_task_alone_reads_its_own_sets(given):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"rationales": None}, "--rationales: expected the texts to imitate, which are made by maskgym data reason"),
+        ({"rationales": None}, "--rationales: expected the texts to imitate, which are made by: maskgym data reason"),
         ({"size": "3b"}, "has no folder Qwen2.5-VL-3B-Instruct"),
     ],
 )
