@@ -191,6 +191,7 @@ def navigation(uris: Sequence[str]) -> list[NavItem]:
         {"Parts": [*pages("parts", list(REGISTRIES)), {"Options": pages("options")}]},
         {"API": api["api"]},
         {"Results": pages("results")},
+        {"Reproduce": pages("reproduce")},
     ]
 
 

@@ -14,13 +14,15 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from gymnasium.vector import VectorEnv
 
 from maskgym import data
+from maskgym.agents.text.language import LanguageAgent
 from maskgym.aliases import Config
 from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
@@ -129,23 +131,33 @@ def measured(given: Namespace) -> Rates:
         *("algo.isr_period=2", "algo.isr_sft_steps=1"),
     )
     parts = build.make_parts(config)
-    envs = build.make_train_envs(config, parts)
     rates: dict[str, dict[str, float]] = {name: {} for name in ("score", "reinforce", "imitate", "tune")}
     with tempfile.TemporaryDirectory() as folder:
-        for task, env in envs.items():
+        for task, env in build.make_train_envs(config, parts).items():
             agent = build.make_agent(config, Path(folder) / task, env, parts)
-            held_out = build.make_held_out_env(config, task, parts)
-            count = min(config["env"]["num_envs"], unwrap(held_out, SampleVectorEnv).num_samples)
-            begun = time.monotonic()
-            evaluate(agent, held_out, range(count))
-            rates["score"][task] = (time.monotonic() - begun) / count
+            assert isinstance(agent, LanguageAgent)
+            rates["score"][task] = _scoring(agent, build.make_held_out_env(config, task, parts))
             supervised = build.make_supervised(config, {task: env}, parts)
-            ends = [time.monotonic()]
-            agent.train([env], UPDATES, lambda *_: ends.append(time.monotonic()), supervised=supervised)  # noqa: B023
-            rates["reinforce"][task] = (ends[-2] - ends[-3]) / config["algo"]["batch_size"]
-            rates["imitate"][task] = (ends[-1] - ends[-2]) / config["algo"]["batch_size"]
-            rates["tune"][task] = rates["score"][task]  # more than a step takes, which answers nothing
+            *_, last, reinforced, imitated = _ends(agent, env, supervised)
+            rates["reinforce"][task] = (reinforced - last) / config["algo"]["batch_size"]
+            rates["imitate"][task] = (imitated - reinforced) / config["algo"]["batch_size"]
+            rates["tune"][task] = rates["score"][task]  # a step answers nothing, but goes back through the decoder
     return Rates("this machine, measured", start, **rates, gib=peak_mib() / 1024, room=_room())
+
+
+def _scoring(agent: LanguageAgent, env: VectorEnv) -> float:
+    """Measure the seconds to answer, segment and score a held-out sample, in a full batch of them."""
+    count = min(env.num_envs, unwrap(env, SampleVectorEnv).num_samples)
+    begun = time.monotonic()
+    evaluate(agent, env, range(count))
+    return (time.monotonic() - begun) / count
+
+
+def _ends(agent: LanguageAgent, env: VectorEnv, supervised: Sequence[VectorEnv] | None) -> list[float]:
+    """Train for `UPDATES`; return when each of them ended."""
+    ends: list[float] = []
+    agent.train([env], UPDATES, lambda step, values: ends.append(time.monotonic()), supervised=supervised)
+    return ends
 
 
 def _room() -> float:
@@ -205,6 +217,14 @@ def table(given: Namespace, rates: Rates) -> str:
     lines = [f"rates: {rates.source}", f"{'stage':<24}{'samples':>10}{unit:>10}"]
     lines += [f"{row.stage:<24}{row.samples:>10,}{row.seconds / seconds:>10.1f}" for row in found]
     lines.append(f"{'together':<24}{'':>10}{sum(row.seconds for row in found) / seconds:>10.1f}")
+    unknown = [
+        name
+        for task in saliency_r1.tasks(given)
+        for name in saliency_r1.test_sets(given, task)
+        if not count(given, name)
+    ]
+    if unknown:
+        lines.append(f"without {', '.join(unknown)}, whose number of test samples is not known before it is there")
     fits = "fits" if rates.gib < rates.room else "does not fit"
     lines.append(f"memory of the largest stage: {rates.gib:.0f} GiB of {rates.room:.0f}: {fits}")
     return "\n".join(lines)
