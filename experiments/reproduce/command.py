@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("data", "models"):
         folder = getattr(given, name)
         if folder is None or not folder.is_dir():
-            raise UserError(f"--{name} {folder or ''}: expected a folder, or --smoke".replace(" :", ":"))
+            raise UserError(f"--{name}{f' {folder}' if folder else ''}: expected a folder, or --smoke")
     given.data, given.models = given.data.absolute(), given.models.absolute()
     given.out = (given.out or Path("reproduced") / given.experiment).absolute()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -52,5 +52,4 @@ def main(arguments: Sequence[str]) -> int:
         print(plan.table(given, plan.measured(given)))
         return 0
     with files.alone(given.out, "reproduction"):
-        experiment.check_data(given)
         return stages.execute(asked, given.out)

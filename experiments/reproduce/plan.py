@@ -176,11 +176,10 @@ class Row:
     seconds: float
 
 
-def rows(given: Namespace, rates: Rates) -> Iterator[Row]:
-    """Estimate each stage, in the order of `saliency_r1.stages`."""
+def rows(given: Namespace, rates: Rates, held_out: Mapping[str, int]) -> Iterator[Row]:
+    """Estimate each stage after the check of the data, with the number of test samples of each task."""
     config, supervised = saliency_r1.config_of(given), saliency_r1.config_of(given, "algo=sft")
     asked = saliency_r1.tasks(given)
-    held_out = {task: sum(count(given, name) for name in saliency_r1.test_sets(given, task)) for task in asked}
     looked_at = {task: min(config["evaluation"]["samples"], held_out[task]) for task in asked}
     scoring = 2 * sum(number * rates.score[task] for task, number in looked_at.items())  # before and after
 
@@ -212,17 +211,16 @@ def count(given: Namespace, name: str) -> int:
 
 def table(given: Namespace, rates: Rates) -> str:
     """Write the plan as text: a line per stage, the sum, and whether it fits into memory."""
-    found = list(rows(given, rates))
+    sizes = {
+        task: {name: count(given, name) for name in saliency_r1.held_out_sets(given, task)}
+        for task in saliency_r1.tasks(given)
+    }
+    found = list(rows(given, rates, {task: sum(own.values()) for task, own in sizes.items()}))
     unit, seconds = ("hours", 3600) if sum(row.seconds for row in found) > 7200 else ("minutes", 60)
     lines = [f"rates: {rates.source}", f"{'stage':<24}{'samples':>10}{unit:>10}"]
     lines += [f"{row.stage:<24}{row.samples:>10,}{row.seconds / seconds:>10.1f}" for row in found]
     lines.append(f"{'together':<24}{'':>10}{sum(row.seconds for row in found) / seconds:>10.1f}")
-    unknown = [
-        name
-        for task in saliency_r1.tasks(given)
-        for name in saliency_r1.test_sets(given, task)
-        if not count(given, name)
-    ]
+    unknown = [name for own in sizes.values() for name, size in own.items() if not size]
     if unknown:
         lines.append(f"without {', '.join(unknown)}, whose number of test samples is not known before it is there")
     fits = "fits" if rates.gib < rates.room else "does not fit"

@@ -16,9 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskgym.data.check import check
-from maskgym.data.published import folder_of
-from maskgym.errors import UserError, one_line
+from maskgym.errors import UserError
 from maskgym.experiments.evaluation import paper_tables
 from maskgym.experiments.reproduce.stages import Stage
 from maskgym.experiments.wiring import composition, run_folder
@@ -52,45 +50,14 @@ def tasks(given: Namespace) -> tuple[str, ...]:
     return TASKS if given.task == "unified" else (given.task,)
 
 
-def check_data(given: Namespace) -> None:
-    """Check every data set that the experiment reads, as ``maskgym data check`` does.
-
-    Raises:
-        UserError: If one is missing or faulty; all such sets are named.
-    """
-    missing, faulty = [], []
-    for task in tasks(given):
-        for name in sets(given, task):
-            folder = folder_of(given.data, name)
-            if folder is None:
-                missing.append(name)
-                continue
-            report = check(name, folder, task)
-            counts = ", ".join(f"{one['samples']:,} {split}" for split, one in report.counts.items())
-            print(one_line(f"{name}: {counts}: {'ok' if report.ok else 'faulty'}"), flush=True)
-            if not report.ok:
-                faulty.append(f"maskgym data check {folder} --data {name}")
-    if missing:
-        raise UserError(f"--data {given.data}: has no folder of {', '.join(missing)}")
-    if faulty:
-        raise UserError(f"faulty data sets; what is wrong is told by: {'; '.join(faulty)}")
-
-
 def texts(given: Namespace) -> str:
     """Build the argument that names the rationales."""
     return f"data.rationales=[{','.join(str(file.absolute()) for file in given.rationales)}]"
 
 
-def test_sets(given: Namespace, task: str) -> list[str]:
+def held_out_sets(given: Namespace, task: str) -> list[str]:
     """List the data sets of the paper's main table."""
     return list(paper_tables.published(f"saliency_r1/4-{task}").datasets)
-
-
-def sets(given: Namespace, task: str) -> list[str]:
-    """List the data sets of a task, to train and to evaluate on."""
-    settings = config_of(given)["data"]
-    named = [settings[task], settings["held_out"][task]]
-    return list(dict.fromkeys(name for one in named if one for name in ([one] if isinstance(one, str) else one)))
 
 
 def model(given: Namespace, name: str) -> Path:
@@ -124,7 +91,7 @@ def write_miniatures(given: Namespace, root: Path) -> None:
 
 
 def stages(given: Namespace) -> list[Stage]:
-    """List the stages of training and evaluation.
+    """List the stages.
 
     Raises:
         UserError: If a checkpoint or the rationales are missing.
@@ -145,7 +112,10 @@ def stages(given: Namespace) -> list[Stage]:
         parts = ("policy=qwen2_5_vl", f"policy.path={start}", f"segmenter.checkpoint={eyes}")
         return Stage(name, ("run", *common, *parts, *more, f"out={folder}"), folder)
 
+    sets = _data_arguments(given, tasks(given))
+    checked = [one.removeprefix("data.") for one in sets if not one.startswith("data.parts.")]
     found = [
+        Stage("data", ("data", "check", str(given.data), *checked)),
         run("supervised training", supervised, policy, segmenter, "algo=sft"),
         Stage("segmenter", ("segmenter", "finetune", *_finetune(given, segmenter), f"out={tuned}")),
         run("CGPO", trained, supervised / run_folder.POLICY, tuned),
@@ -166,17 +136,9 @@ def _finetune(given: Namespace, segmenter: Path) -> tuple[str, ...]:
     settings = config_of(given)
     size = [f"group_size={settings['env']['group_size']}"] if "group_size" in settings["env"] else []
     dtype = settings["segmenter"]["dtype"]
-    return (
-        *("segmenter=evf_sam", f"segmenter.checkpoint={segmenter}", f"segmenter.dtype={dtype}"),
-        *(
-            "data=tasks",
-            *_data_arguments(given, tasks(given)),
-            f"data.root={given.data}",
-            texts(given),
-            *size,
-            f"steps={given.segmenter_steps}",
-        ),
-    )
+    of_data = ("data=tasks", *_data_arguments(given, tasks(given)), f"data.root={given.data}", texts(given))
+    of_segmenter = ("segmenter=evf_sam", f"segmenter.checkpoint={segmenter}", f"segmenter.dtype={dtype}")
+    return (*of_segmenter, *of_data, *size, f"steps={given.segmenter_steps}")
 
 
 def _data_arguments(given: Namespace, asked: Sequence[str]) -> list[str]:

@@ -44,8 +44,8 @@ def given(tmp_path):
 def test_the_stages_go_from_supervision_to_tables(given):
     found = saliency_r1.stages(given)
     evaluated = [f"{kind}, {task}" for task in saliency_r1.TASKS for kind in ("evaluation", "table 1")]
-    assert [stage.name for stage in found] == ["supervised training", "segmenter", "CGPO", *evaluated]
-    sft, tune, cgpo, *_ = found
+    assert [stage.name for stage in found] == ["data", "supervised training", "segmenter", "CGPO", *evaluated]
+    _, sft, tune, cgpo, *_ = found
     configs = [composition.compose(stage.words[1:]) for stage in (sft, cgpo)]
     assert [config["algo"]["name"] for config in configs] == ["sft", "cgpo"]
     assert configs[1]["policy"]["path"] == f"{given.out}/sft/checkpoints/policy"
@@ -56,10 +56,10 @@ def test_the_stages_go_from_supervision_to_tables(given):
 def test_one_task_alone_reads_its_own_sets(given):
     given.task = "sis"
     found = saliency_r1.stages(given)
-    assert [stage.name for stage in found[3:]] == ["evaluation, sis", "table 1, sis"]
-    tuned = [word for word in found[1].words if word.startswith("data.") and "root" not in word]
+    assert [stage.name for stage in found[4:]] == ["evaluation, sis", "table 1, sis"]
+    tuned = [word for word in found[2].words if word.startswith("data.") and "root" not in word]
     assert not [word for word in tuned if re.match(r"data\.(held_out\.|parts\.sft\.)?(sod|cosod)=", word)]
-    assert composition.compose(found[2].words[1:])["env"]["name"] == "sis"
+    assert composition.compose(found[3].words[1:])["env"]["name"] == "sis"
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,18 @@ def test_what_is_missing_is_named(given, change, expected):
         saliency_r1.stages(given)
 
 
-def test_missing_and_faulty_sets_are_named(given):
-    miniature_sets.write_sets(given.data, ["duts", "ecssd", "pascal_s"])
+def test_missing_and_faulty_sets_are_named(given, capsys):
     given.task = "sod"
-    with pytest.raises(UserError, match=r"has no folder of dut_omron$"):
-        saliency_r1.check_data(given)
+    words = saliency_r1.stages(given)[0].words
+    miniature_sets.write_sets(given.data, ["duts", "ecssd", "pascal_s"])
+    assert cli.main(words) == 2
+    assert "dut_omron" in capsys.readouterr().err
     miniature_sets.write_sets(given.data, ["dut_omron"])
-    saliency_r1.check_data(given)
-    next((given.data / "ECSSD").rglob("*.png")).write_bytes(b"no picture")
-    with pytest.raises(UserError, match="faulty data sets.*maskgym data check .*ECSSD --data ecssd"):
-        saliency_r1.check_data(given)
+    assert cli.main(words) == 0
+    file = next((given.data / "ECSSD").rglob("*.png"))
+    file.write_bytes(b"no picture")
+    assert cli.main(words) != 0
+    assert file.name in "".join(capsys.readouterr())
 
 
 def test_a_finished_stage_stands_and_another_command_is_refused(tmp_path, capfd):
@@ -117,7 +119,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 def test_the_plan_of_a_gpu_has_a_line_for_each_stage(given, capsys, gpu):
     assert cli.main(["reproduce", "saliency_r1", "--plan", "--gpu", gpu]) == 0
     printed = capsys.readouterr().out
-    for stage in saliency_r1.stages(given):
+    for stage in saliency_r1.stages(given)[1:]:
         assert printed.count(f"\n{stage.name} ") == 1
     assert " hours" in printed and "GiB" in printed
 
@@ -140,7 +142,7 @@ def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys):
     process = start(out)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, printed
-    assert "[2/9] segmenter: stands" in printed
+    assert "[3/10] segmenter: stands" in printed
     done = json.loads((out / stages.FILE).read_text())
     words = shlex.split(done["CGPO"]["command"])[2:]
     assert run.main([*words[:-1], f"out={tmp_path}/undisturbed"]) == 0
