@@ -191,8 +191,8 @@ class Training:
         tokens = self._longest_prompt(rows) + agent.max_new_tokens
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         config = self.config(updates=1)
-        own = isinstance(config, CGPOConfig) and config.isr_sft_steps and not config.isr_shared_optimizer
-        pairs = 2 if own else 1  # supervised steps have an optimizer of their own
+        separate = isinstance(config, CGPOConfig) and config.isr_sft_steps > 0 and not config.isr_shared_optimizer
+        pairs = 2 if separate else 1  # optimizers: supervised steps have one of their own
         needed = bytes_per_answer(
             hidden=text.hidden_size,
             inner=text.intermediate_size,
