@@ -40,6 +40,7 @@ from maskgym.envs.base import unwrap
 from maskgym.envs.instructions import instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError, one_line
+from maskgym.experiments.annotation import paper_prompts
 from maskgym.experiments.annotation import reasoning_prompts as prompts
 from maskgym.experiments.annotation.needs.project import digest
 from maskgym.experiments.wiring import command, composition, run_folder
@@ -48,6 +49,7 @@ from maskgym.rewards import Answer, Transition, format_answer, parse
 RATIONALES, REJECTED, SUMMARY, SETTINGS = "rationales.jsonl", "rejected.jsonl", "summary.json", "settings.json"
 IMAGES, ANSWERS = "images", "answers"
 TASKS = ("sod", "sis", "cosod")
+PROMPTS = ("maskgym", "paper")
 PRINTED = ("accepted", "rejected", "score", "answers", "input_tokens", "output_tokens", "price")  # of the summary
 SILENT = 3  # samples in a row without an answer, after which the server counts as gone
 MAX_TOKENS = 2048  # of an answer
@@ -93,11 +95,22 @@ class Author:
         attempts: Largest number of answers per sample.
         threshold: Minimum correctness.
         largest: Longest side of the pictures, pixels.
+        prompt: ``maskgym`` for our prompt, ``paper`` for those of Saliency-R1.
     """
 
-    def __init__(self, env: ReasoningVectorEnv, asker: Asker, attempts: int, threshold: float, largest: int) -> None:
+    def __init__(
+        self,
+        env: ReasoningVectorEnv,
+        asker: Asker,
+        attempts: int,
+        threshold: float,
+        largest: int,
+        prompt: str = "maskgym",
+    ) -> None:
         self.task, self.segmenter, self.reward = env.task, env.segmenter, env.reward
         self.asker, self.attempts, self.threshold, self.largest = asker, attempts, threshold, largest
+        self.question = paper_prompts.question if prompt == "paper" else prompts.question
+        self.restore = paper_prompts.restore if prompt == "paper" else None
         self._segmenting = Lock()
 
     def write(self, sample: Sample, start: int = 0) -> Written:
@@ -111,18 +124,19 @@ class Author:
             Unreachable: If no answer arrived.
             UserError: If no question can be answered.
         """
-        first = prompts.question(sample, self.task, self.largest)
+        first = self.question(sample, self.task, self.largest)
         parts, replies, score, fault, text = first, list[Reply](), 0.0, "nothing was asked", ""
         for number in range(start, start + self.attempts):
             try:
                 replies.append(self.asker.ask(parts, number))
                 text = replies[-1].text
-                score, found = self._judge(sample, parse(text, self.task))
+                answer = parse(self.restore(text, self.task) if self.restore else text, self.task)
+                score, found = self._judge(sample, answer)
             except (Refused, Unscorable) as error:  # other answers would not help
                 fault = str(error)
                 break
             if found is None:
-                return self._accepted(sample, parse(text, self.task), score, start, replies)
+                return self._accepted(sample, answer, score, start, replies)
             fault, parts = found, [*first, prompts.again(text, found)]
         row = {"key": sample.key, "task": self.task, "reason": fault, "score": round(score, 4), "answer": text}
         return Written(False, row | _spent(start, replies), {}, refused=not replies)
@@ -313,7 +327,7 @@ def _write(
     """Write the missing rows; return the reason why some are still missing, or None, and the summary."""
     _remember(folder, given, config, chat)
     asker = Asker(chat, folder / ANSWERS, given.retries, given.pause)
-    author = Author(env, asker, given.attempts, given.threshold, given.largest)
+    author = Author(env, asker, given.attempts, given.threshold, given.largest, given.prompt)
     try:
         left = write_all(folder, env.dataset, author, given.jobs if given.server else 1, given.retry)
     finally:
@@ -361,7 +375,7 @@ def _remember(folder: Path, given: Namespace, config: Config, chat: ChatModel) -
     Raises:
         UserError: If the folder holds rows of other settings, or other things.
     """
-    now = {name: vars(given)[name] for name in ("task", "split", "threshold", "largest")}
+    now = {name: vars(given)[name] for name in ("task", "split", "threshold", "largest", "prompt")}
     now |= {name: config[name] for name in ("data", "segmenter", "train_samples", "seed")}
     now |= {"group_size": config["env"].get("group_size"), "model": chat.settings}
     now = json.loads(json.dumps(now), object_hook=_kept)
@@ -423,6 +437,8 @@ def _parser() -> command.Parser:
     parser.add_argument("--data", default="scenes", help="reader (%(default)s)")
     parser.add_argument("--task", choices=TASKS, default="sis", help="(%(default)s)")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train", help="(%(default)s)")
+    told = "our prompt, or Saliency-R1's own (supplement 9) (%(default)s)"
+    parser.add_argument("--prompt", choices=PROMPTS, default="maskgym", help=told)
     parser.add_argument("--retry", action="store_true", help="ask about rejected samples again")
     judged = parser.add_argument_group("acceptance")
     judged.add_argument("--threshold", type=float, default=0.7, help="minimum correctness (%(default)s)")

@@ -29,16 +29,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--smoke", action="store_true", help="on miniatures and random checkpoints, which it writes")
     parser.add_argument("--plan", action="store_true", help="print samples, time and memory of each stage; run nothing")
     parser.add_argument("--gpu", metavar="NAME", help="plan for this GPU, from its data sheet (measured here)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="of them, shared by training (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
     if given.gpu and not given.plan:
         raise UserError(f"--gpu {given.gpu}: expected --plan too")
+    if given.gpus < 1 or (given.gpus > 1 and not given.gpu):
+        raise UserError(f"--gpus {given.gpus}: expected at least 1, with --gpu NAME")
     experiment = EXPERIMENTS[given.experiment]
     if given.smoke:
         given.out = (given.out or Path(tempfile.mkdtemp(prefix="maskgym-"))).absolute()
         experiment.write_miniatures(given, given.out)
         print(one_line(f"miniatures and random checkpoints in {given.out}: scores mean nothing"), flush=True)
     if given.gpu:
-        print(plan.table(given, plan.computed(given, given.gpu)))
+        print(plan.table(given, plan.computed(given, given.gpu, given.gpus)))
         return 0
     for name in ("data", "models"):
         folder = getattr(given, name)

@@ -61,6 +61,7 @@ class Rates:
         tune: Seconds of a sample of a step of the segmenter.
         gib: Memory that the largest stage takes, in GiB.
         room: Memory of the machine or the GPU, in GiB.
+        gpus: Number of GPUs that training shares by ``scale=ray``, with as many times the batch.
     """
 
     source: str
@@ -71,10 +72,13 @@ class Rates:
     tune: Mapping[str, float]
     gib: float
     room: float
+    gpus: int = 1
 
 
-def computed(given: Namespace, gpu: str) -> Rates:
-    """Compute the rates of one GPU from its data sheet.
+def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
+    """Compute the rates of a GPU from its data sheet.
+
+    The exchange of gradients between several is left out: adapters have 0.2 GB of them.
 
     Raises:
         UserError: If the GPU is not among `step_time.DEVICES`.
@@ -95,9 +99,12 @@ def computed(given: Namespace, gpu: str) -> Rates:
         image = encode + shape.phrases * (prompt + DECODER_PASSES * decode)
         rates["tune"][task] = shape.images * image / (device.flops * step_time.SEGMENTER_COMPUTE)
     gib = memory(config, given.size) / GIB
-    return Rates(
-        f"{gpu.upper()}, computed from its data sheet", START_S, **rates, gib=gib, room=MEMORY[gpu] * 1e9 / GIB
-    )
+    source = f"{gpu.upper()}, computed from its data sheet"
+    if gpus > 1:
+        batch, updates = gpus * config["algo"]["batch_size"], config["algo"]["updates"] // gpus
+        shared = f"scale=ray scale.num_workers={gpus} scale.use_gpu=true algo.batch_size={batch} algo.updates={updates}"
+        source = f"{gpus} × {source}; trains with {shared}; the other stages on one"
+    return Rates(source, START_S, **rates, gib=gib, room=MEMORY[gpu] * 1e9 / GIB, gpus=gpus)
 
 
 def memory(config: Config, size: str) -> float:
@@ -187,14 +194,14 @@ def rows(given: Namespace, rates: Rates, held_out: Mapping[str, int]) -> Iterato
         return sum(rate[task] for task in asked) / len(asked)
 
     examples = supervised["algo"]["updates"] * supervised["algo"]["batch_size"]
-    yield Row("supervised training", examples, rates.start + scoring + examples * mean(rates.imitate))
+    yield Row("supervised training", examples, rates.start + scoring + examples * mean(rates.imitate) / rates.gpus)
     tuned = given.segmenter_steps * TUNE_BATCH
     yield Row("segmenter", tuned, rates.start + tuned * mean(rates.tune))
     algo = config["algo"]
     examples = algo["updates"] * algo["batch_size"]
     share = algo["isr_sft_steps"] / algo["isr_period"]
     update = share * mean(rates.imitate) + (1 - share) * mean(rates.reinforce)
-    yield Row("CGPO", examples, rates.start + scoring + examples * update)
+    yield Row("CGPO", examples, rates.start + scoring + examples * update / rates.gpus)
     for task in asked:
         yield Row(f"evaluation, {task}", held_out[task], rates.start + held_out[task] * rates.score[task])
         yield Row(f"table 1, {task}", 0, rates.start)

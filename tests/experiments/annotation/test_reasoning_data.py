@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -24,7 +25,8 @@ from maskgym.data.rationales import WithRationales
 from maskgym.envs.instructions import instruction
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.envs.rendering import overlay
-from maskgym.experiments.annotation import reasoning_data
+from maskgym.errors import UserError
+from maskgym.experiments.annotation import paper_prompts, reasoning_data
 from maskgym.experiments.annotation import reasoning_prompts as prompts
 from maskgym.experiments.wiring import composition
 from maskgym.policies.text.mllm import TINY, tiny_policy
@@ -155,6 +157,65 @@ def test_the_model_sees_photo_and_truth_and_is_told_the_steps_and_the_form(scene
     assert rewards.parse(form, task).tagged
     small = prompts.question(sample, task, largest=32)[1]
     assert Image.open(io.BytesIO(small)).size == (32, 32)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_paper_s_prompt_goes_with_the_pictures_that_it_speaks_of(scenes, task):
+    sample = scenes[task][0]
+    parts = paper_prompts.question(sample, task)
+    shown = [np.asarray(Image.open(io.BytesIO(part))) for part in parts if isinstance(part, bytes)]
+    if task == "cosod":
+        assert all((one == other).all() for one, other in zip(shown, sample.images, strict=True))
+        assert f"in this group of images is {sample.category}, which" in parts[-1]
+        with pytest.raises(UserError, match="has no category"):
+            paper_prompts.question(dataclasses.replace(sample, category=None), task)
+        return
+    image, marked = shown
+    assert (image == sample.images[0]).all() and ((marked > 0).any(axis=2) == sample.union()).all()
+    colours = {tuple(colour) for mask in sample.masks[0] for colour in marked[mask]}
+    assert colours == {(255, 255, 255)} if task == "sod" else len(colours) == len(sample.masks[0])
+    places = [parts[-1].index(f"Step {n}: {step}") for n, step in enumerate(prompts.STEPS[task], start=1)]
+    assert places == sorted(places)
+
+
+PAPER_ANSWERS = {
+    "sod": (
+        "Final answer: \\n<rg> a red star\\n<rg> [semantic] disc",
+        ("a red star", "[semantic] disc"),
+        "My final answer regarding salient object detection is: a red star, and disc.",
+    ),
+    "sis": (
+        "**Final answer:** \n<ins> a red star \n<ins> a blue disc on the left",
+        ("a red star", "a blue disc on the left"),
+        "My final answer regarding salient instance detection is: a red star, and a blue disc on the left.",
+    ),
+    "cosod": (
+        "My final answer regarding co-salient object detection is: <rg>[semantic]star</rg>",
+        ("[semantic] star",),
+        "My final answer regarding co-salient object detection is star.",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_answer_to_the_paper_s_prompt_becomes_that_of_its_figure_6(task):
+    conclusion, phrases, sentence = PAPER_ANSWERS[task]
+    parsed = rewards.parse(paper_prompts.restore(f"{think(task)}\n{conclusion}", task), task)
+    assert parsed.expressions == phrases and parsed.think == f"{think(task)} {sentence}"
+    assert prompts.fault_of(parsed, task) is None
+    for other in ("I see a star.", answer(phrases, task), f"{think(task)} {conclusion.split('<')[0]}", "<rg></rg>"):
+        assert paper_prompts.restore(other, task) == other
+
+
+def test_rows_of_the_paper_s_prompt(write, chat_server, scenes, tmp_path):
+    phrases = iter([scenes["sis"][index].phrases[0] for index in range(SIZE)])
+    chat_server.reply = lambda parts: f"{think()} Final answer: " + "".join(f"\n<ins> {p}" for p in next(phrases))
+    status, out, _ = write("--prompt", "paper", "--jobs", "1")
+    assert status == 0 and "3 accepted, 0 rejected" in out
+    assert last_text(chat_server.requests[0]) == paper_prompts.published()["sis"]
+    assert all(rewards.parse(row["rationale"], "sis").tagged for row in rows(tmp_path))
+    status, _, error = write()
+    assert status == 2 and "its rows were made with prompt paper, not maskgym" in error
 
 
 FAULTS = [

@@ -17,7 +17,7 @@ import pytest
 
 from maskgym.errors import UserError
 from maskgym.experiments import cli, run
-from maskgym.experiments.reproduce import miniature_sets, saliency_r1, stages, step_time
+from maskgym.experiments.reproduce import miniature_sets, plan, saliency_r1, stages, step_time
 from maskgym.experiments.wiring import composition
 
 PATIENCE_S = 600
@@ -109,6 +109,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--data", str(tmp_path), "--models", "nowhere"], "--models nowhere: expected a folder, or --smoke"),
         (["--gpu", "h100"], "--gpu h100: expected --plan too"),
         (["--plan", "--gpu", "abacus"], "--gpu abacus: expected one of a100"),
+        (["--plan", "--gpu", "h100", "--gpus", "0"], "--gpus 0: expected at least 1, with --gpu NAME"),
+        (["--plan", "--gpus", "8"], "--gpus 8: expected at least 1, with --gpu NAME"),
     ):
         assert cli.main(["reproduce", "saliency_r1", *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -122,6 +124,21 @@ def test_the_plan_of_a_gpu_has_a_line_for_each_stage(given, capsys, gpu):
     for stage in saliency_r1.stages(given)[1:]:
         assert printed.count(f"\n{stage.name} ") == 1
     assert " hours" in printed and "GiB" in printed
+
+
+def test_eight_gpus_share_the_training_alone(given, capsys):
+    seconds = {}
+    for gpus in (1, 8):
+        rates = plan.computed(given, "a100", gpus)
+        held_out = dict.fromkeys(saliency_r1.TASKS, 1000)
+        seconds[gpus] = {row.stage: row.seconds for row in plan.rows(given, rates, held_out)}
+        scoring = 2 * sum(min(256, 1000) * rates.score[task] for task in saliency_r1.TASKS)
+    for stage, alone in seconds[1].items():
+        fixed = rates.start + scoring
+        shared = fixed + (alone - fixed) / 8 if stage in ("supervised training", "CGPO") else alone
+        assert seconds[8][stage] == pytest.approx(shared)
+    assert cli.main(["reproduce", "saliency_r1", "--plan", "--gpu", "a100", "--gpus", "8"]) == 0
+    assert "scale.num_workers=8 scale.use_gpu=true algo.batch_size=24 algo.updates=375" in capsys.readouterr().out
 
 
 def start(out: Path) -> subprocess.Popen:
