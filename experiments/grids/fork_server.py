@@ -34,6 +34,7 @@ def main(address: str, *parts: str) -> int:
     """Serve at a socket; return the exit status of a command, in the process that was forked for it."""
     ended: list[int] = []  # the exit status of a command that ended without an exception
     atexit.register(_leave, ended)  # registered before any library, and therefore called last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends an import without a traceback
     for part in parts:
         with suppress(ImportError, UserError):  # a command that needs it tells more
             module, _, name = part.partition(":")

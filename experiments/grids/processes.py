@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def run_in_task(words: Sequence[str], cold: bool = True) -> Finished:
 class ForkServer:
     """`Runner` that forks commands from one process, which imports their libraries once.
 
-    The process starts with the first command. Leaving the context stops it. Commands are cold on
-    systems other than Linux, whose libraries may start threads when they are imported, and if an import used a GPU.
+    The process starts with the first command. Leaving the context stops it, and no command starts afterwards. Commands
+    are cold on systems other than Linux, whose libraries may start threads when they are imported, and if an import
+    used a GPU.
 
     Args:
         threads: Number of threads of numerical libraries per command; see `threads_of`.
@@ -68,19 +70,26 @@ class ForkServer:
         self._place = TemporaryDirectory(prefix="maskgym-")
         self._lock = threading.Lock()
         self._server: subprocess.Popen[str] | None = None
+        self._closed = False
 
     def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *error: BaseException | type[BaseException] | TracebackType | None) -> None:
+        self._closed = True  # a thread that waits for the server to start sees it end
         if self._server is not None:
             self._server.terminate()
-            self._server.communicate()
-        self._place.cleanup()
+        with self._lock:
+            if self._server is not None:
+                self._server.terminate()  # it may have started meanwhile
+                self._server.communicate()
+            self._place.cleanup()
 
     def __call__(self, words: Sequence[str], cold: bool = False) -> Finished:
         """Run a command."""
         address = None if cold or sys.platform != "linux" else self._address()
+        if self._closed:
+            return Finished(130, "", "interrupted")
         if address is None:
             return run_cold(words, self.threads)
         request: Request = (list(words), os.getcwd(), _environment(self.threads))
@@ -96,6 +105,8 @@ class ForkServer:
         """Start the server if it does not run, wait until it listens, and return the path of its socket, if any."""
         address = str(Path(self._place.name) / "socket")
         with self._lock:
+            if self._closed:
+                return None
             if self._server is None or self._server.poll() is not None:
                 Path(address).unlink(missing_ok=True)
                 command = [sys.executable, "-m", "maskgym.experiments.grids.fork_server", address, *self.parts]
@@ -103,6 +114,8 @@ class ForkServer:
                 self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
                 assert self._server.stdout is not None  # a pipe
                 if not self._server.stdout.readline():
+                    # Ctrl-C reaches the server too, and the command that waited for it must not start.
+                    self._closed |= self._server.wait() == -signal.SIGINT
                     return None
         return address
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
@@ -206,10 +207,25 @@ def compute(
                     on_done(waiting[done])
                 bar.update()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end(pool)
             raise
     if faults:
         raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Start no further run, and wait for those at work, which Ctrl-C has reached too.
+
+    `timeout` and some shells send the signal twice at once; a later one is somebody who does not want to wait.
+    """
+    patient_until = time.monotonic() + 1
+    while True:
+        try:
+            pool.shutdown(cancel_futures=True)
+            return
+        except KeyboardInterrupt:
+            if time.monotonic() > patient_until:
+                raise
 
 
 @contextmanager

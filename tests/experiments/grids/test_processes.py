@@ -15,6 +15,7 @@ import pytest
 
 from maskgym.experiments.grids import processes, study
 from maskgym.experiments.grids.processes import ForkServer
+from maskgym.experiments.grids.runner import RunSpec, compute
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="commands are cold elsewhere")
 
@@ -97,6 +98,7 @@ def test_a_server_that_dies_is_started_again(server):
 def test_ctrl_c_interrupts_commands_and_a_server_ends_with_its_client(blocked):
     script = f"""
 from maskgym.experiments.grids.processes import ForkServer
+from maskgym.experiments.grids.runner import RunSpec, compute
 with ForkServer(1, []) as server:
     server(["nonsense"])
     print(server._server.pid, flush=True)
@@ -123,6 +125,45 @@ with ForkServer(1, []) as server:
     client.kill()
     client.wait()
     wait_for(lambda: not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split()[2])
+
+
+def test_nothing_starts_after_ctrl_c_that_reached_the_server_while_it_imported(tmp_path, monkeypatch, capfd):
+    (tmp_path / "slow.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w').close()\nimport time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(processes, "run_cold", lambda *given: pytest.fail("a command was started"))
+    with ForkServer(1, ["slow"]) as server:
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(server(["nonsense"]))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: (tmp_path / "begun").exists())
+        os.kill(server._server.pid, signal.SIGINT)
+        for thread in threads:
+            thread.join()
+    assert found == [processes.Finished(130, "", "interrupted")] * 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert server(["nonsense"]).status == 130
+
+
+def test_a_signal_that_comes_twice_leaves_no_run_behind():
+    """As `timeout --signal=INT` sends it: to the command, and to its group."""
+    ended = threading.Event()
+
+    def run(words, cold=False):
+        threading.Thread(target=interrupt).start()
+        time.sleep(0.6)  # a run that stops at its next checkpoint
+        ended.set()
+        return processes.Finished(130, "", "interrupted")
+
+    def interrupt():
+        for pause in (0.2, 0.05):
+            time.sleep(pause)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    specs = [RunSpec(("env=sis", "algo=random", f"seed={seed}")) for seed in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        compute(specs, Path("nowhere"), run=run)
+    assert ended.is_set()
 
 
 def test_a_study_forks_its_runs_from_one_server(tmp_path, monkeypatch, capsys):
