@@ -7,8 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -207,13 +207,13 @@ def compute(
                     on_done(waiting[done])
                 bar.update()
         except BaseException:
-            _end(pool)
+            _end(pool, waiting)
             raise
     if faults:
         raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
 
 
-def _end(pool: ThreadPoolExecutor) -> None:
+def _end(pool: ThreadPoolExecutor, waiting: Iterable[Future[None]]) -> None:
     """Start no further run, and wait for those at work, which Ctrl-C has reached too.
 
     `timeout` and some shells send the signal twice at once; a later one is somebody who does not want to wait.
@@ -221,7 +221,8 @@ def _end(pool: ThreadPoolExecutor) -> None:
     patient_until = time.monotonic() + 1
     while True:
         try:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait([one for one in waiting if not one.cancelled()])  # joining a thread twice would not wait for it
             return
         except KeyboardInterrupt:
             if time.monotonic() > patient_until:
