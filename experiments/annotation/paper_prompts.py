@@ -1,4 +1,4 @@
-"""Saliency-R1's own prompts for rationales (supplement 9, Figures 7 to 9), and their answers in the form that is trained.
+"""Saliency-R1's own prompts for rationales (supplement 9, Figures 7 to 9), and answers to them in a form to imitate.
 
 The pictures follow its words: an image with its mask map for regions, with a mask image in colours for instances, and
 the category's name, without masks, for groups.

@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from maskgym.experiments.grids.fork_server import COMMAND, Request
 
@@ -30,6 +31,7 @@ class Finished(NamedTuple):
     error: str
 
 
+_Found = TypeVar("_Found")
 # Runs a `maskgym` command, given by its words, in a process of its own, and waits for its end; called from several
 # threads. The flag asks for a process that has imported nothing.
 Runner = Callable[[Sequence[str], bool], Finished]
@@ -92,14 +94,32 @@ class ForkServer:
             return Finished(130, "", "interrupted")
         if address is None:
             return run_cold(words, self.threads)
-        request: Request = (list(words), os.getcwd(), _environment(self.threads))
-        with TemporaryFile("w+") as out, TemporaryFile("w+") as error, socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(address)
-            socket.send_fds(connection, [b"\n"], [out.fileno(), error.fileno()])
-            connection.sendall(f"{json.dumps(request)}\n".encode())
-            answer = connection.makefile().readline()
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+            status = self._fork(address, words, (out.fileno(), error.fileno()))
             texts = [file.read() for file in (out, error) if not file.seek(0)]
-        return Finished(int(answer), *texts) if answer else Finished(1, texts[0], "its process was lost")
+        return Finished(1, texts[0], "its process was lost") if status is None else Finished(status, *texts)
+
+    def show(self, words: Sequence[str]) -> int:
+        """Run a command whose output goes where that of this process goes; return its exit status."""
+        address = self._address() if sys.platform == "linux" else None
+        if self._closed:
+            return 130
+        sys.stdout.flush()
+        if address is not None:
+            status = self._fork(address, words, (1, 2))
+            return 1 if status is None else status
+        process = subprocess.Popen([sys.executable, "-m", COMMAND, *words], env=_environment(self.threads))
+        return outlast(process.wait)
+
+    def _fork(self, address: str, words: Sequence[str], outputs: Sequence[int]) -> int | None:
+        """Run a command with these descriptors as its output; return its exit status, None if its process was lost."""
+        request: Request = (list(words), os.getcwd(), _environment(self.threads))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            socket.send_fds(connection, [b"\n"], outputs)
+            connection.sendall(f"{json.dumps(request)}\n".encode())
+            answer = outlast(connection.makefile().readline)
+        return int(answer) if answer else None
 
     def _address(self) -> str | None:
         """Start the server if it does not run, wait until it listens, and return the path of its socket, if any."""
@@ -118,6 +138,28 @@ class ForkServer:
                     self._closed |= self._server.wait() == -signal.SIGINT
                     return None
         return address
+
+
+def outlast(wait: Callable[[], _Found]) -> _Found:
+    """Wait for what Ctrl-C has reached too, and then raise the interruption.
+
+    `timeout` and some shells send the signal twice at once; a later one is somebody who does not want to wait.
+
+    Raises:
+        KeyboardInterrupt: After the wait if it was interrupted, or in it a second later.
+    """
+    first: float | None = None
+    while True:
+        try:
+            found = wait()
+        except KeyboardInterrupt:
+            first = first or time.monotonic()
+            if time.monotonic() > first + 1:
+                raise
+        else:
+            if first is not None:
+                raise KeyboardInterrupt
+            return found
 
 
 def threads_of(share: int) -> str:

@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,7 @@ from types import MappingProxyType
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.grids import results_table
-from maskgym.experiments.grids.processes import ForkServer, Runner, run_in_task
+from maskgym.experiments.grids.processes import ForkServer, Runner, outlast, run_in_task
 from maskgym.experiments.wiring import cluster, command, composition, run_folder
 
 NO_ROWS: Mapping[str, JsonObject] = MappingProxyType({})
@@ -207,26 +206,11 @@ def compute(
                     on_done(waiting[done])
                 bar.update()
         except BaseException:
-            _end(pool, waiting)
+            pool.shutdown(wait=False, cancel_futures=True)
+            outlast(lambda: wait([one for one in waiting if not one.cancelled()]))
             raise
     if faults:
         raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
-
-
-def _end(pool: ThreadPoolExecutor, waiting: Iterable[Future[None]]) -> None:
-    """Start no further run, and wait for those at work, which Ctrl-C has reached too.
-
-    `timeout` and some shells send the signal twice at once; a later one is somebody who does not want to wait.
-    """
-    patient_until = time.monotonic() + 1
-    while True:
-        try:
-            pool.shutdown(wait=False, cancel_futures=True)
-            wait([one for one in waiting if not one.cancelled()])  # joining a thread twice would not wait for it
-            return
-        except KeyboardInterrupt:
-            if time.monotonic() > patient_until:
-                raise
 
 
 @contextmanager

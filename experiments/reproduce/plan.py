@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -28,7 +26,8 @@ from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import evaluate
-from maskgym.experiments.reproduce import saliency_r1, step_time
+from maskgym.experiments.grids.processes import ForkServer
+from maskgym.experiments.reproduce import saliency_r1, stages, step_time
 from maskgym.experiments.reproduce.miniature_models import POLICIES
 from maskgym.experiments.wiring import build
 from maskgym.experiments.wiring.process import peak_mib
@@ -45,7 +44,6 @@ SEGMENTER_PARAMETERS = 1_317_000_000
 TUNE_BATCH = 8  # samples of a step of the segmenter
 UPDATES = 4  # that are measured: two of each kind, of which the first warm up
 DECODER_PASSES = 3  # forward and backward of the mask decoder, in forward passes
-LIBRARIES = "import trl, peft, datasets, maskgym.experiments.training.train, maskgym.experiments.cli"
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class Rates:
         gib: Memory that the largest stage takes, in GiB.
         room: Memory of the machine or the GPU, in GiB.
         gpus: Number of GPUs that training shares by ``scale=ray``, with as many times the batch.
+        imports: Seconds to import the libraries, once for all stages.
     """
 
     source: str
@@ -73,6 +72,7 @@ class Rates:
     gib: float
     room: float
     gpus: int = 1
+    imports: float = 0.0
 
 
 def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
@@ -126,8 +126,11 @@ def memory(config: Config, size: str) -> float:
 def measured(given: Namespace) -> Rates:
     """Measure the rates on this machine with the given checkpoints and data."""
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, capture_output=True)
-    start = time.monotonic() - begun
+    with ForkServer(os.cpu_count() or 1, stages.PARTS) as server:
+        server(["doctor", "--help"])
+        imports = time.monotonic() - begun
+        server(["doctor", "--help"])
+        start = time.monotonic() - begun - imports
     config = saliency_r1.config_of(
         given,
         "policy=qwen2_5_vl",
@@ -149,7 +152,7 @@ def measured(given: Namespace) -> Rates:
             rates["reinforce"][task] = (reinforced - last) / config["algo"]["batch_size"]
             rates["imitate"][task] = (imitated - reinforced) / config["algo"]["batch_size"]
             rates["tune"][task] = rates["score"][task]  # a step answers nothing, but goes back through the decoder
-    return Rates("this machine, measured", start, **rates, gib=peak_mib() / 1024, room=_room())
+    return Rates("this machine, measured", start, **rates, gib=peak_mib() / 1024, room=_room(), imports=imports)
 
 
 def _scoring(agent: LanguageAgent, env: VectorEnv) -> float:
@@ -194,7 +197,11 @@ def rows(given: Namespace, rates: Rates, held_out: Mapping[str, int]) -> Iterato
         return sum(rate[task] for task in asked) / len(asked)
 
     examples = supervised["algo"]["updates"] * supervised["algo"]["batch_size"]
-    yield Row("supervised training", examples, rates.start + scoring + examples * mean(rates.imitate) / rates.gpus)
+    yield Row(
+        "supervised training",
+        examples,
+        rates.imports + rates.start + scoring + examples * mean(rates.imitate) / rates.gpus,
+    )
     tuned = given.segmenter_steps * TUNE_BATCH
     yield Row("segmenter", tuned, rates.start + tuned * mean(rates.tune))
     algo = config["algo"]

@@ -1,11 +1,13 @@
-"""Run the stages of an experiment: each is a ``maskgym`` command, printed, run in its own process, and remembered."""
+"""Run the stages of an experiment: each is a ``maskgym`` command, printed, run in its own process, and remembered.
+
+The processes are forked from one that has imported what the stages need, once.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +16,12 @@ from pathlib import Path
 from maskgym import files
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError, one_line
+from maskgym.experiments.grids.processes import ForkServer
+from maskgym.experiments.grids.runner import COMMON
 from maskgym.experiments.wiring import run_folder
 
 FILE = "stages.json"
+PARTS = (*COMMON, "maskgym.agents.text.training", "maskgym.policies:qwen2_5_vl", "maskgym.segmenters:evf_sam")
 
 
 @dataclass(frozen=True)
@@ -59,32 +64,28 @@ def execute(stages: Sequence[Stage], out: Path) -> int:
     for stage in stages:
         if (done := finished.get(stage.name)) and done["command"] != stage.command:
             raise UserError(f"{out}: its stage {stage.name} was made by another command: expected another --out")
-    for number, stage in enumerate(stages, 1):
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.name in finished:
-            print(one_line(f"{title}: stands"), flush=True)
-            continue
-        print(f"{title}\n$ {one_line(stage.command)}", flush=True)
-        begun = time.monotonic()
-        if status := _run(stage):
-            print(one_line(f"{stage.name}: ended with status {status}; the same command goes on with it"), flush=True)
-            return status
-        finished[stage.name] = {"command": stage.command, "seconds": round(time.monotonic() - begun, 1)}
-        files.write(out / FILE, json.dumps(finished, indent=2) + "\n")
+    with ForkServer(os.cpu_count() or 1, PARTS) as server:
+        for number, stage in enumerate(stages, 1):
+            title = f"[{number}/{len(stages)}] {stage.name}"
+            if stage.name in finished:
+                print(one_line(f"{title}: stands"), flush=True)
+                continue
+            print(f"{title}\n$ {one_line(stage.command)}", flush=True)
+            begun = time.monotonic()
+            if status := server.show(_words(stage)):
+                told = f"{stage.name}: ended with status {status}; the same command goes on with it"
+                print(one_line(told), flush=True)
+                return status
+            finished[stage.name] = {"command": stage.command, "seconds": round(time.monotonic() - begun, 1)}
+            files.write(out / FILE, json.dumps(finished, indent=2) + "\n")
     return 0
 
 
-def _run(stage: Stage) -> int:
-    """Run a stage in a process of its own, whose memory is free again when the next one begins."""
-    words = stage.words
+def _words(stage: Stage) -> Sequence[str]:
+    """Choose the words of a stage's command: those that resume its run, if it has begun."""
     if stage.run is not None and (stage.run / run_folder.CONFIG).exists():
-        words = ("run", f"resume={stage.run}")
-    process = subprocess.Popen([sys.executable, "-m", "maskgym.experiments.cli", *words])
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reaches it too, and it says how it ends
-        raise
+        return "run", f"resume={stage.run}"
+    return stage.words
 
 
 def _read(out: Path) -> dict[str, JsonObject]:
