@@ -29,7 +29,7 @@ from xdist.scheduler import LoadScopeScheduling
 import maskgym
 from maskgym.data import Dataset
 from maskgym.policies.needs.need_encoder import NeedEncoder
-from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
+from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
 
 # Read when the libraries are imported, so set before any test is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -56,11 +56,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that drives a browser as end to end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test that drives a browser as end to end; order those by length, so that no long one begins last."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
+    if config.option.markexpr == "e2e":
+        items.sort(key=expected_seconds, reverse=True)
+
+
+def expected_seconds(item: pytest.Item) -> float:
+    """Return the seconds of an end-to-end test that its mark names, 0 for a short one."""
+    mark = item.get_closest_marker("e2e")
+    return mark.kwargs.get("seconds", 0) if mark else 0
 
 
 class Dealt(LoadScopeScheduling):
@@ -73,7 +81,8 @@ class Dealt(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Dealt | None:
-    """Deal end-to-end tests out one by one, because whole files of them take minutes."""
+    """Deal end-to-end tests out one by one and in order, because whole files of them take minutes."""
+    config.option.loadscopereorder = False
     return Dealt(config, log) if config.option.markexpr == "e2e" else None
 
 
@@ -145,12 +154,12 @@ class PromptedMap(nn.Module):
 
 
 class SmallBackbone(SaliencyBackbone):
-    """Three scales of convolutions, with an attention at the two coarser ones and one in the decoder.
+    """Three scales of convolutions with an attention at each, and one in the decoder.
 
     Dropout and batch norm are there to be noticed where the network is not in evaluation mode.
     """
 
-    feature_dims, encoder_prompt_dims, decoder_prompt_dims, size_divisor = (8, 12, 16), (12, 16), (16,), 8
+    feature_dims, encoder_prompt_dims, decoder_prompt_dims, size_divisor = (8, 12, 16), (8, 12, 16), (16,), 8
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -169,13 +178,15 @@ class SmallBackbone(SaliencyBackbone):
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
         maps, features = pixels - 0.5, []
         for n, stage in enumerate(self.stages):
-            maps = stage(maps)
-            if n:
-                maps = self.encoder_attention[n - 1](maps, None if prompts is None else prompts[n - 1])
+            maps = self.encoder_attention[n](stage(maps), None if prompts is None else prompts[n])
             features.append(maps)
         return features
 
-    def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
+    def decode(
+        self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
+    ) -> Tensor:
+        if adapt is not None:
+            features = [adapt(n, features[n]) for n in (2, 1, 0)][::-1]
         maps = self.decoder_attention(self.sides[2](features[2]), None if prompts is None else prompts[0])
         for n in (1, 0):
             # What is coarse decides, what is fine says where it ends.

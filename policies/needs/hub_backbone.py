@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from maskgym.errors import UserError
 from maskgym.policies.needs.prompted import PromptedBlock, normalise, per_place, to_maps, to_tokens
-from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
+from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
 from maskgym.segmenters.hub import HubNetwork
 
 PROMPTED = "maskgym_prompted"  # name of the window attention in the registry of transformers
@@ -100,11 +100,20 @@ class HubBackbone(SaliencyBackbone):
             Ratio of the side of the decoder's grid to the side of each feature.
         """
 
-    def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
+    def decode(
+        self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
+    ) -> Tensor:
         """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
+        if adapt is not None:
+            features = [adapt(scale, features[scale]) for scale in reversed(range(len(features)))][::-1]
         logits = self.decoder(features, per_place(prompts, self.decoder_prompt_dims))
         side = features[0].shape[-1] * self.patch
         return F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def scales(self, pixels: Tensor) -> list[Tensor]:
+        """Compute the encoder's features: nothing changes them on their way into the decoder."""
+        return self.encode(pixels)
 
 
 class SwinBackbone(HubBackbone):

@@ -1,14 +1,14 @@
 """Define the interface of salient-object networks: features at several scales and places for prompt tokens.
 
 A backbone is an encoder and a decoder. UserSal freezes it and passes prompt tokens made from the words of a need;
-UserSal+ also changes the features between encoder and decoder. Without prompts a backbone is a plain salient-object
-detector, and is trained as one.
+UserSal+ also changes the features of each scale on their way into the decoder. Without prompts a backbone is a plain
+salient-object detector, and is trained as one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,12 +17,14 @@ from torch import nn
 
 from maskgym.segmenters.weights import load_strictly, read_state
 
+Adapt = Callable[[int, torch.Tensor], torch.Tensor]  # a scale and its features (B, C_n, H_n, W_n): changed features
+
 
 class SaliencyBackbone(nn.Module, ABC):
     """Salient-object network whose attention takes prompt tokens.
 
     Attributes:
-        feature_dims: Number of channels of each scale, finest first.
+        feature_dims: Number of channels of the features of each scale, finest first.
         encoder_prompt_dims: Width of the prompt tokens of each place of the encoder, in order of use.
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
@@ -46,13 +48,27 @@ class SaliencyBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, features: Sequence[torch.Tensor], prompts: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        features: Sequence[torch.Tensor],
+        prompts: Sequence[torch.Tensor] | None = None,
+        adapt: Adapt | None = None,
+    ) -> torch.Tensor:
         """Compute logits of the saliency map, float32 (B, 1, S, S).
 
         Args:
-            features: Features from `encode`, possibly adapted.
+            features: Features from `encode`.
             prompts: Tokens (B, T, D) for each place of the decoder; None for no prompts.
+            adapt: Called once for each scale, coarsest first, with the features that enter the decoder there. They must
+                depend on the prompts of the encoder, or of the decoder at coarser scales.
         """
+
+    @torch.no_grad()
+    def scales(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the features of each scale without prompts, as `decode` hands them to ``adapt``, finest first."""
+        found: dict[int, torch.Tensor] = {}
+        self.decode(self.encode(pixels), adapt=found.setdefault)
+        return [found[scale] for scale in range(len(self.feature_dims))]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Compute the logits (B, 1, S, S) of plain salient-object detection."""

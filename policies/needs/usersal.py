@@ -182,8 +182,8 @@ class UserSal(nn.Module):
         self.check(_read_description(file), file)
         self.load_trained_state(read_state(weights), weights)
 
-    def _run(self, pixels: Tensor, needs: Sequence[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Compute logits (B, 1, S, S), bool (B,) for rows with a need, and the features F' of those rows."""
+    def _run(self, pixels: Tensor, needs: Sequence[str]) -> tuple[Tensor, Tensor, Mapping[int, Tensor]]:
+        """Compute logits (B, 1, S, S), bool (B,) for rows with a need, and by scale the features F' of those rows."""
         if len(needs) != len(pixels):
             raise ValueError(f"{len(needs)} needs: expected one for each of {len(pixels)} images")
         words = self.encoder.encode(needs).to(pixels.device, torch.float32).clone()  # (B, levels, width)
@@ -191,27 +191,37 @@ class UserSal(nn.Module):
             words.flatten(1).any(dim=1) if self.skip_empty_need else torch.ones_like(words[:, 0, 0], dtype=torch.bool)
         )
         if not asked.any():
-            return self._plain(pixels), asked, []
+            return self._plain(pixels), asked, {}
         places = len(self.backbone.encoder_prompt_dims)
         prompts = self.prompts(words[asked])
         features = self.backbone.encode(pixels[asked], prompts[:places] or None)
-        features = self._adapt(features, pixels[asked])
-        logits = self.backbone.decode(features, prompts[places:] or None)
+        adapted: dict[int, Tensor] = {}
+        images = self._images(pixels[asked])
+
+        def adapt(scale: int, maps: Tensor) -> Tensor:
+            adapted[scale] = self._adapt(scale, maps, images)
+            return adapted[scale]
+
+        logits = self.backbone.decode(features, prompts[places:] or None, adapt)
         if not asked.all():
             plain, prompted = self._plain(pixels[~asked]), logits
             logits = plain.new_empty(len(pixels), *plain.shape[1:])
             logits[~asked], logits[asked] = plain, prompted
-        return logits, asked, features
+        return logits, asked, adapted
 
     @torch.no_grad()
     def _plain(self, pixels: Tensor) -> Tensor:
         return self.backbone(pixels)
 
-    def _adapt(self, features: list[Tensor], pixels: Tensor) -> list[Tensor]:
-        """Adapt the features (B, C_n, H_n, W_n) for the decoder."""
+    def _images(self, pixels: Tensor) -> list[Tensor]:
+        """Compute what `_adapt` needs of images alone."""
+        return []
+
+    def _adapt(self, scale: int, features: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Adapt the features (B, C_n, H_n, W_n) of a scale for the decoder."""
         return features
 
-    def _more_terms(self, features: list[Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _more_terms(self, features: Mapping[int, Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute further loss terms by name, as means over images that all have a need."""
         return {}
 
@@ -302,21 +312,18 @@ class UserSalPlus(UserSal):
         """Names of the loss terms."""
         return ("mse", "appearance") if self.appearance_weight else ("mse",)
 
-    def _adapt(self, features: list[Tensor], pixels: Tensor) -> list[Tensor]:
-        if not self.adders:
-            return features
-        with torch.no_grad():
-            images = self.backbone.encode(pixels)  # SME(I): IF at each scale
-        adapted = list(features)
-        for n in self.scales:
-            adapted[n] = self.adders[str(n)](features[n], images[n])
-        return adapted
+    def _images(self, pixels: Tensor) -> list[Tensor]:
+        return self.backbone.scales(pixels) if self.adders else []  # SME(I): IF at each scale
 
-    def _more_terms(self, features: list[Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _adapt(self, scale: int, features: Tensor, images: Sequence[Tensor]) -> Tensor:
+        if str(scale) not in self.adders:
+            return features
+        return self.adders[str(scale)](features, images[scale])
+
+    def _more_terms(self, features: Mapping[int, Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if not self.appearance_weight:
             return {}
-        with torch.no_grad():
-            wanted = self.backbone.encode(pixels * targets)  # SME*(I ⊙ GT)
+        wanted = self.backbone.scales(pixels * targets)  # SME*(I ⊙ GT)
         each = [appearance_loss(wanted[n], features[n], self.kl_axis, self.kl_temperature) for n in self.scales]
         return {"appearance": self.appearance_weight * torch.stack(each).sum(dim=0).mean()}
 

@@ -24,8 +24,17 @@ from torch import Tensor, nn
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.prompted import normalise, per_place, to_tokens
-from maskgym.policies.needs.saliency_backbone import SaliencyBackbone
-from maskgym.policies.needs.vst_layers import DIVISOR, Blocks, Decoder, Predictions, T2TViT, TaskTokens, small_weights
+from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
+from maskgym.policies.needs.vst_layers import (
+    DIVISOR,
+    Blocks,
+    Decoder,
+    Predictions,
+    T2TViT,
+    TaskTokens,
+    adapted,
+    small_weights,
+)
 from maskgym.segmenters.weights import bundled
 
 EMBEDDED = Path(__file__).parent / "vst_tiny" / "model.safetensors"
@@ -50,9 +59,12 @@ class VST(SaliencyBackbone):
     """VST with the sizes of the published RGB model by default, whose 44.5 M parameters include a classifier.
 
     UserSOD states "generally, N=5" scales; VST has three: 1/4 and 1/8 with ``token_dim`` channels, and 1/16 with
-    ``embed_dim``. The converter is part of `decode`, so that appearance can be added to the encoder's features. Each
-    block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and so does each block of converter and decoder
-    (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
+    ``embed_dim``. Each block of the T2T-ViT takes prompts (``encoder_prompt_dims``), and so does each block of
+    converter and decoder (``decoder_prompt_dims``: first the converter's, then those of 1/16, 1/8 and 1/4).
+
+    No prompt comes before the encoder's maps at 1/4 and 1/8, so appearance is not added to these, which know nothing of
+    a need, but behind them: to the converter's tokens at 1/16, and to the tokens at 1/8 and 1/4 in which RT2T joins the
+    encoder's maps with the prompted tokens of the coarser scale.
 
     Args:
         checkpoint: Published checkpoint or state dict of this class, for `load`; needed if ``pretrained``.
@@ -132,16 +144,21 @@ class VST(SaliencyBackbone):
         places = per_place(prompts, self.encoder_prompt_dims)
         return self.rgb_backbone(normalise(pixels, DIVISOR), places)
 
-    def decode(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Tensor:
+    def decode(
+        self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
+    ) -> Tensor:
         """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
-        return self.predict(features, prompts).saliency[-1]
+        return self.predict(features, prompts, adapt).saliency[-1]
 
-    def predict(self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None) -> Predictions:
+    def predict(
+        self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
+    ) -> Predictions:
         """Compute the saliency and boundary logits of every scale, which training supervises."""
         places = iter(per_place(prompts, self.decoder_prompt_dims))
         converting, coarse, middle, fine = ([next(places) for _ in range(depth)] for depth in self._decoder_depths)
         tokens = self.transformer["encoderlayer"](to_tokens(features[2]), converting)
-        return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine)
+        tokens = adapted(tokens, 2, adapt)
+        return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine, adapt)
 
 
 def vst_tiny(pretrained: bool = True) -> VST:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskgym.policies.needs.prompted import Mlp, PromptedBlock, to_maps, to_tokens
+from maskgym.policies.needs.saliency_backbone import Adapt
 
 DIVISOR = 16  # side of the coarsest cell, in pixels
 PATCH, SMALL_PATCH = (7, 4, 2), (3, 2, 1)  # kernel, stride and padding of a soft split of pixels, and of tokens
@@ -280,6 +281,7 @@ class Decoder(nn.Module):
         quarter: Tensor,
         middle: Sequence[Tensor | None],
         fine: Sequence[Tensor | None],
+        adapt: Adapt | None = None,
     ) -> Predictions:
         """Compute the logits of all scales.
 
@@ -289,13 +291,16 @@ class Decoder(nn.Module):
             quarter: The encoder's features at 1/4, (B, C, S/4, S/4).
             middle: Prompts of the blocks at 1/8.
             fine: Prompts of the blocks at 1/4.
+            adapt: See `SaliencyBackbone.decode`; called with scales 1 and 0.
         """
         saliency, contour, carried = coarsest
         scales = {"1_16": (self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))}
-        saliency, contour, carried = self.token_pre_1_8(self.decoder1.fuse(carried.places, eighth), carried, middle)
+        fused = adapted(self.decoder1.fuse(carried.places, eighth), 1, adapt)
+        saliency, contour, carried = self.token_pre_1_8(fused, carried, middle)
         scales["1_8"] = saliency, contour
         features = to_maps(carried.places, eighth.shape[-1])
-        saliency, contour, _ = self.token_pre_1_4(self.decoder2.fuse(carried.places, quarter), carried, fine)
+        fused = adapted(self.decoder2.fuse(carried.places, quarter), 0, adapt)
+        saliency, contour, _ = self.token_pre_1_4(fused, carried, fine)
         scales["1_4"] = saliency, contour
         saliencies = [self._logits(f"pre_{scale}", tokens) for scale, (tokens, _) in scales.items()]
         contours = [self._logits(f"pre_{scale}_c", tokens) for scale, (_, tokens) in scales.items()]
@@ -307,6 +312,11 @@ class Decoder(nn.Module):
 
     def _logits(self, layer: str, tokens: Tensor) -> Tensor:
         return to_maps(self.get_submodule(layer)(tokens), math.isqrt(tokens.shape[1]))
+
+
+def adapted(tokens: Tensor, scale: int, adapt: Adapt | None) -> Tensor:
+    """Change the tokens (B, N, D) of a scale with ``adapt``, which takes maps."""
+    return tokens if adapt is None else to_tokens(adapt(scale, to_maps(tokens, math.isqrt(tokens.shape[1]))))
 
 
 def attend(blocks: Blocks, carried: Carried, prompts: Sequence[Tensor | None]) -> Carried:
