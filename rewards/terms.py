@@ -40,6 +40,11 @@ class Term(ABC):
     def __call__(self, transition: Transition) -> float:
         """Compute the value of one transition, within ``range``."""
 
+    def return_range(self, horizon: int) -> tuple[float, float]:
+        """Find the lowest and the highest sum over an episode of ``horizon`` steps."""
+        low, high = self.range
+        return low * horizon, high * horizon
+
 
 class Function(Term):
     """Function of one transition as a term, with its own name.
@@ -253,6 +258,10 @@ class DeltaIoU(Term):
             return after
         return after - IoU()(replace(transition, masks=transition.previous_masks, previous_masks=None))
 
+    def return_range(self, horizon: int) -> tuple[float, float]:
+        """Find the range of the last IoU minus the first: the steps cancel."""
+        return self.range
+
 
 @dataclass(frozen=True)
 class SASOR(Term):
@@ -273,3 +282,7 @@ class SASOR(Term):
         if episode is None or len(episode.targets) < 2:
             return 0.0
         return sa_sor(episode.masks, -np.arange(len(episode.masks)), episode.targets, episode.ranks)
+
+    def return_range(self, horizon: int) -> tuple[float, float]:
+        """Find the range of the last step's value: the others are 0."""
+        return self.range

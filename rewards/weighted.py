@@ -27,6 +27,11 @@ class Reward(ABC):
     def __call__(self, transitions: Sequence[Transition]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Compute the totals, float64 (B,), and the unweighted values of each term by name, float64 (B,)."""
 
+    def return_range(self, horizon: int) -> tuple[float, float]:
+        """Find the lowest and the highest return of an episode of ``horizon`` steps."""
+        low, high = self.range
+        return low * horizon, high * horizon
+
 
 class WeightedSum(Reward):
     """Weighted sum of terms.
@@ -50,9 +55,16 @@ class WeightedSum(Reward):
             raise UserError(f"weights of a weighted sum: expected {len(names)} finite numbers, got {list(weights)}")
         self.terms = tuple(terms)
         self.weights = tuple(float(weight) for weight in weights)
-        ranges = [check_range(f"term '{term.name}'", term.range) for term in self.terms]
+        self.range = self._sum([check_range(f"term '{term.name}'", term.range) for term in self.terms])
+
+    def return_range(self, horizon: int) -> tuple[float, float]:
+        """Sum the ranges of the terms' sums over an episode."""
+        return self._sum([term.return_range(horizon) for term in self.terms])
+
+    def _sum(self, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Sum ranges of the terms by weight."""
         ends = [sorted(weight * end for end in pair) for pair, weight in zip(ranges, self.weights, strict=True)]
-        self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
+        return sum(low for low, _ in ends), sum(high for _, high in ends)
 
     def __call__(self, transitions: Sequence[Transition]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Compute the totals, float64 (B,), and the unweighted values of each term by name, float64 (B,).

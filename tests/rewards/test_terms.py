@@ -26,6 +26,7 @@ from maskgym.rewards import (
     Term,
     Transition,
     Unscored,
+    WeightedSum,
     make,
     parse,
 )
@@ -256,6 +257,14 @@ def test_a_text_is_no_click():
 )
 def test_what_a_click_added(before, after, expected):
     assert DeltaIoU()(click(0, 0, before=before, after=after)) == pytest.approx(expected)
+
+
+def test_sums_over_an_episode_have_ranges_of_their_own():
+    """Steps of IoU cancel, and a ranking is scored once: the other terms are paid at every step."""
+    assert ForegroundHit().return_range(15) == (-15, 15) and IoU().return_range(15) == (0, 15)
+    assert DeltaIoU().return_range(15) == (-1, 1) == SASOR().return_range(15)
+    both = WeightedSum([DeltaIoU(), ForegroundHit()], [2.0, -0.5])
+    assert both.return_range(4) == (-2 - 2, 2 + 2) and both.range == (-2.5, 2.5)
 
 
 def soft(values: np.ndarray, truth: np.ndarray, void: np.ndarray | None = None) -> Transition:
