@@ -61,8 +61,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
         A sample drawn uniformly, or the sample of ``options={"index": i}``. The first prompts depend on
         ``initial_prompts``. ``"truth"``: a random point of the foreground and one of the background, as the paper
         trains (Algorithm 1, line 2). ``"srm"``: the most and the least probable patch of ``recalibration``, as the
-        paper evaluates (Section 3.3). ``"none"``: no prompts. ``"auto"``: ``"truth"`` on the training split; elsewhere
-        ``"srm"`` if that labels clicks, else ``"none"``.
+        paper evaluates (Section 3.3). ``"none"``: no prompts. ``"auto"``: if ``srm`` labels clicks, ``"truth"`` on
+        the training split and ``"srm"`` elsewhere; else ``"none"``, so that training and tests begin alike.
 
     Episode End:
         Termination: never. Truncation: after ``horizon`` clicks (T).

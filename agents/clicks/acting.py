@@ -22,6 +22,7 @@ from maskgym.agents.common.checkpoints import (
 )
 from maskgym.aliases import Observation, Settings
 from maskgym.envs.base import unwrap
+from maskgym.envs.clicks.patches import patch_centres
 from maskgym.envs.point import PointPromptVectorEnv
 
 
@@ -114,8 +115,9 @@ class RecalibrationTrainer:
         """
         if self.module is None:
             return []
+        of_patches = TRUTHS[self.module.truth]
         unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
-        self.truth = torch.stack([patch_shares(union, self.env.grid) for union in unions])
+        self.truth = torch.stack([of_patches(union, self.env.grid) for union in unions])
         # The paper's module also chooses the first prompts, so it must learn the state before them.
         return self.learn(self.env.unprompted())
 
@@ -148,6 +150,15 @@ class RolloutStatistics:
         return found | ({"recalibration/loss": float(np.mean(self.losses))} if self.losses else {})
 
 
+def centre_truth(mask: np.ndarray, grid: int) -> torch.Tensor:
+    """Look up a mask bool (H, W) at the click of each patch, float (g, g), 0 or 1."""
+    columns, rows = ((patch_centres(grid, 1) / grid) * mask.shape[::-1]).astype(int).T
+    return torch.from_numpy(mask[rows, columns].reshape(grid, grid)).float()
+
+
 def patch_shares(mask: np.ndarray, grid: int) -> torch.Tensor:
-    """Compute the share of each patch that a mask bool (H, W) covers, float (g, g) (y' of Eq. 13)."""
+    """Compute the share of each patch that a mask bool (H, W) covers, float (g, g)."""
     return F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].float(), grid)[0]
+
+
+TRUTHS = {"centre": centre_truth, "share": patch_shares}  # of Eq. 13's y', the mask "downsampled to the same size"

@@ -2,7 +2,7 @@
 
 All clicks of an episode share the signal of its return. GRPO compares the episodes of one sample, which begin with the
 same prompts (Shao et al., DeepSeekMath, arXiv 2402.03300, without the KL divergence from a reference policy). CGPO
-plays one episode per sample. Its advantage is the return, scaled to [0, 1] by the reward's range, minus the mean
+plays one episode per sample. Its advantage is the return, scaled to [0, 1] by the range of returns, minus the mean
 probability of the clicks (Saliency-R1, Eq. 10 and 13, with clicks in place of tokens). There are no interleaved
 supervised steps; a recalibration module is trained jointly, as in PPO.
 """
@@ -26,12 +26,13 @@ from maskgym.agents.common.objectives import clipped_loss, confidence_advantages
 from maskgym.agents.common.policy_gradient import PolicyGradientAgent
 from maskgym.envs.base import unwrap
 from maskgym.envs.point import PointPromptVectorEnv
+from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
 
 
 @dataclass
 class Episodes:
-    """Rollout of one episode per sub-environment, T steps long.
+    """Rollout of B episodes of T steps: one per sub-environment, or several in turn.
 
     Attributes:
         observations: Arrays by name, float32 (T, B, …).
@@ -51,6 +52,23 @@ class Episodes:
     repeated: float
     losses: list[float]
 
+    @classmethod
+    def join(cls, rounds: Sequence[Episodes]) -> Episodes:
+        """Join the episodes of several rounds along B."""
+        if len(rounds) == 1:
+            return rounds[0]
+        return cls(
+            observations={
+                name: torch.cat([one.observations[name] for one in rounds], dim=1) for name in rounds[0].observations
+            },
+            actions=torch.cat([one.actions for one in rounds], dim=1),
+            log_probabilities=torch.cat([one.log_probabilities for one in rounds], dim=1),
+            returns=np.concatenate([one.returns for one in rounds]),
+            ious=np.concatenate([one.ious for one in rounds]),
+            repeated=float(np.mean([one.repeated for one in rounds])),
+            losses=[loss for one in rounds for loss in one.losses],
+        )
+
     def scalars(self) -> dict[str, float]:
         """Compute the mean return, the mean IoU, the share of repeated clicks, and the loss of the module, if any."""
         found = {"reward": float(self.returns.mean()), "iou": float(self.ious.mean()), "repeated": self.repeated}
@@ -66,6 +84,7 @@ class EpisodeAgent(PolicyGradientAgent[Episodes], ClickAgent):
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         group_size: Episodes per sample, a divisor of the number of sub-environments.
+        images: Samples of an update, a multiple of those that the sub-environments play at a time; None for these.
         learning_rate: Learning rate for Adam.
         clip_range: Clip range ε of the ratio of new to old probability.
         epochs: Passes over the episodes; with one pass the ratio is 1.
@@ -84,6 +103,7 @@ class EpisodeAgent(PolicyGradientAgent[Episodes], ClickAgent):
         *,
         output: str | Path,
         group_size: int = 1,
+        images: int | None = None,
         learning_rate: float = 3e-4,
         clip_range: float = 0.2,
         epochs: int = 20,
@@ -91,9 +111,14 @@ class EpisodeAgent(PolicyGradientAgent[Episodes], ClickAgent):
         save_every: int = 10,
     ) -> None:
         self.set_up(env, group_size, clip_range, epochs, minibatch_size)
+        at_a_time = env.num_envs // group_size
+        if images is not None and (images < 1 or images % at_a_time):
+            raise UserError(
+                f"algo.images={images}: expected a multiple of env.num_envs / algo.group_size = {at_a_time}"
+            )
+        self.rounds = 1 if images is None else images // at_a_time
         base = unwrap(env, PointPromptVectorEnv)
-        low, high = base.reward.range
-        self.return_range = (low * base.horizon, high * base.horizon)
+        self.return_range = base.reward.return_range(base.horizon)
         torch.manual_seed(seed)
         spaces = env.single_observation_space, env.single_action_space
         made = GridPolicy(*spaces, lambda _: learning_rate, networks=policy)
@@ -102,7 +127,11 @@ class EpisodeAgent(PolicyGradientAgent[Episodes], ClickAgent):
         self.optimizer = self.policy.optimizer
 
     def play(self, env: VectorEnv, seed: int) -> Episodes:
-        """Play one episode per sub-environment; a group begins at the same sample with the same prompts."""
+        """Play episodes, one per sub-environment and round; a group begins at the same sample with the same prompts."""
+        seeds = [seed, *np.random.SeedSequence(seed).generate_state(self.rounds - 1).tolist()]
+        return Episodes.join([self._play_round(env, number % 2**31) for number in seeds])
+
+    def _play_round(self, env: VectorEnv, seed: int) -> Episodes:
         base = unwrap(env, PointPromptVectorEnv)
         groups = env.num_envs // self.group_size
         drawn = np.random.default_rng(seed).integers(base.num_samples, size=groups)

@@ -59,7 +59,9 @@ class ClickSettings:
         """Source of the first prompts: ``initial_prompts``, or what ``auto`` stands for."""
         if self.initial_prompts != "auto":
             return self.initial_prompts
-        return "truth" if self.split == "train" else "srm" if self.label_source == "srm" else "none"
+        if self.label_source != "srm":
+            return "none"  # training must begin as a test does, where nothing else can choose a prompt
+        return "truth" if self.split == "train" else "srm"
 
     def observation_space(self, channels: int, with_text: bool) -> spaces.Dict:
         """Build the space of one observation, whose features have so many channels."""

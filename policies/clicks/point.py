@@ -15,6 +15,8 @@ from torch.distributions import Categorical
 from maskgym.aliases import Observation
 from maskgym.errors import UserError
 
+INPUTS = ("all", "state")
+
 
 @dataclass(frozen=True)
 class PointActorCritic:
@@ -26,13 +28,16 @@ class PointActorCritic:
     Args:
         channels: Width of the shared trunk.
         layers: Number of 3 × 3 convolutions in the trunk.
+        inputs: Maps that the trunk reads: ``all`` of the observation and a learned position, or the ``state`` alone,
+            which is the input of Eq. 5. Clicked patches are excluded either way.
 
     Raises:
-        UserError: If a size is out of range.
+        UserError: If a size is out of range, or the inputs are unknown.
     """
 
     channels: int = 32
     layers: int = 2
+    inputs: str = "all"
     tasks: ClassVar[tuple[str, ...]] = ("point_prompt", "user_need_point")
 
     def __post_init__(self) -> None:
@@ -40,6 +45,8 @@ class PointActorCritic:
             raise UserError(
                 f"channels={self.channels}, layers={self.layers}: expected a multiple of 8 and at least 0 layers"
             )
+        if self.inputs not in INPUTS:
+            raise UserError(f"inputs={self.inputs!r}: expected one of {', '.join(INPUTS)}")
 
     def network(self, observation_space: spaces.Dict, action_space: spaces.Space) -> ClickNetwork:
         """Build a policy that draws clicks and computes their log-probabilities."""
@@ -47,7 +54,7 @@ class PointActorCritic:
 
     def trunk(self, observation_space: spaces.Dict) -> GridTrunk:
         """Build the trunk that actor and critic share."""
-        return GridTrunk(observation_space, self.channels, self.layers)
+        return GridTrunk(observation_space, self.channels, self.layers, self.inputs)
 
     def actor(self, observation_space: spaces.Dict, action_space: spaces.Space) -> GridActor:
         """Build the layer that computes the logits of actions."""
@@ -73,12 +80,14 @@ class GridTrunk(nn.Module):
     The trunk uses group norm because the first ratio of PPO must be 1 independently of the rest of the batch.
     """
 
-    def __init__(self, observation_space: spaces.Dict, channels: int, layers: int) -> None:
+    def __init__(self, observation_space: spaces.Dict, channels: int, layers: int, inputs: str = "all") -> None:
         super().__init__()
         side = grid_side(observation_space)
-        inputs = sum(space.shape[0] for space in observation_space.values() if space.shape is not None)
-        self.position = nn.Parameter(torch.zeros(channels, side, side))
-        self.stem = nn.Conv2d(inputs, channels, 1)
+        self.names = [name for name in sorted(observation_space) if inputs == "all" or name == "state"]
+        widths = [(observation_space[name].shape or (0,))[0] for name in self.names]
+        # Eq. 5 has no position: there it stays a constant 0.
+        self.position = nn.Parameter(torch.zeros(channels, side, side), requires_grad=inputs == "all")
+        self.stem = nn.Conv2d(sum(widths), channels, 1)
         blocks: list[nn.Module] = []
         for _ in range(layers):
             blocks += [nn.GroupNorm(8, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
@@ -91,7 +100,7 @@ class GridTrunk(nn.Module):
         An entry that is not a map, such as the feature (B, D) of a need, is repeated on every patch.
         """
         side = self.position.shape[-1]
-        maps = torch.cat([_spread(observations[name], side) for name in sorted(observations)], dim=1)
+        maps = torch.cat([_spread(observations[name], side) for name in self.names], dim=1)
         features = self.blocks(self.stem(maps) + self.position).flatten(1)
         clicked = [observations["clicked"].flatten(1)] if "clicked" in observations else []
         return torch.cat([features, *clicked], dim=1)

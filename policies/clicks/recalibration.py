@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from maskgym.errors import UserError
 
 BRANCHES = {"implicit": 1, "explicit": 5}  # branch: updates per action, q (Section 4.1)
+TRUTHS = ("centre", "share")
 
 
 class SemanticRecalibration(nn.Module):
@@ -26,20 +27,30 @@ class SemanticRecalibration(nn.Module):
         channels: Width, a multiple of 8.
         learning_rate: Learning rate for Adam (Section 4.1).
         seed: Seed of the weights; construction leaves the global generator unchanged.
+        truth: Ground truth of a patch, which training compares with: ``centre``, that of its click, or ``share``, the
+            share of the patch. The paper's is "downsampled to the same size".
 
     Raises:
-        UserError: If the branch is unknown or the width does not fit.
+        UserError: If a name is unknown or the width does not fit.
     """
 
     def __init__(
-        self, branch: str, in_channels: int, channels: int = 64, learning_rate: float = 1e-4, seed: int = 0
+        self,
+        branch: str,
+        in_channels: int,
+        channels: int = 64,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+        truth: str = "centre",
     ) -> None:
         if branch not in BRANCHES:
             raise UserError(f"branch={branch!r}: expected one of {', '.join(BRANCHES)}")
         if channels < 8 or channels % 8:
             raise UserError(f"channels={channels}: expected a multiple of 8")
+        if truth not in TRUTHS:
+            raise UserError(f"truth={truth!r}: expected one of {', '.join(TRUTHS)}")
         super().__init__()
-        self.branch, self.updates = branch, BRANCHES[branch]
+        self.branch, self.updates, self.truth = branch, BRANCHES[branch], truth
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if branch == "implicit":
@@ -72,7 +83,7 @@ class SemanticRecalibration(nn.Module):
 
         Args:
             observations: Observations as in `forward`.
-            truth: Ground truth, float (B, g, g) in [0, 1], averaged over each patch.
+            truth: Ground truth of each patch, float (B, g, g) in [0, 1].
             updates: Number of gradient steps, q; None selects the branch's default.
         """
         loss = torch.zeros(())

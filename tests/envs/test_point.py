@@ -151,12 +151,19 @@ def test_what_was_clicked_is_shown_where_repeats_are_not_wanted(sam):
 
 
 def test_the_paper_trains_from_a_point_of_each_kind(sam):
-    env = vector(sam, 4)
+    env = vector(sam, 4, label_source="srm", recalibration=recalibration())
     _, info = env.reset(seed=0)
     for i, state in enumerate(env.unwrapped.get_state()):
         assert state.labels.tolist() == [1, 0]
         where = [info["target"][i][0].any(axis=0)[int(y), int(x)] for x, y in state.points]
         assert where == [True, False]
+
+
+@pytest.mark.parametrize("label", ["policy", "positive"])
+def test_without_a_module_training_begins_as_tests_do(sam, label):
+    for split in ("train", "test"):
+        observations, _ = vector(sam, 2, split=split, label_source=label).reset(seed=0)
+        assert (observations["mask"] == 1).all()  # no prompt yet
 
 
 def test_the_module_labels_clicks_and_chooses_the_first_prompts(sam):

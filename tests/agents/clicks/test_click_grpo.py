@@ -68,6 +68,27 @@ def test_cgpo_takes_the_confidence_from_the_return_in_the_unit_interval(sam, tmp
     torch.testing.assert_close(centred, torch.tensor([-0.15, 0.15]))
 
 
+def test_cgpo_scales_returns_that_cancel_by_their_own_range(sam, tmp_path):
+    """Returns -0.3 and 0.6 of an increase of IoU in [-1, 1], whatever the horizon."""
+    agent = make_agent("cgpo", make_env(sam, 2, reward="delta_iou", horizon=15), tmp_path)
+    found = agent.advantages(episodes([-0.3, 0.6], [[0.1, 0.1]]))
+    torch.testing.assert_close(found, torch.tensor([0.35 - 0.1, 0.8 - 0.1]))
+
+
+def test_an_update_sees_as_many_samples_as_asked(sam, tmp_path):
+    env = make_env(sam)
+    agent = make_agent("grpo", env, tmp_path, images=6)
+    played = agent.play(env, seed=3)
+    assert played.actions.shape == played.log_probabilities.shape == (4, 24) and len(played.returns) == 24
+    first = played.observations["state"][0].flatten(1)
+    for group in first.split(4):
+        torch.testing.assert_close(group, group[:1].expand_as(group), atol=0, rtol=0)
+    assert len({group[0].sum().item() for group in first.split(4)}) > 3  # of six draws of eight samples
+    one = make_agent("grpo", env, tmp_path, images=2).play(env, seed=3)
+    torch.testing.assert_close(one.observations["state"], played.observations["state"][:, :8], atol=0, rtol=0)
+    assert all(math.isfinite(value) for value in agent.improve(played).values())
+
+
 @pytest.mark.parametrize("label", ["positive", "policy"])
 def test_a_group_begins_alike_and_the_first_ratio_is_one(sam, tmp_path, label):
     env = make_env(sam, label_source=label)
@@ -136,6 +157,8 @@ def test_settings_out_of_range(sam, tmp_path):
         make_agent("grpo", env, tmp_path, group_size=1)
     with pytest.raises(UserError, match=r"algo.group_size=3: expected a divisor of env.num_envs=8"):
         make_agent("grpo", env, tmp_path, group_size=3)
+    with pytest.raises(UserError, match=r"algo.images=3: expected a multiple of env.num_envs / algo.group_size = 2"):
+        make_agent("grpo", env, tmp_path, images=3)
     with pytest.raises(UserError, match=r"algo.epochs=0"):
         make_agent("cgpo", env, tmp_path, epochs=0)
 

@@ -70,6 +70,24 @@ def test_probabilities_of_all_actions_sum_to_one(shown, rows):
     assert all(pair in ACTIONS["labelled"] for pair in network.sample(rows))
 
 
+def test_the_input_of_equation_5_is_the_state_alone(shown, rows):
+    torch.manual_seed(0)
+    network = PointActorCritic(8, 1, inputs="state").network(shown, ACTIONS["patches"])
+    torch.nn.init.normal_(network.actor.patch.weight)
+    free = [{**row, "clicked": np.zeros_like(row["clicked"])} for row in rows]
+    (before,) = network(free)
+    (masked,) = network([{**row, "mask": 1 - row["mask"]} for row in free])
+    torch.testing.assert_close(masked.logits, before.logits, atol=0, rtol=0)
+    turned = [{**row, "state": np.rot90(row["state"], 2, (1, 2)).copy()} for row in free]  # no place is told apart
+    network.trunk.blocks[2].weight.data[:, :, [0, 0, 0, 1, 2, 2, 2, 1], [0, 1, 2, 2, 2, 1, 0, 0]] = 0
+    (upright,), (upside_down,) = network(free), network(turned)
+    torch.testing.assert_close(upside_down.logits.flip(1), upright.logits)
+    (clicked,) = network(rows)
+    assert (clicked.probs[torch.tensor(np.stack([row["clicked"].ravel() for row in rows])) > 0] == 0).all()
+    with pytest.raises(UserError, match="inputs='mask': expected one of all, state"):
+        PointActorCritic(8, 1, inputs="mask")
+
+
 def test_clicked_patches_are_not_drawn(shown, rows):
     network, row = build(shown, "patches"), dict(rows[0])
     row["clicked"] = np.ones((1, SIDE, SIDE), np.int8)
