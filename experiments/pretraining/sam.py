@@ -1,4 +1,4 @@
-"""The tiny SAM, initialised with the SAM of the bundled EVF-SAM and trained on simulated clicks on scenes."""
+"""The tiny SAM, initialised with the SAM of the bundled EVF-SAM and trained on simulated clicks and boxes on scenes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
@@ -69,10 +70,36 @@ def draw_clicks(where: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.stack([cells % where.shape[2], cells // where.shape[2]], dim=-1) * 2.0 + 1
 
 
+def draw_boxes(truth: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw boxes around regions: half of them exact, half with sides moved by up to a tenth of the box.
+
+    Args:
+        truth: bool (P, h, w) on the grid of half the input's side, each with a cell.
+        generator: Random generator.
+
+    Returns:
+        float (P, 4), (left, top, right, bottom) in pixels of the input.
+    """
+    sides = []
+    for cells in (truth.any(dim=1), truth.any(dim=2)):  # columns, rows
+        low, high = cells.int().argmax(dim=1), cells.shape[1] - cells.flip(1).int().argmax(dim=1)
+        sides.append(torch.stack([low, high], dim=1) * 2.0)
+    boxes = torch.stack(sides, dim=2)  # (P, 2, 2): corner, then x and y
+    noise = 0.2 * torch.rand(boxes.shape, generator=generator) - 0.1
+    moved = torch.rand((len(boxes), 1, 1), generator=generator) < 0.5
+    boxes = boxes + moved * noise * (boxes[:, 1:] - boxes[:, :1])
+    return boxes.clamp(0, 2.0 * truth.shape[1]).flatten(1)
+
+
 def simulate_clicks(
-    sam: torch.nn.Module, embeddings: Tensor, truth: Tensor, rounds: int, generator: torch.Generator
+    sam: Sam,
+    embeddings: Tensor,
+    truth: Tensor,
+    rounds: int,
+    generator: torch.Generator,
+    boxes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Simulate clicks: one per label, then rounds of random clicks or of one click into the error.
+    """Simulate clicks: one per label, or none beside a box, then rounds of random clicks or of one into the error.
 
     Args:
         sam: The current model.
@@ -80,18 +107,21 @@ def simulate_clicks(
         truth: bool (P, H, W) on the grid of half the input's side.
         rounds: Number of rounds; each adds one click into the error, or three anywhere.
         generator: Random generator.
+        boxes: float (P, 4) in pixels of the input, or None.
 
     Returns:
         Points (P, k, 2) and labels (P, k).
     """
     points = torch.cat([draw_clicks(truth, 1, generator), draw_clicks(~truth, 1, generator)], dim=1)
     labels = torch.tensor([[1, 0]]).repeat(len(truth), 1)
+    if boxes is not None:
+        points, labels = points[:, :0], labels[:, :0]
     for _ in range(rounds):
         if torch.rand((), generator=generator) < 0.4:
             added = draw_clicks(torch.ones_like(truth), 3, generator)
         else:
             with torch.no_grad():
-                logits = decode_points(sam, embeddings, points, labels)
+                logits = decode_points(sam, embeddings, points, labels, boxes)
             error = (F.interpolate(logits[:, None], truth.shape[1:])[:, 0] > 0) != truth
             added = draw_clicks(error, 1, generator)
         cells = (added / 2).long()
@@ -102,7 +132,10 @@ def simulate_clicks(
 
 
 def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rate: float) -> None:
-    """Train the tiny SAM on simulated clicks, starting from the SAM of the bundled EVF-SAM."""
+    """Train the tiny SAM, starting from the SAM of the bundled EVF-SAM: half the regions by clicks, half by a box.
+
+    Half of the boxes stand alone; clicks into the error follow the others.
+    """
     torch.manual_seed(0)
     config = TINY_EVF_SAM.sam
     sam = config.build()
@@ -114,12 +147,18 @@ def train_sam(out: Path, steps: int, scenes: int, images: int, targets: int, rat
         generator = torch.Generator().manual_seed(step)
         pixels, masks = pool.batch(np.random.default_rng([4, step]), images, targets)
         embeddings = sam.image_encoder(pixels).repeat_interleave(targets, dim=0)
-        rounds = int(torch.randint(0, 6, (), generator=generator))
-        points, labels = simulate_clicks(sam, embeddings.detach(), masks > 0.5, rounds, generator)
-        logits = decode_points(sam, embeddings, points, labels)
-        loss = mask_loss(logits, masks)
+        losses, ious = [], []
+        for part, boxed in ((slice(0, None, 2), False), (slice(1, None, 2), True)):
+            own, wanted = embeddings[part], masks[part]
+            truth = wanted > wanted.amax(dim=(1, 2), keepdim=True).clamp(max=1) / 2
+            boxes = draw_boxes(truth, generator) if boxed else None
+            rounds = int(torch.randint(-4 if boxed else 0, 5 if boxed else 6, (), generator=generator))
+            points, labels = simulate_clicks(sam, own.detach(), truth, rounds, generator, boxes)
+            logits = decode_points(sam, own, points, labels, boxes)
+            losses.append(mask_loss(logits, wanted))
+            ious.append(overlaps(logits, wanted).mean().item())
+        loss = torch.stack(losses).mean()
         descend(sam, optimizer, loss)
         if step % 20 == 0:
-            iou = overlaps(logits, masks).mean()
-            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{iou:.3f}", clicks=points.shape[1])
+            bar.set_postfix(loss=f"{loss.item():.3f}", clicks=f"{ious[0]:.3f}", boxes=f"{ious[1]:.3f}")
     save_sam(out / "sam_tiny", sam, config, dtype=torch.float16)

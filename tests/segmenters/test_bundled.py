@@ -60,6 +60,25 @@ def test_ten_oracle_clicks_give_the_true_mask() -> None:
     assert np.mean([iou(mask, true) for mask, true in zip(masks, truth, strict=True)]) >= 0.85
 
 
+@pytest.mark.parametrize(("task", "least"), [("sis", 0.85), ("shadow", 0.85)])
+def test_a_true_box_gives_the_true_mask(task: str, least: float) -> None:
+    """Boxes alone: each object of a scene by its own, and an effect by the box of its region."""
+    samples = [Scenes(task, "test")[index] for index in range(SAMPLES)]
+    pairs = [(number, mask) for number, sample in enumerate(samples) for mask in sample.masks[0]]
+    boxes = np.array([box_of(mask) for _, mask in pairs], np.float32)
+    segmenter = segmenters.make("sam_tiny", device="cpu")
+    embeddings = segmenter.encode([sample.images[0] for sample in samples])[[number for number, _ in pairs]]
+    logits = segmenter.decode(embeddings, side=128, boxes=boxes)
+    masks = [soft > 0 for soft in segmenter.resize(logits, [(128, 128)] * len(pairs))]
+    assert np.mean([iou(found, true) for found, (_, true) in zip(masks, pairs, strict=True)]) >= least
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Find (left, top, right, bottom) of a mask, the last two exclusive."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
 @pytest.mark.parametrize(("task", "least"), [("semantic", 0.2), ("shadow", 0.2), ("glass", 0.2), ("blur", 0.2)])
 def test_attention_is_where_the_category_is(task: str, least: float) -> None:
     data = Scenes(task, "test")

@@ -100,6 +100,32 @@ def test_simulated_clicks_say_what_is_under_them():
         assert truth[row, cells[row, :, 1], cells[row, :, 0]].tolist() == labels[row].bool().tolist()
 
 
+def test_boxes_hold_their_regions_exactly_or_nearly():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.zeros(400, 48, 48, dtype=torch.bool)
+    truth[:, 10:30, 5:25] = True
+    boxes = sam_recipe.draw_boxes(truth, generator)
+    exact = torch.tensor([10.0, 20.0, 50.0, 60.0])
+    distances = (boxes - exact).abs().amax(dim=1)
+    assert 0.4 < (distances == 0).float().mean() < 0.6 and 3 < distances.max() <= 4  # a tenth of 40 pixels
+    truth[:] = True
+    assert (sam_recipe.draw_boxes(truth, generator) <= 96).all() and (
+        sam_recipe.draw_boxes(truth, generator) >= 0
+    ).all()
+
+
+def test_clicks_beside_a_box_begin_with_none():
+    generator = torch.Generator().manual_seed(0)
+    sam = sam_tiny(device="cpu").network
+    truth = torch.zeros(2, 48, 48, dtype=torch.bool)
+    truth[:, 10:30, 5:20] = True
+    embeddings, boxes = torch.randn(2, 128, 12, 12, generator=generator), sam_recipe.draw_boxes(truth, generator)
+    points, labels = sam_recipe.simulate_clicks(sam, embeddings, truth, 0, generator, boxes)
+    assert points.shape == (2, 0, 2) and labels.shape == (2, 0)
+    points, labels = sam_recipe.simulate_clicks(sam, embeddings, truth, 2, generator, boxes)
+    assert points.shape[1] == labels.shape[1] >= 2
+
+
 def test_regions_are_objects_alone_or_together_and_effects():
     pool = sam_recipe.RegionPool.render(6, 96)
     assert pool.images.shape == (6, 3, 96, 96)
