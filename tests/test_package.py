@@ -165,7 +165,7 @@ def test_other_pythons_install_and_compile_the_wheel(installed, tmp_path):
         assert compiled.returncode == 0, compiled.stdout
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=80)
 def test_the_wheel_works_from_another_folder(installed, tmp_path):
     """Load every part that has a name, and run tests, against the wheel alone."""
     everything = (

@@ -117,7 +117,7 @@ def check_picture(file: Path) -> None:
     assert levels.std() > 1, f"{file}: is blank"
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=100)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, tmp_path):
     if any(re.search(r"scale=ray|--ray\b", block.code) for block in blocks(page) if block.reason is None):

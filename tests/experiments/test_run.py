@@ -422,7 +422,7 @@ def test_wandb_writes_an_offline_run_inside_the_folder_and_goes_on_in_it(maskgym
     assert loggers._wandb_id(tmp_path / "run") != identity  # a new run under an old path is another run
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=50)
 def test_a_run_goes_on_when_wandbs_service_goes_away(tmp_path, worker_of):
     given = ["env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=40", "evaluation.samples=2"]
     given += ["logger=wandb", f"out={tmp_path}/run"]

@@ -93,7 +93,7 @@ def test_clicks_on_the_foreground_are_learned(cluster, tmp_path):
         torch.testing.assert_close(other.policy.state_dict()[name], value, atol=0, rtol=0)
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=150)
 def test_a_resumed_training_whose_players_are_killed_is_the_uninterrupted_one(cluster, tmp_path, capfd, worker_of):
     """With two players, and the recalibration module trained along by both."""
     rows = {}

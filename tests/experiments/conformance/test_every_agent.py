@@ -30,7 +30,7 @@ def test_every_agent_is_clean(name):
     assert list(check("agent", name, {})) == []
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=150)
 def test_the_agent_on_rllib_is_clean():
     ray = pytest.importorskip("ray")
     try:

@@ -127,7 +127,7 @@ def test_a_sweep_that_was_stopped_ends_with_each_row_once(tmp_path, capsys, in_p
     assert stamps(out) == after
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=35)
 def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     file, out = write(tmp_path), tmp_path / "out"
     process = subprocess.Popen([*SWEEP, str(file), "--out", str(out)], start_new_session=True)
@@ -143,7 +143,7 @@ def test_a_sweep_that_was_killed_ends_with_each_row_once(tmp_path, capsys):
     check_table(out, capsys.readouterr().out)
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=60)
 def test_rows_are_made_by_tasks_of_ray(tmp_path):
     pytest.importorskip("ray")
     file = write(tmp_path, parameters=SMALL["parameters"] | {"env.task": {"value": "glass"}})

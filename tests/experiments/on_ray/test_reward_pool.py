@@ -82,7 +82,7 @@ def test_an_error_reaches_all_that_asked(scorer):
     assert len(found[1][0][0]) == 1  # asked for while the first was at work
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=40)
 def test_what_is_expected_is_asked_for_once_and_before(config):
     given = [(task, indices, list(answers)) for task, indices, answers in requests()]
     scaled = {**config, "scale": {"reward_actors": 2, "use_gpu": False}}
@@ -106,7 +106,7 @@ def test_what_is_expected_is_asked_for_once_and_before(config):
         assert early._expected == {}
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=160)
 def test_a_run_goes_on_when_its_actor_is_killed(tmp_path, worker_of):
     pytest.importorskip("ray")
     given = ["env=sis", "algo=cgpo", "algo.batch_size=8", "algo.updates=6", "evaluation.samples=2"]

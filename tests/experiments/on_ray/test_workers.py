@@ -68,7 +68,7 @@ def alone(tmp_path_factory):
     return losses(folder), json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=300)
 def test_a_run_with_a_killed_worker_that_is_interrupted_and_resumed_is_the_one_of_one_process(
     alone, tmp_path, worker_of
 ):
@@ -92,7 +92,7 @@ def test_a_run_with_a_killed_worker_that_is_interrupted_and_resumed_is_the_one_o
     assert found["after"]["s_measure"] == pytest.approx(results["after"]["s_measure"], abs=1e-3)
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=60)
 def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, tmp_path, capsys):
     config = composition.compose([*TINY, "algo.updates=3", "algo.save_every=2", "scale=ray", "scale.num_workers=1"])
     with ray_run.connected(None):
@@ -104,7 +104,7 @@ def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, 
     assert Path(told["path"]) == tmp_path / "checkpoints"
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=110)
 def test_episodes_are_played_on_when_the_only_player_is_killed(tmp_path, worker_of):
     given = ("env.num_envs=4", "env.horizon=3", "algo.updates=6", "algo.save_every=3", "algo.epochs=2")
     given += ("evaluation.samples=2", "evaluation.pictures=0", "scale=ray", "scale.num_workers=1")
@@ -117,7 +117,7 @@ def test_episodes_are_played_on_when_the_only_player_is_killed(tmp_path, worker_
     assert "report.html" in out
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=130)
 def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     given = ("algo.updates=6", "algo.learning_rate=1e36", "scale=ray", f"out={tmp_path}/run")
     status, _, error = finish(start(*TINY, *given))
@@ -126,7 +126,7 @@ def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     assert "started again" not in error and "Traceback" not in error
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=30)
 def test_what_a_cluster_lacks_is_told_in_one_line():
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:

@@ -146,7 +146,7 @@ def start(out: Path) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.e2e
+@pytest.mark.e2e(seconds=250)
 def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys):
     out = tmp_path / "out"
     process = start(out)
