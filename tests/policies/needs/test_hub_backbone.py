@@ -121,6 +121,13 @@ def test_every_prompt_of_the_decoder_matters(backbone, pixels):
         assert (backbone.decode(features, changed) - logits).abs().max() > 1e-4, place
 
 
+def test_every_scale_hears_the_need(hear, backbone, pixels):
+    heard = hear(backbone, pixels.shape[-1])
+    # With random weights the attention to prompts is weak, where a trained network's has 1 % and more.
+    assert len(heard.difference) == len(backbone.feature_dims) and min(heard.difference.values()) > 1e-3
+    assert min([*heard.siamese.values(), *heard.adder.values()]) > 0
+
+
 def test_every_feature_matters_to_the_decoder(backbone, pixels):
     features, plain = backbone.encode(pixels), backbone(pixels)
     for level in range(len(features)):

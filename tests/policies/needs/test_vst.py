@@ -146,6 +146,13 @@ def test_a_prompt_acts_as_tokens_that_go_through_the_block(small):
     torch.testing.assert_close(block(tokens, prompt), whole[:, :5], atol=1e-6, rtol=1e-5)
 
 
+def test_every_scale_hears_the_need(hear):
+    heard = hear(vst_tiny(), 128)
+    assert set(heard.difference) == {0, 1, 2} and min(heard.difference.values()) >= 0.05
+    for norms in (heard.siamese, heard.adder):
+        assert min(norms.values()) * 100 >= max(norms.values()) > 0
+
+
 def test_prompts_learn_while_the_network_is_frozen(small, pixels):
     prompts = [prompt.requires_grad_() for prompt in draw(small.encoder_prompt_dims + small.decoder_prompt_dims)]
     count = len(small.encoder_prompt_dims)
