@@ -196,7 +196,13 @@ def _siamese_layer(name: str, channels: int, width: int, heads: int, window: int
     return ShiftedWindowLayer(channels, width, heads, window)
 
 
-def appearance_loss(target: Tensor, features: Tensor, axis: str = "channels", temperature: float = 1.0) -> Tensor:
+def appearance_loss(
+    target: Tensor,
+    features: Tensor,
+    axis: str = "channels",
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Compute the KL divergence KL[target, features] (Eq. 4) per row, float (B,).
 
     Args:
@@ -206,21 +212,29 @@ def appearance_loss(target: Tensor, features: Tensor, axis: str = "channels", te
             position, averaged over positions; ``positions``: one per channel, averaged over channels; ``all``: one per
             row.
         temperature: Divisor of both inputs before the softmax.
+        weights: Weight (B, 1, H, W) of each position in the average over positions, for the axis ``channels``; a row
+            without any weight has loss 0. None weighs them alike.
 
     Raises:
-        UserError: If the axis is unknown or the temperature is not above 0.
+        UserError: If the axis is unknown, cannot be weighed, or the temperature is not above 0.
     """
     if axis not in KL_AXES:
         raise UserError(f"kl_axis={axis!r}: expected one of {', '.join(KL_AXES)}")
     if not temperature > 0:
         raise UserError(f"kl_temperature={temperature}: expected more than 0")
+    if weights is not None and axis != "channels":
+        raise UserError(f"kl_axis={axis!r}: has no positions to weigh: expected channels")
     target, features = (maps.flatten(2) / temperature for maps in (target, features))  # (B, C, H·W)
     if axis == "positions":
         target, features = target.transpose(1, 2), features.transpose(1, 2)
     elif axis == "all":
         target, features = target.flatten(1)[..., None], features.flatten(1)[..., None]
     wanted = target.log_softmax(dim=1)
-    return (wanted.exp() * (wanted - features.log_softmax(dim=1))).sum(dim=1).mean(dim=1)
+    each = (wanted.exp() * (wanted - features.log_softmax(dim=1))).sum(dim=1)  # (B, positions or channels)
+    if weights is None:
+        return each.mean(dim=1)
+    shares = weights.flatten(1)
+    return (shares * each).sum(dim=1) / shares.sum(dim=1).clamp(min=1e-6)
 
 
 def pooled(maps: Tensor, most: int) -> Tensor:

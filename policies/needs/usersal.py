@@ -35,6 +35,7 @@ from maskgym.segmenters.weights import load_strictly, read_state, write_state, w
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # files in the folder of a saved policy
 FROZEN = ("backbone", "encoder")
+CELLS = ("all", "object")  # positions of the appearance loss
 RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}  # settings in older descriptions
 _Part = TypeVar("_Part")
 
@@ -252,6 +253,8 @@ class UserSalPlus(UserSal):
         kl_axis: See `maskgym.policies.needs.appearance.appearance_loss`.
         kl_temperature: See `maskgym.policies.needs.appearance.appearance_loss`.
         appearance_weight: Weight of the appearance loss, summed over scales; 1 is Eq. 5.
+        appearance_cells: Positions that the appearance loss averages: ``all``, as Eq. 4, or ``object``, weighted by
+            the share of the ground truth in each.
 
     Raises:
         UserError: If a name is unknown or a size out of range, or a part or the checkpoint cannot be loaded.
@@ -280,12 +283,17 @@ class UserSalPlus(UserSal):
         kl_axis: str = "channels",
         kl_temperature: float = 1.0,
         appearance_weight: float = 1.0,
+        appearance_cells: str = "all",
     ) -> None:
         if kl_axis not in KL_AXES:
             raise UserError(f"policy.kl_axis={kl_axis!r}: expected one of {', '.join(KL_AXES)}")
         for name, value in (("kl_temperature", kl_temperature), ("appearance_weight", appearance_weight)):
             if not value > 0:
                 raise UserError(f"policy.{name}={value}: expected more than 0")
+        if appearance_cells not in CELLS:
+            raise UserError(f"policy.appearance_cells={appearance_cells!r}: expected one of {', '.join(CELLS)}")
+        if appearance_cells == "object" and kl_axis != "channels":
+            raise UserError(f"policy.kl_axis={kl_axis}: has no positions to weigh: expected channels with object cells")
         super().__init__(backbone, encoder, None, device, tokens, hidden, skip_empty_need)
         dims = self.backbone.feature_dims
         self.scales = list(range(len(dims))) if multi_scale else [len(dims) - 1]
@@ -302,7 +310,7 @@ class UserSalPlus(UserSal):
         self.adders = nn.ModuleDict({str(n): AppearanceSimilarityAdder(dims[n], **own) for n in adapted})
         self.adders.to(self.device)
         self.settings |= {**own, "multi_scale": multi_scale}
-        self.kl_axis, self.kl_temperature = kl_axis, kl_temperature
+        self.kl_axis, self.kl_temperature, self.appearance_cells = kl_axis, kl_temperature, appearance_cells
         self.appearance_weight = appearance_weight if appearance_loss else 0.0
         if checkpoint is not None:
             self.load(checkpoint)
@@ -324,7 +332,13 @@ class UserSalPlus(UserSal):
         if not self.appearance_weight:
             return {}
         wanted = self.backbone.scales(pixels * targets)  # SME*(I ⊙ GT)
-        each = [appearance_loss(wanted[n], features[n], self.kl_axis, self.kl_temperature) for n in self.scales]
+
+        def loss(scale: int) -> Tensor:
+            size = features[scale].shape[2:]
+            shares = F.adaptive_avg_pool2d(targets, size) if self.appearance_cells == "object" else None
+            return appearance_loss(wanted[scale], features[scale], self.kl_axis, self.kl_temperature, shares)
+
+        each = [loss(scale) for scale in self.scales]
         return {"appearance": self.appearance_weight * torch.stack(each).sum(dim=0).mean()}
 
 

@@ -167,6 +167,18 @@ def test_equation_4_on_each_axis():
     torch.testing.assert_close(appearance_loss(target, features, "all"), theirs)
 
 
+def test_equation_4_where_objects_are():
+    target, features = maps(2, 3, 2, 2), maps(2, 3, 2, 2, seed=1)
+    weights = torch.tensor([[0.0, 1, 0.5, 0], [0, 0, 0, 0]]).reshape(2, 1, 2, 2)
+    each = F.kl_div(features.log_softmax(1), target.softmax(1), reduction="none").sum(1).flatten(1)
+    expected = torch.stack([(each[0, 1] + 0.5 * each[0, 2]) / 1.5, torch.tensor(0.0)])
+    torch.testing.assert_close(appearance_loss(target, features, weights=weights), expected)
+    everywhere = torch.ones(2, 1, 2, 2)
+    torch.testing.assert_close(appearance_loss(target, features, weights=everywhere), appearance_loss(target, features))
+    with pytest.raises(UserError, match="kl_axis='positions': has no positions to weigh: expected channels"):
+        appearance_loss(target, features, "positions", weights=everywhere)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

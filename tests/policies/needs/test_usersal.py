@@ -52,7 +52,7 @@ def test_maps_and_tokens_have_their_shapes(kind, backbone, need_encoder):
     policy = make(kind, backbone, need_encoder, tokens=3)
     assert policy(photos(), NEEDS).shape == (2, 1, 32, 32)
     prompts = policy.prompts(need_encoder.encode(NEEDS).clone())
-    assert [tuple(prompt.shape) for prompt in prompts] == [(2, 3, 8), (2, 3, 12), (2, 3, 16), (2, 3, 16)]
+    assert [tuple(prompt.shape) for prompt in prompts] == [(2, 3, 12), (2, 3, 16), (2, 3, 16)]
 
 
 def test_the_need_decides_and_every_place_is_prompted(kind, backbone, need_encoder):
@@ -111,10 +111,13 @@ def test_equations_2_and_5_again(backbone, need_encoder):
         place(F.gelu(policy.prompts.shared(F.layer_norm(words, (16,)))).flatten(1)) for place in policy.prompts.places
     ]
     prompts = [tokens.reshape(2, 4, -1) for tokens in prompts]
-    features, images = backbone.encode(pixels, prompts[:3]), backbone.encode(pixels)
-    wanted = backbone.encode(pixels * truth)
-    adapted = [policy.adders[str(n)](features[n], images[n]) for n in range(3)]
-    logits = backbone.decode(adapted, prompts[3:])
+    images, wanted, adapted = backbone.scales(pixels), backbone.scales(pixels * truth), {}
+
+    def adapt(n, features):
+        adapted[n] = policy.adders[str(n)](features, images[n])
+        return adapted[n]
+
+    logits = backbone.decode(backbone.encode(pixels, prompts[:2]), prompts[2:], adapt)
     torch.testing.assert_close(policy(pixels, NEEDS), logits)
     mse = (logits.sigmoid() - truth).square().mean()
     appearance = sum(
@@ -168,10 +171,13 @@ def test_each_setting_of_the_adder_matters(backbone, need_encoder, change):
         for adder in policy.adders.values():
             torch.nn.init.normal_(adder.adder.attention.out.weight)
         found.append(policy(photos(), NEEDS))
-    assert (found[0] - found[1]).abs().max() > 1e-4
+    assert (found[0] - found[1]).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize("change", [{"kl_axis": "all"}, {"kl_temperature": 3.0}, {"appearance_weight": 2.0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"kl_axis": "all"}, {"kl_temperature": 3.0}, {"appearance_weight": 2.0}, {"appearance_cells": "object"}],
+)
 def test_each_setting_of_the_loss_matters(backbone, need_encoder, change):
     losses = [make(UserSalPlus, backbone, need_encoder, **s).loss(photos(), NEEDS, targets())[0] for s in ({}, change)]
     assert losses[0].item() != pytest.approx(losses[1].item())
@@ -265,6 +271,8 @@ def test_parts_are_settings_or_modules(backbone, need_encoder, tmp_path):
         ({"tokens": 0}, "policy.tokens=0: expected at least 1"),
         ({"kl_axis": "x"}, "policy.kl_axis='x': expected one of"),
         ({"kl_temperature": 0.0}, "policy.kl_temperature=0.0: expected more than 0"),
+        ({"appearance_cells": "edge"}, "policy.appearance_cells='edge': expected one of all, object"),
+        ({"appearance_cells": "object", "kl_axis": "all"}, "policy.kl_axis=all: has no positions to weigh"),
         ({"encoder": {"levels": 2}}, "policy.encoder={'levels': 2}: expected a name"),
     ],
 )
