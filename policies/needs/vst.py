@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from maskgym.aliases import Settings
@@ -154,11 +155,24 @@ class VST(SaliencyBackbone):
         self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
     ) -> Predictions:
         """Compute the saliency and boundary logits of every scale, which training supervises."""
-        places = iter(per_place(prompts, self.decoder_prompt_dims))
-        converting, coarse, middle, fine = ([next(places) for _ in range(depth)] for depth in self._decoder_depths)
-        tokens = self.transformer["encoderlayer"](to_tokens(features[2]), converting)
-        tokens = adapted(tokens, 2, adapt)
+        converting, coarse, middle, fine = self._places(prompts)
+        tokens = adapted(self.transformer["encoderlayer"](to_tokens(features[2]), converting), 2, adapt)
         return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine, adapt)
+
+    @torch.no_grad()
+    def scales(self, pixels: Tensor) -> list[Tensor]:
+        """Compute the features of each scale; see `SaliencyBackbone`. The last blocks, the longest, are left out."""
+        found: dict[int, Tensor] = {}
+        quarter, eighth, sixteenth = self.encode(pixels)
+        converting, coarse, middle, _ = self._places(None)
+        tokens = adapted(self.transformer["encoderlayer"](to_tokens(sixteenth), converting), 2, found.setdefault)
+        self.decoder.approach(self.token_trans(tokens, coarse), eighth, quarter, middle, found.setdefault)
+        return [found[scale] for scale in range(len(self.feature_dims))]
+
+    def _places(self, prompts: Sequence[Tensor] | None) -> list[list[Tensor | None]]:
+        """Deal out the decoder's prompts: to the converter, and to the blocks at 1/16, 1/8 and 1/4."""
+        places = iter(per_place(prompts, self.decoder_prompt_dims))
+        return [[next(places) for _ in range(depth)] for depth in self._decoder_depths]
 
 
 def vst_tiny(pretrained: bool = True) -> VST:

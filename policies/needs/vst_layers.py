@@ -293,13 +293,7 @@ class Decoder(nn.Module):
             fine: Prompts of the blocks at 1/4.
             adapt: See `SaliencyBackbone.decode`; called with scales 1 and 0.
         """
-        saliency, contour, carried = coarsest
-        scales = {"1_16": (self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))}
-        fused = adapted(self.decoder1.fuse(carried.places, eighth), 1, adapt)
-        saliency, contour, carried = self.token_pre_1_8(fused, carried, middle)
-        scales["1_8"] = saliency, contour
-        features = to_maps(carried.places, eighth.shape[-1])
-        fused = adapted(self.decoder2.fuse(carried.places, quarter), 0, adapt)
+        scales, features, fused, carried = self.approach(coarsest, eighth, quarter, middle, adapt)
         saliency, contour, _ = self.token_pre_1_4(fused, carried, fine)
         scales["1_4"] = saliency, contour
         saliencies = [self._logits(f"pre_{scale}", tokens) for scale, (tokens, _) in scales.items()]
@@ -309,6 +303,28 @@ class Decoder(nn.Module):
             [*contours, self.decoder3_c(contour, self.pre_1_1_c)],
             features,
         )
+
+    def approach(
+        self,
+        coarsest: tuple[Tensor, Tensor, Carried],
+        eighth: Tensor,
+        quarter: Tensor,
+        middle: Sequence[Tensor | None],
+        adapt: Adapt | None = None,
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor, Carried]:
+        """Compute what comes before the blocks at 1/4; arguments as of `forward`.
+
+        Returns:
+            The features of both tasks at 1/16 and 1/8; the places' maps at 1/8, (B, D, S/8, S/8); the tokens that enter
+            the blocks at 1/4; and the state that goes with them.
+        """
+        saliency, contour, carried = coarsest
+        scales = {"1_16": (self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))}
+        fused = adapted(self.decoder1.fuse(carried.places, eighth), 1, adapt)
+        saliency, contour, carried = self.token_pre_1_8(fused, carried, middle)
+        scales["1_8"] = saliency, contour
+        features = to_maps(carried.places, eighth.shape[-1])
+        return scales, features, adapted(self.decoder2.fuse(carried.places, quarter), 0, adapt), carried
 
     def _logits(self, layer: str, tokens: Tensor) -> Tensor:
         return to_maps(self.get_submodule(layer)(tokens), math.isqrt(tokens.shape[1]))

@@ -146,6 +146,18 @@ def test_a_prompt_acts_as_tokens_that_go_through_the_block(small):
     torch.testing.assert_close(block(tokens, prompt), whole[:, :5], atol=1e-6, rtol=1e-5)
 
 
+def test_features_of_each_scale_are_those_that_enter_the_decoder(small, pixels):
+    entering = {}
+    logits = small.decode(small.encode(pixels), adapt=entering.setdefault)
+    torch.testing.assert_close(logits, small(pixels), atol=0, rtol=0)
+    found = small.scales(pixels)
+    assert tuple(maps.shape[1] for maps in found) == small.feature_dims
+    for scale, maps in enumerate(found):
+        torch.testing.assert_close(maps, entering[scale], atol=0, rtol=0)
+        changed = small.decode(small.encode(pixels), adapt=lambda n, own, at=scale: own.flip(3) if n == at else own)
+        assert (changed - logits).abs().max() > 1e-4
+
+
 def test_every_scale_hears_the_need(hear):
     heard = hear(vst_tiny(), 128)
     assert set(heard.difference) == {0, 1, 2} and min(heard.difference.values()) >= 0.05
