@@ -320,6 +320,10 @@ class UserSalPlus(UserSal):
         """Names of the loss terms."""
         return ("mse", "appearance") if self.appearance_weight else ("mse",)
 
+    def describe(self) -> dict[str, bool | int | str]:
+        """Describe the policy; weights that adapt the encoder's features do not fit a backbone of the other kind."""
+        return super().describe() | ({} if self.backbone.adapts == "encoder" else {"adapts": self.backbone.adapts})
+
     def _images(self, pixels: Tensor) -> list[Tensor]:
         return self.backbone.scales(pixels) if self.adders else []  # SME(I): IF at each scale
 

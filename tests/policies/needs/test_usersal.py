@@ -244,6 +244,15 @@ def test_descriptions_under_old_names_of_settings_still_fit(backbone, need_encod
         make(UserSalPlus, backbone, need_encoder, max_attention_keys=9).load(tmp_path)
 
 
+def test_weights_of_when_vst_s_encoder_was_adapted_are_refused(backbone, need_encoder, tmp_path, monkeypatch):
+    make(UserSalPlus, backbone, need_encoder).save(tmp_path)
+    monkeypatch.setattr(type(backbone), "adapts", "decoder")
+    with pytest.raises(UserError, match="its policy has adapts=None: expected decoder"):
+        make(UserSalPlus, backbone, need_encoder).load(tmp_path)
+    make(UserSal, backbone, need_encoder).save(tmp_path)  # which adapts nothing
+    make(UserSal, backbone, need_encoder).load(tmp_path)
+
+
 def test_parts_are_settings_or_modules(backbone, need_encoder, tmp_path):
     policy = UserSal(backbone, need_encoder, device="cpu", tokens=2, hidden=16)
     assert policy.settings == {"tokens": 2, "hidden": 16, "skip_empty_need": True}
