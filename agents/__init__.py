@@ -36,6 +36,7 @@ register("gspo", "maskgym.agents.text.language:GSPOAgent")  # GRPO with one rati
 register("rloo", "maskgym.agents.text.language:RLOOAgent")  # leave-one-out baseline per prompt
 register("spo", "maskgym.agents.text.language:SPOAgent")  # one answer per prompt, minus the prompt's running value
 register("ppo", "maskgym.agents.clicks.ppo:PPOAgent")  # PPO on clicks (AlignSAM)
+register("dqn", "maskgym.agents.clicks.dqn:DQNAgent")  # DQN on clicks: values of patches
 register("ppo_rllib", "maskgym.agents.clicks.rllib:RLlibPPOAgent")  # PPO on clicks, on Ray RLlib
 register("grpo_clicks", "maskgym.agents.clicks.click_grpo:GRPOAgent")  # GRPO on clicks, groups of one sample
 register("cgpo_clicks", "maskgym.agents.clicks.click_grpo:CGPOAgent")  # CGPO on clicks: return minus confidence

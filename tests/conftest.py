@@ -156,25 +156,25 @@ class PromptedMap(nn.Module):
 class SmallBackbone(SaliencyBackbone):
     """Three scales of convolutions, with an attention at the two coarser ones and one in the decoder.
 
-    No prompt comes before the finest features of the encoder: those of the decoder are adapted there.
+    No prompt comes before the finest features of the encoder: half of the decoder's channels are adapted there.
 
     Dropout and batch norm are there to be noticed where the network is not in evaluation mode.
     """
 
-    feature_dims, encoder_prompt_dims, decoder_prompt_dims, size_divisor = (16, 12, 16), (12, 16), (16,), 8
+    feature_dims, encoder_prompt_dims, decoder_prompt_dims, size_divisor = (8, 12, 16), (12, 16), (16,), 8
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            widths = (3, 8, 12, 16)
+            widths = (3, *self.feature_dims)
             self.stages = nn.ModuleList(
                 nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.GELU(), nn.Dropout(0.1))
                 for a, b in itertools.pairwise(widths)
             )
             self.encoder_attention = nn.ModuleList(map(PromptedMap, self.encoder_prompt_dims))
             self.decoder_attention = PromptedMap(16)
-            self.sides = nn.ModuleList(nn.Conv2d(dim, 16, 1) for dim in widths[1:])
+            self.sides = nn.ModuleList(nn.Conv2d(dim, 16, 1) for dim in self.feature_dims)
             self.head = nn.Conv2d(16, 1, 1)
 
     def encode(self, pixels: Tensor, prompts: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -194,7 +194,8 @@ class SmallBackbone(SaliencyBackbone):
         maps = self.decoder_attention(self.sides[2](adapt(2, features[2])), place)
         # What is coarse decides, what is fine says where it ends.
         maps = F.interpolate(maps, scale_factor=2) * self.sides[1](adapt(1, features[1])).sigmoid()
-        maps = adapt(0, F.interpolate(maps, scale_factor=2) * self.sides[0](features[0]).sigmoid())
+        maps = F.interpolate(maps, scale_factor=2) * self.sides[0](features[0]).sigmoid()
+        maps = torch.cat([adapt(0, maps[:, :8]), maps[:, 8:]], dim=1)
         return F.interpolate(self.head(maps), scale_factor=2, mode="bilinear")
 
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from stable_baselines3.common.policies import BasePolicy
 from torch.nn import functional as F
 
-from maskgym.agents.clicks.sb3 import GridPolicy
 from maskgym.agents.common.checkpoints import (
     CheckpointedAgent,
     TrainingState,
@@ -27,7 +27,7 @@ from maskgym.envs.point import PointPromptVectorEnv
 
 
 class ClickAgent(CheckpointedAgent):
-    """Run, save and resume a `GridPolicy`; a subclass trains it.
+    """Run, save and resume a policy over the patch grid; a subclass trains it.
 
     A recalibration module that labels the clicks is trained jointly, after every action (Eq. 13).
 
@@ -46,7 +46,7 @@ class ClickAgent(CheckpointedAgent):
     checkpoint_name: ClassVar[str] = "clicks.pt"
     members: ClassVar[tuple[str, ...]] = ("trunk", "actor", "critic")
 
-    def __init__(self, policy: GridPolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
+    def __init__(self, policy: BasePolicy, env: VectorEnv, seed: int, output: str | Path, save_every: int) -> None:
         super().__init__(seed, output, save_every)
         base = unwrap(env, PointPromptVectorEnv)
         self.policy, self.recalibration = policy, base.recalibration

@@ -6,26 +6,20 @@ old policy at the same step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 
-from maskgym.agents.base import OnLog
-from maskgym.agents.clicks.acting import ClickAgent, RolloutStatistics
 from maskgym.agents.clicks.sb3 import GridPolicy, SampleVecEnv
+from maskgym.agents.clicks.sb3_agent import SB3Agent
 from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.envs.base import unwrap
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.policies.clicks.point import PointActorCritic
 
 
-class PPOAgent(ClickAgent):
+class PPOAgent(SB3Agent):
     """Train by PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), raw advantages (Eq. 7).
 
     Args:
@@ -49,8 +43,6 @@ class PPOAgent(ClickAgent):
         UserError: If a number is out of range.
     """
 
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
-
     def __init__(
         self,
         policy: PointActorCritic,
@@ -70,10 +62,9 @@ class PPOAgent(ClickAgent):
         save_every: int = 10,
     ) -> None:
         check_at_least(1, epochs=epochs, minibatch_size=minibatch_size)
-        self.vector = SampleVecEnv(env)
-        self.model = PPO(
+        model = PPO(
             GridPolicy,
-            self.vector,
+            SampleVecEnv(env),
             n_steps=unwrap(env, PointPromptVectorEnv).horizon,
             batch_size=minibatch_size,
             learning_rate=learning_rate,
@@ -88,62 +79,4 @@ class PPOAgent(ClickAgent):
             seed=seed,
             device="auto",
         )
-        made = self.model.policy
-        assert isinstance(made, GridPolicy)
-        super().__init__(made, env, seed, output, save_every)
-
-    def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
-        """Train for a number of updates: a rollout of one episode per sub-environment, then K epochs over it.
-
-        Args:
-            envs: List that holds only the environment of the agent.
-            updates: Total number of updates, including those before a resumed checkpoint.
-            on_log: Receiver of each update's number, from 1, and its named scalars.
-            resume: Whether to continue from the checkpoint in ``output``, if any.
-        """
-        first = self.restore() if resume else 0
-        if first < updates:
-            self.model._n_updates = first * self.model.n_epochs  # which it logs
-            steps = self.model.n_steps * self.model.n_envs * (updates - first)
-            # An interval that training does not reach keeps Stable-Baselines3 from printing a table.
-            self.model.learn(steps, callback=_Rollouts(self, first, on_log), log_interval=updates + 1)
-
-
-class _Rollouts(BaseCallback):
-    """Start every rollout with new episodes and its own seed, and log the last rollout."""
-
-    def __init__(self, agent: PPOAgent, first: int, on_log: OnLog) -> None:
-        super().__init__()
-        self.agent, self.update, self.on_log = agent, first, on_log
-        self.statistics = RolloutStatistics()
-
-    def _on_rollout_start(self) -> None:
-        self._finish()
-        numbers = np.random.SeedSequence([self.agent.seed, self.update]).generate_state(3)
-        torch.manual_seed(int(numbers[0]))
-        np.random.seed(int(numbers[1]))  # Stable-Baselines3 shuffles minibatches with this generator.
-        vector = self.agent.vector
-        vector.seed(int(numbers[2] % 2**31))
-        self.model._last_obs = vector.reset()
-        self.model._last_episode_starts = np.ones(vector.num_envs, bool)
-        self.statistics = RolloutStatistics(losses=self.agent.recalibration_trainer.begin(vector.targets))
-
-    def _on_step(self) -> bool:
-        shown = self.model._last_obs  # the observation that the action was chosen for
-        assert isinstance(shown, dict)
-        self.statistics.losses += self.agent.recalibration_trainer.learn(shown)
-        infos = self.locals["infos"]
-        self.statistics.add(
-            self.locals["rewards"], [info["iou"] for info in infos], [info["repeated"] for info in infos]
-        )
-        return True
-
-    def _on_training_end(self) -> None:
-        self._finish()
-
-    def _finish(self) -> None:
-        """Log the finished rollout and the update that followed it."""
-        if self.statistics.rewards:
-            self.update += 1
-            losses = {name: float(v) for name, v in self.logger.name_to_value.items() if name.startswith("train/")}
-            self.agent.finish_update(self.update, self.statistics.scalars() | losses, self.on_log)
+        super().__init__(model, env, seed, output, save_every, gradient_steps=epochs)

@@ -29,7 +29,6 @@ class SaliencyBackbone(nn.Module, ABC):
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
         unused_weights: Names of unused tensors that files of weights may contain.
-        adapts: Whose features `decode` hands to ``adapt``: those of the ``encoder``, or of the ``decoder``.
     """
 
     feature_dims: tuple[int, ...]
@@ -37,7 +36,6 @@ class SaliencyBackbone(nn.Module, ABC):
     decoder_prompt_dims: tuple[int, ...]
     size_divisor: int
     unused_weights: ClassVar[tuple[str, ...]] = ()
-    adapts: ClassVar[str] = "encoder"
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor, prompts: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:

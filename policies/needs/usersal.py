@@ -35,8 +35,10 @@ from maskgym.segmenters.weights import load_strictly, read_state, write_state, w
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # files in the folder of a saved policy
 FROZEN = ("backbone", "encoder")
+ADAPTS = ("decoder", "encoder")
 CELLS = ("all", "object")  # positions of the appearance loss
-RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}  # settings in older descriptions
+# Of older descriptions, which lack `adapts`: the encoder's features were adapted.
+RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}
 _Part = TypeVar("_Part")
 
 
@@ -59,6 +61,7 @@ class UserSal(nn.Module):
 
     tasks: ClassVar[tuple[str, ...]] = ("user_need", "ranking")
     kind: ClassVar[str] = "usersal"
+    adapts: str = "decoder"
 
     def __init__(
         self,
@@ -160,7 +163,7 @@ class UserSal(nn.Module):
 
     def check(self, description: JsonObject, source: Path) -> None:
         """Raise a UserError that names ``source`` if the description does not match this policy."""
-        given = {RENAMED.get(name, name): value for name, value in description.items()}
+        given = {"adapts": "encoder"} | {RENAMED.get(name, name): value for name, value in description.items()}
         for name, value in self.describe().items():
             if given.get(name) != value:
                 raise UserError(f"{source}: its policy has {name}={given.get(name)}: expected {value}")
@@ -196,14 +199,16 @@ class UserSal(nn.Module):
         places = len(self.backbone.encoder_prompt_dims)
         prompts = self.prompts(words[asked])
         features = self.backbone.encode(pixels[asked], prompts[:places] or None)
-        adapted: dict[int, Tensor] = {}
+        adapted: dict[int, Tensor] = {}  # the features F' by scale
         images = self._images(pixels[asked])
 
         def adapt(scale: int, maps: Tensor) -> Tensor:
             adapted[scale] = self._adapt(scale, maps, images)
             return adapted[scale]
 
-        logits = self.backbone.decode(features, prompts[places:] or None, adapt)
+        if self.adapts == "encoder":
+            features = [adapt(scale, maps) for scale, maps in enumerate(features)]
+        logits = self.backbone.decode(features, prompts[places:] or None, adapt if self.adapts == "decoder" else None)
         if not asked.all():
             plain, prompted = self._plain(pixels[~asked]), logits
             logits = plain.new_empty(len(pixels), *plain.shape[1:])
@@ -253,6 +258,8 @@ class UserSalPlus(UserSal):
         kl_axis: See `maskgym.policies.needs.appearance.appearance_loss`.
         kl_temperature: See `maskgym.policies.needs.appearance.appearance_loss`.
         appearance_weight: Weight of the appearance loss, summed over scales; 1 is Eq. 5.
+        adapts: Features that appearance is added to: those that enter the ``decoder`` at each scale, which all depend
+            on the need, or those of the ``encoder``, of which VST's at 1/4 and 1/8 do not.
         appearance_cells: Positions that the appearance loss averages: ``all``, as Eq. 4, or ``object``, weighted by
             the share of the ground truth in each.
 
@@ -284,12 +291,15 @@ class UserSalPlus(UserSal):
         kl_temperature: float = 1.0,
         appearance_weight: float = 1.0,
         appearance_cells: str = "all",
+        adapts: str = "decoder",
     ) -> None:
         if kl_axis not in KL_AXES:
             raise UserError(f"policy.kl_axis={kl_axis!r}: expected one of {', '.join(KL_AXES)}")
         for name, value in (("kl_temperature", kl_temperature), ("appearance_weight", appearance_weight)):
             if not value > 0:
                 raise UserError(f"policy.{name}={value}: expected more than 0")
+        if adapts not in ADAPTS:
+            raise UserError(f"policy.adapts={adapts!r}: expected one of {', '.join(ADAPTS)}")
         if appearance_cells not in CELLS:
             raise UserError(f"policy.appearance_cells={appearance_cells!r}: expected one of {', '.join(CELLS)}")
         if appearance_cells == "object" and kl_axis != "channels":
@@ -309,7 +319,8 @@ class UserSalPlus(UserSal):
         adapted = self.scales if similarity or adder else []
         self.adders = nn.ModuleDict({str(n): AppearanceSimilarityAdder(dims[n], **own) for n in adapted})
         self.adders.to(self.device)
-        self.settings |= {**own, "multi_scale": multi_scale}
+        self.adapts = adapts
+        self.settings |= {**own, "multi_scale": multi_scale, "adapts": adapts}
         self.kl_axis, self.kl_temperature, self.appearance_cells = kl_axis, kl_temperature, appearance_cells
         self.appearance_weight = appearance_weight if appearance_loss else 0.0
         if checkpoint is not None:
@@ -320,12 +331,13 @@ class UserSalPlus(UserSal):
         """Names of the loss terms."""
         return ("mse", "appearance") if self.appearance_weight else ("mse",)
 
-    def describe(self) -> dict[str, bool | int | str]:
-        """Describe the policy; weights that adapt the encoder's features do not fit a backbone of the other kind."""
-        return super().describe() | ({} if self.backbone.adapts == "encoder" else {"adapts": self.backbone.adapts})
-
     def _images(self, pixels: Tensor) -> list[Tensor]:
-        return self.backbone.scales(pixels) if self.adders else []  # SME(I): IF at each scale
+        return self._scales(pixels) if self.adders else []  # SME(I): IF at each scale
+
+    @torch.no_grad()
+    def _scales(self, pixels: Tensor) -> list[Tensor]:
+        """Compute the features of each scale without prompts, of what is adapted."""
+        return self.backbone.encode(pixels) if self.adapts == "encoder" else self.backbone.scales(pixels)
 
     def _adapt(self, scale: int, features: Tensor, images: Sequence[Tensor]) -> Tensor:
         if str(scale) not in self.adders:
@@ -335,7 +347,7 @@ class UserSalPlus(UserSal):
     def _more_terms(self, features: Mapping[int, Tensor], pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if not self.appearance_weight:
             return {}
-        wanted = self.backbone.scales(pixels * targets)  # SME*(I ⊙ GT)
+        wanted = self._scales(pixels * targets)  # SME*(I ⊙ GT)
 
         def loss(scale: int) -> Tensor:
             size = features[scale].shape[2:]

@@ -94,7 +94,7 @@ class VST(SaliencyBackbone):
         torch.Size([1, 1, 128, 128])
     """
 
-    size_divisor, unused_weights, adapts = DIVISOR, UNUSED, "decoder"
+    size_divisor, unused_weights = DIVISOR, UNUSED
 
     def __init__(
         self,

@@ -141,8 +141,8 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
-        "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, ppo, "
-        "ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
+        "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, "
+        "ppo, ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
@@ -213,7 +213,7 @@ def refused(outcome) -> str:
         (["algo=cgpo", "algo.rationales=x"], "algo.rationales=x: expected auto, own or scenes"),
         (["-m", "seed=0,1", "resume=x"], "resume=DIR continues one run"),
         (["-m", "env=sod,nope"], "unknown env 'nope'"),
-        (["env=point_prompt", "algo=sft"], "env=point_prompt takes cgpo_clicks, grpo_clicks, oracle, ppo, random"),
+        (["env=point_prompt", "algo=sft"], "env=point_prompt takes cgpo_clicks, dqn, grpo_clicks, oracle, ppo, random"),
         (["env=point_prompt", "policy=qwen2_5_vl_tiny"], "env=point_prompt policy=qwen2_5_vl_tiny: not a pair"),
         (["env=point_prompt", "segmenter=evf_sam_tiny"], "takes no points"),
         (["env=point_prompt", "env.patch_size=30"], "env.patch_size=30: expected a divisor of image_size=128"),

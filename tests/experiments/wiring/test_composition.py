@@ -217,9 +217,9 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
         ("env=cosod algo=grpo", "036615564bedc80d"),
         ("env=saliency algo=spo", "cf612412488173ac"),
         ("env=sod algo=random", "48708ff85ce7826a"),
-        ("env=point_prompt algo=ppo", "dac7d44b933c329f"),
-        ("env=point_prompt algo=grpo", "a4d322eae0c4f7f9"),
-        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "76eb176ac28d8eab"),
+        ("env=point_prompt algo=ppo", "d67eb5d538666f88"),
+        ("env=point_prompt algo=grpo", "e95e4e126a7aa4d1"),
+        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "cb7516f2fcbda1e6"),
     ],
 )
 def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):

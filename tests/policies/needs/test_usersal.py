@@ -171,7 +171,7 @@ def test_each_setting_of_the_adder_matters(backbone, need_encoder, change):
         for adder in policy.adders.values():
             torch.nn.init.normal_(adder.adder.attention.out.weight)
         found.append(policy(photos(), NEEDS))
-    assert (found[0] - found[1]).abs().max() > 1e-5
+    assert (found[0] - found[1]).abs().max() > 1e-5  # of features that are small
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,22 @@ def test_descriptions_under_old_names_of_settings_still_fit(backbone, need_encod
         make(UserSalPlus, backbone, need_encoder, max_attention_keys=9).load(tmp_path)
 
 
-def test_weights_of_when_vst_s_encoder_was_adapted_are_refused(backbone, need_encoder, tmp_path, monkeypatch):
-    make(UserSalPlus, backbone, need_encoder).save(tmp_path)
-    monkeypatch.setattr(type(backbone), "adapts", "decoder")
-    with pytest.raises(UserError, match="its policy has adapts=None: expected decoder"):
+def test_what_is_adapted_is_a_setting_and_older_weights_adapt_the_encoder(backbone, need_encoder, tmp_path):
+    old = make(UserSalPlus, backbone, need_encoder, disturbed=True, adapts="encoder")
+    words = need_encoder.encode(NEEDS).clone()
+    prompts, images = old.prompts(words), backbone.encode(photos())
+    features = backbone.encode(photos(), prompts[:2])
+    adapted = [old.adders[str(n)](features[n], images[n]) for n in range(3)]
+    torch.testing.assert_close(old(photos(), NEEDS), backbone.decode(adapted, prompts[2:]))
+    now = make(UserSalPlus, backbone, need_encoder, disturbed=True)
+    assert (now(photos(), NEEDS) - old(photos(), NEEDS)).abs().max() > 1e-4
+    old.save(tmp_path)
+    file = tmp_path / DESCRIPTION
+    file.write_text(json.dumps({name: v for name, v in json.loads(file.read_text()).items() if name != "adapts"}))
+    (tmp_path / manifest.NAME).unlink()  # as before there was a choice
+    make(UserSalPlus, backbone, need_encoder, seed=1, adapts="encoder").load(tmp_path)
+    with pytest.raises(UserError, match="its policy has adapts=encoder: expected decoder"):
         make(UserSalPlus, backbone, need_encoder).load(tmp_path)
-    make(UserSal, backbone, need_encoder).save(tmp_path)  # which adapts nothing
-    make(UserSal, backbone, need_encoder).load(tmp_path)
 
 
 def test_parts_are_settings_or_modules(backbone, need_encoder, tmp_path):

@@ -1,0 +1,107 @@
+"""DQN on clicks: its targets, its exploration, learning, and resuming."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from maskgym import data
+from maskgym.agents.clicks.dqn import DQNAgent
+from maskgym.errors import UserError
+from maskgym.policies.clicks.point import PointActorCritic
+from maskgym.policies.clicks.recalibration import SemanticRecalibration
+from maskgym.segmenters.points.sam import sam_tiny
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return sam_tiny(device="cpu")
+
+
+def make_env(sam, count=4, **settings):
+    settings = {"label_source": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": "SameStep"} | settings
+    return gym.make_vec(
+        "maskgym/PointPrompt-v0",
+        num_envs=count,
+        vectorization_mode="vector_entry_point",
+        dataset=data.make("scenes", task="sod", size=8),
+        **settings,
+    )
+
+
+def make_agent(env, output, **settings):
+    settings = {"save_every": 1, "gradient_steps": 4, "minibatch_size": 16, **settings}
+    return DQNAgent(PointActorCritic(channels=16, layers=1), env, output=output, **settings)
+
+
+def train(agent, env, updates, resume=False):
+    rows = {}
+    agent.train([env], updates, lambda step, values: rows.update({step: dict(values)}), resume=resume)
+    return rows
+
+
+def test_clicks_on_the_foreground_are_learned(sam, tmp_path):
+    env = make_env(sam, 16)
+    agent = make_agent(env, tmp_path, gradient_steps=60, learning_rate=3e-3, exploration_end=0.0, save_every=100)
+    rows = train(agent, env, 14)
+    first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(12, 15)))
+    assert last > first + 2  # of 8: four clicks of -1 or 1
+
+
+def test_random_clicks_give_way_and_the_last_click_has_no_future(sam, tmp_path):
+    env, rates = make_env(sam), []
+    agent = make_agent(env, tmp_path, exploration_share=0.5, exploration_end=0.2)
+    begin = agent.begin_rollout
+    agent.begin_rollout = lambda *given: (begin(*given), rates.append(agent.model.exploration_rate))
+    train(agent, env, 6)
+    assert rates == pytest.approx([1, 1 - 0.8 / 3, 1 - 1.6 / 3, 0.2, 0.2, 0.2])
+    buffer = agent.model.replay_buffer
+    assert buffer.dones[:24].tolist() == [[0] * 4] * 3 + [[1] * 4] + ([[0] * 4] * 3 + [[1] * 4]) * 5
+    assert not buffer.timeouts.any()
+
+
+def test_patches_are_not_clicked_again(sam, tmp_path):
+    env = make_env(sam, horizon=6)
+    agent = make_agent(env, tmp_path)
+    observations, _ = env.reset(seed=0)
+    for _ in range(5):
+        rows = [{name: value[i] for name, value in observations.items()} for i in range(4)]
+        observations, _, _, _, infos = env.step(np.array(agent.act(rows)))
+        assert not infos["repeated"].any()
+
+
+def test_the_same_seed_is_the_same_training_and_a_resumed_one_says_what_it_lacks(sam, tmp_path, capsys):
+    def start(name):
+        module = SemanticRecalibration("implicit", 128, channels=8)
+        env = make_env(sam, label_source="srm", recalibration=module)
+        return make_agent(env, tmp_path / name), env
+
+    (one, env), (other, again) = start("one"), start("other")
+    rows = train(one, env, 3)
+    assert rows == train(other, again, 3) and np.isfinite(rows[3]["recalibration/loss"])
+    assert capsys.readouterr().err == ""
+    for name, value in one.policy.state_dict().items():
+        torch.testing.assert_close(value, other.policy.state_dict()[name], atol=0, rtol=0)
+    third, env = start("one")
+    assert list(train(third, env, 4, resume=True)) == [4]
+    assert capsys.readouterr().err == "update 3: the replay buffer begins empty\n"
+    assert third.model._n_updates == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gradient_steps": 0}, "gradient_steps=0"),
+        ({"exploration_end": 1.5}, r"algo.exploration_end=1.5: expected a number in \[0, 1\]"),
+    ],
+)
+def test_numbers_out_of_range(sam, tmp_path, settings, expected):
+    with pytest.raises(UserError, match=expected):
+        make_agent(make_env(sam), tmp_path, **settings)
+
+
+def test_labels_are_no_actions_of_it(sam, tmp_path):
+    with pytest.raises(UserError, match=r"algo=dqn env.label_source=policy: values are those of patches alone"):
+        make_agent(make_env(sam, label_source="policy"), tmp_path)
