@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "evf_sam": Recipe(train_evf_sam, 6000, 1.2e-3, {"scenes": 8000, "images": 16, "phrases": 5}),
     "policy": Recipe(train_policy, 1600, 1.5e-3, {"vision-steps": 600}),
-    "sam": Recipe(train_sam, 2000, 6e-4, {"scenes": 8000, "images": 16, "targets": 3}),
+    "sam": Recipe(train_sam, 3000, 6e-4, {"scenes": 8000, "images": 16, "targets": 4}),
     "clip": Recipe(train_clip, 2400, 1e-3, {"scenes": 12000, "images": 32, "captions": 8}),
     "saliency": Recipe(train_saliency, 3000, 1e-3, {"scenes": 8000, "images": 16}),
     "bert": Recipe(train_bert, 2000, 1e-3, {"scenes": 4000, "texts": 256}),

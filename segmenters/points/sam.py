@@ -190,7 +190,7 @@ class SamSegmenter(PromptableSegmenter):
 
 
 def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Build the bundled SAM, trained on synthetic scenes with clicks only, so that its masks for boxes are poor."""
+    """Build the bundled SAM, trained on synthetic scenes with clicks, boxes, and clicks beside a box."""
     return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
 
 

@@ -34,7 +34,7 @@ def test_the_oracle_is_the_ceiling(sam):
     env, indices = make_env(sam), list(range(6))  # six: the second chunk is filled up
     oracle = evaluation.evaluate(OracleAgent(), env, indices)
     chance = evaluation.evaluate(RandomAgent(env=env), env, indices)
-    assert oracle.scores["iou"] > 0.85 > chance.scores["iou"]
+    assert oracle.scores["iou"] > 0.8 > chance.scores["iou"] + 0.2  # five clicks, and no prompt before them
     beam = evaluation.evaluate(OracleAgent(width=3), env, indices)
     assert beam.scores["iou"] >= oracle.scores["iou"] - 0.01
     assert len(oracle.answers) == 6 and all(len(text.split()) == 5 for text in oracle.answers)
