@@ -112,7 +112,7 @@ def test_clicks_have_every_step(finished, tmp_path):
 
 
 def test_the_split_to_train_on_begins_with_prompts_and_is_what_was_trained_on(finished, tmp_path):
-    folder = finished(*CLICKS, "train_samples=3", "algo=ppo", "algo.updates=0")
+    folder = finished(*CLICKS, "env.label_source=srm", "train_samples=3", "algo=ppo", "algo.updates=0")
     assert trajectories.export(folder, tmp_path / "out", split="train") == 3
     rows = lines(tmp_path / "out")
     assert {row["split"] for row in rows} == {"train"} and len({row["key"] for row in rows}) == 3

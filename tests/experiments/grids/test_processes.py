@@ -145,7 +145,7 @@ def test_nothing_starts_after_ctrl_c_that_reached_the_server_while_it_imported(t
     assert server(["nonsense"]).status == 130
 
 
-def test_a_signal_that_comes_twice_leaves_no_run_behind():
+def test_a_signal_that_comes_twice_leaves_no_run_behind(request):
     """As `timeout --signal=INT` sends it: to the command, and to its group."""
     ended = threading.Event()
 
@@ -161,6 +161,8 @@ def test_a_signal_that_comes_twice_leaves_no_run_behind():
             os.kill(os.getpid(), signal.SIGINT)
 
     specs = [RunSpec(("env=sis", "algo=random", f"seed={seed}")) for seed in range(2)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were run by
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         compute(specs, Path("nowhere"), run=run)
     assert ended.is_set()
