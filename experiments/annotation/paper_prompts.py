@@ -64,7 +64,7 @@ def question(sample: Sample, task: str, largest: int | None = None) -> list[Part
 
 def mask_map(masks: np.ndarray) -> np.ndarray:
     """Draw the union of masks, bool (n, H, W), in white on black, uint8 (H, W, 3)."""
-    return np.repeat(masks.any(axis=0)[..., None] * np.uint8(255), 3, axis=2)
+    return np.stack([np.logical_or.reduce(masks, axis=0) * np.uint8(255)] * 3, axis=2)
 
 
 def mask_colours(masks: np.ndarray) -> np.ndarray:

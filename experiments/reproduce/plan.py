@@ -43,6 +43,7 @@ PARAMETERS = {"7b": 8_292_166_656, "3b": 3_754_622_976}  # counted; a test count
 SEGMENTER_PARAMETERS = 1_317_000_000
 TUNE_BATCH = 8  # samples of a step of the segmenter
 UPDATES = 4  # that are measured: two of each kind, of which the first warm up
+KINDS = ("score", "reinforce", "imitate", "tune")  # of work, in the order of `Rates`
 DECODER_PASSES = 3  # forward and backward of the mask decoder, in forward passes
 
 
@@ -88,7 +89,7 @@ def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
     config, device, sizes = saliency_r1.config_of(given), step_time.DEVICES[gpu], POLICIES[given.size]
     together, launched = config["env"]["num_envs"], LAUNCH_S * sizes.layers * ANSWER
     encode, prompt, decode = step_time.segmenter_flops()
-    rates: dict[str, dict[str, float]] = {name: {} for name in ("score", "reinforce", "imitate", "tune")}
+    rates: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     for task in saliency_r1.tasks(given):
         shape = replace(step_time.PAPER[task], side=config["env"]["image_size"], answer=ANSWER)
         one = step_time.estimate(shape, device, sizes)
@@ -104,7 +105,8 @@ def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
         batch, updates = gpus * config["algo"]["batch_size"], config["algo"]["updates"] // gpus
         shared = f"scale=ray scale.num_workers={gpus} scale.use_gpu=true algo.batch_size={batch} algo.updates={updates}"
         source = f"{gpus} × {source}; trains with {shared}; the other stages on one"
-    return Rates(source, START_S, **rates, gib=gib, room=MEMORY[gpu] * 1e9 / GIB, gpus=gpus)
+    room = MEMORY[gpu] * 1e9 / GIB
+    return Rates(source, START_S, *(rates[kind] for kind in KINDS), gib=gib, room=room, gpus=gpus)
 
 
 def memory(config: Config, size: str) -> float:
@@ -141,7 +143,7 @@ def measured(given: Namespace) -> Rates:
         *("algo.isr_period=2", "algo.isr_sft_steps=1"),
     )
     parts = build.make_parts(config)
-    rates: dict[str, dict[str, float]] = {name: {} for name in ("score", "reinforce", "imitate", "tune")}
+    rates: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         for task, env in build.make_train_envs(config, parts).items():
             agent = build.make_agent(config, Path(folder) / task, env, parts)
@@ -152,7 +154,8 @@ def measured(given: Namespace) -> Rates:
             rates["reinforce"][task] = (reinforced - last) / config["algo"]["batch_size"]
             rates["imitate"][task] = (imitated - reinforced) / config["algo"]["batch_size"]
             rates["tune"][task] = rates["score"][task]  # a step answers nothing, but goes back through the decoder
-    return Rates("this machine, measured", start, **rates, gib=peak_mib() / 1024, room=_room(), imports=imports)
+    told, gib = "this machine, measured", peak_mib() / 1024
+    return Rates(told, start, *(rates[kind] for kind in KINDS), gib=gib, room=_room(), imports=imports)
 
 
 def _scoring(agent: LanguageAgent, env: VectorEnv) -> float:
