@@ -106,7 +106,8 @@ def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
         shared = f"scale=ray scale.num_workers={gpus} scale.use_gpu=true algo.batch_size={batch} algo.updates={updates}"
         source = f"{gpus} × {source}; trains with {shared}; the other stages on one"
     room = MEMORY[gpu] * 1e9 / GIB
-    return Rates(source, START_S, *(rates[kind] for kind in KINDS), gib=gib, room=room, gpus=gpus)
+    score, reinforce, imitate, tune = (rates[kind] for kind in KINDS)
+    return Rates(source, START_S, score, reinforce, imitate, tune, gib, room, gpus)
 
 
 def memory(config: Config, size: str) -> float:
@@ -155,7 +156,8 @@ def measured(given: Namespace) -> Rates:
             rates["imitate"][task] = (imitated - reinforced) / config["algo"]["batch_size"]
             rates["tune"][task] = rates["score"][task]  # a step answers nothing, but goes back through the decoder
     told, gib = "this machine, measured", peak_mib() / 1024
-    return Rates(told, start, *(rates[kind] for kind in KINDS), gib=gib, room=_room(), imports=imports)
+    score, reinforce, imitate, tune = (rates[kind] for kind in KINDS)
+    return Rates(told, start, score, reinforce, imitate, tune, gib, _room(), imports=imports)
 
 
 def _scoring(agent: LanguageAgent, env: VectorEnv) -> float:
