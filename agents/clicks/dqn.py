@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
 from maskgym.agents.clicks.sb3 import GridFeatures, SampleVecEnv
 from maskgym.agents.clicks.sb3_agent import SB3Agent
-from maskgym.agents.common.checkpoints import check_at_least
+from maskgym.agents.common.checkpoints import TrainingState, check_at_least
+from maskgym.aliases import Settings
 from maskgym.envs.base import unwrap
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
+
+KINDS = ("observations", "next_observations")  # arrays of a replay buffer, by entry of the observation
 
 
 class GridQNetwork(QNetwork):
@@ -65,8 +69,8 @@ class DQNAgent(SB3Agent):
     """Train by DQN: a rollout of one episode per sub-environment, then gradient steps on replayed clicks.
 
     An episode ends after its clicks: nothing is bootstrapped beyond. With probability ε all sub-environments click at
-    random in a step, clicked patches included, as Stable-Baselines3 explores. The replay buffer is in no checkpoint: a
-    resumed training begins with an empty one, and says so.
+    random in a step, clicked patches included, as Stable-Baselines3 explores. Checkpoints hold the replayed clicks, 65
+    KB each with the bundled SAM.
 
     Args:
         policy: Sizes of the networks; the critic is not used.
@@ -132,17 +136,38 @@ class DQNAgent(SB3Agent):
         )
         super().__init__(model, env, seed, output, save_every, gradient_steps)
 
-    def restore(self) -> int:
-        """Load the checkpoint, if any; return the number of finished updates."""
-        first = super().restore()
-        if first:
-            print(f"update {first}: the replay buffer begins empty", file=sys.stderr)
-        return first
+    def training_state(self) -> TrainingState:
+        """Collect weights, optimizer states and the replayed clicks, so that a resumed training is the same."""
+        buffer = self._buffer()
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        replay = {name: torch.from_numpy(array[:filled]) for name, array in _arrays(buffer).items()}
+        return super().training_state() | {"replay": {**replay, "position": buffer.pos, "full": buffer.full}}
+
+    def load_training_state(self, state: Settings, file: Path) -> None:
+        """Load what `training_state` returned."""
+        super().load_training_state(state, file)
+        buffer, replay = self._buffer(), state["replay"]
+        for name, array in _arrays(buffer).items():
+            array[: len(replay[name])] = replay[name].numpy()
+        buffer.pos, buffer.full = replay["position"], replay["full"]
+
+    def _buffer(self) -> DictReplayBuffer:
+        assert isinstance(self.model, DQN)
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, DictReplayBuffer)
+        return buffer
 
     def begin_rollout(self, update: int, updates: int) -> None:
         """Set ε for the rollout of an update."""
         falling = max(1, round(self.exploration_share * updates))
         rate = 1 - (1 - self.exploration_end) * min(1, update / falling)
         assert isinstance(self.model, DQN)
+        self.model.action_space.seed(int(np.random.randint(2**31)))  # of random clicks; NumPy's seed is the rollout's
         self.model.exploration_schedule = lambda remaining: rate
         self.model.exploration_rate = rate
+
+
+def _arrays(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
+    """List the arrays of a buffer by name, each with one row per step of the sub-environments."""
+    arrays = {f"{kind}/{name}": array for kind in KINDS for name, array in getattr(buffer, kind).items()}
+    return arrays | {"actions": buffer.actions, "rewards": buffer.rewards, "dones": buffer.dones}

@@ -44,9 +44,9 @@ def train(agent, env, updates, resume=False):
 
 def test_clicks_on_the_foreground_are_learned(sam, tmp_path):
     env = make_env(sam, 16)
-    agent = make_agent(env, tmp_path, gradient_steps=60, learning_rate=3e-3, exploration_end=0.0, save_every=100)
-    rows = train(agent, env, 14)
-    first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(12, 15)))
+    quick = {"gradient_steps": 80, "minibatch_size": 32, "gamma": 0.0, "exploration_share": 0.3, "exploration_end": 0.0}
+    rows = train(make_agent(env, tmp_path, **quick, save_every=100), env, 12)
+    first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(10, 13)))
     assert last > first + 2  # of 8: four clicks of -1 or 1
 
 
@@ -72,22 +72,24 @@ def test_patches_are_not_clicked_again(sam, tmp_path):
         assert not infos["repeated"].any()
 
 
-def test_the_same_seed_is_the_same_training_and_a_resumed_one_says_what_it_lacks(sam, tmp_path, capsys):
+@pytest.mark.parametrize("size", [8, 400])
+def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, size):
+    """Also where the buffer is full, and where random clicks are drawn."""
+
     def start(name):
         module = SemanticRecalibration("implicit", 128, channels=8)
         env = make_env(sam, label_source="srm", recalibration=module)
-        return make_agent(env, tmp_path / name), env
+        return make_agent(env, tmp_path / name, buffer_size=size, exploration_share=0.0, exploration_end=0.5), env
 
-    (one, env), (other, again) = start("one"), start("other")
-    rows = train(one, env, 3)
-    assert rows == train(other, again, 3) and np.isfinite(rows[3]["recalibration/loss"])
-    assert capsys.readouterr().err == ""
-    for name, value in one.policy.state_dict().items():
-        torch.testing.assert_close(value, other.policy.state_dict()[name], atol=0, rtol=0)
-    third, env = start("one")
-    assert list(train(third, env, 4, resume=True)) == [4]
-    assert capsys.readouterr().err == "update 3: the replay buffer begins empty\n"
-    assert third.model._n_updates == 16
+    whole, env = start("whole")
+    rows = train(whole, env, 4)
+    assert np.isfinite(rows[4]["recalibration/loss"])
+    first, env = start("parts")
+    assert train(first, env, 2) == {step: rows[step] for step in (1, 2)}
+    second, env = start("parts")
+    assert train(second, env, 4, resume=True) == {step: rows[step] for step in (3, 4)}
+    for name, value in whole.policy.state_dict().items():
+        torch.testing.assert_close(value, second.policy.state_dict()[name], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
