@@ -37,8 +37,7 @@ WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"  # files in the folde
 FROZEN = ("backbone", "encoder")
 ADAPTS = ("decoder", "encoder")
 CELLS = ("all", "object")  # positions of the appearance loss
-# Of older descriptions, which lack `adapts`: the encoder's features were adapted.
-RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}
+RENAMED = {"bypass": "skip_empty_need", "most_keys": "max_attention_keys"}  # settings in older descriptions
 _Part = TypeVar("_Part")
 
 
@@ -163,6 +162,7 @@ class UserSal(nn.Module):
 
     def check(self, description: JsonObject, source: Path) -> None:
         """Raise a UserError that names ``source`` if the description does not match this policy."""
+        # Older descriptions lack `adapts`: the encoder's features were adapted.
         given = {"adapts": "encoder"} | {RENAMED.get(name, name): value for name, value in description.items()}
         for name, value in self.describe().items():
             if given.get(name) != value:
