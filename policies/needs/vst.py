@@ -29,6 +29,7 @@ from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
 from maskgym.policies.needs.vst_layers import (
     DIVISOR,
     Blocks,
+    Carried,
     Decoder,
     Predictions,
     T2TViT,
@@ -148,16 +149,23 @@ class VST(SaliencyBackbone):
     def decode(
         self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
     ) -> Tensor:
-        """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`."""
-        return self.predict(features, prompts, adapt).saliency[-1]
+        """Compute saliency logits (B, 1, S, S); see `SaliencyBackbone`. No other output of VST is computed."""
+        return self.decoder.saliency(self._states(features, prompts, adapt)[-1])
 
     def predict(
         self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None = None, adapt: Adapt | None = None
     ) -> Predictions:
         """Compute the saliency and boundary logits of every scale, which training supervises."""
+        return self.decoder.predictions(self.token_trans, *self._states(features, prompts, adapt))
+
+    def _states(
+        self, features: Sequence[Tensor], prompts: Sequence[Tensor] | None, adapt: Adapt | None
+    ) -> tuple[Carried, Carried, Carried]:
+        """Compute the decoder's states at 1/16, 1/8 and 1/4."""
         converting, coarse, middle, fine = self._places(prompts)
         tokens = adapted(self.transformer["encoderlayer"](to_tokens(features[2]), converting), 2, adapt)
-        return self.decoder(self.token_trans(tokens, coarse), features[1], features[0], middle, fine, adapt)
+        coarsest = self.token_trans(tokens, coarse)
+        return coarsest, *self.decoder(coarsest, features[1], features[0], middle, fine, adapt)
 
     @torch.no_grad()
     def scales(self, pixels: Tensor) -> list[Tensor]:

@@ -145,16 +145,19 @@ class TaskTokens(nn.Module):
         self.encoderlayer = Blocks(dim, depth, heads, mlp_ratio)
         self.saliency_token_pre, self.contour_token_pre = TokenInference(dim), TokenInference(dim)
 
-    def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Carried]:
-        """Compute saliency and boundary features (B, N, D) and the tokens for the next scale."""
+    def forward(self, tokens: Tensor, prompts: Sequence[Tensor | None]) -> Carried:
+        """Compute the state at 1/16 from the encoder's tokens (B, N, D)."""
         places = self.mlp_s(self.norm(tokens))
         saliency, contour = (token.expand(len(places), -1, -1) for token in (self.saliency_token, self.contour_token))
-        carried = attend(self.encoderlayer, Carried(saliency, places, contour), prompts)
-        return (
-            self.saliency_token_pre(carried.places, carried.saliency),
-            self.contour_token_pre(carried.places, carried.contour),
-            carried,
-        )
+        return attend(self.encoderlayer, Carried(saliency, places, contour), prompts)
+
+    def saliency(self, at: Carried) -> Tensor:
+        """Compute the saliency's features (B, N, D) of each place."""
+        return self.saliency_token_pre(at.places, at.saliency)
+
+    def contour(self, at: Carried) -> Tensor:
+        """Compute the boundary's features (B, N, D) of each place."""
+        return self.contour_token_pre(at.places, at.contour)
 
 
 class TaskScale(nn.Module):
@@ -168,15 +171,17 @@ class TaskScale(nn.Module):
         self.norm2, self.mlp2 = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
         self.norm2_c, self.mlp2_c = nn.LayerNorm(dim), projection(dim, token_dim, token_dim)
 
-    def forward(
-        self, tokens: Tensor, before: Carried, prompts: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, Carried]:
-        """Compute saliency and boundary features (B, N, token_dim) and the state for the next scale."""
-        carried = before._replace(places=self.mlp(self.norm(tokens)))
-        carried = attend(self.encoderlayer, carried, prompts)
-        saliency = self.saliency_token_pre(carried.places, carried.saliency)
-        contour = self.contour_token_pre(carried.places, carried.contour)
-        return self.mlp2(self.norm2(saliency)), self.mlp2_c(self.norm2_c(contour)), carried
+    def forward(self, tokens: Tensor, before: Carried, prompts: Sequence[Tensor | None]) -> Carried:
+        """Compute the state at this scale from its tokens (B, N, token_dim) and the state at the coarser one."""
+        return attend(self.encoderlayer, before._replace(places=self.mlp(self.norm(tokens))), prompts)
+
+    def saliency(self, at: Carried) -> Tensor:
+        """Compute the saliency's features (B, N, token_dim) of each place."""
+        return self.mlp2(self.norm2(self.saliency_token_pre(at.places, at.saliency)))
+
+    def contour(self, at: Carried) -> Tensor:
+        """Compute the boundary's features (B, N, token_dim) of each place."""
+        return self.mlp2_c(self.norm2_c(self.contour_token_pre(at.places, at.contour)))
 
 
 class Upsampling(nn.Module):
@@ -276,55 +281,61 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        coarsest: tuple[Tensor, Tensor, Carried],
+        coarsest: Carried,
         eighth: Tensor,
         quarter: Tensor,
         middle: Sequence[Tensor | None],
         fine: Sequence[Tensor | None],
         adapt: Adapt | None = None,
-    ) -> Predictions:
-        """Compute the logits of all scales.
+    ) -> tuple[Carried, Carried]:
+        """Compute the states at 1/8 and 1/4.
 
         Args:
-            coarsest: Output of `TaskTokens`.
+            coarsest: State at 1/16, from `TaskTokens`.
             eighth: The encoder's features at 1/8, (B, C, S/8, S/8).
             quarter: The encoder's features at 1/4, (B, C, S/4, S/4).
             middle: Prompts of the blocks at 1/8.
             fine: Prompts of the blocks at 1/4.
             adapt: See `SaliencyBackbone.decode`; called with scales 1 and 0.
         """
-        scales, features, fused, carried = self.approach(coarsest, eighth, quarter, middle, adapt)
-        saliency, contour, _ = self.token_pre_1_4(fused, carried, fine)
-        scales["1_4"] = saliency, contour
-        saliencies = [self._logits(f"pre_{scale}", tokens) for scale, (tokens, _) in scales.items()]
-        contours = [self._logits(f"pre_{scale}_c", tokens) for scale, (_, tokens) in scales.items()]
-        return Predictions(
-            [*saliencies, self.decoder3(saliency, self.pre_1_1)],
-            [*contours, self.decoder3_c(contour, self.pre_1_1_c)],
-            features,
-        )
+        carried, tokens = self.approach(coarsest, eighth, quarter, middle, adapt)
+        return carried, self.token_pre_1_4(tokens, carried, fine)
 
     def approach(
         self,
-        coarsest: tuple[Tensor, Tensor, Carried],
+        coarsest: Carried,
         eighth: Tensor,
         quarter: Tensor,
         middle: Sequence[Tensor | None],
         adapt: Adapt | None = None,
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor, Carried]:
-        """Compute what comes before the blocks at 1/4; arguments as of `forward`.
+    ) -> tuple[Carried, Tensor]:
+        """Compute the state at 1/8 and the tokens that enter the blocks at 1/4; arguments as of `forward`."""
+        tokens = adapted(self.decoder1.fuse(coarsest.places, eighth), 1, adapt)
+        carried = self.token_pre_1_8(tokens, coarsest, middle)
+        return carried, adapted(self.decoder2.fuse(carried.places, quarter), 0, adapt)
 
-        Returns:
-            The features of both tasks at 1/16 and 1/8; the places' maps at 1/8, (B, D, S/8, S/8); the tokens that enter
-            the blocks at 1/4; and the state that goes with them.
-        """
-        saliency, contour, carried = coarsest
-        scales = {"1_16": (self.mlp(self.norm(saliency)), self.mlp_c(self.norm_c(contour)))}
-        fused = adapted(self.decoder1.fuse(carried.places, eighth), 1, adapt)
-        saliency, contour, carried = self.token_pre_1_8(fused, carried, middle)
-        scales["1_8"] = saliency, contour
-        features = to_maps(carried.places, eighth.shape[-1])
-        return scales, features, adapted(self.decoder2.fuse(carried.places, quarter), 0, adapt), carried
+    def saliency(self, finest: Carried) -> Tensor:
+        """Compute the saliency logits (B, 1, S, S) of the whole image from the state at 1/4."""
+        return self.decoder3(self.token_pre_1_4.saliency(finest), self.pre_1_1)
+
+    def predictions(self, task_tokens: TaskTokens, coarsest: Carried, middle: Carried, finest: Carried) -> Predictions:
+        """Compute the logits of all scales from the states at 1/16, 1/8 and 1/4; the first is of ``task_tokens``."""
+        saliency, contour = self.token_pre_1_4.saliency(finest), self.token_pre_1_4.contour(finest)
+        saliencies = {
+            "pre_1_16": self.mlp(self.norm(task_tokens.saliency(coarsest))),
+            "pre_1_8": self.token_pre_1_8.saliency(middle),
+            "pre_1_4": saliency,
+        }
+        contours = {
+            "pre_1_16_c": self.mlp_c(self.norm_c(task_tokens.contour(coarsest))),
+            "pre_1_8_c": self.token_pre_1_8.contour(middle),
+            "pre_1_4_c": contour,
+        }
+        return Predictions(
+            [*(self._logits(*each) for each in saliencies.items()), self.decoder3(saliency, self.pre_1_1)],
+            [*(self._logits(*each) for each in contours.items()), self.decoder3_c(contour, self.pre_1_1_c)],
+            to_maps(middle.places, math.isqrt(middle.places.shape[1])),
+        )
 
     def _logits(self, layer: str, tokens: Tensor) -> Tensor:
         return to_maps(self.get_submodule(layer)(tokens), math.isqrt(tokens.shape[1]))
