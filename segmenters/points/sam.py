@@ -29,6 +29,7 @@ from maskgym.segmenters.weights import (
     load_strictly,
     read_state,
     weight_files,
+    weights_file,
     with_dtype,
     without_weights,
     write_state,
@@ -117,6 +118,11 @@ PUBLISHED = {
     "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_attention_layers=(5, 11, 17, 23)),
     "vit_h": SamConfig(),
 }
+PUBLISHED_FILES = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+}
 
 
 class SamSegmenter(PromptableSegmenter):
@@ -125,15 +131,17 @@ class SamSegmenter(PromptableSegmenter):
     Masks are SAM's single output (token 0), which is the one trained for several points.
 
     Args:
-        checkpoint: A published ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
-        model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` infers it from the weights. A folder has its own config.
+        checkpoint: A published ``.pth``, a folder that holds one under its published name (`PUBLISHED_FILES`), or a
+            folder that `save_sam` wrote, with its own config.
+        model: ``vit_b``, ``vit_l`` or ``vit_h``, which also selects among the files of a folder; ``auto`` infers it
+            from the weights.
         device: See `PromptableSegmenter`.
         dtype: See `PromptableSegmenter`.
         batch_size: See `PromptableSegmenter`.
 
     Raises:
-        UserError: If a file is missing or cannot be read, or belongs to another model. The content of the weights is
-            checked at first use.
+        UserError: If a file is missing or cannot be read, or belongs to another model, or a folder holds several. The
+            content of the weights is checked at first use.
     """
 
     def __init__(
@@ -146,15 +154,15 @@ class SamSegmenter(PromptableSegmenter):
     ) -> None:
         super().__init__(device, dtype, batch_size)
         if checkpoint is None:
-            raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth")
+            raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth, or its folder")
         if model not in ("auto", *PUBLISHED):
             raise UserError(f"segmenter.model={model}: expected auto, {', '.join(PUBLISHED)}")
         path = Path(checkpoint).expanduser()
-        if not path.exists():
-            raise UserError(f"{path}: no such checkpoint: expected a file of weights")
-        self.weights_file = path if path.is_file() else find_weights(path)
+        names = list(PUBLISHED_FILES.values()) if model == "auto" else [PUBLISHED_FILES[model]]
+        own = (path / "config.json").is_file()
+        self.weights_file = find_weights(path) if own else weights_file(path, names)
         self.model = model
-        self.own_config = read_config(path / "config.json") if path.is_dir() else None
+        self.own_config = read_config(path / "config.json") if own else None
 
     @property
     def input_size(self) -> int:
@@ -272,9 +280,12 @@ def read_config(file: Path) -> SamConfig:
         UserError: If the file is missing or cannot be read.
     """
     try:
-        return SamConfig.from_json(json.loads(file.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file: expected the config of a SAM") from error
+        values = json.loads(file.read_text())
+        if "model_type" in values:
+            raise UserError(
+                f"{file}: is of a model of transformers: expected segmenter=sam_hf, sam2, or another folder"
+            )
+        return SamConfig.from_json(values)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the config of a SAM: {error}") from error
 
