@@ -28,6 +28,7 @@ class SaliencyBackbone(nn.Module, ABC):
         encoder_prompt_dims: Width of the prompt tokens of each place of the encoder, in order of use.
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
+        random_weights: Whether weights are as they were initialised: True until `load`.
         unused_weights: Names of unused tensors that files of weights may contain.
     """
 
@@ -35,6 +36,7 @@ class SaliencyBackbone(nn.Module, ABC):
     encoder_prompt_dims: tuple[int, ...]
     decoder_prompt_dims: tuple[int, ...]
     size_divisor: int
+    random_weights: bool = True
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -87,3 +89,4 @@ class SaliencyBackbone(nn.Module, ABC):
         file = Path(path).expanduser()
         state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
         load_strictly(self, state, file, ignore=self.unused_weights)
+        self.random_weights = False
