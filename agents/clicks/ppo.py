@@ -24,7 +24,7 @@ class PPOAgent(SB3Agent):
 
     Args:
         policy: Sizes of the networks.
-        env: Vector environment with the spaces of the policy.
+        env: Vector environment with ``autoreset_mode=DISABLED`` and the spaces of the policy.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         learning_rate: Learning rate for Adam.
@@ -64,7 +64,7 @@ class PPOAgent(SB3Agent):
         check_at_least(1, epochs=epochs, minibatch_size=minibatch_size)
         model = PPO(
             GridPolicy,
-            SampleVecEnv(env),
+            SampleVecEnv(env, restarts=False),
             n_steps=unwrap(env, PointPromptVectorEnv).horizon,
             batch_size=minibatch_size,
             learning_rate=learning_rate,

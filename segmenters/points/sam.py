@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.segmenters.encodings import CACHE_BYTES, CACHE_FOLDER_BYTES, GIB, CacheLimits
 from maskgym.segmenters.frozen import AUTO
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 from maskgym.segmenters.weights import (
@@ -41,6 +43,7 @@ PIXEL_DEVIATION = (58.395, 57.12, 57.375)
 CONSTANTS = ("pixel_mean", "pixel_std")  # some tools save these two with the weights
 GAUSSIAN_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # float32 in every precision
 EMBEDDED = Path(__file__).parent / "sam_tiny"
+PREPARED = 4  # images that are prepared at a time
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,13 @@ class SamSegmenter(PromptableSegmenter):
             from the weights.
         device: See `PromptableSegmenter`.
         dtype: See `PromptableSegmenter`.
-        batch_size: See `PromptableSegmenter`.
+        batch_size: Maximum number of sets of points per forward pass of the decoder.
+        encode_batch_size: See `PromptableSegmenter.set_encoding`.
+        embedding_dtype: See `PromptableSegmenter.set_encoding`.
+        cache_bytes: See `maskgym.segmenters.encodings.CacheLimits`. An embedding of the published models takes 4 MiB,
+            or 2 MiB in half precision.
+        cache_folder: See `CacheLimits`.
+        cache_folder_bytes: See `CacheLimits`.
 
     Raises:
         UserError: If a file is missing or cannot be read, or belongs to another model, or a folder holds several. The
@@ -151,8 +160,15 @@ class SamSegmenter(PromptableSegmenter):
         device: str | None = None,
         dtype: str = AUTO,
         batch_size: int = 16,
+        encode_batch_size: int | str = AUTO,
+        embedding_dtype: str = AUTO,
+        cache_bytes: int = CACHE_BYTES,
+        cache_folder: str | Path | None = None,
+        cache_folder_bytes: int = CACHE_FOLDER_BYTES,
     ) -> None:
         super().__init__(device, dtype, batch_size)
+        limits = CacheLimits(cache_bytes, cache_folder, cache_folder_bytes)
+        self.set_encoding(encode_batch_size, embedding_dtype, limits)
         if checkpoint is None:
             raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth, or its folder")
         if model not in ("auto", *PUBLISHED):
@@ -190,16 +206,33 @@ class SamSegmenter(PromptableSegmenter):
         return text, weight_files(self.weights_file)
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        pixels = torch.stack([sam_pixels(image, self.input_size) for image in images])
+        prepare = partial(sam_pixels, size=self.input_size)
+        if len(images) == 1:
+            pixels = prepare(images[0])[None]
+        else:  # At full size, preparing an image takes a core about as long as encoding it takes a GPU.
+            with ThreadPoolExecutor(min(PREPARED, len(images))) as pool:
+                pixels = torch.stack(list(pool.map(prepare, images)))
         return self.network.image_encoder(pixels.to(self.device, self.dtype))
 
     def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
         return decode_points(self.network, embeddings, points, labels, boxes)
 
 
-def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Build the bundled SAM, trained on synthetic scenes with clicks, boxes, and clicks beside a box."""
-    return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
+def sam_tiny(
+    device: str | None = None, dtype: str = "float32", batch_size: int = 64, cache_bytes: int = GIB
+) -> SamSegmenter:
+    """Build the bundled SAM, trained on synthetic scenes with clicks, boxes, and clicks beside a box.
+
+    It is too small to gain from less precision, or from embeddings on disk.
+    """
+    return SamSegmenter(
+        bundled(EMBEDDED),
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        embedding_dtype=dtype,
+        cache_bytes=cache_bytes,
+    )
 
 
 def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
