@@ -19,6 +19,7 @@ from maskgym.experiments.evaluation.evaluation import Evaluation, scores
 from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.report import report as pages
 from maskgym.experiments.training import loggers, samples
+from maskgym.experiments.training.encode_ahead import encode_ahead
 from maskgym.experiments.training.loggers import Logger
 from maskgym.experiments.wiring import build, composition, run_folder, sources
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
@@ -237,6 +238,7 @@ class TrainingRun:
         """Train with a progress bar, a log and evaluations in between."""
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
         every = self.config["evaluation"]["every"] or self.updates
+        encode_ahead(self.train_envs, self.updates)
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
             def on_log(step: int, values: Mapping[str, float]) -> None:

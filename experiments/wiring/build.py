@@ -180,12 +180,16 @@ def make_parts(config: Config) -> Parts:
         from maskgym.policies.clicks.recalibration import SemanticRecalibration
         from maskgym.segmenters.points.promptable import PromptableSegmenter
 
+        channels, device = 0, "cpu"  # Environments of clicks refuse other segmenters.
+        if isinstance(segmenter, PromptableSegmenter):
+            channels, device = segmenter.embedding_shape[0], str(segmenter.device)
         parts["recalibration"] = _make(
             "env.recalibration",
             {"name": "srm", **env["recalibration"]},
             lambda name: SemanticRecalibration,
             lambda name, **settings: SemanticRecalibration(**settings),
-            in_channels=segmenter.embedding_shape[0] if isinstance(segmenter, PromptableSegmenter) else 0,
+            in_channels=channels,
+            device=device,
             seed=config["seed"],
         )
     return parts
