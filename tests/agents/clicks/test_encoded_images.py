@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def test_training_encodes_what_it_shows(make_env, counted, tmp_path, monkeypatch
     monkeypatch.setattr(env, "reset", reset_and_note)
     made.train([env], 2, lambda step, values: None)
     assert len(shown) - 1 == 2 * (2 if kind == "grpo" else 1)  # four samples of an update are two rounds of two groups
-    new = [len(now - before) for before, now in zip(shown, shown[1:], strict=False)]
+    new = [len(now - before) for before, now in itertools.pairwise(shown)]
     assert sum(encoded) == sum(new) >= 4
 
 
