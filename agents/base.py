@@ -62,8 +62,8 @@ class Agent(ABC):
         learns: Whether `train` changes anything. An agent that never learns needs no policy.
         starts_workers: Whether the agent starts its worker processes itself under ``scale=ray``.
         autoreset_mode: Autoreset mode of the training environments that the agent requires.
-        takes: Further arguments that a run passes: ``segmenter``, ``make_env`` and ``workers`` (``data.workers``) to the
-            constructor, ``supervised`` and ``scorer`` to `train`.
+        takes: Further arguments that a run passes: ``segmenter``, ``make_env`` and ``workers`` (of ``data.workers``) to
+            the constructor, ``supervised`` and ``scorer`` to `train`.
         counts_epochs: Whether ``algo.epochs`` may state the length of a training, in passes over the training data;
             a run then computes the number of updates by ``algo.batch_size``.
         members: Members of the policy that the agent uses; a run refuses a policy without one before it starts.

@@ -126,11 +126,11 @@ class TrainingRun:
         envs = {**self.train_envs, **{f"{task}, imitated": env for task, env in self.imitated.items()}}
         return {
             "held_out": {
-                task: provenance.samples(self.config, unwrap(env, SampleVectorEnv).dataset, self.indices[task])
+                task: provenance.samples(self.config["data"], unwrap(env, SampleVectorEnv).dataset, self.indices[task])
                 for task, env in self.test_envs.items()
             },
             "train": {
-                task: provenance.samples(self.config, unwrap(env, SampleVectorEnv).dataset)
+                task: provenance.samples(self.config["data"], unwrap(env, SampleVectorEnv).dataset)
                 for task, env in envs.items()
             },
             "weights": provenance.weights(self.config, self.parts, self.agent, self.train_envs.values()),
