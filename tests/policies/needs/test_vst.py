@@ -224,6 +224,19 @@ def test_both_task_tokens_travel_from_scale_to_scale(small, pixels):
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["RGB_VST.pth", "backbone.safetensors"])
+def test_a_folder_is_a_checkpoint(small, pixels, tmp_path, name):
+    with pytest.raises(UserError, match=r"no weights there: expected one of RGB_VST\.pth, backbone\.safetensors"):
+        VST(tmp_path, **SMALL)
+    if name.endswith(".pth"):
+        torch.save(small.state_dict(), tmp_path / name)
+    else:
+        write_state(small.state_dict(), tmp_path / name)
+    found = VST(tmp_path, **SMALL).eval()
+    assert torch.equal(found(pixels), small(pixels))
+    assert (found.random_part, VST(pretrained=False, **SMALL).random_part) == ("", "the whole network")
+
+
 @pytest.mark.parametrize("name", ["vst.pth", "model.safetensors"])
 def test_a_published_checkpoint_loads(small, pixels, tmp_path, name):
     state = {f"module.{key}": value for key, value in small.state_dict().items()}
