@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from maskgym import manifest
-from maskgym.aliases import Config, JsonObject
+from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.data.sample import Dataset, Sample, Subset
 from maskgym.segmenters.outputs import Weights, describe
 
@@ -39,7 +39,6 @@ TITLES = {
     "start": "weights before training",
     "policy": "trained policy",
 }
-_One = TypeVar("_One")
 
 
 class Samples(TypedDict):
@@ -92,8 +91,8 @@ class Result(NamedTuple):
     run: str = ""
 
 
-def samples(config: Config, dataset: Dataset, indices: Sequence[int] | None = None) -> Samples:
-    """Name the samples of a data set, or those with some indices.
+def samples(source: Settings, dataset: Dataset, indices: Sequence[int] | None = None) -> Samples:
+    """Name the samples of a data set, or those with some indices; ``source`` is ``data`` of its config.
 
     Files that change under the same names are noticed if their sample is among those looked at.
     """
@@ -102,9 +101,9 @@ def samples(config: Config, dataset: Dataset, indices: Sequence[int] | None = No
     digest.update(json.dumps([len(chosen), list(chosen.keys) if _lists_keys(dataset) else []]).encode())
     for place in _spread(len(chosen)):
         _add_sample(digest, chosen[place])
-    root = config["data"].get("root") or config["data"].get("path")
+    root = source.get("root") or source.get("path")
     return {
-        "name": ", ".join(sorted(set(chosen.sets))) or config["data"]["name"],
+        "name": ", ".join(sorted(set(chosen.sets))) or source["name"],
         "root": None if root is None else str(root),
         "split": dataset.split,
         "samples": len(chosen),
@@ -198,15 +197,19 @@ def differences(results: Sequence[Result]) -> list[str]:
     for (title, _), kinds in found.items():
         if len(kinds) > 1:
             told = [f"{of[0][0]} in {_named([one for _, one in of], results)}" for of in kinds.values()]
-            lines.append(f"warning: not comparable: {title}: {'; '.join(told)}")
+            lines.append(f"{title}: not comparable: {'; '.join(told)}")
     silent = sum(result.provenance is None for result in results)
-    return lines + ([silence(silent, len(results))] if silent else [])
+    lines += [f"{silent} of {len(results)} results do not name their data, segmenter and weights"] * (silent > 0)
+    return lines
 
 
-def silence(silent: int, total: int) -> str:
-    """Say how many results do not name what they are of."""
-    which = f"all {total}" if silent == total else f"{silent} of {total}"
-    return f"warning: {which} results do not name their data, segmenter and weights: they are of an older version"
+def differences_by_task(results: Sequence[Result]) -> list[str]:
+    """Tell the `differences` of results that have the same environment and task; others are never compared."""
+    tasks: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        env = result.config.get("env", {})
+        tasks.setdefault((str(env.get("name")), str(env.get("task"))), []).append(result)
+    return [line for same in tasks.values() for line in differences(same)]
 
 
 def shown(found: Provenance) -> list[str]:
@@ -220,18 +223,24 @@ def shown(found: Provenance) -> list[str]:
     return lines + [f"{TITLES[part]}: {_shown_weights(one)}" for part, one in found["weights"].items()]
 
 
-def shown_of_several(results: Sequence[tuple[str, Provenance]]) -> list[str]:
-    """Write what the held-out samples and the frozen networks of several results are, each once with its labels.
+def shown_of_several(results: Sequence[tuple[str, Provenance]], policies: bool = False) -> list[str]:
+    """Write what labelled results are of, each held-out set and network once, with the labels unless all have it.
 
-    Training samples and trained policies are left out, because every seed has its own.
+    Trained policies are left out unless asked for, because every run has its own.
     """
-    lines: dict[str, dict[str, None]] = {}
+    lines = []
     for label, found in results:
-        of = {**found, "train": {}, "weights": {n: one for n, one in found["weights"].items() if n != "policy"}}
-        for line in shown(Provenance(held_out=of["held_out"], train={}, weights=of["weights"])):
-            lines.setdefault(line, {})[label] = None
-    labels = {label for label, _ in results}
-    return [line if labels == set(of) else f"{line} ({', '.join(of)})" for line, of in lines.items()]
+        weights = {part: one for part, one in found["weights"].items() if policies or part != "policy"}
+        lines += [(label, line) for line in shown({"held_out": found["held_out"], "train": {}, "weights": weights})]
+    return labelled(lines, {label for label, _ in results})
+
+
+def labelled(lines: Iterable[tuple[str, str]], labels: Collection[str]) -> list[str]:
+    """Put the labels of equal lines in front of the line, unless it has all ``labels``."""
+    found: dict[str, dict[str, None]] = {}
+    for label, line in lines:
+        found.setdefault(line, {})[label] = None
+    return [line if set(labels) == set(of) else f"{', '.join(of)}: {line}" for line, of in found.items()]
 
 
 def _aspects(result: Result) -> Iterator[tuple[str, str, str, str]]:

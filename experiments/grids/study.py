@@ -27,11 +27,12 @@ from typing import TypedDict
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import PIXELS, check_offered
+from maskgym.experiments.evaluation.measures import OF_CLASSES, PIXELS, check_offered, class_of
+from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
-from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, compute
+from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, changed, compute
 from maskgym.experiments.grids.summary import page_command, samples_of
 from maskgym.experiments.wiring import command, composition, run_folder
 
@@ -112,8 +113,9 @@ def check(spec: RunSpec) -> None:
     if spec.baseline:
         from maskgym.experiments.grids import baselines  # imports the parts of a run, which only baselines need here
 
-        if spec.measure not in PIXELS:
-            told = f"measure '{spec.measure}': a baseline has {', '.join(PIXELS)}"
+        has = (*PIXELS, OF_CLASSES)  # the latter where its run has it
+        if spec.measure.removesuffix(class_of(spec.measure)) not in has:
+            told = f"measure '{spec.measure}': a baseline has {', '.join(has)}"
             raise UserError(f"the study: {spec.baseline}: {told}")
         baselines.parse([*spec.command[1:], "--out=results.json"])
 
@@ -140,11 +142,14 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     missing = [spec for spec in wanted if spec.stored(stored) is None]
     for spec in missing:
         check(spec)
+    there = [spec for spec in wanted if spec not in missing or spec.file(root).exists()]
+    old = changed([spec.named("", root, stored) for spec in there])
     compute(missing, root, given.jobs, given.ray, run)
     if given.table and missing:
         stored |= {spec.key: spec.row(root) for spec in missing}
         results_table.write(given.table, stored)
-    text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored)])
+    of = [*named(study, seeds, root, stored), *old]
+    text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored), *files.items(of)])
     run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
     print(text)
     if root.exists():  # a table may hold all results
@@ -160,12 +165,23 @@ def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, 
             cells = [groups[row, column] for column in study["columns"]]
             values = [[spec.value(root, stored, "before") for spec in cell] for cell in cells]
             body.append([row, *map(mean_and_interval, values)])
-    runs = [spec.results(root, stored) for group in groups.values() for spec in group if not spec.changes]
+    specs_of_runs = [spec for group in groups.values() for spec in group if not (spec.changes or spec.baseline)]
+    runs = [spec.results(root, stored) for spec in specs_of_runs]
     counts = sorted({text for run in runs if (text := samples_of([run], ""))})
     n = [f"\nHeld-out samples of a run: {', '.join(counts)}."] if counts else []
     if not body:
         return "\n".join(n)
     return "\n".join(["Before training:\n", *files.table(["", *study["columns"]], body), *n, ""])
+
+
+def named(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> list[str]:
+    """Tell in one line each what the numbers are of, and where those of a column differ in it or do not say it."""
+    columns: dict[str, list[Result]] = {column: [] for column in study["columns"]}
+    configs = []
+    for (row, column), group in specs(study, seeds).items():
+        columns[column] += [spec.named(row, root, stored) for spec in group]
+        configs += [(stored[spec.key]["config"], spec.config) for spec in group if spec.stored(stored)]
+    return results_table.named(columns, configs)
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

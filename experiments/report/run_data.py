@@ -10,7 +10,9 @@ from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import main_of
+from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import composition, run_folder
 
@@ -33,6 +35,11 @@ class Run:
     def main(self) -> list[str]:
         """Names of the main measures: the reward, and one quality measure per task."""
         return main_of(self.results["env"], self.results["after"])
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What the run is of; older runs do not name it."""
+        return provenance.read(self.results)
 
     @property
     def counted(self) -> list[str]:

@@ -53,7 +53,7 @@ def test_a_run_writes_every_file(finished, finished_run, env, expected):
     with Image.open(folder / "samples" / pictures[0]) as picture:
         assert picture.width > 3 * 200
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
-    again = evaluate_command.evaluate_again(folder)
+    again, _ = evaluate_command.evaluate_again(folder)
     assert again[env].scores == results["after"]
 
 

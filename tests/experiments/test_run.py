@@ -81,7 +81,7 @@ def check_files(folder, env, seed):
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= {"env", "algo", "seed", "device", "wall_s", "steps", "before", "after", "versions"}
     assert (results["env"], results["algo"], results["seed"], results["steps"]) == (env, "random", seed, 0)
-    used = results["segmenter"]
+    used = results["provenance"]["weights"]["segmenter"]
     assert used["dtype"] in ("float32", "bfloat16") and len(used["fingerprint"]) == 16
     expected = {"reward", "s_measure", "iou", "mae", "format", "f_max", "e_max"}
     for task in tasks:
