@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from maskgym import segmenters
+from maskgym import files, segmenters
 from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
 from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, limited, make_dataset
@@ -27,6 +27,7 @@ from maskgym.envs.clicks.settings import ClickSettings
 from maskgym.envs.rendering import clicks_picture
 from maskgym.errors import UserError
 from maskgym.rewards import AnyReward, Click, Transition
+from maskgym.segmenters.frozen import pixels_key
 from maskgym.segmenters.outputs import check_finite, check_probabilities
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
@@ -278,12 +279,18 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def encode_ahead(self) -> Iterator[int]:
         """Encode the images of all samples into the folder of the segmenter's cache, until it is full.
 
-        Images are read in another thread meanwhile.
+        Images are read in another thread meanwhile. An empty file, named by the number of the images, the first one and
+        the last one, marks that all are there, so that a further run need not read them.
 
         Yields:
             Numbers of images that are on disk now, in turn.
         """
-        size = self.segmenter.encode_batch_size
+        cache, size = self.segmenter.embeddings, self.segmenter.encode_batch_size
+        ends = (pixels_key(image).hex() for image in self._pictures([0, self.num_samples - 1]))
+        assert cache.folder is not None
+        done = cache.folder / f"{'-'.join(ends)}-{self.num_samples}.complete"
+        if done.exists():
+            return
         with ThreadPoolExecutor(1) as pool:
             chunks = [range(start, min(start + size, self.num_samples)) for start in range(0, self.num_samples, size)]
             waiting = pool.submit(self._pictures, chunks[0])
@@ -291,9 +298,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
                 images = waiting.result()
                 if number + 1 < len(chunks):
                     waiting = pool.submit(self._pictures, chunks[number + 1])
-                if not self.segmenter.embeddings.store(images):
+                if not cache.store(images):
                     return
                 yield len(chunk)
+        files.write(done, b"", shared=True)
 
     def _pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Read the images of samples and stretch them to the observed square."""

@@ -29,6 +29,8 @@ def encode_ahead(envs: Mapping[str, VectorEnv], updates: int) -> None:
 
 def _encode(task: str, env: PointPromptVectorEnv, shown: int) -> None:
     limits, count = env.segmenter.cache_limits, env.num_samples
+    if env.segmenter.embedding_dtype != env.segmenter.dtype:
+        print(f"{task}: embeddings are {str(env.segmenter.embedding_dtype).removeprefix('torch.')}")
     on_disk = limits.cache_folder is not None
     bound = limits.cache_folder_bytes if on_disk else limits.cache_bytes
     fit = bound // env.segmenter.embedding_bytes

@@ -31,10 +31,13 @@ def test_training_finds_every_image_encoded_and_so_does_the_next_run(make, tmp_p
     assert encoded == [4, 4, 2] and capsys.readouterr().out == ""
     shown, _ = env.reset(seed=0)
     other, again = make(cache_folder=tmp_path, cache_bytes=0)
-    encode_ahead({"point_prompt": other}, updates=2)
+    assert list(other.encode_ahead()) == []  # only the first and the last image are read
     found, _ = other.reset(seed=0)
     assert encoded == [4, 4, 2] and again == []
     np.testing.assert_array_equal(found["state"], shown["state"])
+    next(tmp_path.rglob("*.complete")).unlink()
+    next(tmp_path.rglob("*.encoding")).unlink()
+    assert list(other.encode_ahead()) == [4, 4, 2] and again == [1]
 
 
 def test_a_short_training_and_one_without_a_folder_encode_what_they_show(make, tmp_path, capsys):
@@ -50,6 +53,7 @@ def test_the_number_that_fits_is_told_and_a_full_folder_ends_it(make, tmp_path, 
     with pytest.warns(UserWarning, match="encodings of further images are not stored"):
         encode_ahead({"point_prompt": env}, updates=2)
     assert encoded == [4, 4] and len(list(tmp_path.rglob("*.encoding"))) == 5  # a file has a header of its own
+    assert not list(tmp_path.rglob("*.complete"))
     told = f"point_prompt: segmenter.cache_folder_bytes={6 * size} has room for 6 of 10 embeddings: the others are"
     assert capsys.readouterr().out.startswith(told)
     env, _ = make(cache_bytes=3 * size)
