@@ -14,7 +14,16 @@ from maskgym import files
 from maskgym.aliases import JsonObject
 from maskgym.data import run_lengths
 from maskgym.data.readers.voc import CLASSES, VOID
-from maskgym.experiments.reproduce.miniature_sets import PALETTE, WRITERS, Scene, Writers, pairs, polygon_of, save
+from maskgym.experiments.reproduce.miniature_sets import (
+    PALETTE,
+    SPLITS,
+    WRITERS,
+    Scene,
+    Writers,
+    pairs,
+    polygon_of,
+    save,
+)
 
 SHOWN = ("bottle", "cat")  # classes that the miniature of PASCAL VOC shows, in turn
 LEVELS = (255, 229, 204, 178, 153)  # of ASSR, from the first rank to the fifth
@@ -104,7 +113,7 @@ def _irsr(folder: Path, scenes: Sequence[Scene]) -> None:
 LAYOUTS: Writers = {
     **WRITERS,
     "hku_is": (("test",), pairs("imgs/{stem}.png", "gt/{stem}.png")),
-    "cuhk_blur": (("train",), pairs("image/{stem}.jpg", "gt/{stem}.png")),  # no official split
+    "cuhk_blur": (SPLITS, pairs("image/{stem}.jpg", "gt/{stem}.png")),  # in one folder, as there is no official split
     "sbu": (
         ("train", "test"),
         pairs(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ SAM = SamConfig(  # of ViT-B, whose attention is global in every third block
 VST_SIZES: Settings = {"embed_dim": 32, "depth": 2, "heads": 2, "token_dim": 16, "converter_depth": 1}
 VST_SIZES |= {"decoder_depth": 1, "token_depth": 1}
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
-VISION = {**TOWER, "image_size": 224, "patch_size": 16}
+VISION = {**TOWER, "num_hidden_layers": 6, "image_size": 224, "patch_size": 16}  # CLIP Surgery changes six blocks
 CLIP_IDS, CLIP_ENDS = 49408, ("<|startoftext|>", "<|endoftext|>")  # the ends are the last two ids
 BERT_IDS, BERT_SPECIAL = 30522, {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 BLIP_IDS = BERT_IDS + 2  # with [DEC] and [ENC]
@@ -64,8 +65,6 @@ def write_sam(folder: Path, name: str = "sam_vit_b_01ec64", seed: int = 0) -> Pa
     Returns:
         The checkpoint's folder.
     """
-    from dataclasses import asdict
-
     sam = _random(SAM.build, seed)
     (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save(sam.state_dict(), folder / name / f"{name}.pth")
@@ -113,6 +112,9 @@ def write_blip(folder: Path, seed: int = 0) -> None:
     ids = {"bos_token_id": BERT_IDS, "sep_token_id": 102, "eos_token_id": 2, "pad_token_id": 0}
     config = BlipConfig(text_config={**text, **ids}, vision_config=VISION)
     _save(folder, lambda: BlipForImageTextRetrieval(config), tokenizer, seed)
+
+
+ENCODERS = {"clip": write_clip, "bert": write_bert, "blip": write_blip}  # of needs
 
 
 def _word_pieces(folder: Path) -> BertTokenizer:

@@ -176,7 +176,8 @@ class SamSegmenter(PromptableSegmenter):
         path = Path(checkpoint).expanduser()
         names = list(PUBLISHED_FILES.values()) if model == "auto" else [PUBLISHED_FILES[model]]
         own = (path / "config.json").is_file()
-        self.weights_file = find_weights(path) if own else weights_file(path, names)
+        there = any((path / name).is_file() for name in names)
+        self.weights_file = find_weights(path) if own and not there else weights_file(path, names)
         self.model = model
         self.own_config = read_config(path / "config.json") if own else None
 
