@@ -15,10 +15,15 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
-from maskgym.experiments.reproduce import grid
+import torch
+from segment_anything.modeling import Sam
+
+from maskgym.experiments.reproduce import grid, grid_plan
 from maskgym.experiments.reproduce.grid import Agent, Row
 from maskgym.experiments.reproduce.stages import Stage, check_of, checkpoint, dataset
-from maskgym.segmenters.points.sam import PUBLISHED_FILES
+from maskgym.experiments.wiring import composition
+from maskgym.segmenters.points.sam import PUBLISHED as SAMS
+from maskgym.segmenters.points.sam import PUBLISHED_FILES, decode_prompts
 
 PAPER = "alignsam"
 PARTS = (
@@ -90,8 +95,27 @@ def stages(given: Namespace) -> list[Stage]:
 
 
 def plan(given: Namespace) -> str:
-    """Write the samples, hours and memory of the stages as text."""
-    return ""
+    """Write the samples, updates and minutes of the stages as text; computed, each evaluation encodes its images."""
+    asked = rows(given)
+    if given.gpu:
+        config = composition.compose((*asked[0].agent.settings, "segmenter.cache_folder=null"))
+        encode, decode = (grid_plan.operations(SAMS[given.sam].build, run) for run in (_encode, _decode))
+        clicks = config["env"]["horizon"] + 1
+        update = config["env"]["num_envs"] * clicks * decode
+        rates = grid_plan.computed(given.gpu, update, encode + clicks * decode, encode)
+    else:
+        rates = grid_plan.measured(asked[0].agent.settings)
+    return grid_plan.table(given, PAPER, asked, rates)
+
+
+def _encode(sam: Sam) -> None:
+    sam.image_encoder(torch.empty(1, 3, sam.image_encoder.img_size, sam.image_encoder.img_size))
+
+
+def _decode(sam: Sam) -> None:
+    encoder, prompts = sam.prompt_encoder, 2 + 15 + 1  # the first two, all clicks, and SAM's padding
+    grid = encoder.image_embedding_size
+    decode_prompts(sam, torch.empty(1, encoder.embed_dim, *grid), torch.empty(1, prompts, encoder.embed_dim))
 
 
 def report(given: Namespace) -> None:

@@ -70,7 +70,7 @@ class Row:
     @property
     def place(self) -> str:
         """Folder of the row's scores below ``scores/``; rows of the same scores share it."""
-        changed = (re.sub(r"[^\w.]+", "-", change).strip("-") for change in self.changes)
+        changed = (re.sub(r"\W+", "-", change.rpartition(".")[2]).strip("-") for change in self.changes)
         return "/".join([self.scored or self.table, "-".join([self.baseline or self.agent.name, *changed])])
 
     def results(self, out: Path) -> Path:

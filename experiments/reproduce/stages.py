@@ -45,24 +45,28 @@ class Stage:
         return shlex.join(["maskgym", *self.words])
 
 
-def checkpoint(models: Path, *names: str) -> Path:
-    """Find a checkpoint by the first of its names that is there.
+def checkpoint(models: Path | None, *names: str) -> Path:
+    """Find a checkpoint by the first of its names that is there; a plan for another machine has no folder of them.
 
     Raises:
         UserError: If none is.
     """
+    if models is None:
+        return Path("MODELS") / names[0]
     found = next((models / name for name in names if (models / name).exists()), None)
     if found is None:
         raise UserError(f"--models {models}: has no {' or '.join(names)}: expected the published checkpoint")
     return found
 
 
-def dataset(data: Path, name: str) -> Path:
-    """Find the folder of a published data set by its usual names.
+def dataset(data: Path | None, name: str) -> Path:
+    """Find the folder of a published data set by its usual names; a plan for another machine has no folder of them.
 
     Raises:
         UserError: If it is not there.
     """
+    if data is None:
+        return Path("DATASETS") / PUBLISHED[name].folder[0]
     found = folder_of(data, name)
     if found is None:
         raise UserError(f"--data {data}: has no {' or '.join(PUBLISHED[name].folder)}: expected the folder of {name}")

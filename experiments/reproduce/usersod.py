@@ -15,10 +15,14 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from maskgym.experiments.evaluation import paper_tables
-from maskgym.experiments.reproduce import grid
+from maskgym.experiments.reproduce import grid, grid_plan
 from maskgym.experiments.reproduce.grid import Agent, Row
 from maskgym.experiments.reproduce.stages import Stage, check_of, checkpoint, dataset
+from maskgym.experiments.wiring import composition
+from maskgym.policies.needs.vst import VST
 
 PAPER = "usersod"
 PARTS = (
@@ -26,7 +30,8 @@ PARTS = (
     *("maskgym.agents:usersal_plus", "maskgym.policies.needs.vst", "transformers.models.blip.modeling_blip"),
     *("transformers.models.bert.modeling_bert", "transformers.models.clip.modeling_clip"),
 )
-VST = "RGB_VST.pth"
+CHECKPOINT = "RGB_VST.pth"
+PASSES = 5  # of the network per training sample: with tokens, twice that backward, the photo and its object alone
 ENCODERS = {"blip": "blip-itm-base-coco", "clip": "clip-vit-base-patch16", "bert": "bert-base-uncased"}
 TABLES = ("1", "2", "3", "5", "6", "7", "8")  # 4 needs no training of its own: see docs/reproduce/usersod.md
 NO_NEED = ("env.task=sod", "env.need=false")  # 4.3: conventional salient objects, with zeros as text
@@ -67,7 +72,7 @@ def write_miniatures(given: Namespace, root: Path) -> None:
     sizes = (f"+policy.backbone.{name}={value}" for name, value in miniature_parts.VST_SIZES.items())
     given.settings = [*SMOKE, *sizes, *given.settings]
     if not (given.data / RATIONALES).exists():  # it is written last
-        miniature_parts.write_vst(given.models / VST)
+        miniature_parts.write_vst(given.models / CHECKPOINT)
         for name, folder in ENCODERS.items():
             miniature_parts.ENCODERS[name](given.models / folder)
         names = [PAPER, *paper_tables.published(f"{PAPER}/2").datasets, "assr", "salmon"]
@@ -93,8 +98,18 @@ def stages(given: Namespace) -> list[Stage]:
 
 
 def plan(given: Namespace) -> str:
-    """Write the samples, hours and memory of the stages as text."""
-    return ""
+    """Write the samples, updates and minutes of the stages as text."""
+    asked = rows(given)
+    if given.gpu:
+        config = composition.compose(asked[0].agent.settings)
+        side = config["env"]["image_size"]
+        image = grid_plan.operations(
+            lambda: VST(pretrained=False), lambda network: network(torch.empty(1, 3, side, side))
+        )
+        rates = grid_plan.computed(given.gpu, config["algo"]["batch_size"] * PASSES * image, image, 0)
+    else:
+        rates = grid_plan.measured(asked[0].agent.settings)
+    return grid_plan.table(given, PAPER, asked, rates)
 
 
 def report(given: Namespace) -> None:
@@ -113,7 +128,7 @@ def settings(given: Namespace, data: str, *more: str, encoder: str | None = None
     parts = (
         f"encoder={chosen}",
         f"data.root={dataset(given.data, data)}",
-        f"+policy.backbone.checkpoint={checkpoint(given.models, VST)}",
+        f"+policy.backbone.checkpoint={checkpoint(given.models, CHECKPOINT)}",
         f"+policy.encoder.checkpoint={checkpoint(given.models, ENCODERS[chosen])}",
     )
     return (f"experiment={PAPER}", *parts, *given.settings, *more)
