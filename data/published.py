@@ -29,8 +29,8 @@ class Published:
         arguments: Arguments of the reader that differ from its defaults.
         sentences: Number of samples per split in the authors' files, if a sample is a sentence.
         origins: Sets that photos were taken from, by the beginning of a photo's name.
-        has_splits: Whether the authors published splits; where they did not, a hash of the names deals them.
         part: Separator between the photo's name and the part's name in a key, if a sample is a part of a photo.
+        has_splits: Whether the authors published splits; where they did not, a hash of the names deals them.
     """
 
     reader: str
@@ -39,9 +39,9 @@ class Published:
     counts: Mapping[str, int] = field(default_factory=dict)
     arguments: Settings = field(default_factory=dict)
     part: str = ""
-    has_splits: bool = True
     sentences: Mapping[str, int] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    has_splits: bool = True
 
 
 TEST_ONLY = {"splits": "test"}

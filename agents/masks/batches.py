@@ -6,6 +6,8 @@ number of processes changes none. Images and targets stay uint8, a quarter of th
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -101,7 +103,7 @@ def loading(batches: Batches, updates: range, workers: int) -> Iterator[Iterator
     )
 
     def checked() -> Iterator[Batch]:
-        for batch in loader:
+        for batch in _started(loader):  # without a name, which the traceback of an error would keep alive
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -110,12 +112,23 @@ def loading(batches: Batches, updates: range, workers: int) -> Iterator[Iterator
     try:
         yield loaded
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         told = "a process that loads samples died, most likely for lack of memory: expected fewer of them"
         raise UserError(one_line(f"data.workers={workers}: {told} ({str(error).splitlines()[0]})")) from error
     finally:
         loaded.close()
+
+
+def _started(loader: DataLoader) -> Iterator[Batch | UserError]:
+    """Start the processes of a loader so that they ignore Ctrl-C: this process is told of it, and ends them."""
+    if threading.current_thread() is not threading.main_thread():  # Ray's; only the main thread may set handlers
+        return iter(loader)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def show(env: SampleVectorEnv, indices: np.ndarray, chances: np.ndarray) -> Batch:

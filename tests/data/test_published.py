@@ -109,7 +109,6 @@ def test_that_a_hash_deals_the_splits_of_cuhk_is_told_in_one_line(lay_out, photo
         with (root / "train.txt").open("a") as file:
             file.write(f"{name}\n")
     assert make("cuhk_blur", root=root, split="train").notes == ()  # lists of the user's own
-    assert make("ecssd", root=lay_out("ecssd"), split="test", exclude=[]).notes == ()
 
 
 def test_arguments_of_the_reader_win(lay_out):

@@ -297,6 +297,13 @@ def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption():
     assert "\n" not in str(caught.value)
     with pytest.raises(KeyboardInterrupt):
         use(interrupt)
+    used = []
+
+    def press():  # Ctrl-C reaches all processes of a terminal
+        used.append(os.kill(multiprocessing.active_children()[0].pid, signal.SIGINT))
+
+    use(press)
+    assert len(used) == 3 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     batches.envs[0].dataset = Faulty("need", "train", size=12)
     with pytest.raises(DataFault, match=r"^scenes/5\.png: cannot be decoded$"):
         use(lambda: None)

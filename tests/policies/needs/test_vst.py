@@ -234,7 +234,7 @@ def test_a_folder_is_a_checkpoint(small, pixels, tmp_path, name):
         write_state(small.state_dict(), tmp_path / name)
     found = VST(tmp_path, **SMALL).eval()
     assert torch.equal(found(pixels), small(pixels))
-    assert (found.random_part, VST(pretrained=False, **SMALL).random_part) == ("", "the whole network")
+    assert (found.random_part, VST(**SMALL).random_part) == ("", "the whole network")
 
 
 @pytest.mark.parametrize("name", ["vst.pth", "model.safetensors"])
@@ -256,7 +256,7 @@ def test_half_precision_is_read_as_single(small, tmp_path):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(small, tmp_path):
-    with pytest.raises(UserError, match="none.pth: no such file of weights"):
+    with pytest.raises(UserError, match="none.pth: no such checkpoint: expected a file of weights, or a folder"):
         VST(tmp_path / "none.pth")
     state = dict(small.state_dict())
     state["strange"] = state.pop("token_trans.saliency_token")
@@ -285,7 +285,7 @@ def test_names_and_pickles(small, pixels):
     assert {"vst", "vst_tiny"} <= set(policies.backbone_names())
     assert policies.make_backbone("vst_tiny", pretrained=False).feature_dims == (TINY["token_dim"],) * 2 + (96,)
     assert policies.make_backbone("vst", **SMALL).feature_dims == small.feature_dims
-    with pytest.raises(UserError, match="vst: has no weights: expected checkpoint=FILE, or pretrained=false"):
+    with pytest.raises(UserError, match="vst: has no weights: expected checkpoint=FILE or DIR, or pretrained=false"):
         policies.make_backbone("vst")
     torch.testing.assert_close(pickle.loads(pickle.dumps(small))(pixels), small(pixels))
 
