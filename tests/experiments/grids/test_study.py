@@ -108,6 +108,11 @@ def test_several_seeds_have_intervals(tmp_path):
         ({"rows": {"two": {}, "x": {"baseline": "samed", "with": ["segmenter=sam_hf"]}}}, "baselines take sam_tiny"),
         ({"rows": {"two": {}, "x": {"baseline": "none"}}}, "invalid choice: 'none'"),
         ({"rows": {"x": {"baseline": "samed", "measure": "iou@1"}}}, "measure 'iou@1': a baseline has mae, f_mean"),
+        (
+            {"columns": {"glass": {"with": ["env.task=glass"], "measure": "class_iou/star"}}},
+            "measure 'class_iou/star': ",
+        ),
+        ({"rows": {"two": {}, "x": {"baseline": "samed --ranks 1"}}}, "unrecognized arguments: --ranks"),
     ],
 )
 def test_what_goes_wrong_is_one_line(tmp_path, capsys, in_process, changes, message):
@@ -124,3 +129,36 @@ def test_what_is_no_study(tmp_path, capsys):
     with pytest.raises(UserError, match="is not a study: expected the keys base, columns, rows, seeds, title"):
         study.load(str(tmp_path / "a.yaml"))
     assert study.main([str(write(tmp_path)), "--jobs", "0"]) == 2
+
+
+def test_a_study_by_class_has_the_same_measure_in_every_row(tmp_path, in_process):
+    """The mean over classes of ours, of the oracle and of baselines, and ours again from a folder of predictions."""
+    semantic = [*SMALL, "env.task=semantic", "data.size=24", "evaluation.samples=24", "train_samples=24"]
+    file = write(
+        tmp_path,
+        base=[*semantic, "segmenter.device=cpu"],
+        columns={"mean": {"measure": "class_iou"}, "star": {"measure": "class_iou/star"}, "IoU": {"measure": "iou"}},
+        rows={
+            "oracle": {"with": ["algo=oracle", "env.label_source=policy"]},
+            "one click": {"with": ["algo=oracle", "env.label_source=policy"], "evaluate": ["env.horizon=1"]},
+            "SAMed": {"baseline": "samed --rank 0 --steps 1 --batch-size 2"},
+        },
+    )
+    out = tmp_path / "out"
+    assert study.main([str(file), "--out", str(out)], in_process) == 0
+    groups = study.specs(study.load(str(file)), [0])
+    values = {place: group[0].value(out / "runs") for place, group in groups.items()}
+    assert values["oracle", "mean"] > values["one click", "mean"] and len(set(values.values())) == len(values)
+    run = groups["oracle", "mean"][0]
+    ours = run.results(out / "runs")["after"]
+    assert ours["iou@1"] == pytest.approx(values["one click", "IoU"])  # fewer clicks are the same clicks
+    classes = [value for name, value in ours.items() if name.startswith("class_iou/")]
+    assert len(classes) > 3 and ours["class_iou"] == pytest.approx(sum(classes) / len(classes))
+    again = tmp_path / "again"
+    folder = str(run.folder(out / "runs"))
+    assert in_process(("evaluate", folder, "--out", str(again))).status == 0
+    scores = json.loads((again / "results.json").read_text())["scores"]
+    (found,) = scores.values()
+    assert {name: found[name] for name in ours if name.startswith("class_iou")} == pytest.approx(
+        {name: value for name, value in ours.items() if name.startswith("class_iou")}
+    )
