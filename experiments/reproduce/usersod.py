@@ -35,7 +35,8 @@ PASSES = 5  # of the network per training sample: with tokens, twice that backwa
 ENCODERS = {"blip": "blip-itm-base-coco", "clip": "clip-vit-base-patch16", "bert": "bert-base-uncased"}
 TABLES = ("1", "2", "3", "5", "6", "7", "8")  # 4 needs no training of its own: see docs/reproduce/usersod.md
 NO_NEED = ("env.task=sod", "env.need=false")  # 4.3: conventional salient objects, with zeros as text
-PLAIN = (*NO_NEED, "policy.skip_empty_need=true")  # the frozen network without tokens
+UNTRAINED = ("algo.epochs=null", "algo.updates=0")
+PLAIN = ("algo=usersal", "policy.skip_empty_need=true", *UNTRAINED)  # without a need the frozen network, without tokens
 PARTS_OF_5 = {  # each row has what the row before lacks
     "MPL + SME + SC": ("similarity", ("multi_scale", "appearance_loss", "adder")),
     "MPL + SME + SC + AIA": ("adder", ("multi_scale", "appearance_loss")),
@@ -46,7 +47,7 @@ SMOKE = (  # of the miniatures: as little of everything as shows that each part 
     *("env.image_size=64", "env.num_envs=2", "data.workers=0", "algo.epochs=null", "algo.updates=4"),
     *("algo.batch_size=2", "algo.save_every=1"),
 )
-SMOKE_AGENTS = ("usersal", "usersal_plus", "clip", "bert", "linear", "ranking")
+SMOKE_AGENTS = ("vst", "usersal", "usersal_plus", "clip", "bert", "linear", "ranking")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +143,7 @@ def _rows(given: Namespace, table: str) -> list[Row]:
     if table == "2":
         return [Row(table, "Usersal", plain, NO_NEED), Row(table, "Usersal+", plus, NO_NEED)]
     if table == "3":  # detects, erases and detects again, without training
-        ranking = settings(given, "assr", "env=ranking", "data=assr", "algo.epochs=null", "algo.updates=0")
+        ranking = settings(given, "assr", "env=ranking", "data=assr", *UNTRAINED)
         return [Row(table, "Usersal+", Agent("ranking", ranking, plus))]
     agents, base = {"VST*": plus}, {"5": "Base", "6": "VST"}.get(table)
     if table == "5":
@@ -151,7 +152,7 @@ def _rows(given: Namespace, table: str) -> list[Row]:
         agents = _encoders(given, plus)
     elif table == "8":
         agents = {row: agent(given, name, f"policy.siamese={name}") for row, name in SIAMESE.items()} | {"Swin*": plus}
-    found = [Row(f"{table}-sod", base, plain, PLAIN, scored="5-sod")] if base else []
+    found = [Row(f"{table}-sod", base, agent(given, "vst", *PLAIN), NO_NEED, scored="5-sod")] if base else []
     for name, one in agents.items():
         found.append(Row(f"{table}-sod", name, one, NO_NEED, scored="5-sod"))
         found.append(Row(f"{table}-need", name, one, scored="1"))
