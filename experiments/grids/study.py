@@ -10,9 +10,10 @@ A study is a file in ``studies/`` (or any path): common arguments of `run.py`, c
       ours: {}
       random clicks: {evaluate: [algo=random]}
       one click: {evaluate: [env.horizon=20], measure: iou@1}
-      SAMed: {baseline: samed}                    # of baselines.py: on the data and segmenter of the runs
+      SAMed: {baseline: samed --rank 0}           # of baselines.py, with options: on the data and segmenter of the runs
     seeds: [0, 1, 2]
 
+``maskgym study NAME key=value …`` adds arguments to all runs and baselines, such as other data or another segmenter.
 The folder of a run is named by the hash of its config. Rows, columns and studies therefore share equal runs, and a
 stopped study resumes. ``--table FILE`` takes the results that a table holds and adds those that it lacks.
 Intervals are 95 % percentile bootstraps over the seeds.
@@ -32,7 +33,7 @@ from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
-from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, changed, compute
+from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, changed, compute, digest
 from maskgym.experiments.grids.summary import page_command, samples_of
 from maskgym.experiments.wiring import command, composition, run_folder
 
@@ -68,6 +69,13 @@ def load(name: str) -> Study:
         if "measure" not in part and not all("measure" in other for other in study["rows"].values()):
             raise UserError(f"study '{name}': columns.{column}: expected a measure, which a row lacks too")
     return study
+
+
+def based(study: Study, settings: Sequence[str]) -> Study:
+    """Add arguments to every run of a study and to its title; those of its columns and rows win."""
+    if not settings:
+        return study
+    return {**study, "base": [*study["base"], *settings], "title": f"{study['title']}: {' '.join(settings)}"}
 
 
 def specs(study: Study, seeds: Sequence[int]) -> dict[tuple[str, str], list[RunSpec]]:
@@ -128,14 +136,15 @@ def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
 def _main(arguments: Sequence[str], run: Runner | None) -> None:
     parser = command.Parser(prog="maskgym study", description=__doc__)
     parser.add_argument("study", help=f"a path, or one of {files.known(STUDIES)}")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of every run, as data=sbu data.root=DIR")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"
     )
     add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     parser.add_argument("--table", type=Path, metavar=f"FILE{results_table.SUFFIX}", help="results of runs to keep")
-    given = parser.parse_args(arguments)
-    study, root = load(given.study), given.out.absolute() / "runs"
+    given = parser.parse_intermixed_args(arguments)
+    study, root = based(load(given.study), given.settings), given.out.absolute() / "runs"
     seeds = given.seeds or study["seeds"]
     stored = results_table.read(given.table) if given.table else {}
     wanted = [spec for group in specs(study, seeds).values() for spec in group]
@@ -150,7 +159,8 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
         results_table.write(given.table, stored)
     of = [*named(study, seeds, root, stored), *old]
     text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored), *files.items(of)])
-    run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
+    other = f"-{digest(' '.join(given.settings))}" if given.settings else ""
+    run_folder.write(given.out / f"{Path(given.study).stem}{other}.md", text)
     print(text)
     if root.exists():  # a table may hold all results
         print(page_command(root))

@@ -37,7 +37,7 @@ EXPLICIT = ("shadow", "semantic")  # tasks of the explicit branch (Table 1)
 TEXTS = {"blur": "defocus background", "glass": "glass", "sod": "salient objects"}  # Table 4: of the other branch
 CLICKS = (1, 5, 10, 15, 20)  # Table 5
 SMOKE = (  # of the miniatures: as little of everything as shows that each part works
-    *("env.image_size=64", "env.patch_size=16", "env.horizon=2", "env.num_envs=2", "train_samples=4"),
+    *("env.image_size=64", "env.patch_size=16", "env.horizon=2", "env.num_envs=2", "train_samples=2"),
     *("algo.updates=4", "algo.epochs=2", "algo.minibatch_size=4", "algo.save_every=1", "+env.attention.input_size=64"),
 )
 SMOKE_BASELINE = {"samed": ("--steps=1",), "msa": ("--steps=1",)}

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskgym.aliases import JsonObject
-from maskgym.experiments.evaluation import paper_tables, presets, provenance
-from maskgym.experiments.evaluation.evaluate_command import OF_SAMPLES
+from maskgym.experiments.evaluation import paper_tables, predictions, presets, provenance
 from maskgym.experiments.reproduce.stages import Stage
 from maskgym.experiments.wiring import run_folder
 
 EVERY = 10**9  # held-out samples at most: all
+CONVENTIONS = {"semantic": predictions.Classes.convention, "ranking": predictions.Ranks.convention}  # else the preset's
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def _score(results: JsonObject, dataset: str, measure: str) -> float | None:
 
 def _notes(table: paper_tables.Table, own: Sequence[tuple[Row, JsonObject]]) -> list[str]:
     """Build the lines below a table: how it is measured, what it is of, and what is to be noted about rows."""
-    kind = OF_SAMPLES.get(table.task)
-    convention = kind.convention if table.task == "semantic" and kind else presets.find(table.preset).note
+    convention = CONVENTIONS.get(table.task, presets.find(table.preset).note)
     told: list[tuple[str, str]] = []
     for row, results in own:
         scores = {} if "baseline" in results else results["scores"]

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskgym import data
 from maskgym.aliases import Config
 from maskgym.data.published import PUBLISHED, folder_of
+from maskgym.data.readers.voc import CLASSES
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import paper_tables
@@ -34,6 +35,7 @@ from maskgym.experiments.wiring.process import peak_mib
 from maskgym.policies.few_shot import BASELINES
 from maskgym.segmenters.weights import Network
 
+LONG_S = 36_000  # of all stages: a longer plan is in hours
 START_S = 30.0  # of a command on a GPU machine: imports and reading the weights
 UPDATES = 3  # that are measured; the first warms up
 NEEDS = 69_239  # samples of UserSOD by its paper, where there is no folder of it
@@ -42,14 +44,14 @@ TUNING = 4  # of a baseline's step, in encodings: forward, recomputed, and twice
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of the units of work.
+    """Seconds of each unit of work, and memory.
 
     Attributes:
         source: What the rates are of, for the reader.
-        start: Of a command before its work.
-        update: Of an update.
-        score: Of a held-out sample.
-        encode: Of an image of a baseline, whose prediction is one encoding and whose training `TUNING` of them.
+        start: Seconds until a command begins its work.
+        update: Seconds per update.
+        score: Seconds per held-out sample.
+        encode: Seconds per image of a baseline, whose prediction is one encoding and whose training `TUNING` of them.
         gib: Largest memory, in GiB; None where it was not measured.
     """
 
@@ -130,7 +132,6 @@ def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> st
         rows: Rows whose stages are planned.
         rates: Seconds of the units of work.
     """
-    lines = [f"rates: {rates.source}", f"{'stage':<44}{'samples':>9}{'updates':>9}{'minutes':>9}"]
     found: dict[str, tuple[int, int, float]] = {}
     unknown: dict[str, None] = {}
     for row in rows:
@@ -143,13 +144,18 @@ def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> st
             continue
         config = composition.compose(row.agent.settings)
         shots, name = config["train_samples"], config["data"]["name"]
+        if shots and config["env"].get("train_samples_per") == "category":
+            shots *= len(CLASSES)
         samples = count(given.data, name, "train")
         samples = min(shots or samples, samples or shots or 0)
         updates = updates_of(config, samples)
         found.setdefault(row.agent.name, (samples, updates, rates.start + updates * rates.update))
         found.setdefault(row.place, (held_out, 0, rates.start + held_out * rates.score))
-    lines += [f"{stage:<44}{n:>9,}{updates:>9,}{s / 60:>9.1f}" for stage, (n, updates, s) in found.items()]
-    lines.append(f"{'together':<62}{sum(seconds for *_, seconds in found.values()) / 60:>9.1f}")
+    total = sum(seconds for *_, seconds in found.values())
+    unit, length = ("hours", 3600) if total > LONG_S else ("minutes", 60)
+    lines = [f"rates: {rates.source}", f"{'stage':<44}{'samples':>9}{'updates':>9}{unit:>9}"]
+    lines += [f"{stage:<44}{n:>9,}{updates:>9,}{s / length:>9.1f}" for stage, (n, updates, s) in found.items()]
+    lines.append(f"{'together':<62}{total / length:>9.1f}")
     if unknown:
         lines.append(f"without {', '.join(unknown)}, whose number of test samples is not known before it is there")
     told = "not computed" if rates.gib is None else f"{rates.gib:.1f} GiB of this machine's {_room():.0f}"

@@ -46,7 +46,7 @@ class Stage:
 
 
 def checkpoint(models: Path | None, *names: str) -> Path:
-    """Find a checkpoint by the first of its names that is there; a plan for another machine has no folder of them.
+    """Find a checkpoint by the first name that exists; a plan for another machine has no folder of checkpoints.
 
     Raises:
         UserError: If none is.
@@ -60,7 +60,7 @@ def checkpoint(models: Path | None, *names: str) -> Path:
 
 
 def dataset(data: Path | None, name: str) -> Path:
-    """Find the folder of a published data set by its usual names; a plan for another machine has no folder of them.
+    """Find the folder of a published data set by its usual names; a plan for another machine has no folder of sets.
 
     Raises:
         UserError: If it is not there.
