@@ -22,6 +22,8 @@ from maskgym.policies.clicks.point import PointActorCritic
 class PPOAgent(SB3Agent):
     """Train by PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), raw advantages (Eq. 7).
 
+    Stable-Baselines3 adds what the paper does not state: gradients are clipped to the norm 0.5, and Adam's ε is 1e-5.
+
     Args:
         policy: Sizes of the networks.
         env: Vector environment with ``autoreset_mode=DISABLED`` and the spaces of the policy.
