@@ -10,8 +10,8 @@ are measured in alternating rounds, in one process, and each batch is read from 
     share      wait / (wait + step)
     ratio      (wait + step), relative to no process
 
-A GPU's step is shorter: what one process loads per second bounds it, so the last line has the seconds per batch of
-loading alone.
+A GPU's step is shorter and leaves the cores free: ``--step 0.2`` sleeps for 0.2 s in place of the network. The last
+line has the seconds per batch of loading alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from PIL import Image
 from transformers import SwinConfig
 
 from maskgym import policies
-from maskgym.agents.masks.batches import Batches, loading
+from maskgym.agents.masks.batches import Batch, Batches, loading
 from maskgym.agents.masks.supervised import UserSalAgent
 from maskgym.data.readers.folder import Folder
 from maskgym.data.scenes import Scenes
@@ -62,7 +63,9 @@ def make_agent(folder: Path, env: UserNeedVectorEnv, batch: int) -> UserSalAgent
     return UserSalAgent(policy, env, output=folder, batch_size=batch)
 
 
-def updates(agent: UserSalAgent, batches: Batches, numbers: range, workers: int) -> tuple[list[float], list[float]]:
+def updates(
+    learn: Callable[[Batch], None], batches: Batches, numbers: range, workers: int
+) -> tuple[list[float], list[float]]:
     """Make updates; return the seconds that each waits and computes, without the first."""
     waits, steps = [], []
     with loading(batches, numbers, workers) as loaded:
@@ -70,7 +73,7 @@ def updates(agent: UserSalAgent, batches: Batches, numbers: range, workers: int)
             begun = time.perf_counter()
             batch = next(loaded)
             there = time.perf_counter()
-            agent.learn(batch, epoch=0)["train/loss"]  # a number on the CPU, so a GPU is waited for
+            learn(batch)
             waits.append(there - begun)
             steps.append(time.perf_counter() - there)
     return waits[1:], steps[1:]
@@ -84,6 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--updates", type=int, default=4, help="per round and number of processes, after one that warms up"
     )
+    parser.add_argument("--step", type=float, metavar="SECONDS", help="sleep in place of the network")
     parser.add_argument("--rounds", type=int, default=2, help="alternating rounds")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -94,11 +98,18 @@ def main() -> None:
         dataset = Folder(folder, splits="train")
         env = UserNeedVectorEnv(given.batch, dataset, image_size=given.side, autoreset_mode="Disabled")
         agent = make_agent(folder, env, given.batch)
+
+        def learn(batch: Batch) -> None:
+            if given.step is None:
+                agent.learn(batch, epoch=0)  # returns numbers on the CPU, so a GPU is waited for
+            else:
+                time.sleep(given.step)
+
         found: dict[int, tuple[list[float], list[float]]] = {workers: ([], []) for workers in WORKERS}
         for number in range(given.rounds):
             for workers in WORKERS:  # a new copy of the environment has decoded nothing
                 new = Batches([env], given.batch, seed=number)
-                for kept, values in zip(found[workers], updates(agent, new, range(each), workers), strict=True):
+                for kept, values in zip(found[workers], updates(learn, new, range(each), workers), strict=True):
                     kept += values
         alone = Batches([env], given.batch, seed=given.rounds)
         with loading(alone, range(each), 0) as loaded:
