@@ -1,4 +1,4 @@
-"""What results are of: data, segmenter and weights, each with a fingerprint, and where results differ in these.
+"""Name the data, the segmenter and the weights of results by fingerprints, and tell where results differ in these.
 
 Every file of results holds one `Provenance`. Tables and reports compare those of the results that they show side by
 side: data and segmenters must be equal, other weights and training samples wherever the settings that choose them are.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 
 from maskgym import manifest
-from maskgym.aliases import Config, JsonObject, Settings
+from maskgym.aliases import Config, Json, JsonObject, Settings
 from maskgym.data.sample import Dataset, Sample, Subset
+from maskgym.errors import UserError, one_line
 from maskgym.segmenters.outputs import Weights, describe
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Samples(TypedDict):
 
 
 class Provenance(TypedDict):
-    """What results are of.
+    """Data, segmenter and weights of results.
 
     Attributes:
         held_out: Samples that were scored, by task.
@@ -157,9 +158,30 @@ def trained(found: Provenance, config: Config, folder: Path, updates: int) -> Pr
 
 
 def read(results: JsonObject) -> Provenance | None:
-    """Look up what results are of; None if they do not say, as those of older versions."""
+    """Look up what results are of; None if they do not say, as those of older versions.
+
+    Raises:
+        UserError: If a file holds something else under `KEY`.
+    """
     found: Provenance | None = results.get(KEY)
+    if found is not None and not _is_provenance(found):
+        raise UserError(f"{KEY}: expected {', '.join(Provenance.__annotations__)}, as a run writes them")
     return found
+
+
+def _is_provenance(found: Json) -> bool:
+    """Check the types of what a file holds."""
+    text, count, perhaps = (str,), (int,), (str, type(None))
+    of_samples = {"name": text, "root": perhaps, "split": text, "samples": count, "fingerprint": text}
+    of_weights = {"name": text, "fingerprint": perhaps, "random": (bool,)}
+    sections = {"held_out": of_samples, "train": of_samples, "weights": of_weights}
+    if not isinstance(found, dict) or not all(isinstance(found.get(section), dict) for section in sections):
+        return False
+    return found["weights"].keys() <= TITLES.keys() and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), kinds) for name, kinds in fields.items())
+        for section, fields in sections.items()
+        for one in found[section].values()
+    )
 
 
 def changes(then: Provenance, now: Provenance) -> list[str]:
@@ -172,7 +194,8 @@ def changes(then: Provenance, now: Provenance) -> list[str]:
         for task, old in then[section].items():
             new = now[section].get(task)
             if new is not None and new["fingerprint"] != old["fingerprint"]:
-                lines.append(f"{TITLES[section]}, {task}: {_shown_samples(old)} then, {_shown_samples(new)} now")
+                of = TITLES[section] + f", {task}" * bool(task)
+                lines.append(f"{of}: {_shown_samples(old)} then, {_shown_samples(new)} now")
     for part, was in then["weights"].items():
         one = now["weights"].get(part)
         if one is None or one.get("dtype") != was.get("dtype"):
@@ -289,12 +312,12 @@ def _named(some: Sequence[Result], every: Sequence[Result]) -> str:
 
 def _shown_samples(one: Samples) -> str:
     place = "" if one["root"] is None else f" in {one['root']}"
-    return f"{one['name']}{place}, {one['split']}, {one['samples']:,} samples ({one['fingerprint']})"
+    return one_line(f"{one['name']}{place}, {one['split']}, {one['samples']:,} samples ({one['fingerprint']})")
 
 
 def _shown_weights(one: Weights) -> str:
-    more = [one["fingerprint"] or "without a fingerprint", *([one["dtype"]] if "dtype" in one else [])]
-    return f"{one['name']} ({', '.join([*more, *['random weights'] * one['random']])})"
+    more = [one["fingerprint"] or "without a fingerprint", *([str(one["dtype"])] if "dtype" in one else [])]
+    return one_line(f"{one['name']} ({', '.join([*more, *['random weights'] * one['random']])})")
 
 
 def _lists_keys(dataset: Dataset) -> bool:

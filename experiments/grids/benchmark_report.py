@@ -90,12 +90,12 @@ def overview(results: Results) -> list[str]:
 def named(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
     """Tell in one line each what the numbers of a section are of, and where rows differ in it or do not say it."""
     columns: dict[str, list[Result]] = {column: [] for column in section["columns"]}
-    configs = []
+    configs = {}
     for column, row, seed in itertools.product(columns, rows, section["seeds"]):
         spec = run_of(section, row, column, seed)
         if run := results.of(spec):
             columns[column].append(Result(row, seed, run["config"], provenance.read(run)))
-            configs.append((run["config"], spec.config))
+            configs[results.key(spec)] = run["config"], spec.config
     return results_table.named(columns, configs)
 
 

@@ -61,16 +61,16 @@ def newer_keys(then: JsonObject, now: JsonObject, prefix: str = "") -> list[str]
     return found
 
 
-def named(columns: Mapping[str, Sequence[Result]], configs: Sequence[tuple[JsonObject, JsonObject]]) -> list[str]:
+def named(columns: Mapping[str, Sequence[Result]], configs: Mapping[str, tuple[JsonObject, JsonObject]]) -> list[str]:
     """Tell in one line each what a table is of, and where results of a column differ in that or do not say it.
 
     Args:
         columns: Results by column.
-        configs: For each stored result its config, and what its config would be today.
+        configs: For the key of each stored result its config, and what its config would be today.
     """
     of = [(column, one.provenance) for column, each in columns.items() for one in each if one.provenance is not None]
     wrong = [(column, line) for column, each in columns.items() for line in provenance.differences(each)]
-    newer = [keys for then, now in configs if (keys := newer_keys(then, now))]
+    newer = [keys for then, now in configs.values() if (keys := newer_keys(then, now))]
     told = provenance.labelled(wrong, columns)
     if newer:
         older = f"{len(newer)} of {len(configs)} stored results are older than these settings, and need not have their"

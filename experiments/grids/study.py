@@ -187,10 +187,10 @@ def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, 
 def named(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> list[str]:
     """Tell in one line each what the numbers are of, and where those of a column differ in it or do not say it."""
     columns: dict[str, list[Result]] = {column: [] for column in study["columns"]}
-    configs = []
+    configs = {}
     for (row, column), group in specs(study, seeds).items():
         columns[column] += [spec.named(row, root, stored) for spec in group]
-        configs += [(stored[spec.key]["config"], spec.config) for spec in group if spec.stored(stored)]
+        configs |= {spec.key: (stored[spec.key]["config"], spec.config) for spec in group if spec.stored(stored)}
     return results_table.named(columns, configs)
 
 

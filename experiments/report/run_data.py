@@ -38,7 +38,7 @@ class Run:
 
     @property
     def provenance(self) -> Provenance | None:
-        """What the run is of; older runs do not name it."""
+        """Data, segmenter and weights of the run; older runs do not name them."""
         return provenance.read(self.results)
 
     @property
@@ -147,6 +147,10 @@ def _check_whole(
     for name, value in own.items():
         if results.get(name) != value:
             raise UserError(f"{folder / run_folder.RESULTS}: of {name}={results.get(name)}: expected {name}={value}")
+    try:
+        provenance.read(results)
+    except UserError as error:
+        raise UserError(f"{folder / run_folder.RESULTS}: {error}") from error
     last = max((row["step"] for row in rows), default=0)
     if last != results.get("steps"):
         told = f"ends after update {last:g} of {results.get('steps')}"
