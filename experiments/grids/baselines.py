@@ -349,7 +349,9 @@ def _keep(out: Path, line: JsonObject) -> None:
 def _check_same(where: str, then: JsonObject, now: JsonObject) -> None:
     """Raise UserError if results are of another command, data or segmenter."""
     if other := [name for name in now if then.get(name) != now[name]]:
-        raise UserError(f"{where}: holds results of another {' and '.join(other)}: expected another --out")
+        parts = provenance.changes(then[provenance.KEY], now[provenance.KEY]) if provenance.KEY in then else []
+        told = "; ".join([*parts, *(name for name in other if name != provenance.KEY)]) or provenance.KEY
+        raise UserError(f"{where}: holds results that differ in: {told}: expected another --out")
 
 
 def _by_category(

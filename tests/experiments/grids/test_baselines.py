@@ -234,7 +234,7 @@ def test_voc_by_class_and_what_was_stopped_goes_on(call, voc, tmp_path, monkeypa
     monkeypatch.setattr(baselines, "_read", stop_at_cat)
     assert baselines.main(words) == 130 and not out.exists()
     assert "interrupted: the same command goes on" in capsys.readouterr().err
-    assert baselines.main((*words, "seed=1")) == 2 and "results of another settings" in capsys.readouterr().err
+    assert baselines.main((*words, "seed=1")) == 2 and "results that differ in: settings" in capsys.readouterr().err
     assert baselines.main((*words, "--micro-batch", "1")) == 0  # less memory does not change what the numbers are of
     assert fitted == [f"read train {name}" for name in ("bottle", "cat", "cat")]
     assert "goes on after 1 finished categories: bottle" in capsys.readouterr().out
@@ -245,7 +245,7 @@ def test_voc_by_class_and_what_was_stopped_goes_on(call, voc, tmp_path, monkeypa
     assert baselines.main(words) == 0 and len(fitted) == 3  # finished: nothing is trained
     assert "finished before" in capsys.readouterr().out and json.loads(out.read_text()) == again
     assert baselines.main((*words, "--rank", "1")) == 2
-    assert f"--out {out}: holds results of another settings: expected another --out" in capsys.readouterr().err
+    assert f"--out {out}: holds results that differ in: settings: expected another --out" in capsys.readouterr().err
     assert json.loads(out.read_text()) == again
 
 
