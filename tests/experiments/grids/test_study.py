@@ -66,7 +66,7 @@ def test_settings_are_of_every_run_and_of_its_baselines(tmp_path, capsys, in_pro
     rows = {"two": {}, "PerSAM": {"baseline": "persam"}}
     file = write(tmp_path, rows=rows, base=[*SMALL, "train_samples=2"])
     out = tmp_path / "out"
-    words = [str(file), "--out", str(out), "--seeds", "0"]
+    words = [str(file), "--out", str(out)]
     assert study.main([*words, "data.image_size=64", "evaluation.samples=3"], in_process) == 0
     assert "Small: data.image_size=64 evaluation.samples=3" in capsys.readouterr().out
     results = [json.loads(path.read_text()) for path in out.glob("runs/*/results.json")]
