@@ -70,7 +70,7 @@ def test_groups_of_other_data_are_not_comparable(tmp_path: Path, capsys: pytest.
     assert summary.main([str(tmp_path / "m")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not comparable" in line]
     assert line.startswith(
-        "warning: held-out data: not comparable: duts in DUTS, test, 16 samples (d) in 'm, algo=cgpo"
+        "warning: held-out data: not comparable: duts in DUTS, test, 16 samples (d) in 'm, group_size"
     )
     assert "; duts in DUTS, test, 16 samples (e) in 'm, algo=sft" in line
 
