@@ -39,9 +39,9 @@ class PromptableSegmenter(FrozenNetwork):
         Args:
             encode_batch_size: Maximum number of images per forward pass of the encoder; ``auto`` selects 8 on a GPU,
                 and 1 on a CPU, where more gain little and rounding depends on the batch.
-            embedding_dtype: Precision of the encoder and of embeddings: ``float32``, ``bfloat16`` or ``float16``;
-                ``auto`` selects bfloat16 on a GPU that computes in it, else that of the network. Points are never
-                rounded to it.
+            embedding_dtype: Precision of embeddings, in which a network in float32 also computes them: ``float32``,
+                ``bfloat16`` or ``float16``; ``auto`` selects bfloat16 on a GPU that computes in it, else that of the
+                network. Points are never rounded to it.
             cache_limits: Where embeddings are kept, and how many.
 
         Raises:
