@@ -131,7 +131,12 @@ def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> st
         paper: Name of the paper's file in ``papers/``.
         rows: Rows whose stages are planned.
         rates: Seconds of the units of work.
+
+    Raises:
+        UserError: If several GPUs are asked for.
     """
+    if given.gpus > 1:
+        raise UserError(f"--gpus {given.gpus}: {paper} trains on one GPU")
     found: dict[str, tuple[int, int, float]] = {}
     unknown: dict[str, None] = {}
     for row in rows:
