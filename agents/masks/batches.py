@@ -6,9 +6,10 @@ number of processes changes none. Images and targets stay uint8, a quarter of th
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -91,8 +92,14 @@ def loading(batches: Batches, updates: range, workers: int) -> Iterator[Iterator
         workers: Number of processes; 0 makes each batch here when it is asked for.
 
     Raises:
-        UserError: If a sample is faulty, or a worker process dies.
+        UserError: If a sample is faulty, a worker process dies, or the environment cannot be sent to one.
     """
+    if workers:
+        try:
+            pickle.dumps(batches)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            told = f"the data cannot be sent to another process ({str(error).splitlines()[0]}): expected 0"
+            raise UserError(one_line(f"data.workers={workers}: {told}")) from error
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -102,7 +109,7 @@ def loading(batches: Batches, updates: range, workers: int) -> Iterator[Iterator
         generator=torch.Generator(),  # PyTorch draws a seed for the workers, which must not change the run's own draws
     )
 
-    def checked() -> Iterator[Batch]:
+    def checked() -> Generator[Batch, None, None]:
         for batch in _started(loader):  # without a name, which the traceback of an error would keep alive
             if isinstance(batch, UserError):
                 raise batch

@@ -157,7 +157,7 @@ def make_backbone(name: str, checkpoint: str | None, settings: Sequence[str], se
     Raises:
         UserError: If the checkpoint cannot be loaded, or a setting is unknown.
     """
-    own: Settings = {}
+    own: Config = {}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key.startswith("backbone."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from dataclasses import replace
@@ -310,6 +311,25 @@ def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption():
     del caught
     gc.collect()
     assert not multiprocessing.active_children()
+
+
+def test_a_batch_of_another_process_is_the_same():
+    batches = Batches([scenes_env()], 4, seed=0)
+    sent = pickle.loads(pickle.dumps(batches))
+    for update in (0, 4):
+        one, other = batches[update], sent[update]
+        assert torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets)
+        assert one.needs == other.needs and one.images.dtype == one.targets.dtype == torch.uint8
+
+
+def test_data_that_no_process_can_receive_is_refused_in_one_line():
+    class Local(Scenes):
+        pass
+
+    env = UserNeedVectorEnv(2, Local("need", "train", size=12), image_size=32, autoreset_mode="Disabled")
+    refused = r"^data\.workers=2: the data cannot be sent to another process \(.*Local.*\): expected 0$"
+    with pytest.raises(UserError, match=refused), loading(Batches([env], 4, seed=0), range(2), workers=2):
+        pass
 
 
 def test_loading_makes_no_random_draw_of_the_run(squares_env):
