@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from typing import ClassVar
 
@@ -210,6 +211,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Return mask and ground truth of each sub-environment without void, bool (H, W), for an oracle."""
         return [(self._episodes.scored_mask(i), self._episodes.targets[i]) for i in range(self.num_envs)]
 
+    def void(self) -> list[np.ndarray | None]:
+        """Return the pixels of each sub-environment's image that are not scored, bool (H, W), or None."""
+        return list(self._episodes.void)
+
     def actions(self, patches: Sequence[int], labels: Sequence[int]) -> list[int | tuple[int, int]]:
         """Convert clicks to actions: pairs if the policy labels its clicks, else patches."""
         return list(zip(patches, labels, strict=True)) if self.label_source == "policy" else list(patches)
@@ -301,7 +306,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
                 if not cache.store(images):
                     return
                 yield len(chunk)
-        files.write(done, b"", shared=True)
+        with suppress(OSError):  # a disk that is full now: a further run looks again
+            files.write(done, b"", shared=True)
 
     def _pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Read the images of samples and stretch them to the observed square."""

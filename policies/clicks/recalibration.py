@@ -92,7 +92,7 @@ class SemanticRecalibration(nn.Module):
 
         Args:
             observations: Observations as in `forward`.
-            truth: Ground truth of each patch, float (B, g, g) in [0, 1].
+            truth: Ground truth of each patch, float (B, g, g) in [0, 1]; NaN where there is none.
             updates: Number of gradient steps, q; None selects the branch's default.
         """
         loss, truth = torch.zeros(()), truth.to(self.device)
@@ -106,11 +106,16 @@ class SemanticRecalibration(nn.Module):
 
 
 def recalibration_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Compute Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), averaged over the batch."""
-    probabilities = logits.sigmoid()
+    """Compute Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), averaged over the batch.
+
+    Patches whose ground truth is NaN count in neither.
+    """
+    known = ~truth.isnan()
+    truth, probabilities = truth.where(known, 0), logits.sigmoid() * known
     overlap = (probabilities * truth).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + truth.sum((1, 2)) + 1)
-    return dice.mean() + F.binary_cross_entropy_with_logits(logits, truth)
+    entropy = F.binary_cross_entropy_with_logits(logits[known], truth[known], reduction="sum")
+    return dice.mean() + entropy / max(1, int(known.sum()))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -19,6 +19,16 @@ def test_the_loss_is_dice_plus_cross_entropy():
     assert recalibration_loss(40 * (2 * truth - 1), truth).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_patches_without_truth_count_in_no_term_of_the_loss():
+    logits = torch.tensor([[[0.5, -1.0], [2.0, 3.0]]], requires_grad=True)
+    truth = torch.tensor([[[1.0, 0.0], [math.nan, math.nan]]])
+    found = recalibration_loss(logits, truth)
+    torch.testing.assert_close(found, recalibration_loss(logits[:, :1], truth[:, :1]))
+    found.backward()
+    assert logits.grad[0, 1].tolist() == [0, 0] and logits.grad[0, 0].abs().min() > 0
+    assert recalibration_loss(logits, torch.full_like(truth, math.nan)).item() == 0
+
+
 @pytest.mark.parametrize(("branch", "updates"), [("implicit", 1), ("explicit", 5)])
 def test_each_branch_learns_what_its_states_show(branch, updates):
     generator = torch.Generator().manual_seed(0)
