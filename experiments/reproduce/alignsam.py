@@ -26,7 +26,7 @@ from maskgym.segmenters.points.sam import PUBLISHED as SAMS
 from maskgym.segmenters.points.sam import PUBLISHED_FILES, decode_prompts
 
 PAPER = "alignsam"
-PARTS = (
+PARTS: tuple[str, ...] = (
     *("maskgym.policies:point_actor_critic", "maskgym.segmenters:sam", "maskgym.agents:ppo", "maskgym.agents:random"),
     *("maskgym.policies.few_shot", "maskgym.experiments.grids.baselines", "transformers.models.clip.modeling_clip"),
 )

@@ -34,7 +34,7 @@ SMOKE = (
 SMOKE_STEPS = 2  # of the segmenter
 POLICIES = {"7b": "Qwen2.5-VL-7B-Instruct", "3b": "Qwen2.5-VL-3B-Instruct"}
 SEGMENTER = "evf-sam-multitask"
-PARTS = ("maskgym.agents.text.training", "maskgym.policies:qwen2_5_vl", "maskgym.segmenters:evf_sam")
+PARTS: tuple[str, ...] = ("maskgym.agents.text.training", "maskgym.policies:qwen2_5_vl", "maskgym.segmenters:evf_sam")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from maskgym.experiments.wiring import composition
 from maskgym.policies.needs.vst import VST
 
 PAPER = "usersod"
-PARTS = (
+PARTS: tuple[str, ...] = (
     *("maskgym.policies:usersal", "maskgym.policies:usersal_plus", "maskgym.agents:usersal"),
     *("maskgym.agents:usersal_plus", "maskgym.policies.needs.vst", "transformers.models.blip.modeling_blip"),
     *("transformers.models.bert.modeling_bert", "transformers.models.clip.modeling_clip"),
