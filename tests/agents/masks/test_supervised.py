@@ -313,6 +313,19 @@ def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption():
     assert not multiprocessing.active_children()
 
 
+def test_several_workers_share_each_batch(squares_env, monkeypatch):
+    env, images, needs = squares_env(8), [], []
+    whole = Batches([env], 6, seed=1)[3]
+    monkeypatch.setattr("maskgym.agents.common.parallel.size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr("maskgym.agents.common.parallel.rank", lambda rank=rank: rank)
+        share = Batches([env], 6, seed=1)[3]
+        images.append(share.images)
+        needs.append(share.needs)
+    assert torch.equal(torch.stack(images, dim=1).flatten(0, 1), whole.images)
+    assert [need for pair in zip(*needs, strict=True) for need in pair] == whole.needs
+
+
 def test_a_batch_of_another_process_is_the_same():
     batches = Batches([scenes_env()], 4, seed=0)
     sent = pickle.loads(pickle.dumps(batches))
