@@ -139,8 +139,6 @@ class SwinBackbone(HubBackbone):
     name, reader = "swin", _Swin
 
     def _measure(self) -> Sequence[float]:
-        if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
-            raise UserError(f"swin: expected transformers 5.24 or newer: {transformers.__version__} is installed")
         self.encoder.set_attn_implementation(PROMPTED)
         depths, dim = self.encoder.config.depths, self.encoder.config.embed_dim
         self.feature_dims = tuple(dim * 2**stage for stage in range(len(depths)))
