@@ -28,7 +28,7 @@ SETS = {
     "usersod": ("usersod", "ecssd", "hku_is", "duts", "pascal_s", "assr", "salmon"),
 }
 UNTIL = {
-    "alignsam": "runs/shadow-positive/metrics.csv",
+    "alignsam": "runs/shadow/metrics.csv",
     "usersod": "runs/usersal_plus/metrics.csv",
 }  # then it is killed
 
@@ -129,7 +129,7 @@ def test_what_is_missing_is_named(tmp_path, paper):
 
 def test_tables_have_the_published_rows_and_ours_below(tmp_path, capsys):
     given = arguments("alignsam", tmp_path, task="sod", table="2")
-    of = {"held_out": {"duts": {"name": "duts", "root": "DIR", "split": "test", "samples": 2, "digest": "0"}}}
+    of = {"held_out": {"duts": {"name": "duts", "root": "DIR", "split": "test", "samples": 2, "fingerprint": "0"}}}
     of |= {"train": {}, "weights": {}}
     for number, row in enumerate(alignsam.rows(given)):
         scores = {"e_mean": number / 100, "mae": 0.5, "images": 2.0}
