@@ -28,7 +28,7 @@ test:  ## what a change breaks first, in minutes
 	$(TOOLS)/pytest
 
 e2e:  ## the rest: site, browser, Ray, several workers, wheel, tutorials
-	$(TOOLS)/pytest -m e2e -n3
+	$(TOOLS)/pytest -m e2e -n4
 
 site:  ## the documentation, in build/site; `make e2e` builds it too
 	NO_MKDOCS_2_WARNING=1 $(TOOLS)/mkdocs build --strict

@@ -57,6 +57,25 @@ def check(folder: Path, step: int | None = None) -> None:
             raise UserError(f"{folder / name}: differs from {NAME}: expected the file as it was saved")
 
 
+def fingerprint(path: Path) -> str:
+    """Compute 16 hexadecimal digits that identify the weights in a folder, or in one file.
+
+    The checksums of a manifest are taken as they are, so that no gigabytes are read again.
+
+    Raises:
+        UserError: If the manifest cannot be read.
+    """
+    file = path / NAME
+    try:
+        if file.exists():
+            listed = json.loads(files.read(file))["files"]
+        else:
+            listed = describe(path, _names(path)) if path.is_dir() else {"": _describe(path)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as weights, or as the manifest of a saved policy") from error
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Yield the paths of a folder's files, relative to it, except that of the manifest."""
     for file in folder.rglob("*"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from maskgym.aliases import Observation, Observations
+
+if TYPE_CHECKING:
+    from maskgym.segmenters.outputs import Weights
 
 # One action: an answer as text, a click (patch, or patch and label), or a mask float32 (S, S).
 Action = str | int | tuple[int, int] | np.ndarray
@@ -59,8 +62,10 @@ class Agent(ABC):
         learns: Whether `train` changes anything. An agent that never learns needs no policy.
         starts_workers: Whether the agent starts its worker processes itself under ``scale=ray``.
         autoreset_mode: Autoreset mode of the training environments that the agent requires.
-        takes: Further arguments that a run passes: ``segmenter`` and ``make_env`` to the constructor, ``supervised``
-            and ``scorer`` to `train`.
+        takes: Further arguments that a run passes: ``segmenter``, ``make_env`` and ``workers`` (of ``data.workers``) to
+            the constructor, ``supervised`` and ``scorer`` to `train`.
+        counts_epochs: Whether ``algo.epochs`` may state the length of a training, in passes over the training data;
+            a run then computes the number of updates by ``algo.batch_size``.
         members: Members of the policy that the agent uses; a run refuses a policy without one before it starts.
     """
 
@@ -70,7 +75,20 @@ class Agent(ABC):
     starts_workers: ClassVar[bool] = False
     autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.DISABLED
     takes: ClassVar[frozenset[str]] = frozenset()
+    counts_epochs: ClassVar[bool] = False
     members: ClassVar[tuple[str, ...]] = ()
+
+    def check_data(self, envs: Sequence[VectorEnv], updates: int) -> list[str]:
+        """Check the training data, and list what to tell the user before training starts; rank 0 calls it.
+
+        Args:
+            envs: Environments of `train`.
+            updates: Total number of updates.
+
+        Raises:
+            UserError: If nothing can be learned from the data.
+        """
+        return []
 
     def check_training(self) -> None:
         """Check the settings of training that are not checked on construction; called before the first evaluation.
@@ -102,6 +120,10 @@ class Agent(ABC):
     @abstractmethod
     def load(self, path: str | Path) -> None:
         """Load the weights that `save` wrote."""
+
+    def frozen(self) -> dict[str, Weights]:
+        """Describe the networks that training leaves as they are or begins from, by part; see ``provenance.TITLES``."""
+        return {}
 
     def begin(self, env: VectorEnv, count: int) -> Chooser:
         """Build the greedy policy for the episodes that an environment was reset to.

@@ -4,7 +4,16 @@ from functools import partial
 
 from maskgym.data.published import PUBLISHED, make_published
 from maskgym.data.rationales import WithRationales
-from maskgym.data.sample import SPLITS, Dataset, Sample, Subset, few_shot, split_of
+from maskgym.data.sample import (
+    SPLITS,
+    Dataset,
+    Sample,
+    Subset,
+    by_category,
+    few_shot,
+    few_shot_per_category,
+    split_of,
+)
 from maskgym.registry import Registry
 
 _registry: Registry[Dataset] = Registry("data set")
@@ -29,7 +38,9 @@ __all__ = [
     "Sample",
     "Subset",
     "WithRationales",
+    "by_category",
     "few_shot",
+    "few_shot_per_category",
     "get",
     "make",
     "names",

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from maskgym.errors import UserError
 
@@ -94,6 +95,10 @@ class Dataset(ABC):
         """Indices of the samples with a rationale; by default every sample is read for it."""
         return tuple(index for index in range(len(self)) if self[index].rationale)
 
+    def category(self, index: int) -> str | None:
+        """Look up the category of one sample; a reader does so without the sample."""
+        return self[index].category
+
     @property
     def mask_files(self) -> tuple[tuple[str, Path], ...]:
         """Key and mask file of each photo; empty unless each photo has one mask file."""
@@ -150,6 +155,10 @@ class Subset(Dataset):
         """Name of each sample's set, if the source puts several together."""
         return tuple(self.dataset.sets[index] for index in self.indices) if self.dataset.sets else ()
 
+    def category(self, index: int) -> str | None:
+        """Look up the category of one sample."""
+        return self.dataset.category(self.indices[index])
+
     def photos(self, index: int) -> tuple[np.ndarray, ...]:
         """Read the photos of one sample."""
         return self.dataset.photos(self.indices[index])
@@ -179,6 +188,37 @@ def few_shot(dataset: Dataset, count: int, seed: int = 0) -> Subset:
         raise UserError(f"{count} samples to train on: expected 1 to {len(dataset)}, all of the {dataset.split} split")
     drawn = np.random.default_rng([seed, count]).permutation(len(dataset))[:count]
     return Subset(dataset, sorted(drawn))
+
+
+def few_shot_per_category(dataset: Dataset, count: int, seed: int = 0) -> Subset:
+    """Draw ``count`` distinct random samples of each category of a data set, deterministic in the seed.
+
+    Raises:
+        UserError: If a category has fewer samples, or a sample has no category.
+    """
+    drawn: list[int] = []
+    for category, rows in by_category(dataset).items():
+        if len(rows) < count:
+            told = f"the {dataset.split} split has {len(rows)} of '{category}'"
+            raise UserError(f"{count} samples per category to train on: {told}")
+        drawn += (rows[place] for place in few_shot(Subset(dataset, rows), count, seed).indices)
+    return Subset(dataset, sorted(drawn))
+
+
+def by_category(dataset: Dataset) -> dict[str, list[int]]:
+    """Group the indices of a data set's samples by their category, sorted by its name.
+
+    Raises:
+        UserError: If a sample has no category.
+    """
+    found: dict[str, list[int]] = {}
+    label = f"categories, {dataset.split}"
+    for index in tqdm(range(len(dataset)), desc=label, unit="sample", disable=None, leave=False):
+        category = dataset.category(index)
+        if category is None:
+            raise UserError(f"sample '{dataset[index].key}' has no category: expected data of env.task=semantic")
+        found.setdefault(category, []).append(index)
+    return dict(sorted(found.items()))
 
 
 def split_of(key: str) -> str:

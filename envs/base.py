@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -119,6 +120,13 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
     def num_samples(self) -> int:
         """Number of samples that ``options={"index": i}`` can name."""
         return len(self.dataset)
+
+    def resized(self, num_envs: int) -> Self:
+        """Build the same environment with another number of sub-environments, before their first reset."""
+        env = copy(self)  # without the decoded samples, as a pickle
+        env.generators = []
+        env._allocate(num_envs)
+        return env
 
     @property
     def name(self) -> str:

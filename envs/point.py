@@ -6,7 +6,9 @@ sub-environments in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from typing import ClassVar
 
@@ -14,10 +16,11 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from maskgym import segmenters
+from maskgym import files, segmenters
 from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
 from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, limited, make_dataset
+from maskgym.envs.checks import check_sample
 from maskgym.envs.clicks.attention_maps import AttentionMaps
 from maskgym.envs.clicks.episodes import EpisodeBatch, PointState
 from maskgym.envs.clicks.patches import patch_centres, random_prompts, stretch
@@ -25,8 +28,8 @@ from maskgym.envs.clicks.settings import ClickSettings
 from maskgym.envs.rendering import clicks_picture
 from maskgym.errors import UserError
 from maskgym.rewards import AnyReward, Click, Transition
+from maskgym.segmenters.frozen import pixels_key
 from maskgym.segmenters.outputs import check_finite, check_probabilities
-from maskgym.segmenters.points.embeddings import EmbeddingCache
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 CATEGORY = "category"  # text that stands for the category of each sample
@@ -92,8 +95,6 @@ class PointPromptVectorEnv(SampleVectorEnv):
             `maskgym.policies.clicks.recalibration.SemanticRecalibration`.
         attention: Name among `maskgym.segmenters.attention_names`, or an attention segmenter; required for a text.
         text: Text to attend to; ``"category"`` selects the category of each sample.
-        cache_bytes: Memory for embeddings, bytes.
-        cache_folder: Folder for embeddings on disk, or None.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED.
         max_episode_steps: Limit that Gymnasium passes: the smaller of it and ``horizon`` holds.
@@ -128,8 +129,6 @@ class PointPromptVectorEnv(SampleVectorEnv):
         recalibration: torch.nn.Module | None = None,
         attention: str | segmenters.AttentionSegmenter | None = None,
         text: str | None = None,
-        cache_bytes: int = 2**30,
-        cache_folder: str | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
@@ -155,7 +154,6 @@ class PointPromptVectorEnv(SampleVectorEnv):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
         self.attention, self.segmenter = attends, made
         self._segmenter_name = f"segmenter {type(made).__name__}"
-        self._embed = EmbeddingCache(made, cache_bytes, cache_folder)
         self.single_observation_space = clicks.observation_space(made.embedding_shape[0], text is not None)
         self.single_action_space = clicks.action_space()
         self._allocate(num_envs)
@@ -164,6 +162,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         super()._allocate(num_envs)
         self._episodes = EpisodeBatch(num_envs, self.horizon + 2, self.grid)  # At most two prompts are no clicks.
         self._observation: Observations = {}  # the last one
+        self._branched_from: EpisodeBatch | None = None
 
     def unprompted(self) -> Observations:
         """Compute the observation before any prompt, from which ``recalibration`` selects the first ones."""
@@ -198,18 +197,23 @@ class PointPromptVectorEnv(SampleVectorEnv):
     def branch(self, num_envs: int) -> PointPromptVectorEnv:
         """Make an environment with the same components, to set states and try clicks in.
 
-        It shares the segmenter and the embeddings, and has autoreset disabled.
+        It shares the segmenter and takes over the embeddings that are shown here, and has autoreset disabled.
         """
         other = copy(self)
         other.autoreset_mode = AutoresetMode.DISABLED
         other.metadata = {**self.metadata, "autoreset_mode": other.autoreset_mode}
         other.generators = []
         other._allocate(num_envs)
+        other._branched_from = self._episodes
         return other
 
     def masks_and_targets(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return mask and ground truth of each sub-environment without void, bool (H, W), for an oracle."""
         return [(self._episodes.scored_mask(i), self._episodes.targets[i]) for i in range(self.num_envs)]
+
+    def void(self) -> list[np.ndarray | None]:
+        """Return the pixels of each sub-environment's image that are not scored, bool (H, W), or None."""
+        return list(self._episodes.void)
 
     def actions(self, patches: Sequence[int], labels: Sequence[int]) -> list[int | tuple[int, int]]:
         """Convert clicks to actions: pairs if the policy labels its clicks, else patches."""
@@ -235,7 +239,10 @@ class PointPromptVectorEnv(SampleVectorEnv):
         samples = dict(zip(rows, self._load_samples(rows, indices), strict=True))
         if self.initial_prompts == "truth":
             for i, sample in samples.items():
-                self._episodes.set_prompts(i, *random_prompts(sample.union(), self.image_size, self.generators[i]))
+                target, void = self._episodes.targets[i], self._episodes.void[i]
+                if void is not None and void.all():
+                    raise UserError(f"sample '{sample.key}': is all void: expected a pixel to prompt at")
+                self._episodes.set_prompts(i, *random_prompts(target, self.image_size, self.generators[i], void))
         elif self.initial_prompts == "srm":
             probable = self._recalibrate(self._observe())
             for i in rows:
@@ -252,14 +259,60 @@ class PointPromptVectorEnv(SampleVectorEnv):
             if len(sample.images) != 1:
                 raise UserError(f"sample '{sample.key}': has {len(sample.images)} images: expected one to click in")
         images = [stretch(sample.images[0], self.image_size) for sample in samples]
-        embeddings = self._embed(images)
-        check_finite(embeddings, (len(rows), None, None, None), f"{self._segmenter_name}.encode")
-        self._episodes.load(rows, samples, embeddings)
+        shown = self._indices[rows].tolist()
+        self._episodes.load(rows, samples, self._embed(shown, images), shown)
         if self._attention_maps is not None:
             texts, size = [self._text_of(sample) for sample in samples], self._episodes.attention.shape[1:]
-            maps = self._attention_maps(self._indices[rows].tolist(), images, texts, size)
+            maps = self._attention_maps(shown, images, texts, size)
             self._episodes.attention[torch.as_tensor(rows)] = maps.to(self._episodes.attention.device)
         return samples
+
+    def _embed(self, indices: Sequence[int], images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Compute or look up the embeddings (n, C', h, w) of samples; those that are shown already are copied."""
+        shown = {} if self._branched_from is None else self._branched_from.shown()
+        found = {**shown, **self._episodes.shown()}
+        new = dict.fromkeys(index for index in indices if index not in found)
+        if new:
+            pictures = dict(zip(indices, images, strict=True))
+            fresh = self.segmenter.embeddings([pictures[index] for index in new])
+            check_finite(fresh, (len(new), None, None, None), f"{self._segmenter_name}.encode")
+            if len(new) == len(indices):
+                return fresh
+            found |= dict(zip(new, fresh, strict=True))
+        return torch.stack([found[index] for index in indices])
+
+    def encode_ahead(self) -> Iterator[int]:
+        """Encode the images of all samples into the folder of the segmenter's cache, until it is full.
+
+        Images are read in another thread meanwhile. An empty file, named by the number of the images, the first one and
+        the last one, marks that all are there, so that a further run need not read them.
+
+        Yields:
+            Numbers of images that are on disk now, in turn.
+        """
+        cache, size = self.segmenter.embeddings, self.segmenter.encode_batch_size
+        ends = (pixels_key(image).hex() for image in self._pictures([0, self.num_samples - 1]))
+        assert cache.folder is not None
+        done = cache.folder / f"{'-'.join(ends)}-{self.num_samples}.complete"
+        if done.exists():
+            return
+        with ThreadPoolExecutor(1) as pool:
+            chunks = [range(start, min(start + size, self.num_samples)) for start in range(0, self.num_samples, size)]
+            waiting = pool.submit(self._pictures, chunks[0])
+            for number, chunk in enumerate(chunks):
+                images = waiting.result()
+                if number + 1 < len(chunks):
+                    waiting = pool.submit(self._pictures, chunks[number + 1])
+                if not cache.store(images):
+                    return
+                yield len(chunk)
+        with suppress(OSError):  # a disk that is full now: a further run looks again
+            files.write(done, b"", shared=True)
+
+    def _pictures(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Read the images of samples and stretch them to the observed square."""
+        samples = [check_sample(self.dataset[index], index) for index in indices]
+        return [stretch(sample.images[0], self.image_size) for sample in samples]
 
     def _text_of(self, sample: Sample) -> str | None:
         """Select the text whose attention a sample shows; None for attention to everything alike."""
@@ -271,7 +324,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         """Compute the probability (num_envs, g, g) that each patch is foreground."""
         assert self.recalibration is not None
         tensors = {name: torch.from_numpy(value) for name, value in observations.items()}
-        found = self.recalibration.probabilities(tensors).numpy()
+        found = self.recalibration.probabilities(tensors).cpu().numpy()
         check_probabilities(found, (self.num_envs, self.grid, self.grid), f"{type(self.recalibration).__name__}")
         return found
 

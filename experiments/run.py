@@ -26,7 +26,8 @@ USAGE = """usage: python experiments/run.py [--cfg] [group=option ...] [key=valu
   -m          run every combination of listed values, as in: -m env=sod,sis algo=cgpo,sft seed=0,1,2
               runs lie in out=DIR, else in runs/multirun; the same command goes on after an interruption
   resume=DIR  continue the run in that folder; its config.yaml says what it is
-              with algo.updates=N, or +N for N more, it becomes longer, also a finished one
+              with algo.updates=N, or +N for N more, it becomes longer, also a finished one; a run by epochs
+              also with algo.epochs=N
   out=DIR     the run folder; else runs/<env>/<algo>/seed<k>-<time>
   +key=value  pass on an argument that the option's file does not list
   --cfg       print the config, and run nothing
@@ -38,7 +39,7 @@ groups (options in {conf}):
 defaults{chosen}:
 {defaults}"""
 FLAGS = ("-h", "--help", "-m", "--multirun", "--cfg")
-UPDATES = "algo.updates"  # the key that a resumed run may change
+UPDATES = composition.UPDATES  # the key that a resumed run may change; a run by epochs may change those instead
 # Schedules whose learning rate does not depend on the number of updates.
 CONSTANT = ("constant", "constant_with_warmup")
 SUMMARISED = ("reward", "iasm", "iou", "s_measure", "sa_sor")
@@ -101,6 +102,8 @@ def run_one(arguments: Sequence[str]) -> int:
         build.check(config)
     folder = resumed or run_folder.create(config)
     config["out"] = str(folder)
+    with _imports():
+        build.set_updates(config)
     with files.alone(folder, run_folder.WORK):
         if not resumed:
             run_folder.check_unused(folder)
@@ -121,6 +124,8 @@ def _asked(arguments: Sequence[str]) -> tuple[Config, Path | None]:
     folder = Path(asked.pop("resume").partition("=")[2]).expanduser().absolute()
     config = composition.load(folder / run_folder.CONFIG)
     _lengthen(config, asked.pop(UPDATES, ""), folder)
+    if config["algo"].get("epochs") is not None and composition.counts_epochs(config):
+        _lengthen_epochs(config, asked.pop(composition.EPOCHS, ""), folder)
     _check_same(config, list(asked.values()), folder)
     return config, folder
 
@@ -140,6 +145,16 @@ def _lengthen(config: Config, argument: str, folder: Path) -> None:
         said = f"differs from a run of {updates} updates: its first {old} had the learning rates of a shorter one"
         print(f"algo.lr_scheduler_type={schedule}: {said}", file=sys.stderr)
     config["algo"]["updates"] = updates
+    if composition.counts_epochs(config):
+        config["algo"]["epochs"] = None  # from now on the run is as long as its updates
+
+
+def _lengthen_epochs(config: Config, argument: str, folder: Path) -> None:
+    """Set the epochs of a resumed run: those of ``algo.epochs=N``, which the number of updates follows."""
+    number, old = argument.partition("=")[2], config["algo"]["epochs"]
+    if argument and (not number.isdecimal() or int(number) < old):
+        raise UserError(f"resume={folder}: its run has algo.epochs={old}, not {number}: expected as many, or more")
+    config["algo"]["epochs"] = int(number or old)
 
 
 def _finished(config: Config, folder: Path, resume: bool) -> JsonObject:

@@ -4,6 +4,7 @@ Every function takes NumPy arrays or torch tensors, (H, W) or (B, H, W), bool or
 never changes them. A target may be given as `prepare` returns it, which is faster for many predictions on one target.
 """
 
+from maskgym.metrics.classes import ClassScores
 from maskgym.metrics.instances import InstanceScores, Matches, average_precision, iasm, match_instances
 from maskgym.metrics.levels import measure_levels
 from maskgym.metrics.masks import PreparedMask, prepare
@@ -25,6 +26,7 @@ from maskgym.metrics.structure import s_measure
 from maskgym.metrics.weighted import weighted_f
 
 __all__ = [
+    "ClassScores",
     "EMeasure",
     "FMeasure",
     "InstanceScores",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -235,6 +235,15 @@ class SaliencyScores:
     def add_measures(self, measures: Mapping[str, float | np.ndarray]) -> None:
         """Add one image from the output of `maskgym.metrics.measure_levels`."""
         self._add(measures, 1)
+
+    def add_scores(self, others: Mapping[str, Sequence[float] | float]) -> None:
+        """Add the images of other scores, as `to_json` gives them."""
+        sums = {name: np.array(value) for name, value in others.items() if name != "images"}
+        self._add(sums, int(np.asarray(others["images"])))
+
+    def to_json(self) -> dict[str, list[float] | float]:
+        """Return the number of ``images``, and the sum of each measure over them, as JSON types."""
+        return {"images": float(self.images), **{name: value.tolist() for name, value in self._sums.items()}}
 
     def _add(self, sums: Mapping[str, float | np.ndarray], images: int) -> None:
         for name, value in sums.items():

@@ -46,8 +46,7 @@ class ReferringScores:
         Raises:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
         """
-        maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
-        for both, either in per_image(_areas, maps, masks).reshape(-1, 2):
+        for both, either in areas(prediction, target).reshape(-1, 2):
             self.add_areas(both, either)
 
     def add_areas(self, intersection: float, union: float) -> None:
@@ -66,6 +65,14 @@ class ReferringScores:
         ious, (both, either) = np.array(self._ious), self._areas
         found = {"miou": float(ious.mean()), "oiou": float(both / either) if either else 1.0}
         return found | {f"p@{least}": float((ious >= least).mean()) for least in PRECISIONS}
+
+
+def areas(prediction: Maps, target: Masks) -> np.ndarray:
+    """Compute the areas of intersection and union in pixels, float64 (2,), or (B, 2) of a batch.
+
+    Arguments and errors are those of `ReferringScores.add`.
+    """
+    return per_image(_areas, as_maps(prediction, "prediction"), as_prepared(target, "target"))
 
 
 def _areas(prediction: np.ndarray, target: PreparedMask) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from maskgym.segmenters.byte_cache import ScanCache
 from maskgym.segmenters.frozen import FrozenNetwork, chunks
 
 DIGEST_BYTES = 32  # the checksum at the start of a file
+RECOUNT = 64  # one part in so many of the folder's bound is written between two counts of what others wrote
 GIB = 2**30
 CACHE_BYTES, CACHE_FOLDER_BYTES = 4 * GIB, 64 * GIB  # defaults of large segmenters
 
@@ -33,7 +35,8 @@ class CacheLimits:
     Args:
         cache_bytes: Bound in main memory, bytes; 0 for none there.
         cache_folder: Folder of the cache on disk, or None.
-        cache_folder_bytes: Bound on disk, bytes; each process counts what it finds at its start and what it writes.
+        cache_folder_bytes: Bound on disk, bytes, over all networks. Each process that writes there may exceed it by a
+            sixty-fourth, after which it counts again what others wrote.
 
     Raises:
         UserError: If a bound is negative.
@@ -73,7 +76,8 @@ class EncodingCache(ABC):
 
     On disk each network has a subfolder, named by its fingerprint, so that another checkpoint, precision or size never
     shares files. A file begins with a checksum over the fingerprint, the pixels' key and the content. A file that is
-    damaged, or belongs to another network or image, is told and computed again. Writes are atomic.
+    damaged, or belongs to another network or image, is told and computed again. Writes are atomic. A full folder keeps
+    what it holds, so that a pass over a larger set finds the share that fits.
 
     Args:
         network: Its fingerprint names the subfolder, and encodings move to its device.
@@ -85,8 +89,8 @@ class EncodingCache(ABC):
         self.network, self.limits, self.batch_size = network, limits, batch_size
         self.kept: ScanCache[Encoding] = ScanCache(limits.cache_bytes)
         self.hits = self.misses = 0
-        self._stores = limits.cache_folder is not None
-        self._told = False
+        self.stores = limits.cache_folder is not None  # until the folder is full
+        self._told, self._uncounted = False, 0
 
     @abstractmethod
     def encode(self, images: list[np.ndarray]) -> tuple[Tensor, ...]:
@@ -122,6 +126,10 @@ class EncodingCache(ABC):
         columns = zip(*(rows[key].parts for key in keys), strict=True)
         return tuple(torch.stack(column).to(self.network.device) for column in columns)
 
+    def is_stored(self, key: bytes) -> bool:
+        """Check whether there is a file of an image on disk, without reading it."""
+        return self.folder is not None and self._file(key).is_file()
+
     def _find(self, key: bytes) -> Encoding | None:
         kept = self.kept.get(key)
         if kept is not None or self.folder is None:
@@ -152,8 +160,10 @@ class EncodingCache(ABC):
         return Encoding(tuple(found[str(number)] for number in range(len(found))))
 
     def _store(self, key: bytes, row: Encoding) -> None:
-        if not self._stores or self.folder is None:
+        if not self.stores or self.folder is None:
             return
+        if self._uncounted > self.limits.cache_folder_bytes // RECOUNT:
+            self._stored, self._uncounted = self._count(), 0
         if self._stored + row.nbytes > self.limits.cache_folder_bytes:
             self._stop(f"holds {self._stored / GIB:.2f} GiB of cache_folder_bytes={self.limits.cache_folder_bytes}")
             return
@@ -164,16 +174,24 @@ class EncodingCache(ABC):
             self._stop(str(error))
         else:
             self._stored += DIGEST_BYTES + len(payload)
+            self._uncounted += DIGEST_BYTES + len(payload)
 
     def _stop(self, reason: str) -> None:
-        self._stores = False
+        self.stores = False
         warnings.warn(f"{self.folder}: encodings of further images are not stored: {reason}", stacklevel=5)
 
     @cached_property
     def _stored(self) -> int:
-        """Bytes in the folder."""
+        """Bytes in the folder of all networks, as far as this process knows."""
+        return self._count()
+
+    def _count(self) -> int:
         assert self.folder is not None
-        return sum(file.stat().st_size for file in self.folder.glob("*.encoding"))
+        found = 0
+        for file in self.folder.parent.glob("*/*.encoding"):
+            with suppress(FileNotFoundError):  # somebody else makes room
+                found += file.stat().st_size
+        return found
 
     def _digest(self, key: bytes, payload: bytes) -> bytes:
         digest = hashlib.blake2b(self.network.fingerprint.encode() + key, digest_size=DIGEST_BYTES)

@@ -73,11 +73,12 @@ class FrozenNetwork(ABC):
     @cached_property
     def dtype(self) -> torch.dtype:
         """Precision of weights and activations."""
-        if self._dtype != AUTO:
-            return DTYPES[self._dtype]
-        # Older GPUs emulate bfloat16, which is slower than float32.
-        fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+        return precision(self._dtype, self.device)
+
+    @property
+    def _precision(self) -> str:
+        """Precision as the fingerprint names it."""
+        return str(self.dtype)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -89,7 +90,7 @@ class FrozenNetwork(ABC):
     def fingerprint(self) -> str:
         """Identifier of the output: 16 hexadecimal digits of a hash of weights, settings and precision."""
         text, files = self._identity()
-        digest = hashlib.sha256(f"{type(self).__name__} {self.dtype} {text}".encode())
+        digest = hashlib.sha256(f"{type(self).__name__} {self._precision} {text}".encode())
         for file in files:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
@@ -100,6 +101,15 @@ class FrozenNetwork(ABC):
         """Drop the loaded parts, because the receiving process loads its own."""
         kind = type(self)
         return {n: value for n, value in vars(self).items() if not isinstance(getattr(kind, n, None), cached_property)}
+
+
+def precision(dtype: str, device: torch.device) -> torch.dtype:
+    """Look up a precision by name; ``auto`` is bfloat16 on a GPU that computes in it, else float32."""
+    if dtype != AUTO:
+        return DTYPES[dtype]
+    # Older GPUs emulate bfloat16, which is slower than float32.
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def check_images(images: Sequence[np.ndarray]) -> None:

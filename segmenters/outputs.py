@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
-from maskgym.aliases import JsonObject
 from maskgym.errors import UserError, brief
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maskgym.segmenters.contracts import ReferringSegmenter
+    from maskgym.segmenters.contracts import AttentionSegmenter, ReferringSegmenter, TextEncoder
     from maskgym.segmenters.points.promptable import PromptableSegmenter
 
 
-def describe(segmenter: ReferringSegmenter | PromptableSegmenter) -> JsonObject:
-    """Describe a network of ours in the results of a run: ``dtype``, the precision used, and ``fingerprint``."""
+class Weights(TypedDict):
+    """Identity of a network in results.
+
+    Attributes:
+        name: Registered name.
+        fingerprint: Hash of the weights; None if the part has none.
+        random: Whether any of the weights were only initialised.
+        dtype: Precision used, of a segmenter of ours.
+    """
+
+    name: str
+    fingerprint: str | None
+    random: bool
+    dtype: NotRequired[str]
+
+
+def describe(part: ReferringSegmenter | PromptableSegmenter | AttentionSegmenter | TextEncoder, name: str) -> Weights:
+    """Describe a frozen network in the results of a run; parts of others may have no fingerprint."""
     from maskgym.segmenters.frozen import FrozenNetwork  # environments without a network import this module too
 
-    if not isinstance(segmenter, FrozenNetwork):
-        return {}
-    return {"dtype": str(segmenter.dtype).removeprefix("torch."), "fingerprint": segmenter.fingerprint}
+    found: Weights = {"name": name, "fingerprint": getattr(part, "fingerprint", None), "random": False}
+    return {**found, "dtype": str(part.dtype).removeprefix("torch.")} if isinstance(part, FrozenNetwork) else found
 
 
 def check_probabilities(values: np.ndarray, shape: Sequence[int], name: str) -> None:

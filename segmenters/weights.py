@@ -43,6 +43,28 @@ def find_weights(folder: Path) -> Path:
     raise UserError(f"{folder}: no weights there: expected one of {', '.join(WEIGHT_NAMES)}")
 
 
+def weights_file(path: Path, names: Sequence[str]) -> Path:
+    """Find a file of weights: the path itself, or the only file of a folder that has one of the published names.
+
+    Args:
+        path: File, or folder that holds it.
+        names: Names under which the weights are published.
+
+    Raises:
+        UserError: If the path does not exist, or the folder holds none or several of the names.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint: expected a file of weights, or a folder that holds one")
+    found = [name for name in names if (path / name).is_file()]
+    if len(found) == 1:
+        return path / found[0]
+    if not found:
+        raise UserError(f"{path}: no weights there: expected {'one of ' * (len(names) > 1)}{', '.join(names)}")
+    raise UserError(f"{path}: holds {' and '.join(found)}: expected the path of one of them")
+
+
 def weight_files(file: Path) -> list[Path]:
     """List the files that hold tensors: the file itself, or the shards that an index names.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,22 +65,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.e2e)
     if config.option.markexpr == "e2e":
-        items.sort(key=expected_seconds, reverse=True)
+        seconds: Counter[str] = Counter()
+        for item in items:
+            seconds[dealt_with(item.nodeid)] += expected_seconds(item)
+        items.sort(key=lambda item: seconds[dealt_with(item.nodeid)], reverse=True)
 
 
-def expected_seconds(item: pytest.Item) -> float:
-    """Return the seconds of an end-to-end test that its mark names, 0 for a short one."""
+def pytest_collection_finish() -> None:
+    """Leave the imported libraries out of garbage collection: trainers collect at each start, half a second long."""
+    gc.freeze()
+
+
+def expected_seconds(item: pytest.Item) -> int:
+    """Return the seconds of an end-to-end test that its mark names, else 10; 0 for other tests."""
     mark = item.get_closest_marker("e2e")
-    return mark.kwargs.get("seconds", 0) if mark else 0
+    return mark.kwargs.get("seconds", 10) if mark else 0
+
+
+@functools.cache
+def dealt_with(nodeid: str) -> str:
+    """Return what a test is dealt out with: its file, if that makes something once for all its tests, else itself."""
+    file = nodeid.partition("::")[0]
+    shares = 'scope="module"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    return file if shares else nodeid
 
 
 class Dealt(LoadScopeScheduling):
     """Deals tests out one by one, but together those of a file that makes something once for all of them."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        shares = 'scope="module"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
-        return file if shares else nodeid
+        return dealt_with(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Dealt | None:

@@ -53,7 +53,7 @@ def test_attacks_are_survived(stage, name):
     assert tally.told or name in ("players", "answers", "kill")
 
 
-@pytest.mark.e2e(seconds=50)
+@pytest.mark.e2e(seconds=25)
 @pytest.mark.parametrize("name", SLOW)
 def test_attacks_on_text_and_slow_ones_are_survived(place, stage, name):
     tally = run(name, attacks.ROWS[name], Stage(place, ("text", "ppo", "usersal_plus")), 1, SLOW[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,8 @@ class RecalibrationTrainer:
     def begin(self, targets: Sequence[tuple[np.ndarray, ...]]) -> list[float]:
         """Store the ground truth of episodes that begin and train the module on them; return its loss, if any.
 
+        Patches whose ground truth is void are left out.
+
         Args:
             targets: Ground-truth masks of each sub-environment's sample.
         """
@@ -118,6 +121,9 @@ class RecalibrationTrainer:
         of_patches = TRUTHS[self.module.truth]
         unions = [np.logical_or.reduce(target[0], axis=0) for target in targets]
         self.truth = torch.stack([of_patches(union, self.env.grid) for union in unions])
+        for truth, void in zip(self.truth, self.env.void(), strict=True):
+            if void is not None:
+                truth[of_patches(void, self.env.grid) > 0.5] = math.nan  # neither foreground nor background
         # The paper's module also chooses the first prompts, so it must learn the state before them.
         return self.learn(self.env.unprompted())
 

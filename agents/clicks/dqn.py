@@ -74,7 +74,8 @@ class DQNAgent(SB3Agent):
 
     Args:
         policy: Sizes of the networks; the critic is not used.
-        env: Vector environment with the spaces of the policy, whose actions are patches alone.
+        env: Vector environment with ``autoreset_mode=DISABLED`` and the spaces of the policy, whose actions are patches
+            alone.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         learning_rate: Learning rate for Adam.
@@ -120,7 +121,7 @@ class DQNAgent(SB3Agent):
         clicks = base.horizon * env.num_envs  # of a rollout
         model = DQN(
             GridQPolicy,
-            SampleVecEnv(env),
+            SampleVecEnv(env, restarts=False),
             learning_rate=learning_rate,
             gamma=gamma,
             buffer_size=buffer_size,

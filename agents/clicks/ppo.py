@@ -22,9 +22,11 @@ from maskgym.policies.clicks.point import PointActorCritic
 class PPOAgent(SB3Agent):
     """Train by PPO with AlignSAM's settings: γ 0.99, ε 0.2, K 20 epochs, λ 1 (Eq. 6), raw advantages (Eq. 7).
 
+    Stable-Baselines3 adds what the paper does not state: gradients are clipped to the norm 0.5, and Adam's ε is 1e-5.
+
     Args:
         policy: Sizes of the networks.
-        env: Vector environment with the spaces of the policy.
+        env: Vector environment with ``autoreset_mode=DISABLED`` and the spaces of the policy.
         seed: Seed of the weights, of sampling, and of the samples shown.
         output: Folder of the checkpoints.
         learning_rate: Learning rate for Adam.
@@ -64,7 +66,7 @@ class PPOAgent(SB3Agent):
         check_at_least(1, epochs=epochs, minibatch_size=minibatch_size)
         model = PPO(
             GridPolicy,
-            SampleVecEnv(env),
+            SampleVecEnv(env, restarts=False),
             n_steps=unwrap(env, PointPromptVectorEnv).horizon,
             batch_size=minibatch_size,
             learning_rate=learning_rate,

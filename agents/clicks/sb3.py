@@ -30,15 +30,17 @@ class SampleVecEnv(VecEnv):
     """Adapt a native vector environment to the interface of Stable-Baselines3.
 
     Args:
-        env: Vector environment; stepping needs ``autoreset_mode=SAME_STEP``.
+        env: Vector environment. Algorithms of Stable-Baselines3 need ``autoreset_mode=SAME_STEP`` to step it.
+        restarts: Whether episodes restart by themselves, as these algorithms expect. If not, stepping needs
+            ``autoreset_mode=DISABLED``, and whoever steps calls `reset` after each episode.
 
     Attributes:
         targets: Ground-truth masks of each sub-environment's sample, on the training split.
         reset_infos: Info of each sub-environment's last start.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
-        self.env = env
+    def __init__(self, env: VectorEnv, restarts: bool = True) -> None:
+        self.env, self.mode = env, AutoresetMode.SAME_STEP if restarts else AutoresetMode.DISABLED
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.targets: list[tuple[np.ndarray, ...]] = [()] * env.num_envs
         self._actions: np.ndarray = np.empty(0)
@@ -69,20 +71,23 @@ class SampleVecEnv(VecEnv):
         """Take the step; the last observation of an episode is in its info as ``terminal_observation``.
 
         Raises:
-            UserError: If the autoreset mode is not SAME_STEP.
+            UserError: If the autoreset mode is another one than expected.
         """
-        if self.env.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
-            raise UserError(f"autoreset_mode={self.env.metadata['autoreset_mode']}: Stable-Baselines3 needs SAME_STEP")
+        if self.env.metadata["autoreset_mode"] is not self.mode:
+            raise UserError(f"autoreset_mode={self.env.metadata['autoreset_mode']}: expected {self.mode.name} here")
+        restarts = self.mode is AutoresetMode.SAME_STEP
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         over = terminated | truncated
         each: list[JsonObject] = [{} for _ in range(self.num_envs)]
         for i, info in enumerate(each):
-            source = infos["final_info"] if over[i] else infos
+            source = infos["final_info"] if over[i] and restarts else infos
             info["iou"], info["repeated"] = float(source["iou"][i]), bool(source["repeated"][i])
             if over[i]:
-                info["terminal_observation"] = infos["final_obs"][i]
+                last = {name: value[i] for name, value in observations.items()}
+                info["terminal_observation"] = infos["final_obs"][i] if restarts else last
                 info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        self._store_starts(infos, over)
+        if restarts:
+            self._store_starts(infos, over)
         return observations, rewards.astype(np.float32), over, each
 
     def _store_starts(self, infos: Infos, started: np.ndarray | None = None) -> None:

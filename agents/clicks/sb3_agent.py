@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -21,16 +20,17 @@ from maskgym.agents.clicks.sb3 import SampleVecEnv
 class SB3Agent(ClickAgent):
     """Run the training loop of a model of Stable-Baselines3; a subclass makes the model.
 
+    Episodes begin with the seed of their rollout. None restarts at a rollout's end, because the image that it would
+    encode is never shown.
+
     Args:
-        model: Model on a `SampleVecEnv`, which learns after each rollout of the horizon's length.
+        model: Model on a `SampleVecEnv` without restarts, which learns after each rollout of the horizon's length.
         env: Vector environment of the training.
         seed: Seed of all random draws in training.
         output: Folder of the checkpoints.
         save_every: Updates between checkpoints.
         gradient_steps: Passes or steps of an update, which the model counts and logs.
     """
-
-    autoreset_mode: ClassVar[AutoresetMode] = AutoresetMode.SAME_STEP
 
     def __init__(
         self, model: BaseAlgorithm, env: VectorEnv, seed: int, output: str | Path, save_every: int, gradient_steps: int
@@ -53,8 +53,11 @@ class SB3Agent(ClickAgent):
         if first < updates:
             self.model._n_updates = first * self.gradient_steps  # which it logs
             steps = self.recalibration_trainer.env.horizon * self.vector.num_envs * (updates - first)
+            self.model.num_timesteps = 0
+            self.model._last_obs = {}  # Without any, learning would begin with a reset of its own.
+            rollouts = _Rollouts(self, first, updates, on_log)
             # An interval that training does not reach keeps Stable-Baselines3 from printing a table.
-            self.model.learn(steps, callback=_Rollouts(self, first, updates, on_log), log_interval=sys.maxsize)
+            self.model.learn(steps, callback=rollouts, log_interval=sys.maxsize, reset_num_timesteps=False)
 
     def begin_rollout(self, update: int, updates: int) -> None:
         """Prepare the model for the rollout of an update, from 0, of so many."""

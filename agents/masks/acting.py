@@ -17,6 +17,7 @@ from maskgym.aliases import Observation, Settings
 from maskgym.envs.letterbox import letterbox
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
+from maskgym.segmenters.outputs import Weights
 
 SHOWN_AT_ONCE = 16  # images per forward pass without learning
 
@@ -79,6 +80,14 @@ class MaskAgent(CheckpointedAgent):
         """
         self.policy.load(path)
 
+    def frozen(self) -> dict[str, Weights]:
+        """Describe the backbone and the need encoder."""
+        made, modules = self.policy.describe(), {"backbone": self.policy.backbone, "encoder": self.policy.encoder}
+        return {
+            part: {"name": part, "fingerprint": str(made[part]), "random": module.random_weights}
+            for part, module in modules.items()
+        }
+
     def training_state(self) -> TrainingState:
         """Collect the trained weights, the description of the policy, and the state of the optimizer."""
         description, optimizer = self.policy.describe(), self.optimizer.state_dict()
@@ -104,20 +113,19 @@ def to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def to_targets(masks: Sequence[np.ndarray], side: int, device: torch.device) -> Tensor:
-    """Letterbox the union of each image's masks to the observed square, float32 (B, 1, side, side) in [0, 1].
+def letterboxed(masks: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Letterbox the union of each image's masks to the observed square, uint8 (B, side, side): its share times 255.
 
     Args:
         masks: Masks bool (n, H, W) per image.
         side: Side of the square in pixels.
-        device: Device of the result.
     """
     found = []
     for mask in masks:
         union = np.logical_or.reduce(mask, axis=0).astype(np.uint8) * 255
         # The union has three channels, so that it is resized exactly like the image.
         found.append(letterbox(np.repeat(union[:, :, None], 3, axis=2), side)[:, :, 0])
-    return torch.from_numpy(np.stack(found)).to(device)[:, None].float() / 255
+    return np.stack(found)
 
 
 def content(image: np.ndarray) -> tuple[int, int]:

@@ -19,10 +19,16 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import OnLog
 from maskgym.agents.common import parallel
 from maskgym.agents.common.checkpoints import check_at_least
-from maskgym.agents.masks.acting import MaskAgent, to_pixels, to_targets
+from maskgym.agents.masks.acting import MaskAgent
+from maskgym.agents.masks.batches import Batch, Batches, loading
 from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal
+from maskgym.segmenters.frozen import AUTO, precision
+
+PRECISIONS = (AUTO, "float32", "bfloat16")
+LOOKED_AT = 32  # samples whose needs are looked at before training
 
 
 class UserSalAgent(MaskAgent):
@@ -38,13 +44,20 @@ class UserSalAgent(MaskAgent):
         decay_epoch: First epoch, counted from 0, with the lower learning rate (Section 4.1: 60).
         decay_factor: Factor on the learning rate from then on (Section 4.1: 0.1).
         save_every: Updates between checkpoints.
+        epochs: Passes over the training data; a run computes its number of updates from them. None leaves that to
+            ``updates``.
+        autocast: Precision of the networks in training: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU that
+            computes in it, else float32. Weights, losses, gradients and answers are float32.
+        workers: Processes that load the next batches while the step of one runs; 0 loads in between.
 
     Raises:
-        UserError: If a number is out of range, or the policy is of another kind.
+        UserError: If a number is out of range, a precision is unknown, or the policy is of another kind.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal",)
     scales: ClassVar[tuple[str, ...]] = ("local", "ray")
+    takes: ClassVar[frozenset[str]] = frozenset({"workers"})
+    counts_epochs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,13 +71,45 @@ class UserSalAgent(MaskAgent):
         decay_epoch: int = 60,
         decay_factor: float = 0.1,
         save_every: int = 10,
+        epochs: int | None = None,
+        autocast: str = AUTO,
+        workers: int = 0,
     ) -> None:
-        check_at_least(1, batch_size=batch_size)
+        check_at_least(1, batch_size=batch_size, epochs=1 if epochs is None else epochs)
         if batch_size % parallel.size():
             raise UserError(f"algo.batch_size={batch_size}: expected a multiple of the {parallel.size()} workers")
         check_at_least(0, decay_epoch=decay_epoch)
         super().__init__(policy, env, seed, output, learning_rate, save_every)
         self.batch_size, self.decay_epoch, self.decay_factor = batch_size, decay_epoch, decay_factor
+        if autocast not in PRECISIONS:
+            raise UserError(f"algo.autocast={autocast}: expected one of {', '.join(PRECISIONS)}")
+        self.precision, self.workers = precision(autocast, self.policy.device), workers
+
+    def check_data(self, envs: Sequence[VectorEnv], updates: int) -> list[str]:
+        """Check that samples have needs where the answer to none is the detector's; list what to tell beforehand.
+
+        Raises:
+            UserError: If no need is shown although the environment shows needs, so that nothing could be learned.
+        """
+        told = [] if self.precision is torch.float32 else ["algo.autocast: bfloat16"]
+        samples = min(unwrap(env, SampleVectorEnv).num_samples for env in envs)
+        passes = updates / len(envs) * self.batch_size / samples
+        if self.decay_factor != 1 and passes <= self.decay_epoch:
+            long = f"{updates} updates of {self.batch_size} samples are {passes:.3g} epochs of {samples}"
+            told.append(f"algo.decay_epoch={self.decay_epoch}: never comes, the learning rate stays: {long}")
+        for env in envs if self.policy.skip_empty_need else ():
+            shown = unwrap(env, MaskVectorEnv)
+            seen = np.unique(np.linspace(0, shown.num_samples - 1, LOOKED_AT).astype(int))
+            if any((shown.dataset[int(index)].need or "").strip() for index in seen) and shown.need:
+                continue
+            why = "the policy answers as the plain detector and learns nothing"
+            if shown.need:
+                raise UserError(
+                    f"policy.skip_empty_need=true: none of {len(seen)} training samples has a need, so {why}: expected "
+                    "data with needs, or policy.skip_empty_need=false"
+                )
+            told.append(f"env.need=false: no need is shown, so {why}: policy.skip_empty_need=false learns")
+        return told
 
     def train(self, envs: Sequence[VectorEnv], updates: int, on_log: OnLog, resume: bool = False) -> None:
         """Train for a number of updates, one batch each.
@@ -76,83 +121,24 @@ class UserSalAgent(MaskAgent):
             resume: Whether to continue from the checkpoint in ``output``, if any.
         """
         self.policy.train()
-        for update in range(self.restore() if resume else 0, updates):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, update]).generate_state(1)[0]))
-            env, turn = envs[update % len(envs)], update // len(envs)
-            samples = unwrap(env, SampleVectorEnv).num_samples
-            indices = batch_of(turn, self.batch_size, samples, self.seed)
-            chances = np.random.default_rng([self.seed, update]).random(self.batch_size)
-            epoch = turn * self.batch_size // samples
-            own = np.arange(parallel.rank(), self.batch_size, parallel.size())
-            values = self.learn(*self.show(env, indices[own], chances[own]), epoch)
-            self.finish_update(update + 1, {**values, "epoch": epoch}, on_log)
+        batches = Batches(envs, self.batch_size, self.seed)
+        left = range(self.restore() if resume else 0, updates)
+        with loading(batches, left, self.workers) as loaded:
+            for update, batch in zip(left, loaded, strict=True):
+                torch.manual_seed(int(np.random.SeedSequence([self.seed, update]).generate_state(1)[0]))
+                epoch = batches.epoch(update)
+                values = self.learn(batch, epoch)
+                self.finish_update(update + 1, {**values, "epoch": epoch}, on_log)
         self.policy.eval()
 
-    def show(
-        self, env: VectorEnv, indices: np.ndarray, chances: np.ndarray
-    ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """Load pixels (B, 3, S, S), needs and targets (B, 1, S, S) of samples by index.
-
-        Args:
-            env: Environment of the training split.
-            indices: Indices of the samples, (B,).
-            chances: Random numbers in [0, 1), (B,): with ranked objects, the share that is detected before.
-        """
-        images: list[np.ndarray] = []
-        needs: list[str] = []
-        masks: list[np.ndarray] = []
-        for start in range(0, len(indices), env.num_envs):
-            chunk = indices[start : start + env.num_envs]
-            filled = np.concatenate([chunk, chunk[-1:].repeat(env.num_envs - len(chunk))])
-            observations, infos = env.reset(options={"index": filled})
-            shown, asked = list(observations["image"].copy()), [target[0] for target in infos["target"]]
-            if "ranks" in infos:
-                orders = [np.argsort(-ranks[0], kind="stable") for ranks in infos["ranks"]]
-                objects = [masks[order] for masks, order in zip(asked, orders, strict=True)]
-                shown, asked = self._detect(env, filled, shown, objects, chances[start : start + env.num_envs])
-            images += shown[: len(chunk)]
-            needs += [str(need) for need in observations["need"][: len(chunk)]]
-            masks += asked[: len(chunk)]
-        device = self.policy.device
-        return to_pixels(images, device), needs, to_targets(masks, self.side, device)
-
-    def _detect(
-        self,
-        env: VectorEnv,
-        indices: np.ndarray,
-        images: list[np.ndarray],
-        objects: Sequence[np.ndarray],
-        chances: np.ndarray,
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Detect some objects by their ground truth; return the images shown then, and the next object of each.
-
-        Args:
-            env: Ranking environment, reset to the samples of these indices.
-            indices: Indices of the samples, (num_envs,).
-            images: Images shown at the start, one per sub-environment.
-            objects: Masks bool (n, H, W) per sub-environment, most salient first.
-            chances: Random numbers in [0, 1), one per sample in use: the share of its objects that is detected.
-        """
-        steps = unwrap(env, SampleVectorEnv).horizon
-        shares = np.resize(chances, env.num_envs)
-        depths = (shares * [min(steps, len(masks)) for masks in objects]).astype(int)
-        for step in range(depths.max()):
-            # A sub-environment without remaining detections gets an empty mask, which ends its episode.
-            actions = to_targets([masks[step : step + 1] for masks in objects], self.side, torch.device("cpu"))
-            observations, _, terminated, truncated, _ = env.step(actions[:, 0].numpy())
-            for i in np.flatnonzero(depths == step + 1):
-                images[i] = observations["image"][i].copy()
-            over = terminated | truncated
-            if over.any():  # The others can step only after these are reset.
-                env.reset(options={"index": indices, "reset_mask": over})
-        return images, [masks[depth : depth + 1] for masks, depth in zip(objects, depths, strict=True)]
-
-    def learn(self, pixels: torch.Tensor, needs: Sequence[str], targets: torch.Tensor, epoch: int) -> dict[str, float]:
+    def learn(self, batch: Batch, epoch: int) -> dict[str, float]:
         """Take one gradient step; return named scalars."""
         rate = self.learning_rate * (self.decay_factor if epoch >= self.decay_epoch else 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, terms = self.policy.loss(pixels, needs, targets)
+        device = self.policy.device
+        with torch.autocast(device.type, self.precision, enabled=self.precision is not torch.float32):
+            loss, terms = self.policy.loss(batch.pixels(device), batch.needs, batch.wanted(device))
         self.optimizer.zero_grad()
         if loss.requires_grad:  # False if no sample has a need, because then only the frozen backbone answers.
             loss.backward()
@@ -170,18 +156,3 @@ class UserSalPlusAgent(UserSalAgent):
     """Train a `maskgym.policies.needs.usersal.UserSalPlus` likewise."""
 
     kinds: ClassVar[tuple[str, ...]] = ("usersal_plus",)
-
-
-def batch_of(number: int, size: int, samples: int, seed: int) -> np.ndarray:
-    """Compute the indices of a batch, int64 (size,), from consecutive epochs, each its own permutation.
-
-    Args:
-        number: Number of the batch, from 0.
-        size: Indices per batch.
-        samples: Number of samples in the data set.
-        seed: Seed of the permutations.
-    """
-    positions = range(number * size, (number + 1) * size)
-    epochs = range(positions[0] // samples, positions[-1] // samples + 1)
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(samples) for epoch in epochs}
-    return np.array([orders[position // samples][position % samples] for position in positions])

@@ -14,6 +14,7 @@ from maskgym.agents.common.checkpoints import check_at_least
 from maskgym.aliases import Observation, Settings
 from maskgym.errors import UserError
 from maskgym.policies.text.mllm import LanguagePolicy
+from maskgym.segmenters.outputs import Weights
 
 
 class LanguageAgent(Agent):
@@ -128,6 +129,11 @@ class LanguageAgent(Agent):
     def load(self, path: str | Path) -> None:
         """Load the weights that `save` wrote."""
         self.policy.load(path)
+
+    def frozen(self) -> dict[str, Weights]:
+        """Describe the model that training begins from."""
+        found = getattr(self.policy, "fingerprint", None)  # policies of others may have none
+        return {"start": {"name": self.method, "fingerprint": found, "random": False}}
 
 
 class CGPOAgent(LanguageAgent):

@@ -32,6 +32,7 @@ class Listing:
     Attributes:
         faults: Reasons why files are unusable, one line each.
         notes: What is left out without a fault, one line each.
+        dealt: Whether a hash of their names assigned the splits.
 
     Raises:
         UserError: If ``exclude`` is no list.
@@ -43,6 +44,7 @@ class Listing:
         self.root, self.split = root, split
         self.faults: list[str] = []
         self.notes: list[str] = []
+        self.dealt = False
         self._excluded = frozenset(map(str, exclude))  # YAML reads digits as a number
         self._forgiven: set[str] = set()
 
@@ -132,6 +134,7 @@ class Listing:
                 lists = {split: path for split, path in places if path.is_file()}
             if lists:
                 return self._read_lists(lists, units)
+        self.dealt = True
         return {unit: split_of(unit) for unit in units}
 
     def selects(self, split: str | None) -> bool:
@@ -175,6 +178,7 @@ class Reader(Dataset):
         shown: The given ``task``, if ``task`` itself is the more general meaning of the masks.
         faults: Faults found in listing, one line each.
         notes: Samples left out without a fault, one line per reason.
+        dealt: Whether a hash of their names assigned the splits.
 
     Raises:
         UserError: If an argument is invalid, or the split is empty.
@@ -186,6 +190,7 @@ class Reader(Dataset):
     splits: tuple[str | None, ...]
     faults: tuple[str, ...]
     notes: tuple[str, ...]
+    dealt: bool
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -208,6 +213,7 @@ class Reader(Dataset):
             EmptySplit: If the split is empty; the message states the sizes of the other splits.
         """
         self.faults, self.notes = tuple(map(one_line, listing.faults)), tuple(map(one_line, listing.notes))
+        self.dealt = listing.dealt
         if strict and self.faults:
             raise DataFault(*self.faults)
         found = list(splits) if strict else []

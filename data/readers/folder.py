@@ -68,6 +68,10 @@ class Folder(Reader):
         """Read one photo without its mask."""
         return (read_image(self._pairs[index].image),)
 
+    def category(self, index: int) -> str | None:
+        """Look up the category of one sample without its files."""
+        return self._category(self._pairs[index])
+
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its mask, bool (1, H, W).
 

@@ -21,6 +21,7 @@ from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
 SOURCES = ("auto", "objects", "grey")
+WITHOUT_NEEDS = "no sample has a need in words: a policy with skip_empty_need=true answers as the plain detector"
 SALIENT = 0.5  # an object of ASSR is salient above this value of rank_order, and above this share of 255 in its gt
 
 
@@ -129,6 +130,10 @@ class RankedObjects(Reader):
         self._photos = [p for p in photos if listing.selects(assigned[p.key]) and p.key not in excluded]
         self.keys = tuple(photo.key for photo in self._photos)
         self.splits = tuple(assigned[key] for key in self.keys)
+
+    def describe(self) -> list[str]:
+        """List what `Reader.describe` does, and that no sample has a need."""
+        return [*super().describe(), WITHOUT_NEEDS]
 
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with its objects, bool (n, H, W), and their ranks, float (n,).

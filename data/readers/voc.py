@@ -84,6 +84,11 @@ class VOC(Reader):
         self.keys = tuple(f"{name}/{CLASSES[index - 1]}" if index else name for name, _, index in self._samples)
         self.splits = tuple(assigned[name] for name, _, _ in self._samples)
 
+    def category(self, index: int) -> str | None:
+        """Look up the class of one sample without its files; None for objects."""
+        _, _, number = self._samples[index]
+        return CLASSES[number - 1] if number else None
+
     def __getitem__(self, index: int) -> Sample:
         """Read one photo, uint8 (H, W, 3), with bool (1, H, W) of a class or (n, H, W) of its objects in order.
 

@@ -76,6 +76,7 @@ class Scenes(Dataset):
             if value is not None and value < least:
                 raise UserError(f"scenes: {name}={value} is too small: expected at least {least}")
         self.scene_task, self.split, self.annotator = task, split, annotator
+        self.shown = task
         self.image_size, self.group_size = image_size, group_size
         self.size = _SIZE[split] if size is None else size
         # Tasks with one region are read as ``sod``, ranked instances as ``sis``.

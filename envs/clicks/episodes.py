@@ -51,6 +51,7 @@ class EpisodeBatch:
         masks: bool (1, H, W) each, the last masks.
         logits: float32 (h, w) each, the last logits; None before any prompt.
         embeddings: (B, C', h, w), empty before the first `load`.
+        loaded: int (B,), the index of the sample that each embedding is of; -1 for none.
         probabilities: float32 (B, h, w), the last masks on the grid of the embeddings; 1 before any prompt.
         attention: float32 (B, h, w), attention to the text; 1 without a text.
     """
@@ -64,17 +65,24 @@ class EpisodeBatch:
         self.void: list[np.ndarray | None] = [None] * count
         self.masks: list[np.ndarray] = [np.zeros((1, 0, 0), bool)] * count
         self.logits: list[torch.Tensor | None] = [None] * count
-        self.embeddings = torch.zeros(0)
+        self.embeddings, self.loaded = torch.zeros(0), np.full(count, -1)
         self.probabilities = self.attention = torch.zeros(0)
         self._pooling = torch.zeros(0)
 
-    def load(self, rows: np.ndarray, samples: Sequence[Sample], embeddings: torch.Tensor) -> None:
+    def shown(self) -> dict[int, torch.Tensor]:
+        """Return the embeddings (C', h, w) that are loaded, by the index of their sample, as views."""
+        return {int(index): self.embeddings[i] for i, index in enumerate(self.loaded) if index >= 0}
+
+    def load(
+        self, rows: np.ndarray, samples: Sequence[Sample], embeddings: torch.Tensor, indices: Sequence[int]
+    ) -> None:
         """Begin episodes without prompts.
 
         Args:
             rows: int (n,), the episodes.
             samples: Their n samples.
             embeddings: (n, C', h, w), the embeddings of their images.
+            indices: Their n indices.
         """
         if not len(self.embeddings):
             count, size = len(self.counts), embeddings.shape[2:]
@@ -82,7 +90,7 @@ class EpisodeBatch:
             self.probabilities = embeddings.new_ones(count, *size, dtype=torch.float32)
             self.attention = torch.ones_like(self.probabilities)
             self._pooling = pooling_weights(size, self.grid).to(embeddings.device)
-        self.embeddings[torch.as_tensor(rows)] = embeddings
+        self.embeddings[torch.as_tensor(rows)], self.loaded[rows] = embeddings, indices
         self.probabilities[torch.as_tensor(rows)] = 1
         for i, sample in zip(rows, samples, strict=True):
             self.void[i] = None if sample.void is None else sample.void[0]

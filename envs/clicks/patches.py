@@ -42,19 +42,23 @@ def stretch(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def random_prompts(target: np.ndarray, side: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a point of the foreground and one of the background (Algorithm 1, line 2).
+def random_prompts(
+    target: np.ndarray, side: int, generator: np.random.Generator, void: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a point of the foreground and one of the background (Algorithm 1, line 2), never one of void.
 
     Args:
-        target: bool (H, W).
+        target: bool (H, W), without void.
         side: Side of the observed square, pixels.
         generator: Source of randomness.
+        void: bool (H, W), pixels that are neither foreground nor background, or None.
 
     Returns:
-        Points (k, 2), (x, y) in pixels of the square, and labels (k,); k is 1 for an empty or full target, else 2.
+        Points (k, 2), (x, y) in pixels of the square, and labels (k,); k is 1 if there is no foreground, or no
+        background, else 2.
     """
     points, labels = [], []
-    for label, where in ((1, target), (0, ~target)):
+    for label, where in ((1, target), (0, ~target if void is None else ~(target | void))):
         cells = np.flatnonzero(where)
         if len(cells):
             y, x = divmod(int(generator.choice(cells)), target.shape[1])

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from maskgym import data, files
 from maskgym.agents.base import Agent
-from maskgym.aliases import JsonObject
+from maskgym.aliases import JsonObject, Settings
 from maskgym.chat.asker import to_png
 from maskgym.data import Dataset, run_lengths
 from maskgym.data.concatenated import Concatenated
@@ -39,15 +39,17 @@ from maskgym.data.layout.listing import Reader
 from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation import evaluation, paper_tables, predictions, presets, scoring
+from maskgym.experiments.evaluation import evaluation, paper_tables, predictions, presets, provenance, scoring
 from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.evaluation.measures import MEASURES
+from maskgym.experiments.evaluation.provenance import Provenance, Samples
 from maskgym.experiments.evaluation.scoring import Scored
 from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import build, composition, run_folder
 from maskgym.experiments.wiring.command import Parser
 from maskgym.rewards import Transition
 
+OF_SAMPLES_CHOSEN = ("data", "+data", "env", "evaluation")  # settings that choose the samples
 SOURCE = "source.json"  # names the run that made the predictions in a folder
 OF_SAMPLES: Mapping[str, Callable[..., predictions.Samples]] = {
     "need": predictions.Needs,
@@ -61,9 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     given = _parse(arguments)
     of_run = (given.source / run_folder.CONFIG).is_file()
     if of_run and not (given.table or given.out):
-        again = evaluate_again(given.source, given.changes)
+        again, of = evaluate_again(given.source, given.changes)
         sets = evaluation.scores_of_sets(again)
-        print(json.dumps({**evaluation.scores(again), **({"sets": sets} if sets else {})}, indent=2))
+        more = {**({"sets": sets} if sets else {}), provenance.KEY: of}
+        print(json.dumps({**evaluation.scores(again), **more}, indent=2))
         return 0
     if not given.source.is_dir():
         raise UserError(f"{given.source}: no such folder: expected one of a run, or of predictions")
@@ -109,14 +112,14 @@ def _plain(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str
     """Score one data set; return an empty table and the scores."""
     preset = given.preset or "pysodmetrics"
     if given.truth:
-        scored = _score_files(given, given.source, predictions.masks_of(given.truth), preset)
+        masks = predictions.masks_of(given.truth)
+        scored = _score_files(given, given.source, masks, preset, provenance.mask_files(given.truth, masks))
     elif of_run:
         return _plain_run(given, preset)
     else:
         settings = _data_settings(given.changes)
-        scored = _score_dataset(
-            given, given.source, data.make(**settings, split=given.split), settings.get("task"), preset
-        )
+        dataset = data.make(**settings, split=given.split)
+        scored = _score_dataset(given, given.source, dataset, settings, settings.get("task"), preset)
     return _table_of({"": scored}, preset)
 
 
@@ -133,7 +136,9 @@ def _plain_run(given: Namespace, preset: str) -> tuple[paper_tables.Table, dict[
         found[own if several or parts else ""] = scored
         for name, part in parts.items() if len(parts) > 1 else ():
             alone = Concatenated({name: part})
-            found[f"{own}/{name}"] = _score_dataset(given, folder, alone, own, preset, frozenset(dataset.keys))
+            others, source = frozenset(dataset.keys), built.config["data"]
+            part_scored = _score_dataset(given, folder, alone, source, own, preset, others)
+            found[f"{own}/{name}"] = replace(part_scored, of=_with_weights(part_scored.of, scored.of))
     return _table_of(found, preset)
 
 
@@ -170,8 +175,9 @@ def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict
             folder = folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)
             if folder is None:
                 raise UserError(f"{given.source}: no predictions of {name}: expected a folder {name} there")
-            dataset = data.make(name.partition("/")[0], root=root, split=given.split, **_part(name))
-            found[name] = _score_dataset(given, folder, dataset, table.task, preset)
+            settings = {"name": name.partition("/")[0], "root": root, **_part(name)}
+            dataset = data.make(**settings, split=given.split)
+            found[name] = _score_dataset(given, folder, dataset, settings, table.task, preset)
     return replace(table, preset=preset), found
 
 
@@ -188,45 +194,50 @@ def _data_settings(changes: Sequence[str]) -> JsonObject:
     if not any(change.startswith("data=") for change in changes):
         raise UserError("what is it to be scored against? Expected --truth DIR, data=… data.root=DIR, or --table")
     settings = composition.compose(["env=sod", *changes])["data"]
-    settings.pop("rationales", None)  # only training uses them
+    for key in ("rationales", "workers"):  # only training uses them
+        settings.pop(key, None)
     return settings
 
 
-def _score_files(given: Namespace, folder: Path, masks: Sequence[tuple[str, Path]], preset: str) -> Scored:
-    """Score maps against mask files."""
+def _score_files(given: Namespace, folder: Path, masks: Sequence[tuple[str, Path]], preset: str, of: Samples) -> Scored:
+    """Score maps against mask files, those of the samples ``of``."""
     paths, notes = predictions.pair_up(folder, [key for key, _ in masks], given.partial)
     pairs = [
         predictions.Pair(key, path, mask) for (key, mask), path in zip(masks, paths, strict=True) if path is not None
     ]
     work = predictions.Maps(pairs, presets.find(preset), not given.no_weighted)
-    return _score(given, work, notes)
+    return _score(given, work, notes, of)
 
 
 def _score_dataset(
     given: Namespace,
     folder: Path,
     dataset: Dataset,
+    source: Settings,
     task: str | None,
     preset: str,
     others: frozenset[str] = frozenset(),
 ) -> Scored:
-    """Score a folder of predictions against a data set; those of ``others``, which are keys, are expected beside."""
-    task = task or dataset.shown
+    """Score a folder of predictions against a data set; those of ``others``, which are keys, are expected beside.
+
+    The settings of the data set, ``source``, name it in the results.
+    """
+    task, of = task or dataset.shown, provenance.samples(source, dataset)
     if task == "sis":
-        return _score_instances(given, folder, dataset, others)
+        return _score_instances(given, folder, dataset, of, others)
     if task not in OF_SAMPLES and dataset.mask_files:  # every mask file is looked at when it is read
         (name,) = set(dataset.sets) if others else ("",)
         masks = (
             [(key.removeprefix(f"{name}/"), mask) for key, mask in dataset.mask_files] if others else dataset.mask_files
         )
-        scored = _score_files(given, folder / name, masks, preset)
+        scored = _score_files(given, folder / name, masks, preset, of)
         return replace(scored, notes=(*_left_out(dataset), *scored.notes))
     paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
     notes = [*dataset.describe(), *notes]
     kept = {index: path for index, path in enumerate(paths) if path is not None}
     kind: Callable[..., predictions.Samples] = OF_SAMPLES.get(task, predictions.Needs)
     work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
-    return _score(given, work, notes)
+    return _score(given, work, notes, of)
 
 
 def _left_out(dataset: Dataset) -> list[str]:
@@ -236,7 +247,9 @@ def _left_out(dataset: Dataset) -> list[str]:
     return list(dataset.notes) if isinstance(dataset, Reader) else []
 
 
-def _score_instances(given: Namespace, folder: Path, dataset: Dataset, others: frozenset[str] = frozenset()) -> Scored:
+def _score_instances(
+    given: Namespace, folder: Path, dataset: Dataset, of: Samples, others: frozenset[str] = frozenset()
+) -> Scored:
     """Score instances, given as label maps or as lines of ``instances.jsonl``."""
     keys, file = dataset.keys, folder / predictions.INSTANCES
     if not file.is_file():
@@ -255,12 +268,18 @@ def _score_instances(given: Namespace, folder: Path, dataset: Dataset, others: f
     kept = {index: row for index, row in enumerate(rows) if row is not None}
     source = file if file.is_file() else None
     work = predictions.Instances(data.Subset(dataset, list(kept)), list(kept.values()), source)
-    return _score(given, work, notes)
+    return _score(given, work, notes, of)
 
 
-def _score(given: Namespace, work: scoring.Work, notes: Sequence[str]) -> Scored:
+def _score(given: Namespace, work: scoring.Work, notes: Sequence[str], of: Samples) -> Scored:
     scored = scoring.score(work, given.jobs, given.out)
-    return replace(scored, notes=(*notes, *scored.notes))
+    made: Provenance = {"held_out": {"": of}, "train": {}, "weights": {}}
+    return replace(scored, notes=(*notes, *scored.notes), of=made)
+
+
+def _with_weights(scored: Provenance | None, agent: Provenance | None) -> Provenance | None:
+    """Add the networks of the agent that predicted."""
+    return scored and {**scored, "weights": agent["weights"] if agent else {}}
 
 
 def _score_run(given: Namespace, changes: Sequence[str], task: str, folder: Path, preset: str) -> Scored:
@@ -298,28 +317,59 @@ def _score_agent(
     dataset = unwrap(env, SampleVectorEnv).dataset
     shown = dataset.shown
     task = task or (shown if shown in OF_SAMPLES else own)
-    _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes)})
+    of = _of_run(given.source, built, {"": provenance.samples(built.config["data"], dataset)})
+    _claim(folder, {"run": str(given.source.resolve()), "changes": list(changes), provenance.KEY: of})
     predict(built.agent, env, folder, instances=task == "sis")
-    scored = _score_dataset(given, folder, dataset, task, preset)
-    return replace(scored, notes=(*_changed(changes), *_prompt(built), *scored.notes))
+    scored = _score_dataset(given, folder, dataset, built.config["data"], task, preset)
+    told = (*_changed(changes), *_since(given.source, {**of, "held_out": {}}), *_prompt(built))
+    return replace(scored, notes=(*told, *scored.notes), of=of)
 
 
-def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> dict[str, Evaluation]:
-    """Evaluate the trained agent of a finished run on held-out samples, by task; arguments as of `build.trained`."""
+def _of_run(folder: Path, built: build.Built, held_out: dict[str, Samples]) -> Provenance:
+    """Name what an evaluation of a run is of."""
+    weights = provenance.weights(built.config, built.parts, built.agent, built.envs.values())
+    found: Provenance = {"held_out": held_out, "train": {}, "weights": weights}
+    updates = run_folder.read_json(folder / run_folder.RESULTS).get("steps", 0)
+    return provenance.trained(found, built.config, folder / run_folder.POLICY, updates)
+
+
+def _since(folder: Path, now: Provenance) -> list[str]:
+    """Tell what is other than when the run ended; older runs do not name it."""
+    then = provenance.read(run_folder.read_json(folder / run_folder.RESULTS))
+    return [] if then is None else [f"not as in the run: {line}" for line in provenance.changes(then, now)]
+
+
+def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> tuple[dict[str, Evaluation], Provenance]:
+    """Evaluate the trained agent of a finished run on held-out samples; arguments as of `build.trained`.
+
+    Returns:
+        The evaluations by task, and what they are of.
+    """
     built = build.trained(folder, changes, _task_of(changes))
     if not built.config["evaluation"]["samples"]:
         raise UserError("evaluation.samples=0: nothing to evaluate: expected evaluation.samples=N, the most per task")
     found = {}
-    for line in _changed(changes):
+    wanted = built.config["evaluation"]["samples"]
+    used = {task: unwrap(env, SampleVectorEnv).dataset for task, env in built.envs.items()}
+    of = _of_run(
+        folder,
+        built,
+        {
+            task: provenance.samples(built.config["data"], dataset, evaluation.held_out(len(dataset), wanted))
+            for task, dataset in used.items()
+        },
+    )
+    other = any(change.startswith(OF_SAMPLES_CHOSEN) for change in changes)
+    for line in [*_changed(changes), *_since(folder, {**of, "held_out": {}} if other else of)]:
         print(line, file=sys.stderr)
     for task, env in built.envs.items():
         base = unwrap(env, SampleVectorEnv)
-        indices = evaluation.held_out(base.num_samples, built.config["evaluation"]["samples"])
+        indices = evaluation.held_out(base.num_samples, wanted)
         told = [f"n = {len(indices)} of {base.num_samples}, {base.dataset.split}", *evaluation.notes(env, indices)]
         for line in told + [FEW_TOLD] * (len(indices) < FEW):
             print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
         found[task] = evaluation.evaluate(built.agent, env, indices)
-    return found
+    return found, of
 
 
 def _prompt(built: build.Built) -> list[str]:
@@ -336,12 +386,22 @@ def _changed(changes: Sequence[str]) -> list[str]:
 
 
 def _claim(folder: Path, source: JsonObject) -> None:
-    """Record which run made the predictions in a folder; raise if the folder holds those of another run."""
+    """Record which run made the predictions in a folder, and what they are of.
+
+    Raises:
+        UserError: If the folder holds predictions of another run, or of other data or weights.
+    """
     file = folder / SOURCE
-    if file.is_file() and (there := run_folder.read_json(file)) != source:
-        raise UserError(
-            f"{folder}: holds predictions of {there['run']} {' '.join(there['changes'])}: choose another --out"
-        )
+    if file.is_file():
+        there = run_folder.read_json(file)
+        if any(there[name] != source[name] for name in ("run", "changes")):
+            told = f"{there['run']} {' '.join(there['changes'])}"
+            raise UserError(f"{folder}: holds predictions of {told}: choose another --out")
+        then = provenance.read(there)
+        if then is None:
+            print(f"{folder}: its predictions do not name their data and weights, and are kept", file=sys.stderr)
+        elif found := provenance.changes(then, source[provenance.KEY]):
+            raise UserError(f"{folder}: holds predictions of before a change: {found[0]}: choose another --out")
     run_folder.write_json(file, source)
 
 
@@ -412,7 +472,8 @@ def _notes(table: paper_tables.Table, found: Mapping[str, Scored]) -> list[str]:
     for name, scored in found.items():
         few = f" Warning: {FEW_TOLD}." if scored.scores["images"] < FEW else ""
         lines.append(f"{name or 'data'}: {scored.scores['images']:.0f} images.{few}")
-    return lines + [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
+    lines += [f"{name or 'data'}: {note}" for name, scored in found.items() for note in scored.notes]
+    return lines + provenance.shown_of_several([(name, scored.of) for name, scored in found.items() if scored.of], True)
 
 
 def _write(out: Path, table: paper_tables.Table, found: Mapping[str, Scored]) -> None:
@@ -426,5 +487,10 @@ def _write(out: Path, table: paper_tables.Table, found: Mapping[str, Scored]) ->
         file = out / f"{name.replace('/', '-') or 'images'}.csv"
         run_folder.write(file, predictions.to_csv(scored.per_image))
     stored = {name or "data": {**scored.scores, "notes": list(scored.notes)} for name, scored in found.items()}
-    run_folder.write_json(out / run_folder.RESULTS, {"preset": table.preset, "scores": stored})
+    of: Provenance = {"held_out": {}, "train": {}, "weights": {}}
+    for name, scored in found.items():
+        if scored.of:
+            of["held_out"] |= dict.fromkeys([name or "data"], scored.of["held_out"][""])
+            of["weights"] |= scored.of["weights"]
+    run_folder.write_json(out / run_folder.RESULTS, {"preset": table.preset, "scores": stored, provenance.KEY: of})
     print(f"{out}: table.md, table.tex, table.csv, results.json and a CSV with a row an image", file=sys.stderr)

@@ -21,7 +21,7 @@ from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
 from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
 from maskgym.experiments.evaluation.rollout import Episode
-from maskgym.metrics import InstanceScores, ReferringScores, SaliencyScores
+from maskgym.metrics import ClassScores, InstanceScores, ReferringScores, SaliencyScores
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
 
@@ -186,18 +186,23 @@ def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
     measure = rewards.make("s_measure")
     per_sample: list[JsonObject] = []
     answers: list[str] = []
-    pixels, referring = SaliencyScores(), ReferringScores()
+    pixels, referring, classes = SaliencyScores(), ReferringScores(), ClassScores()
+    of_classes = unwrap(env, SampleVectorEnv).dataset.shown == "semantic"
     for transition, numbers in played:
         row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
         per_sample.append(row)
         answers.append(str(transition.action))
         for predictions, targets in scored_masks(transition):
-            pixels.add(predictions.any(axis=0), targets.any(axis=0))
-            referring.add(predictions.any(axis=0), targets.any(axis=0))
+            pair = predictions.any(axis=0), targets.any(axis=0)
+            pixels.add(*pair)
+            referring.add(*pair)
+            if of_classes:
+                classes.add(*pair, str(transition.sample.category))
     over_set = pixels.result()
     scores = means(per_sample) | {name: over_set[name] for name in SET_MEASURES}
     told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # a need makes it referring segmentation as well
-    return Evaluation(scores | (referring.result() if told else {}), per_sample, answers)
+    scores |= (referring.result() if told else {}) | (classes.result() if of_classes else {})
+    return Evaluation(scores, per_sample, answers)
 
 
 def means(per_sample: Sequence[JsonObject]) -> dict[str, float]:

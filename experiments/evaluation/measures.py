@@ -108,6 +108,11 @@ def measure(name: str) -> Measure:
     return Measure(last, last, range=(-math.inf, math.inf), needs="reward")
 
 
+def class_of(name: str) -> str:
+    """Select the class in the name of a measure of one class, as ``/dog`` of ``class_iou/dog``; else empty."""
+    return name.removeprefix(OF_CLASSES) if name.startswith(f"{OF_CLASSES}/") else ""
+
+
 def is_average_precision(name: str) -> bool:
     """Check whether a measure, perhaps with a task's prefix, is average precision."""
     return name.rpartition("/")[2] in AVERAGE_PRECISION
@@ -136,6 +141,7 @@ def main_of(env: str, names: Iterable[str]) -> list[str]:
     return [name for name, task, last in split if last in ("reward", MAIN.get(task or env, "reward"))]
 
 
+OF_CLASSES = "class_iou"  # a set has that of each of its classes too, as class_iou/dog
 CLICKS_SHOWN = (1, 5, 10, 15, 20)  # numbers of clicks after which the IoU is reported
 PIXELS = (  # of any mask or map, so of baselines too
     *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive", "ber_mean", "ber_pooled", "weighted_f"),
@@ -173,6 +179,8 @@ def offered(config: Config) -> tuple[str, ...] | None:
         own = [*_OF_TASKS[task], *(term.name for term in reward.terms if task in _WITH_TERMS)]
         if "horizon" in config["env"]:
             own += [f"iou@{count}" for count in CLICKS_SHOWN if count <= config["env"]["horizon"]]
+        if config["env"].get("task") == "semantic":
+            own.append(OF_CLASSES)
         found |= dict.fromkeys(f"{task}/{name}" if len(tasks) > 1 else name for name in own)
     return tuple(found)
 
@@ -189,5 +197,6 @@ def check_offered(config: Config, names: Collection[str], where: str) -> None:
         UserError: If a measure is missing; the message lists those that there are.
     """
     known = offered(config)
-    if missing := [name for name in names if known is not None and name not in known]:
+    missing = [name for name in names if known is not None and name.removesuffix(class_of(name)) not in known]
+    if missing:
         raise UserError(f"{where}: measure '{missing[0]}': expected one of {', '.join(known or ())}")

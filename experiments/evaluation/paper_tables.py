@@ -80,6 +80,7 @@ def published(name: str) -> Table:
         preset=content["preset"],
         task=table["task"],
         scale=table.get("scale", 1),
+        notes=tuple(table.get("notes", ())),
     )
 
 
@@ -181,3 +182,6 @@ def _tex(text: str) -> str:
     """Escape the special characters of LaTeX in a text."""
     marks = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(marks.get(mark, f"\\{mark}" if mark in "&%$#_{}" else mark) for mark in text)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex, "csv": to_csv}  # by suffix

@@ -40,7 +40,16 @@ from maskgym.data.run_lengths import decode_counts
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.presets import Preset
 from maskgym.experiments.evaluation.scoring import Note, Row, Summary, shorten
-from maskgym.metrics import InstanceScores, PreparedMask, RankingScores, ReferringScores, SaliencyScores, measure_levels
+from maskgym.metrics import (
+    ClassScores,
+    InstanceScores,
+    PreparedMask,
+    RankingScores,
+    ReferringScores,
+    SaliencyScores,
+    measure_levels,
+)
+from maskgym.metrics.referring import areas
 
 INSTANCES = "instances.jsonl"
 
@@ -161,19 +170,15 @@ class Classes(Samples):
         target = sample.union()
         levels, notes = read_map(self.predictions[index], target.shape)
         kept = np.ones(target.shape, bool) if sample.void is None else ~sample.void[0]
-        marked = (levels > 127) & kept
-        both, either = np.count_nonzero(marked & target), np.count_nonzero((marked | target) & kept)
+        both, either = areas((levels > 127) & kept, target & kept)
         return {"key": sample.key, "notes": notes, "class": sample.category, "areas": [int(both), int(either)]}
 
     def summarise(self, rows: Sequence[Row]) -> Summary:
-        """Compute ``class_iou``, the mean over classes, and ``class_iou/NAME``."""
-        sums: dict[str, np.ndarray] = {}
+        """Compute `ClassScores`."""
+        scores = ClassScores()
         for row in rows:
-            sums[row["class"]] = sums.get(row["class"], np.zeros(2)) + row["areas"]
-        ious = {name: float(both / either) if either else 0.0 for name, (both, either) in sorted(sums.items())}
-        scores = {"class_iou": float(np.mean(list(ious.values())))}
-        scores |= {f"class_iou/{name}": value for name, value in ious.items()}
-        return scores, [
+            scores.add_areas(*row["areas"], row["class"])
+        return scores.result(), [
             {"key": row["key"], "class": row["class"], "iou": row["areas"][0] / max(row["areas"][1], 1)} for row in rows
         ]
 

@@ -63,9 +63,9 @@ PRESETS = {
     "usersod": Preset(
         True,
         True,
-        ("mae", "f_max", "e_max", "s_measure"),
-        _COMMON
-        + "Predictions are min-max normalised. Which F and E the paper prints it does not say: here the maxima.",
+        ("mae", "f_max", "e_mean", "s_measure"),
+        _COMMON + "Predictions are min-max normalised. Which F and E the paper prints it does not say: here maximum F "
+        "and mean E.",
     ),
 }
 

@@ -19,6 +19,7 @@ from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import preview
 from maskgym.errors import one_line
+from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.wiring import run_folder
 
 CHUNK = 50  # images that are scored and stored together
@@ -38,12 +39,14 @@ class Scored:
         per_image: ``key`` and measures of each image; F and E come from the image's own curve.
         convention: Description of the protocol.
         notes: Notes on irregular files and their treatment, one line each.
+        of: What the scores are of.
     """
 
     scores: dict[str, float]
     per_image: list[Row]
     convention: str
     notes: tuple[str, ...]
+    of: Provenance | None = None
 
 
 class Work(Protocol):

@@ -42,10 +42,12 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
+from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.grids import benchmark_report, files, matrix
 from maskgym.experiments.grids.matrix import WARM_UP, Results, cost_arguments, cost_key
 from maskgym.experiments.grids.processes import Finished, Runner, run_cold, threads_of
-from maskgym.experiments.grids.runner import RunSpec, add_options, call, compute, digest
+from maskgym.experiments.grids.runner import RunSpec, add_options, call, changed, compute, digest
 from maskgym.experiments.grids.summary import page_command
 from maskgym.experiments.wiring import command, run_folder
 
@@ -68,6 +70,9 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     if not given.report:
         matrix.check(results.matrix)
         missing = [spec for spec in results.specs() if results.of(spec) is None]
+        kept = [(spec, found) for spec in results.specs() if (found := results.of(spec))]
+        for line in changed([Result("", found["seed"], spec.config, provenance.read(found)) for spec, found in kept]):
+            print(line)
 
         def keep(spec: RunSpec) -> None:
             results.keep(spec, spec.folder(runs))

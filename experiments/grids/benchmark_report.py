@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from io import BytesIO
@@ -9,14 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import is_average_precision, measure, older_notes
+from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.evaluation.statistics import (
     Interval,
     interquartile_curve,
     interquartile_mean,
     probability_of_improvement,
 )
-from maskgym.experiments.grids import files
+from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.matrix import (
     SPENT,
     WARM_UP,
@@ -54,6 +57,7 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
             lines.append("Not run yet.\n")
             continue
         lines += _quality_table(results, section, there)
+        lines += files.items(named(results, section, there))
         if section["against"] in there and len(there) > 1:
             lines += _comparison_table(results, section, there)
             lines += _order_table(published_orders(results, section, there))
@@ -79,7 +83,20 @@ def overview(results: Results) -> list[str]:
     for section in results.matrix["sections"]:
         if there := _complete(results, section):
             lines += [f"\n{section['title']}\n", *_quality_table(results, section, there)]
+            lines += named(results, section, there)
     return lines
+
+
+def named(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
+    """Tell in one line each what the numbers of a section are of, and where rows differ in it or do not say it."""
+    columns: dict[str, list[Result]] = {column: [] for column in section["columns"]}
+    configs = {}
+    for column, row, seed in itertools.product(columns, rows, section["seeds"]):
+        spec = run_of(section, row, column, seed)
+        if run := results.of(spec):
+            columns[column].append(Result(row, seed, run["config"], provenance.read(run)))
+            configs[results.key(spec)] = run["config"], spec.config
+    return results_table.named(columns, configs)
 
 
 def _complete(results: Results, section: Section) -> list[str]:

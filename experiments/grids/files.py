@@ -67,5 +67,10 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     return [_line(head), f"|{'---|' * len(head)}", *map(_line, body)]
 
 
+def items(lines: Sequence[str]) -> list[str]:
+    """Format lines as a Markdown list, with an empty line at its end; nothing for none."""
+    return [*(f"- {line}" for line in lines), ""] if lines else []
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"

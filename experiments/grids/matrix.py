@@ -11,6 +11,7 @@ import numpy as np
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import AP_RULE, check_offered
+from maskgym.experiments.evaluation.provenance import KEY
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import threads_of
 from maskgym.experiments.grids.runner import RunSpec, digest
@@ -26,7 +27,10 @@ KEPT = (
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )
 # Facts of a run that the table keeps.
-FACTS = ("env", "algo", "seed", "device", "steps", "split", "samples", "instruction", "hint", "versions", AP_RULE[0])
+FACTS = (
+    *("env", "algo", "seed", "device", "steps", "split", "samples", "instruction", "hint", "versions", AP_RULE[0]),
+    KEY,
+)
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published")  # keys of a matrix
 WARM_UP = 3  # initial updates that are not timed

@@ -6,7 +6,8 @@ gives them are compared. ``key=value`` arguments are those of ``run.py``; the ag
 temperature.
 
 The command writes ``responses.json`` (reward, confidence, group and key of every answer; shares and means; the share of
-each algorithm's advantage that lies within prompts) and a plot of it, ``responses.png`` and ``.svg``.
+each algorithm's advantage that lies within prompts; the data, segmenter and weights) and a plot of it,
+``responses.png`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
+from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.wiring import build, command, composition, run_folder
 
 if TYPE_CHECKING:
@@ -39,12 +42,13 @@ NAMES = {"hrhc": "HrHc", "hrlc": "HrLc", "lrhc": "LrHc", "lrlc": "LrLc"}  # name
 
 
 class Answers(TypedDict):
-    """Sampled answers in columns, in the order of their prompts."""
+    """Sampled answers in columns, in the order of their prompts, and what they are of."""
 
     reward: list[float]
     confidence: list[float]
     key: list[str]
     group: list[int]
+    provenance: NotRequired[Provenance]
 
 
 # A sampler of answers: it takes a config, a folder for output, the number of prompts and the answers per prompt.
@@ -146,6 +150,14 @@ def sample(config: Config, folder: Path, prompts: int, group_size: int) -> Answe
         "confidence": [],
         "key": [],
         "group": np.arange(prompts).repeat(group_size).tolist(),
+        "provenance": {
+            "held_out": {},
+            "train": {
+                task: provenance.samples(config["data"], unwrap(env, SampleVectorEnv).dataset)
+                for task, env in envs.items()
+            },
+            "weights": provenance.weights(config, built.parts, agent, envs.values()),
+        },
     }
     with tqdm(total=prompts * group_size, desc="sample", unit="answer", disable=None) as bar:
         for task, env in enumerate(envs.values()):

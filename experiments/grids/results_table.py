@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
+from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.wiring import run_folder
 
 SUFFIX = ".jsonl.gz"
@@ -46,3 +48,31 @@ def agrees(then: JsonObject, now: JsonObject) -> bool:
         name in now and (agrees(value, now[name]) if isinstance(value, dict) and value else value == now[name])
         for name, value in then.items()
     )
+
+
+def newer_keys(then: JsonObject, now: JsonObject, prefix: str = "") -> list[str]:
+    """List the keys of a config that an earlier one, which `agrees`, did not have yet."""
+    found = []
+    for name, value in now.items():
+        if name not in then:
+            found.append(f"{prefix}{name}")
+        elif isinstance(value, dict) and isinstance(then[name], dict):
+            found += newer_keys(then[name], value, f"{prefix}{name}.")
+    return found
+
+
+def named(columns: Mapping[str, Sequence[Result]], configs: Mapping[str, tuple[JsonObject, JsonObject]]) -> list[str]:
+    """Tell in one line each what a table is of, and where results of a column differ in that or do not say it.
+
+    Args:
+        columns: Results by column.
+        configs: For the key of each stored result its config, and what its config would be today.
+    """
+    of = [(column, one.provenance) for column, each in columns.items() for one in each if one.provenance is not None]
+    wrong = [(column, line) for column, each in columns.items() for line in provenance.differences(each)]
+    newer = [keys for then, now in configs.values() if (keys := newer_keys(then, now))]
+    told = provenance.labelled(wrong, columns)
+    if newer:
+        older = f"{len(newer)} of {len(configs)} stored results are older than these settings, and need not have their"
+        told.append(f"{older} defaults: {', '.join(sorted({key for keys in newer for key in keys}))}")
+    return [*provenance.shown_of_several(of), *(f"warning: {line}" for line in told)]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,9 +16,12 @@ from types import MappingProxyType
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
+from maskgym.experiments.evaluation.provenance import Provenance, Result
 from maskgym.experiments.grids import results_table
 from maskgym.experiments.grids.processes import ForkServer, Runner, outlast, run_in_task
 from maskgym.experiments.wiring import cluster, command, composition, run_folder
+from maskgym.segmenters.outputs import describe
 
 NO_ROWS: Mapping[str, JsonObject] = MappingProxyType({})
 # Modules that every run imports, and registries whose entries a run imports by the names in its config.
@@ -60,7 +63,7 @@ class RunSpec:
         """Words of the `maskgym` command that makes the run, without the place of its results."""
         if not self.baseline:
             return ("run", *self.arguments)
-        return ("baselines", self.baseline, *self.arguments)
+        return ("baselines", *self.baseline.split(), *self.arguments)  # its settings may follow its name
 
     @property
     def key(self) -> str:
@@ -74,6 +77,7 @@ class RunSpec:
             config = {
                 "baseline": self.baseline,
                 "task": config["env"].get("task"),
+                "train_samples_per": config["env"].get("train_samples_per"),
                 **{n: config[n] for n in OF_BASELINES},
             }
         return root / digest(composition.dump(config))
@@ -97,6 +101,12 @@ class RunSpec:
         """Read the results from a table, otherwise from the folder of the run."""
         return self.stored(rows) or run_folder.read_json(self.file(root))
 
+    def named(self, label: str, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS) -> Result:
+        """Name what the results are of, for `provenance.differences`."""
+        config = composition.change(self.config, self.changes)
+        found = provenance.read(self.results(root, rows))
+        return Result(label, config["seed"], config, found, self.folder(root).name)
+
     def value(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS, when: str = "after") -> float:
         """Read the number, NaN if it is undefined there, from a table, otherwise from the folder of the run.
 
@@ -106,7 +116,8 @@ class RunSpec:
         found = self.results(root, rows)
         scores = found["scores"] if self.baseline else found if self.changes else found[when]
         if self.measure not in scores:
-            raise UserError(f"measure '{self.measure}': expected one of {', '.join(scores)}")
+            known = ", ".join(name for name, value in scores.items() if not isinstance(value, dict))
+            raise UserError(f"measure '{self.measure}': expected one of {known}")
         return math.nan if scores[self.measure] is None else scores[self.measure]
 
 
@@ -211,6 +222,48 @@ def compute(
             raise
     if faults:
         raise UserError(f"{len(faults)} of {len(missing)} runs failed; the first: {faults[0]}")
+
+
+def changed(results: Iterable[Result]) -> list[str]:
+    """Tell in one line each which data or segmenter is no longer what stored results are of.
+
+    Results that do not name them are left out, as are those whose data is not on this machine, which is told.
+    """
+    stored: dict[str, tuple[Config, Provenance]] = {}
+    for _, _, config, found, _ in results:
+        if found is not None and found["held_out"]:
+            parts = {name: config[name] for name in ("data", "env", "evaluation", "segmenter")}
+            stored[composition.dump({**parts, "of": found["held_out"]})] = config, found
+    lines = []
+    for config, found in stored.values():
+        try:
+            lines += [
+                f"not as when the results were stored: {line}"
+                for line in provenance.changes(found, _now(config, found))
+            ]
+        except UserError as error:
+            lines.append(f"results are stored whose data cannot be read here: {error}")
+    return [f"warning: {line}" for line in dict.fromkeys(lines)]
+
+
+def _now(config: Config, found: Provenance) -> Provenance:
+    """Name the held-out data and the segmenter of a config as they are now."""
+    from maskgym.experiments.evaluation.evaluation import held_out
+    from maskgym.experiments.wiring import build  # imports the parts of a run, which new results are checked by
+
+    source, count = config["data"], config["evaluation"]["samples"]
+    datasets = {task: build.make_held_out_dataset(config, task) for task in found["held_out"]}
+    weights = {}
+    if "segmenter" in found["weights"]:
+        weights["segmenter"] = describe(build.make_segmenter(config), config["segmenter"]["name"])
+    return {
+        "held_out": {
+            task: provenance.samples(source, dataset, held_out(len(dataset), count))
+            for task, dataset in datasets.items()
+        },
+        "train": {},
+        "weights": weights,
+    }
 
 
 @contextmanager

@@ -10,9 +10,10 @@ A study is a file in ``studies/`` (or any path): common arguments of `run.py`, c
       ours: {}
       random clicks: {evaluate: [algo=random]}
       one click: {evaluate: [env.horizon=20], measure: iou@1}
-      SAMed: {baseline: samed}                    # of baselines.py: on the data and segmenter of the runs
+      SAMed: {baseline: samed --rank 0}           # of baselines.py, with options: on the data and segmenter of the runs
     seeds: [0, 1, 2]
 
+``maskgym study NAME key=value …`` adds arguments to all runs and baselines, such as other data or another segmenter.
 The folder of a run is named by the hash of its config. Rows, columns and studies therefore share equal runs, and a
 stopped study resumes. ``--table FILE`` takes the results that a table holds and adds those that it lacks.
 Intervals are 95 % percentile bootstraps over the seeds.
@@ -27,11 +28,12 @@ from typing import TypedDict
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation.measures import PIXELS, check_offered
+from maskgym.experiments.evaluation.measures import OF_CLASSES, PIXELS, check_offered, class_of
+from maskgym.experiments.evaluation.provenance import Result
 from maskgym.experiments.evaluation.statistics import mean_and_interval
 from maskgym.experiments.grids import files, results_table
 from maskgym.experiments.grids.processes import Runner
-from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, compute
+from maskgym.experiments.grids.runner import NO_ROWS, RunSpec, add_options, changed, compute, digest
 from maskgym.experiments.grids.summary import page_command, samples_of
 from maskgym.experiments.wiring import command, composition, run_folder
 
@@ -67,6 +69,13 @@ def load(name: str) -> Study:
         if "measure" not in part and not all("measure" in other for other in study["rows"].values()):
             raise UserError(f"study '{name}': columns.{column}: expected a measure, which a row lacks too")
     return study
+
+
+def based(study: Study, settings: Sequence[str]) -> Study:
+    """Add arguments to every run of a study and to its title; those of its columns and rows win."""
+    if not settings:
+        return study
+    return {**study, "base": [*study["base"], *settings], "title": f"{study['title']}: {' '.join(settings)}"}
 
 
 def specs(study: Study, seeds: Sequence[int]) -> dict[tuple[str, str], list[RunSpec]]:
@@ -112,8 +121,9 @@ def check(spec: RunSpec) -> None:
     if spec.baseline:
         from maskgym.experiments.grids import baselines  # imports the parts of a run, which only baselines need here
 
-        if spec.measure not in PIXELS:
-            told = f"measure '{spec.measure}': a baseline has {', '.join(PIXELS)}"
+        has = (*PIXELS, OF_CLASSES)  # the latter where its run has it
+        if spec.measure.removesuffix(class_of(spec.measure)) not in has:
+            told = f"measure '{spec.measure}': a baseline has {', '.join(has)}"
             raise UserError(f"the study: {spec.baseline}: {told}")
         baselines.parse([*spec.command[1:], "--out=results.json"])
 
@@ -126,26 +136,31 @@ def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
 def _main(arguments: Sequence[str], run: Runner | None) -> None:
     parser = command.Parser(prog="maskgym study", description=__doc__)
     parser.add_argument("study", help=f"a path, or one of {files.known(STUDIES)}")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of every run, as data=sbu data.root=DIR")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/studies"), help="folder of runs and tables (%(default)s)"
     )
     add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the study's")
     parser.add_argument("--table", type=Path, metavar=f"FILE{results_table.SUFFIX}", help="results of runs to keep")
-    given = parser.parse_args(arguments)
-    study, root = load(given.study), given.out.absolute() / "runs"
+    given = parser.parse_intermixed_args(arguments)
+    study, root = based(load(given.study), given.settings), given.out.absolute() / "runs"
     seeds = given.seeds or study["seeds"]
     stored = results_table.read(given.table) if given.table else {}
     wanted = [spec for group in specs(study, seeds).values() for spec in group]
     missing = [spec for spec in wanted if spec.stored(stored) is None]
     for spec in missing:
         check(spec)
+    there = [spec for spec in wanted if spec not in missing or spec.file(root).exists()]
+    old = changed([spec.named("", root, stored) for spec in there])
     compute(missing, root, given.jobs, given.ray, run)
     if given.table and missing:
         stored |= {spec.key: spec.row(root) for spec in missing}
         results_table.write(given.table, stored)
-    text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored)])
-    run_folder.write(given.out / f"{Path(given.study).stem}.md", text)
+    of = [*named(study, seeds, root, stored), *old]
+    text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored), *files.items(of)])
+    other = f"-{digest(' '.join(given.settings))}" if given.settings else ""
+    run_folder.write(given.out / f"{Path(given.study).stem}{other}.md", text)
     print(text)
     if root.exists():  # a table may hold all results
         print(page_command(root))
@@ -160,12 +175,23 @@ def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, 
             cells = [groups[row, column] for column in study["columns"]]
             values = [[spec.value(root, stored, "before") for spec in cell] for cell in cells]
             body.append([row, *map(mean_and_interval, values)])
-    runs = [spec.results(root, stored) for group in groups.values() for spec in group if not spec.changes]
+    specs_of_runs = [spec for group in groups.values() for spec in group if not (spec.changes or spec.baseline)]
+    runs = [spec.results(root, stored) for spec in specs_of_runs]
     counts = sorted({text for run in runs if (text := samples_of([run], ""))})
     n = [f"\nHeld-out samples of a run: {', '.join(counts)}."] if counts else []
     if not body:
         return "\n".join(n)
     return "\n".join(["Before training:\n", *files.table(["", *study["columns"]], body), *n, ""])
+
+
+def named(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> list[str]:
+    """Tell in one line each what the numbers are of, and where those of a column differ in it or do not say it."""
+    columns: dict[str, list[Result]] = {column: [] for column in study["columns"]}
+    configs = {}
+    for (row, column), group in specs(study, seeds).items():
+        columns[column] += [spec.named(row, root, stored) for spec in group]
+        configs |= {spec.key: (stored[spec.key]["config"], spec.config) for spec in group if spec.stored(stored)}
+    return results_table.named(columns, configs)
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

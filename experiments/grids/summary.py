@@ -15,6 +15,7 @@ import numpy as np
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import main_of
 from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD, mean_and_interval
 from maskgym.experiments.grids import files
@@ -22,7 +23,8 @@ from maskgym.experiments.report.groups import differing, flat, named
 from maskgym.experiments.wiring import command, composition, run_folder
 
 HEAD = ("runs", "measure", "n", "before", "after", "gain", "gain per seed", "s per run")
-Groups = dict[str, list[JsonObject]]  # results of runs that differ in their seed only, in order of seed, by name
+# Results of runs that differ in their seed only, with their config, in order of seed, by name.
+Groups = dict[str, list[JsonObject]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +58,10 @@ def groups_of(folders: Sequence[Path], root: Path) -> Groups:
     for folder in folders:
         found, stored = run_folder.read_json(folder / run_folder.RESULTS), folder / run_folder.CONFIG
         if isinstance(found, dict) and {"before", "after"} <= found.keys():  # the other files are of baselines
-            own = flat(composition.load(stored)) if stored.exists() else {}
-            runs.append((found, {**own, "env": str(found["env"]), "algo": str(found["algo"])}))
+            config = composition.load(stored) if stored.exists() else {"env": {"name": found["env"]}}
+            own = flat(config) if stored.exists() else {}
+            own |= {"env": str(found["env"]), "algo": str(found["algo"])}
+            runs.append(({**found, "config": config}, own))
     if not runs:
         raise UserError(f"{root}: no finished run below: expected {run_folder.RESULTS} files")
     kinds: dict[str, list[tuple[JsonObject, dict[str, str]]]] = {}
@@ -81,7 +85,17 @@ def table(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
     lines, least = files.table(HEAD, body), min(counts, default=FEW)  # older runs do not state it
     if least < FEW:
         lines.append(f"warning: scores of {least} samples: {FEW_TOLD}")
-    return lines
+    return lines + incomparable(groups)
+
+
+def incomparable(groups: Mapping[str, Sequence[JsonObject]]) -> list[str]:
+    """Tell in one line each where runs of one task differ in their data, segmenter or weights, or do not name them."""
+    results = [
+        provenance.Result(name, run["seed"], run.get("config", {}), provenance.read(run))
+        for name, runs in groups.items()
+        for run in runs
+    ]
+    return [f"warning: {line}" for line in provenance.differences_by_task(results)]
 
 
 def closing(groups: Mapping[str, Sequence[JsonObject]], folder: Path) -> str:

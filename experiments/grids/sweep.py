@@ -166,8 +166,10 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     found = [(wanted.value(root), row) for row, wanted in pairs]
     found.sort(key=lambda pair: (math.isnan(pair[0]), -pair[0] if best_first else pair[0]))  # undefined ones last
     scores = [{measure: value} for value, _ in found]
-    write(given.out, name, sweep.get("name", name), [row for _, row in found], scores)
-    print(summary.closing(summary.groups_of([wanted.folder(root) for _, wanted in pairs], Path(name)), root))
+    groups = summary.groups_of([wanted.folder(root) for _, wanted in pairs], Path(name))
+    notes = summary.incomparable(groups)
+    write(given.out, name, sweep.get("name", name), [row for _, row in found], scores, notes)
+    print(summary.closing(groups, root))
 
 
 def multirun(arguments: Sequence[str], run: Runner | None = None) -> int:
@@ -194,8 +196,9 @@ def _multirun(arguments: Sequence[str], run: Runner | None) -> None:
     measures = [name for name in main_of(runs[0]["env"], found[0]) if all(name in scores for scores in found)]
     varied = [{one.key_or_group: one.value() for one in map(composition.parse, row)} for row in combinations]
     scores = [{name: scores[name] for name in measures} for scores in found]
-    write(out, "multirun", " ".join(given.settings), varied, scores)
-    print(summary.closing(summary.groups_of([one.folder(out / "runs") for one in wanted], out), out / "runs"))
+    groups = summary.groups_of([one.folder(out / "runs") for one in wanted], out)
+    write(out, "multirun", " ".join(given.settings), varied, scores, summary.incomparable(groups))
+    print(summary.closing(groups, out / "runs"))
 
 
 def _check_parameter(what: str, given: Config, method: str) -> None:

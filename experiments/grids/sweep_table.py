@@ -18,7 +18,14 @@ Value: TypeAlias = str | float | bool | list["Value"] | dict[str, "Value"] | Non
 Row = Mapping[str, Value]  # one value per parameter
 
 
-def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequence[Mapping[str, float]]) -> None:
+def write(
+    out: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    scores: Sequence[Mapping[str, float]],
+    notes: Sequence[str] = (),
+) -> None:
     """Write the parameters that vary and the scores of runs as Markdown, CSV and a plot; print the table.
 
     Args:
@@ -27,13 +34,14 @@ def write(out: Path, name: str, title: str, rows: Sequence[Row], scores: Sequenc
         title: Title of the table and the plot.
         rows: Parameters of each run.
         scores: Scores of each run.
+        notes: Lines below the table of Markdown; who calls prints them.
     """
     varied = [key for key in rows[0] if len({_exact(row[key]) for row in rows}) > 1]
     head = [*varied, *scores[0]]
     body = [[*(row[key] for key in varied), *found.values()] for row, found in zip(rows, scores, strict=True)]
     columns = [labels(column) for column in zip(*body, strict=True)]
     shown = "\n".join([f"{title}\n", *files.table(head, zip(*columns, strict=True)), ""])
-    run_folder.write(out / f"{name}.md", shown)
+    run_folder.write(out / f"{name}.md", "\n".join([shown, *files.items(notes)]))
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([head, *body])
     run_folder.write(out / f"{name}.csv", stream.getvalue())

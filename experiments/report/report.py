@@ -17,6 +17,7 @@ from maskgym.aliases import JsonObject
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.rendering import PALETTE
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import older_notes
 from maskgym.experiments.report import run_data
 from maskgym.experiments.report.curves import SMOOTHED_FROM, Curve, Panel, number
@@ -111,13 +112,30 @@ def render(folders: Sequence[Path]) -> str:
         extensions=["jinja2.ext.do"],
     )
     templates.filters |= {"gain": reward_gain, "inline": _inline, "number": number, "yaml": composition.dump}
-    functions = (answer, conclusions, costs, older_notes, panels, places, settings, sides)
+    functions = (answer, conclusions, costs, incomparable, named, older_notes, panels, places, settings, sides)
     return templates.get_template("page.html.j2").render(
         {function.__name__: function for function in functions},
         environments={name: group_runs(found) for name, found in environments.items()},
         alone=len(runs) == 1,
         palette=PALETTE.tolist(),
         smoothed_from=SMOOTHED_FROM,
+    )
+
+
+def named(groups: Sequence[Group]) -> list[str]:
+    """Tell in one line each which data, segmenter and weights the scores of some runs are of."""
+    of = [(group.name, run.provenance) for group in groups for run in group.runs if run.provenance is not None]
+    return provenance.shown_of_several(of, policies=len(of) == 1)
+
+
+def incomparable(groups: Sequence[Group]) -> list[str]:
+    """Tell in one line each where runs of one task differ in what they are of, or do not name it."""
+    return provenance.differences_by_task(
+        [
+            provenance.Result(group.name, run.results["seed"], run.config, run.provenance)
+            for group in groups
+            for run in group.runs
+        ]
     )
 
 

@@ -10,7 +10,9 @@ from typing import Literal
 
 from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
+from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import main_of
+from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.evaluation.statistics import FEW, FEW_TOLD
 from maskgym.experiments.wiring import composition, run_folder
 
@@ -33,6 +35,11 @@ class Run:
     def main(self) -> list[str]:
         """Names of the main measures: the reward, and one quality measure per task."""
         return main_of(self.results["env"], self.results["after"])
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Data, segmenter and weights of the run; older runs do not name them."""
+        return provenance.read(self.results)
 
     @property
     def counted(self) -> list[str]:
@@ -140,6 +147,10 @@ def _check_whole(
     for name, value in own.items():
         if results.get(name) != value:
             raise UserError(f"{folder / run_folder.RESULTS}: of {name}={results.get(name)}: expected {name}={value}")
+    try:
+        provenance.read(results)
+    except UserError as error:
+        raise UserError(f"{folder / run_folder.RESULTS}: {error}") from error
     last = max((row["step"] for row in rows), default=0)
     if last != results.get("steps"):
         told = f"ends after update {last:g} of {results.get('steps')}"

@@ -7,7 +7,7 @@ and DUT-OMRON, and their names say so; the names here are of its other sources.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """A photo or a group to write: its split, the name of its files or folder, its number, and the sample."""
 
     split: str
@@ -58,11 +58,16 @@ class _Scene:
     sample: Sample
 
 
-_Writer = Callable[[Path, Sequence[_Scene]], None]
+Writer = Callable[[Path, Sequence[Scene]], None]
+Writers = Mapping[str, tuple[tuple[str, ...], Writer]]  # splits of each set, and how its folder is written
 
 
 def write_sets(
-    root: str | Path, names: Sequence[str] | None = None, sizes: Sizes | None = None, seed: int = 0
+    root: str | Path,
+    names: Sequence[str] | None = None,
+    sizes: Sizes | None = None,
+    seed: int = 0,
+    writers: Writers | None = None,
 ) -> list[Path]:
     """Write miniatures of data sets by their official names, and the rationales of their training samples.
 
@@ -71,20 +76,21 @@ def write_sets(
         names: Names in `maskgym.data.published`; None selects all sets of the paper.
         sizes: Numbers of photos; None selects the defaults.
         seed: Other seeds give other photos.
+        writers: What is known; None selects `WRITERS`.
 
     Returns:
         The folders of the sets.
 
     Raises:
-        UserError: If a name is not among the paper's sets, or a split is larger than `BLOCK`.
+        UserError: If a name is not known, or a split is larger than `BLOCK`.
     """
-    root, sizes = Path(root).expanduser(), sizes or Sizes()
+    root, sizes, known = Path(root).expanduser(), sizes or Sizes(), writers or WRITERS
     folders, rows = [], list[JsonObject]()
-    for name in names or WRITERS:
-        if name not in WRITERS:
-            raise UserError(f"miniature of '{name}': expected one of {', '.join(WRITERS)}")
-        splits, write = WRITERS[name]
-        scenes = list(_scenes(name, splits, sizes, seed))
+    for name in names or known:
+        if name not in known:
+            raise UserError(f"miniature of '{name}': expected one of {', '.join(known)}")
+        splits, write = known[name]
+        scenes = list(_scenes(name, splits, sizes, list(known).index(name) + seed * len(known)))
         folder = root / PUBLISHED[name].folder[0]
         write(folder, scenes)
         rows += _rationales(name, folder, [one for one in scenes if one.split == "train"], sizes)
@@ -93,10 +99,10 @@ def write_sets(
     return folders
 
 
-def _scenes(name: str, splits: Sequence[str], sizes: Sizes, seed: int) -> Iterator[_Scene]:
-    """Draw the scenes of a set; a group whose category is absent from a photo is passed over."""
+def _scenes(name: str, splits: Sequence[str], sizes: Sizes, turn: int) -> Iterator[Scene]:
+    """Draw the scenes of a set, of no other turn; a group whose category is absent from a photo is passed over."""
     task = PUBLISHED[name].task
-    first = (seed * len(WRITERS) + list(WRITERS).index(name)) * len(SPLITS) * BLOCK
+    first = turn * len(SPLITS) * BLOCK
     for place, split in enumerate(SPLITS):
         count, begin = getattr(sizes, split), first + place * BLOCK
         if split not in splits or not count:
@@ -113,52 +119,52 @@ def _scenes(name: str, splits: Sequence[str], sizes: Sizes, seed: int) -> Iterat
                 raise UserError(f"miniature of {name}: {split}={count} is too large: expected at most {number - 1}")
             named = number + 100 * place  # the numbers of a set go on from split to split
             stem = STEMS.get(name, "{category} {number}").format(split=split, number=named, category=sample.category)
-            yield _Scene(split, stem, named, sample)
+            yield Scene(split, stem, named, sample)
 
 
-def _rationales(name: str, folder: Path, scenes: Sequence[_Scene], sizes: Sizes) -> Iterator[JsonObject]:
+def _rationales(name: str, folder: Path, scenes: Sequence[Scene], sizes: Sizes) -> Iterator[JsonObject]:
     """Yield the rationale of each training sample by its key, as a reader of the written folder names it."""
-    if not scenes:
+    if not any(one.sample.rationale for one in scenes):
         return
     task = PUBLISHED[name].task
     more = {"group_size": sizes.group} if task == "cosod" else {}
-    texts = {one.stem: one.sample.rationale for one in scenes}
+    texts = {one.stem: one.sample.rationale for one in scenes if one.sample.rationale is not None}
     for key in data.make(name, root=folder, split="train", **more).keys:
         stem = Path(key).parent.name if more else Path(key).name
         if stem in texts:
             yield {"key": f"{name}/{key}", "task": task, "rationale": texts[stem]}
 
 
-def _pairs(photo: str, mask: str) -> _Writer:
-    """Build a writer of one photo and one mask per scene, from paths with ``{split}`` and ``{stem}``."""
+def pairs(photo: str, mask: str, **parts: str) -> Writer:
+    """Build a writer of one photo and one mask per scene, from paths with ``{stem}`` and ``{part}``, a split's name."""
 
-    def write(folder: Path, scenes: Sequence[_Scene]) -> None:
+    def write(folder: Path, scenes: Sequence[Scene]) -> None:
         for one in scenes:
-            given = {"split": {"train": "TR", "test": "TE"}[one.split], "stem": one.stem}
-            _save(folder / photo.format(**given), one.sample.images[0])
-            _save(folder / mask.format(**given), _binary(one.sample.masks[0]))
+            given = {"part": parts.get(one.split, one.split), "stem": one.stem}
+            save(folder / photo.format(**given), one.sample.images[0])
+            save(folder / mask.format(**given), binary(one.sample.masks[0]))
 
     return write
 
 
-def _groups(photos: str, masks: str, suffix: str) -> _Writer:
+def _groups(photos: str, masks: str, suffix: str) -> Writer:
     """Build a writer of one folder per group, of photos and of masks."""
 
-    def write(folder: Path, scenes: Sequence[_Scene]) -> None:
+    def write(folder: Path, scenes: Sequence[Scene]) -> None:
         for one in scenes:
             for number, (image, rows) in enumerate(zip(one.sample.images, one.sample.masks, strict=True), start=1):
                 stem = f"{one.sample.category}_{number:03d}"
-                _save(folder / photos / one.stem / f"{stem}.{suffix}", image)
-                _save(folder / masks / one.stem / f"{stem}.png", _binary(rows))
+                save(folder / photos / one.stem / f"{stem}.{suffix}", image)
+                save(folder / masks / one.stem / f"{stem}.png", binary(rows))
 
     return write
 
 
-def _ilso(folder: Path, scenes: Sequence[_Scene]) -> None:
+def _ilso(folder: Path, scenes: Sequence[Scene]) -> None:
     """Write photos, label maps with a palette, and the list of test photos."""
     for one in scenes:
-        _save(folder / "image" / f"{one.stem}.jpg", one.sample.images[0])
-        labels = _labels(one.sample.masks[0])
+        save(folder / "image" / f"{one.stem}.jpg", one.sample.images[0])
+        labels = labels_of(one.sample.masks[0])
         picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
         picture.putpalette(PALETTE.ravel().tolist())
         (folder / "gt").mkdir(parents=True, exist_ok=True)
@@ -167,18 +173,18 @@ def _ilso(folder: Path, scenes: Sequence[_Scene]) -> None:
     files.write(folder / "ImageSets" / "test_id_1000.txt", "".join(f"{stem}\n" for stem in listed))
 
 
-def _sis10k(folder: Path, scenes: Sequence[_Scene]) -> None:
+def _sis10k(folder: Path, scenes: Sequence[Scene]) -> None:
     """Write photos, and polygons in COCO's form for each split."""
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         images, annotations = [], list[JsonObject]()
         for one in (one for one in scenes if one.split == split):
             (photo,), (masks,), file = one.sample.images, one.sample.masks, f"{one.stem}.jpg"
-            _save(folder / name / "images" / file, photo)
+            save(folder / name / "images" / file, photo)
             size = {"height": photo.shape[0], "width": photo.shape[1]}
             images.append({"id": one.number, "file_name": file, **size})
             common = {"image_id": one.number, "category_id": 1, "iscrowd": 0}
             annotations += [
-                {"id": len(annotations) + place, **common, **_polygon(mask)}
+                {"id": len(annotations) + place, **common, **polygon_of(mask)}
                 for place, mask in enumerate(masks, start=1)
             ]
         if images:
@@ -187,31 +193,33 @@ def _sis10k(folder: Path, scenes: Sequence[_Scene]) -> None:
             files.write(folder / name / f"SIS10K_{name}.json", json.dumps(content))
 
 
-def _soc(folder: Path, scenes: Sequence[_Scene]) -> None:
+def _soc(folder: Path, scenes: Sequence[Scene]) -> None:
     """Write photos, masks and instances in colours; the last photo of each split shows nothing salient."""
     for split, name in (("train", "TrainSet"), ("validation", "ValSet"), ("test", "TestSet")):
         own = [one for one in scenes if one.split == split]
         for one in own:
             (photo,), (masks,) = one.sample.images, one.sample.masks
-            _save(folder / name / "Imgs" / f"{one.stem}.jpg", photo)
-            _save(folder / name / "GT" / f"{one.stem}.png", _binary(masks))
-            _save(folder / name / "Instance gt" / f"{one.stem}.png", PALETTE[_labels(masks)])
+            save(folder / name / "Imgs" / f"{one.stem}.jpg", photo)
+            save(folder / name / "GT" / f"{one.stem}.png", binary(masks))
+            save(folder / name / "Instance gt" / f"{one.stem}.png", PALETTE[labels_of(masks)])
         if own:
             texture = np.asarray(Image.fromarray(photo).resize((4, 4)).resize(photo.shape[1::-1]))
             stem = STEMS["soc"].format(number=own[-1].number + 900)
-            _save(folder / name / "Imgs" / f"{stem}.jpg", texture)
-            _save(folder / name / "GT" / f"{stem}.png", np.zeros(texture.shape[:2], np.uint8))
+            save(folder / name / "Imgs" / f"{stem}.jpg", texture)
+            save(folder / name / "GT" / f"{stem}.png", np.zeros(texture.shape[:2], np.uint8))
 
 
 # Splits of each set, and how its official folder is written (see `maskgym.data.published` for the sources).
-WRITERS: dict[str, tuple[tuple[str, ...], _Writer]] = {
+WRITERS: Writers = {
     "duts": (
         ("train", "test"),
-        _pairs("DUTS-{split}/DUTS-{split}-Image/{stem}.jpg", "DUTS-{split}/DUTS-{split}-Mask/{stem}.png"),
+        pairs(
+            "DUTS-{part}/DUTS-{part}-Image/{stem}.jpg", "DUTS-{part}/DUTS-{part}-Mask/{stem}.png", train="TR", test="TE"
+        ),
     ),
-    "dut_omron": (("test",), _pairs("DUT-OMRON-image/DUT-OMRON-image/{stem}.jpg", "pixelwiseGT-new-PNG/{stem}.png")),
-    "ecssd": (("test",), _pairs("images/{stem}.jpg", "ground_truth_mask/{stem}.png")),
-    "pascal_s": (("test",), _pairs("datasets/imgs/pascal/{stem}.jpg", "datasets/masks/pascal/{stem}.png")),
+    "dut_omron": (("test",), pairs("DUT-OMRON-image/DUT-OMRON-image/{stem}.jpg", "pixelwiseGT-new-PNG/{stem}.png")),
+    "ecssd": (("test",), pairs("images/{stem}.jpg", "ground_truth_mask/{stem}.png")),
+    "pascal_s": (("test",), pairs("datasets/imgs/pascal/{stem}.jpg", "datasets/masks/pascal/{stem}.png")),
     "ilso": (("train", "validation", "test"), _ilso),
     "sis10k": (("train", "validation", "test"), _sis10k),
     "soc": (("train", "validation", "test"), _soc),
@@ -228,24 +236,34 @@ STEMS = {  # names of photos; groups are named after their category
     "ilso": "MSO_{number:04d}",
     "sis10k": "{number:06d}",
     "soc": "COCO_train2014_{number:012d}",
+    "hku_is": "{number:04d}",
+    "cuhk_blur": "out_of_focus{number:04d}",
+    "sbu": "lssd{number}",
+    "msd": "{number}_512x640",
+    "voc2012": "2007_{number:06d}",
+    "usersod": "{split}/{number:06d}",
+    "assr": "{number:012d}",
+    "salmon": "COCO_train2014_{number:012d}",
 }
 
 
-def _save(file: Path, pixels: np.ndarray) -> None:
+def save(file: Path, pixels: np.ndarray) -> None:
+    """Write a picture uint8 (H, W) or (H, W, 3), and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file, quality=95)  # of JPEG; PNG has none
 
 
-def _binary(masks: np.ndarray) -> np.ndarray:
+def binary(masks: np.ndarray) -> np.ndarray:
+    """Join masks bool (n, H, W) to a picture uint8 (H, W): 255 where one of them is, else 0."""
     return np.where(masks.any(axis=0), 255, 0).astype(np.uint8)
 
 
-def _labels(masks: np.ndarray) -> np.ndarray:
+def labels_of(masks: np.ndarray) -> np.ndarray:
     """Number instances bool (n, H, W) from 1, uint8 (H, W)."""
     return (masks * np.arange(1, len(masks) + 1)[:, None, None]).max(axis=0).astype(np.uint8)
 
 
-def _polygon(mask: np.ndarray) -> JsonObject:
+def polygon_of(mask: np.ndarray) -> JsonObject:
     """Outline a mask by the first and last pixel of each row, as a coarse polygon with its box and area."""
     rows = np.flatnonzero(mask.any(axis=1))
     left = mask[rows].argmax(axis=1)

@@ -27,7 +27,8 @@ from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import evaluate
 from maskgym.experiments.grids.processes import ForkServer
-from maskgym.experiments.reproduce import saliency_r1, stages, step_time
+from maskgym.experiments.grids.runner import COMMON
+from maskgym.experiments.reproduce import saliency_r1, step_time
 from maskgym.experiments.reproduce.miniature_models import POLICIES
 from maskgym.experiments.wiring import build
 from maskgym.experiments.wiring.process import peak_mib
@@ -129,7 +130,7 @@ def memory(config: Config, size: str) -> float:
 def measured(given: Namespace) -> Rates:
     """Measure the rates on this machine with the given checkpoints and data."""
     begun = time.monotonic()
-    with ForkServer(os.cpu_count() or 1, stages.PARTS) as server:
+    with ForkServer(os.cpu_count() or 1, (*COMMON, *saliency_r1.PARTS)) as server:
         server(["doctor", "--help"])
         imports = time.monotonic() - begun
         server(["doctor", "--help"])

@@ -11,6 +11,7 @@ stopped. Extra ``key=value`` settings are those of a run, such as ``scale=ray sc
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -33,6 +34,15 @@ SMOKE = (
 SMOKE_STEPS = 2  # of the segmenter
 POLICIES = {"7b": "Qwen2.5-VL-7B-Instruct", "3b": "Qwen2.5-VL-3B-Instruct"}
 SEGMENTER = "evf-sam-multitask"
+PARTS: tuple[str, ...] = ("maskgym.agents.text.training", "maskgym.policies:qwen2_5_vl", "maskgym.segmenters:evf_sam")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this experiment."""
+    parser.add_argument("--rationales", type=Path, nargs="+", metavar="FILE", help="of `maskgym data reason`")
+    parser.add_argument("--task", choices=("unified", *TASKS), default="unified", help="(%(default)s)")
+    parser.add_argument("--size", choices=POLICIES, default="7b", help="of the policy (%(default)s)")
+    parser.add_argument("--segmenter-steps", type=int, default=1000, metavar="N", help="(%(default)s)")
 
 
 def config_of(given: Namespace, *more: str) -> composition.Config:
@@ -129,6 +139,18 @@ def stages(given: Namespace) -> list[Stage]:
             Stage(f"table 1, {task}", (*words, "--name", "ours", "--out", str(given.out / "tables" / f"1-{task}")))
         )
     return found
+
+
+def report(given: Namespace) -> None:
+    """Write nothing: the last stages of each task write its tables."""
+
+
+def plan(given: Namespace) -> str:
+    """Write the samples, hours and memory of the stages as text."""
+    from maskgym.experiments.reproduce import plan
+
+    rates = plan.computed(given, given.gpu, given.gpus) if given.gpu else plan.measured(given)
+    return plan.table(given, rates)
 
 
 def _finetune(given: Namespace, segmenter: Path) -> tuple[str, ...]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from maskgym import files
 from maskgym.aliases import JsonObject
+from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.errors import UserError, one_line
 from maskgym.experiments.grids.processes import ForkServer
 from maskgym.experiments.grids.runner import COMMON
 from maskgym.experiments.wiring import run_folder
 
 FILE = "stages.json"
-PARTS = (*COMMON, "maskgym.agents.text.training", "maskgym.policies:qwen2_5_vl", "maskgym.segmenters:evf_sam")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,40 @@ class Stage:
         return shlex.join(["maskgym", *self.words])
 
 
-def execute(stages: Sequence[Stage], out: Path) -> int:
+def checkpoint(models: Path | None, *names: str) -> Path:
+    """Find a checkpoint by the first name that exists; a plan for another machine has no folder of checkpoints.
+
+    Raises:
+        UserError: If none is.
+    """
+    if models is None:
+        return Path("MODELS") / names[0]
+    found = next((models / name for name in names if (models / name).exists()), None)
+    if found is None:
+        raise UserError(f"--models {models}: has no {' or '.join(names)}: expected the published checkpoint")
+    return found
+
+
+def dataset(data: Path | None, name: str) -> Path:
+    """Find the folder of a published data set by its usual names; a plan for another machine has no folder of sets.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    if data is None:
+        return Path("DATASETS") / PUBLISHED[name].folder[0]
+    found = folder_of(data, name)
+    if found is None:
+        raise UserError(f"--data {data}: has no {' or '.join(PUBLISHED[name].folder)}: expected the folder of {name}")
+    return found
+
+
+def check_of(data: Path, name: str) -> Stage:
+    """Build the stage that checks a published data set."""
+    return Stage(f"data, {name}", ("data", "check", str(dataset(data, name)), "--data", name))
+
+
+def execute(stages: Sequence[Stage], out: Path, parts: Sequence[str]) -> int:
     """Run the stages in order; those that were finished by the same command stand.
 
     ``out`` receives `FILE`, with the command and the seconds of each finished stage.
@@ -53,6 +86,7 @@ def execute(stages: Sequence[Stage], out: Path) -> int:
     Args:
         stages: The stages.
         out: Folder of the experiment.
+        parts: Modules that the stages import, and entries of registries, beside those of every run.
 
     Returns:
         0, or the exit status of the stage that failed; the same command goes on with it.
@@ -64,7 +98,7 @@ def execute(stages: Sequence[Stage], out: Path) -> int:
     for stage in stages:
         if (done := finished.get(stage.name)) and done["command"] != stage.command:
             raise UserError(f"{out}: its stage {stage.name} was made by another command: expected another --out")
-    with ForkServer(os.cpu_count() or 1, PARTS) as server:
+    with ForkServer(os.cpu_count() or 1, (*COMMON, *parts)) as server:
         for number, stage in enumerate(stages, 1):
             title = f"[{number}/{len(stages)}] {stage.name}"
             if stage.name in finished:

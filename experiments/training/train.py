@@ -14,14 +14,15 @@ from maskgym.agents.common import parallel
 from maskgym.aliases import Config, JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError, one_line
-from maskgym.experiments.evaluation import evaluation, measures
+from maskgym.experiments.evaluation import evaluation, measures, provenance
 from maskgym.experiments.evaluation.evaluation import Evaluation, scores
+from maskgym.experiments.evaluation.provenance import Provenance
 from maskgym.experiments.report import report as pages
 from maskgym.experiments.training import loggers, samples
+from maskgym.experiments.training.encode_ahead import encode_ahead
 from maskgym.experiments.training.loggers import Logger
 from maskgym.experiments.wiring import build, composition, run_folder, sources
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
-from maskgym.segmenters.outputs import describe
 
 FINITE = ("loss", "reward", "grad_norm")  # ends of the logged names whose values must be finite
 KEPT_BESIDE = (Path(run_folder.BEFORE).name, Path(run_folder.POLICY).name, "ray")  # beside checkpoints of training
@@ -78,6 +79,7 @@ class TrainingRun:
         supervised = build.make_supervised(config, self.train_envs, self.parts)
         imitated = self.train_envs if supervised is None else dict(zip(self.train_envs, supervised, strict=True))
         self.rationales = build.describe_rationales(config, imitated)
+        self.imitated = {} if supervised is None else imitated
         more = {"supervised": supervised, "scorer": scorer}
         self.more = {name: value for name, value in more.items() if value is not None}
         self.agent = build.make_agent(config, folder, next(iter(self.train_envs.values())), self.parts)
@@ -107,14 +109,32 @@ class TrainingRun:
         for task, notes in trained.items():
             for note in dict.fromkeys([*notes, *self.notes.get(task, ())]):
                 print(one_line(f"{task}: {note}"))
-        takes = unwrap(next(iter(self.train_envs.values())), SampleVectorEnv).takes
-        self.segmenter = describe(self.parts["segmenter"]) if "segmenter" in takes else {}
-        if self.config["segmenter"].get("dtype") == "auto" and self.segmenter.get("dtype", "float32") != "float32":
-            print(f"segmenter.dtype=auto: {self.segmenter['dtype']}")
+        self.provenance = self.name_parts()
+        precision = self.provenance["weights"].get("segmenter", {}).get("dtype", "float32")
+        if self.config["segmenter"].get("dtype") == "auto" and precision != "float32":
+            print(f"segmenter.dtype=auto: {precision}")
         for line in sources.told(self.drawn.get("sizes", {})):
             print(one_line(line))
+        if self.updates:
+            for line in self.agent.check_data(list(self.train_envs.values()), self.updates):
+                print(one_line(line))
         if not count:
             print("evaluation.samples=0: nothing is evaluated, before or after training")
+
+    def name_parts(self) -> Provenance:
+        """Name what the run is of: its samples, those that it imitates if they are others, and its frozen networks."""
+        envs = {**self.train_envs, **{f"{task}, imitated": env for task, env in self.imitated.items()}}
+        return {
+            "held_out": {
+                task: provenance.samples(self.config["data"], unwrap(env, SampleVectorEnv).dataset, self.indices[task])
+                for task, env in self.test_envs.items()
+            },
+            "train": {
+                task: provenance.samples(self.config["data"], unwrap(env, SampleVectorEnv).dataset)
+                for task, env in envs.items()
+            },
+            "weights": provenance.weights(self.config, self.parts, self.agent, self.train_envs.values()),
+        }
 
     def finish(self, logger: Logger) -> JsonObject:
         """Evaluate, train and evaluate; write samples and the policy; return the content of ``results.json``."""
@@ -140,7 +160,9 @@ class TrainingRun:
             **({"rationales": self.rationales} if self.rationales else {}),
             **({"parts": self.drawn} if self.drawn else {}),
             **self.sets(before, after),
-            **({"segmenter": self.segmenter} if self.segmenter else {}),
+            provenance.KEY: provenance.trained(
+                self.provenance, self.config, self.folder / run_folder.POLICY, self.updates
+            ),
             measures.AP_RULE[0]: measures.AP_RULE[1],
             "before": scores(before),
             "after": scores(after),
@@ -162,13 +184,15 @@ class TrainingRun:
         """Evaluate before training; a resumed run reads what it stored.
 
         Raises:
-            UserError: If the stored evaluation is not of the run's samples, or the log holds another one.
+            UserError: If the stored evaluation is not of the run's samples, the log holds another one, or data or
+                weights have changed since.
         """
         file = self.folder / run_folder.BEFORE
         if self.resume and file.exists():
             stored = run_folder.read_json(file)
             if not all(_is_evaluation(stored, task, len(indices)) for task, indices in self.indices.items()):
                 raise UserError(f"{file}: is no evaluation of this run's samples: remove it, and resume again")
+            self._check_parts(provenance.read(stored), file)
             if stored.get(measures.AP_RULE[0]) != measures.AP_RULE[1]:
                 print(one_line(f"{file}: AP50 and AP70 are of the older rule for equal scores: left out"))
                 for task in self.indices:
@@ -179,8 +203,16 @@ class TrainingRun:
             return kept
         before = self.evaluate("before", 0)
         stored = {task: asdict(found) for task, found in before.items()}
-        run_folder.write_json(file, {measures.AP_RULE[0]: measures.AP_RULE[1], **stored})
+        more = {measures.AP_RULE[0]: measures.AP_RULE[1], provenance.KEY: self.provenance}
+        run_folder.write_json(file, {**more, **stored})
         return before
+
+    def _check_parts(self, then: Provenance | None, file: Path) -> None:
+        """Raise a UserError if the run began with other data or weights than there are now."""
+        if then is None:
+            print(one_line(f"{file}: does not name the run's data and weights, so that no change of them is noticed"))
+        elif found := provenance.changes(then, self.provenance):
+            raise UserError(f"{file}: {found[0]}: expected the data and the weights that the run began with")
 
     def _check_log(self, before: Mapping[str, Evaluation]) -> None:
         """Raise a UserError if the log's evaluation before training is not the stored one: it is of another run."""
@@ -206,6 +238,7 @@ class TrainingRun:
         """Train with a progress bar, a log and evaluations in between."""
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
         every = self.config["evaluation"]["every"] or self.updates
+        encode_ahead(self.train_envs, self.updates)
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
             def on_log(step: int, values: Mapping[str, float]) -> None:

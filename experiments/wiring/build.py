@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from maskgym.agents.base import Agent
     from maskgym.data import Dataset
     from maskgym.envs.base import SampleVectorEnv
+    from maskgym.policies import Policy
     from maskgym.policies.clicks.recalibration import SemanticRecalibration
     from maskgym.rewards import Reward
     from maskgym.segmenters import AttentionSegmenter, ReferringSegmenter
@@ -33,6 +35,7 @@ ALGO_KEYS = ("updates", "rationales", "default_parts", "default_hint")
 ENV_KEYS = (
     *("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"),
     "held_out_group_size",
+    "train_samples_per",
 )
 HELD_OUT = ("test", "validation")
 LEAST = {  # least value of each whole number
@@ -40,6 +43,7 @@ LEAST = {  # least value of each whole number
     "evaluation.samples": 0,
     "evaluation.pictures": 0,
     "algo.updates": 0,
+    "data.workers": 0,
     "env.num_envs": 1,
     "train_samples": 1,
     "evaluation.every": 1,
@@ -86,15 +90,31 @@ def check_numbers(config: Config) -> None:
         UserError: If a number is out of range, or the split is not one of held-out samples.
     """
     for key, least in LEAST.items():
-        if key.startswith("env.") and key.partition(".")[2] not in config["env"]:
+        group, _, name = key.partition(".")
+        if group in ("env", "data") and name not in config[group]:
             continue
         value = composition.look_up(config, key.split("."))
         if value is None and key in OPTIONAL:
             continue
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
+    shots_per(config)
     if config["evaluation"]["split"] not in HELD_OUT:
         raise UserError(f"evaluation.split={config['evaluation']['split']}: expected one of {', '.join(HELD_OUT)}")
+
+
+def shots_per(config: Config) -> str:
+    """Look up what ``train_samples`` counts in: ``task``, or ``category`` where samples are asked for by category.
+
+    Raises:
+        UserError: If it is another word, or the task has no categories.
+    """
+    given, task = config["env"].get("train_samples_per", "task"), config["env"].get("task")
+    if given not in ("task", "category"):
+        raise UserError(f"env.train_samples_per={given}: expected task or category")
+    if given == "category" and task != "semantic":
+        raise UserError(f"env.train_samples_per={given}: env.task={task} has no categories: expected env.task=semantic")
+    return str(given)
 
 
 def check(config: Config) -> None:
@@ -103,12 +123,33 @@ def check(config: Config) -> None:
     Raises:
         UserError: If a number is out of range, or the algorithm does not support the environment or the scale.
     """
+    from maskgym import agents
+
     check_numbers(config)
     env, algo, scale = config["env"]["name"], config["algo"]["name"], config["scale"]["name"]
     if not _supports(config, algo):
         where = f"env={env}" + f" scale={scale}" * (scale != "local")
         offer = ", ".join(_supporting(config)) or "no agent"
         raise UserError(f"env={env} algo={algo}: not a pair: {where} takes {offer}")
+    if (workers := config["data"].get("workers", 0)) and "workers" not in agents.get(algo).takes:
+        raise UserError(f"data.workers={workers}: algo={algo} loads its samples itself: expected 0")
+
+
+def set_updates(config: Config) -> None:
+    """Set the number of updates of a training whose length is given in epochs.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    from maskgym import agents
+
+    algo, tasks = config["algo"], config["env"]["gym_ids"]
+    if not agents.get(algo["name"]).counts_epochs or algo.get("epochs") is None:
+        return
+    if algo["epochs"] < 1:
+        raise UserError(f"algo.epochs={algo['epochs']}: expected at least 1")
+    samples = max(len(make_dataset(config, task, "train")) for task in tasks)
+    algo["updates"] = len(tasks) * math.ceil(algo["epochs"] * samples / algo["batch_size"])
 
 
 def _check_bundled(config: Config) -> None:
@@ -180,12 +221,16 @@ def make_parts(config: Config) -> Parts:
         from maskgym.policies.clicks.recalibration import SemanticRecalibration
         from maskgym.segmenters.points.promptable import PromptableSegmenter
 
+        channels, device = 0, "cpu"  # Environments of clicks refuse other segmenters.
+        if isinstance(segmenter, PromptableSegmenter):
+            channels, device = segmenter.embedding_shape[0], str(segmenter.device)
         parts["recalibration"] = _make(
             "env.recalibration",
             {"name": "srm", **env["recalibration"]},
             lambda name: SemanticRecalibration,
             lambda name, **settings: SemanticRecalibration(**settings),
-            in_channels=segmenter.embedding_shape[0] if isinstance(segmenter, PromptableSegmenter) else 0,
+            in_channels=channels,
+            device=device,
             seed=config["seed"],
         )
     return parts
@@ -286,7 +331,7 @@ def make_dataset(config: Config, task: str, split: str, data_name: str = "", par
     from maskgym import data
 
     source = {"name": data_name} if data_name else dict(config["data"])
-    rationales = source.pop("rationales", None)
+    rationales, _ = source.pop("rationales", None), source.pop("workers", None)
     if sources.given({"data": source}):
         sources.check_task(config, task)
     if split == "train" and sources.given({"data": source}):
@@ -302,7 +347,8 @@ def make_dataset(config: Config, task: str, split: str, data_name: str = "", par
     if not len(dataset):
         raise EmptySplit(f"data={source['name']}: the {split} split is empty: expected at least one sample")
     if split == "train" and config["train_samples"] is not None and not data_name:
-        dataset = data.few_shot(dataset, config["train_samples"], config["seed"])
+        draw = data.few_shot_per_category if shots_per(config) == "category" else data.few_shot
+        dataset = draw(dataset, config["train_samples"], config["seed"])
     if split == "train" and rationales is not None and part != "rl":
         dataset = data.WithRationales(dataset, rationales)
     return dataset
@@ -396,14 +442,29 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
     if config["policy"]["name"] == "none" and kind.learns:
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
     _tell_unknown_words(config, env)
+    _tell_random_backbone(config, policy)
     given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if "segmenter" in kind.takes:
         given["segmenter"] = parts["segmenter"]
+    if "workers" in kind.takes:
+        given["workers"] = config["data"].get("workers", 0)
     if "make_env" in kind.takes:
         given["make_env"] = partial(make_worker_env, config, os.getcwd())
         given |= {name: config["scale"][name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
     settings = {key: value for key, value in config["algo"].items() if key not in ALGO_KEYS}
     return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
+
+
+def _tell_random_backbone(config: Config, policy: Policy) -> None:
+    """Say that the frozen backbone of a policy has random weights, or a part of it."""
+    if "backbone" not in config["policy"]:
+        return
+    from maskgym.policies.needs.usersal import UserSal
+
+    if isinstance(policy, UserSal) and (part := policy.backbone.random_part):
+        name = config["policy"]["backbone"]["name"]
+        told = f"{part} has random weights, and is frozen: expected +policy.backbone.checkpoint=DIR"
+        print(f"policy.backbone.name={name}: {told}, of maskgym pretrain saliency or published", file=sys.stderr)
 
 
 def _tell_unknown_words(config: Config, env: VectorEnv) -> None:

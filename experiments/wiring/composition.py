@@ -33,6 +33,7 @@ CAPS = {
     "MASKGYM_SAMPLES": ("evaluation", "samples"),
 }
 ROOT = "config"  # the root file, a list of choices
+EPOCHS, UPDATES = "algo.epochs", "algo.updates"
 # Keys and options that have another name now; the error for an old name tells the new one.
 RENAMED: dict[str, str] = {
     "env.ids": "env.gym_ids",
@@ -70,7 +71,7 @@ NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("spli
 # Keys whose null stands for no text.
 WHOLE = (
     *("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels"),
-    "held_out_group_size",
+    *("held_out_group_size", "epochs"),
 )
 NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict}
 # Keys that take a word in place of a number.
@@ -134,6 +135,7 @@ def compose(arguments: Sequence[str]) -> Config:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         _check_types(overrides, values)
         _keep_task(overrides, values)
+        _check_length(overrides, values)
         return _shortened(values)
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
@@ -216,6 +218,18 @@ def _keep_task(overrides: Sequence[Override], config: Config) -> None:
         config["env"]["task"] = published.task
 
 
+def _check_length(overrides: Sequence[Override], config: Config) -> None:
+    """Raise a UserError if arguments give the length of a training both in epochs and in updates."""
+    named = {override.key_or_group for override in overrides}
+    if counts_epochs(config) and {EPOCHS, UPDATES} <= named and config["algo"][EPOCHS.partition(".")[2]] is not None:
+        raise UserError(f"{EPOCHS} and {UPDATES} both give the length of the training: expected one of them")
+
+
+def counts_epochs(config: Config) -> bool:
+    """Check whether ``algo.epochs`` is the length of a training: of other algorithms, it is passes over a rollout."""
+    return option("algo", config["algo"]["name"]).get("epochs", 0) is None
+
+
 def _shortened(config: Config) -> Config:
     """Cap updates, their batches and samples of a config by environment variables."""
     for variable, (group, key) in CAPS.items():
@@ -224,6 +238,8 @@ def _shortened(config: Config) -> Config:
                 raise UserError(f"{variable}={text}: expected a whole number")
             if key in config[group]:  # not every agent has batches
                 config[group][key] = min(config[group][key], int(text))
+            if key == "updates" and counts_epochs(config):
+                config["algo"]["epochs"] = None
     return config
 
 

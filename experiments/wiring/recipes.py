@@ -53,7 +53,7 @@ def with_recipe(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
     own = {EXPERIMENT, *(choice for choice in choices if choice not in groups)}
     kept = [argument for argument in arguments if argument.partition("=")[0] not in own]
     named = {argument.partition("=")[0].lstrip("+") for argument in kept}
-    return [argument for argument in (*added, *found) if argument.partition("=")[0] not in named] + kept
+    return [argument for argument in (*added, *found) if argument.partition("=")[0].lstrip("+") not in named] + kept
 
 
 def _load(name: str) -> tuple[dict[str, tuple[str, Mapping[str, list[str]]]], list[str]]:

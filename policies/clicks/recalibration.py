@@ -29,6 +29,7 @@ class SemanticRecalibration(nn.Module):
         seed: Seed of the weights; construction leaves the global generator unchanged.
         truth: Ground truth of a patch, which training compares with: ``centre``, that of its click, or ``share``, the
             share of the patch. The paper's is "downsampled to the same size".
+        device: PyTorch device of the weights; inputs may be on any other.
 
     Raises:
         UserError: If a name is unknown or the width does not fit.
@@ -42,6 +43,7 @@ class SemanticRecalibration(nn.Module):
         learning_rate: float = 1e-4,
         seed: int = 0,
         truth: str = "centre",
+        device: torch.device | str = "cpu",
     ) -> None:
         if branch not in BRANCHES:
             raise UserError(f"branch={branch!r}: expected one of {', '.join(BRANCHES)}")
@@ -62,20 +64,27 @@ class SemanticRecalibration(nn.Module):
                 )
                 self.attention = nn.MultiheadAttention(channels, 4, batch_first=True)
                 self.head = nn.Sequential(_block(channels, channels), nn.Conv2d(channels, 1, 3, padding=1))
+        self.to(device)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Compute logits (B, g, g) from ``state`` and, in the explicit branch, ``semantic``, each (B, C, g, g)."""
+        state = observations["state"].to(self.device)
         if self.branch == "implicit":
-            return self.head(self.encoder(observations["state"]))[:, 0]
-        features = self.encoder(torch.cat([observations["semantic"], observations["state"]], dim=1))
+            return self.head(self.encoder(state))[:, 0]
+        features = self.encoder(torch.cat([observations["semantic"].to(self.device), state], dim=1))
         tokens = features.flatten(2).transpose(1, 2)  # (B, g², D)
         tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
         return self.head(tokens.transpose(1, 2).reshape_as(features))[:, 0]
 
     @torch.no_grad()
     def probabilities(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Compute foreground probabilities (B, g, g) in [0, 1]."""
+        """Compute foreground probabilities (B, g, g) in [0, 1], on the module's device."""
         return self(observations).sigmoid()
 
     def learn(self, observations: Mapping[str, Tensor], truth: Tensor, updates: int | None = None) -> float:
@@ -83,10 +92,11 @@ class SemanticRecalibration(nn.Module):
 
         Args:
             observations: Observations as in `forward`.
-            truth: Ground truth of each patch, float (B, g, g) in [0, 1].
+            truth: Ground truth of each patch, float (B, g, g) in [0, 1]; NaN where there is none.
             updates: Number of gradient steps, q; None selects the branch's default.
         """
-        loss = torch.zeros(())
+        loss, truth = torch.zeros(()), truth.to(self.device)
+        observations = {name: value.to(self.device) for name, value in observations.items()}
         for _ in range(self.updates if updates is None else updates):
             loss = recalibration_loss(self(observations), truth)
             self.optimizer.zero_grad()
@@ -96,11 +106,16 @@ class SemanticRecalibration(nn.Module):
 
 
 def recalibration_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Compute Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), averaged over the batch."""
-    probabilities = logits.sigmoid()
+    """Compute Dice loss plus binary cross-entropy (Eq. 13) of (B, g, g), averaged over the batch.
+
+    Patches whose ground truth is NaN count in neither.
+    """
+    known = ~truth.isnan()
+    truth, probabilities = truth.where(known, 0), logits.sigmoid() * known
     overlap = (probabilities * truth).sum((1, 2))
     dice = 1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + truth.sum((1, 2)) + 1)
-    return dice.mean() + F.binary_cross_entropy_with_logits(logits, truth)
+    entropy = F.binary_cross_entropy_with_logits(logits[known], truth[known], reduction="sum")
+    return dice.mean() + entropy / max(1, int(known.sum()))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

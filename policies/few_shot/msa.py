@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from maskgym.policies.few_shot.trained_sam import TrainedSam, check_at_least_1
+from maskgym.policies.few_shot.adapted_sam import PREDICTED, check_at_least_1
+from maskgym.policies.few_shot.trained_sam import TrainedSam
 from maskgym.segmenters.points.sam import SamSegmenter
 
 
@@ -34,6 +35,9 @@ class MSA(TrainedSam):
         learning_rate: See `TrainedSam`.
         weight_decay: See `TrainedSam`.
         seed: See `TrainedSam`.
+        micro_batch: See `TrainedSam`.
+        checkpointing: See `TrainedSam`.
+        predict_batch: See `AdaptedSam`.
     """
 
     cross_entropy_weight, dice_weight = 1.0, 1.0
@@ -47,10 +51,23 @@ class MSA(TrainedSam):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         seed: int = 0,
+        micro_batch: int | None = None,
+        checkpointing: bool = False,
+        predict_batch: int = PREDICTED,
     ) -> None:
         check_at_least_1(bottleneck=bottleneck)
         self.bottleneck = bottleneck
-        super().__init__(segmenter, steps, batch_size, learning_rate, weight_decay, seed)
+        super().__init__(
+            segmenter,
+            steps,
+            batch_size,
+            learning_rate,
+            weight_decay,
+            seed,
+            micro_batch,
+            checkpointing,
+            predict_batch,
+        )
 
     def _add_weights(self) -> None:
         for block in self.sam.image_encoder.blocks:

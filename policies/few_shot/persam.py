@@ -8,15 +8,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskgym.data import Sample
 from maskgym.errors import UserError
-from maskgym.policies.few_shot.adapted_sam import AdaptedSam, checked, scored, to_grid
+from maskgym.policies.few_shot.adapted_sam import PREDICTED, AdaptedSam, Samples, checked, scored, to_grid
 from maskgym.segmenters.points.sam import SamSegmenter
 
 
@@ -43,21 +41,22 @@ class PerSAM(AdaptedSam):
         segmenter: Segmenter with the weights; it is not changed.
         refinements: Number of decodings in the post-refinement; 2 as published. They need a SAM that was trained with
             mask prompts, boxes and three masks: the bundled SAM needs 0.
+        predict_batch: See `AdaptedSam`.
 
     Raises:
         UserError: If ``refinements`` is not 0, 1 or 2.
     """
 
-    def __init__(self, segmenter: SamSegmenter, refinements: int = 2) -> None:
+    def __init__(self, segmenter: SamSegmenter, refinements: int = 2, predict_batch: int = PREDICTED) -> None:
         if refinements not in (0, 1, 2):
             raise UserError(f"refinements={refinements}: expected 0, 1 or 2")
-        super().__init__(segmenter)
+        super().__init__(segmenter, predict_batch)
         self.refinements = refinements
         self.target = torch.zeros(0)
         self.sam.mask_decoder.transformer = GuidedTransformer(self.sam.mask_decoder.transformer)
 
     @torch.inference_mode()
-    def fit(self, samples: Sequence[Sample]) -> list[float]:
+    def fit(self, samples: Samples) -> list[float]:
         """Compute the target embedding of the first sample; return no losses, because nothing is trained."""
         reference = checked(samples)[0]
         embedding = self._encode(reference.images[:1])[0]  # (C, h, w)

@@ -11,7 +11,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from maskgym.policies.few_shot.trained_sam import TrainedSam, check_at_least_1
+from maskgym.errors import UserError
+from maskgym.policies.few_shot.adapted_sam import PREDICTED
+from maskgym.policies.few_shot.trained_sam import TrainedSam
 from maskgym.segmenters.points.sam import SamSegmenter
 
 
@@ -28,12 +30,15 @@ class SAMed(TrainedSam):
 
     Args:
         segmenter: Segmenter with the initial weights; it is not changed.
-        rank: Rank of the updates.
+        rank: Rank of the updates; 0 leaves the image encoder as it is, and the mask decoder alone is adapted.
         steps: See `TrainedSam`.
         batch_size: See `TrainedSam`.
         learning_rate: See `TrainedSam`; the default is the authors' value.
         weight_decay: See `TrainedSam`.
         seed: See `TrainedSam`.
+        micro_batch: See `TrainedSam`.
+        checkpointing: See `TrainedSam`.
+        predict_batch: See `AdaptedSam`.
     """
 
     cross_entropy_weight, dice_weight = 0.2, 0.8
@@ -47,18 +52,34 @@ class SAMed(TrainedSam):
         learning_rate: float = 5e-3,
         weight_decay: float = 0.1,
         seed: int = 0,
+        micro_batch: int | None = None,
+        checkpointing: bool = False,
+        predict_batch: int = PREDICTED,
     ) -> None:
-        check_at_least_1(rank=rank)
+        if rank < 0:
+            raise UserError(f"rank={rank}: expected at least 0")
         self.rank = rank
-        super().__init__(segmenter, steps, batch_size, learning_rate, weight_decay, seed)
+        super().__init__(
+            segmenter,
+            steps,
+            batch_size,
+            learning_rate,
+            weight_decay,
+            seed,
+            micro_batch,
+            checkpointing,
+            predict_batch,
+        )
 
     def _add_weights(self) -> None:
+        self.sam.prompt_encoder.no_mask_embed.requires_grad_(True)
+        if not self.rank:
+            return
         for block in self.sam.image_encoder.blocks:
             block.attn.qkv = SeparateProjections(block.attn.qkv)
         # With alpha equal to the rank the update is not scaled, as in the authors' code.
         low_rank = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=["query", "value"])
         inject_adapter_in_model(low_rank, self.sam.image_encoder)
-        self.sam.prompt_encoder.no_mask_embed.requires_grad_(True)
 
 
 class SeparateProjections(nn.Module):

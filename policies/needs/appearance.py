@@ -224,7 +224,8 @@ def appearance_loss(
         raise UserError(f"kl_temperature={temperature}: expected more than 0")
     if weights is not None and axis != "channels":
         raise UserError(f"kl_axis={axis!r}: has no positions to weigh: expected channels")
-    target, features = (maps.flatten(2) / temperature for maps in (target, features))  # (B, C, H·W)
+    # (B, C, H·W), in float32 under autocast too
+    target, features = (maps.flatten(2).float() / temperature for maps in (target, features))
     if axis == "positions":
         target, features = target.transpose(1, 2), features.transpose(1, 2)
     elif axis == "all":

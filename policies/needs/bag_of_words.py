@@ -63,7 +63,7 @@ class BagOfWords(NeedEncoder):
         )
         if not words:
             raise UserError("bag_of_words: the vocabulary is empty: expected words")
-        self.levels, self.width = levels, width
+        self.levels, self.width, self.random_weights = levels, width, folder is None
         self.rows = {word: row for row, word in enumerate(words, start=1)}  # unknown words have row 0
         self.table = nn.Embedding(1 + len(words), levels * width, device="meta")
         if folder is None:

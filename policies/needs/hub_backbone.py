@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from maskgym.errors import UserError
 from maskgym.policies.needs.prompted import PromptedBlock, normalise, per_place, to_maps, to_tokens
-from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
+from maskgym.policies.needs.saliency_backbone import WHOLE, Adapt, SaliencyBackbone
 from maskgym.segmenters.hub import HubNetwork
 
 PROMPTED = "maskgym_prompted"  # name of the window attention in the registry of transformers
@@ -52,12 +52,13 @@ class HubBackbone(SaliencyBackbone):
     """An encoder of transformers and a `LightDecoder`; a subclass implements `encode` and `_measure`.
 
     Args:
-        checkpoint: See `HubNetwork`.
+        checkpoint: See `HubNetwork`. A folder of `maskgym pretrain saliency` holds the trained decoder too.
         pretrained: Whether to load its weights and those of the decoder; False reads only its config and initialises
             all weights at random, unless ``weights`` are given.
         width: Channels of the decoder, a multiple of 8.
         heads: Heads of the decoder's attention, a divisor of ``width``.
-        weights: Weights of the whole backbone for `load`, because no published file has those of the decoder.
+        weights: Weights of the whole backbone for `load`, because no published file has those of the decoder; None
+            takes ``backbone.safetensors`` in the checkpoint's folder, if it is there and ``pretrained``.
         random_decoder: Whether a pretrained encoder may have a decoder of random weights, to be trained.
 
     Raises:
@@ -78,17 +79,20 @@ class HubBackbone(SaliencyBackbone):
         random_decoder: bool = False,
     ) -> None:
         if pretrained and weights is None and not random_decoder:
+            weights = _whole(checkpoint)
+        if pretrained and weights is None and not random_decoder:
             raise UserError(
                 f"{self.name}: its decoder has no weights: expected weights=FILE of the whole backbone, or "
                 "random_decoder=true for random ones"
             )
         super().__init__()
-        self.encoder = self.reader(checkpoint, device="cpu").trainable(pretrained)
+        self.encoder = self.reader(checkpoint, device="cpu").trainable(pretrained and weights is None)
         size = self.encoder.config.patch_size
         self.patch: int = size if isinstance(size, int) else size[0]  # side, in pixels
         scales = self._measure()
         self.decoder = LightDecoder(self.feature_dims, scales, width, heads)
         self.decoder_prompt_dims = self.decoder.prompt_dims
+        self.random_part = "the decoder" if pretrained else "the whole network"
         if weights is not None:
             self.load(weights)
 
@@ -116,6 +120,12 @@ class HubBackbone(SaliencyBackbone):
         return self.encode(pixels)
 
 
+def _whole(checkpoint: str | Path | None) -> Path | None:
+    """Find the weights of the whole backbone in the folder of a checkpoint; None if there are none."""
+    file = None if checkpoint is None else Path(checkpoint).expanduser() / WHOLE
+    return file if file is not None and file.is_file() else None
+
+
 class SwinBackbone(HubBackbone):
     """Swin with a light decoder: four scales, 1/4 to 1/32 of the image's side with patches of 4 pixels.
 
@@ -129,8 +139,6 @@ class SwinBackbone(HubBackbone):
     name, reader = "swin", _Swin
 
     def _measure(self) -> Sequence[float]:
-        if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its attention has no k_proj
-            raise UserError(f"swin: expected transformers 5.24 or newer: {transformers.__version__} is installed")
         self.encoder.set_attn_implementation(PROMPTED)
         depths, dim = self.encoder.config.depths, self.encoder.config.embed_dim
         self.feature_dims = tuple(dim * 2**stage for stage in range(len(depths)))

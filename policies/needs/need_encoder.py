@@ -15,10 +15,12 @@ class NeedEncoder(nn.Module, ABC):
     Attributes:
         levels: Number of features per need, one per depth, shallow first ("multi-scale text features").
         width: Width of each feature.
+        random_weights: Whether weights are as they were initialised.
     """
 
     levels: int
     width: int
+    random_weights: bool = False
 
     @property
     @abstractmethod

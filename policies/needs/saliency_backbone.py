@@ -15,7 +15,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from maskgym.segmenters.weights import load_strictly, read_state
+from maskgym.segmenters.weights import load_strictly, read_state, weights_file
+
+WHOLE = "backbone.safetensors"  # file of `maskgym pretrain saliency` in the folder of a backbone
 
 Adapt = Callable[[int, torch.Tensor], torch.Tensor]  # a scale and its features (B, C_n, H_n, W_n): changed features
 
@@ -28,14 +30,20 @@ class SaliencyBackbone(nn.Module, ABC):
         encoder_prompt_dims: Width of the prompt tokens of each place of the encoder, in order of use.
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
+        random_weights: Whether weights are as they were initialised: True until `load`.
         unused_weights: Names of unused tensors that files of weights may contain.
+        file_names: Names of files of weights that a folder may hold.
+        random_part: What has random weights because none were loaded; empty if nothing has.
     """
 
     feature_dims: tuple[int, ...]
     encoder_prompt_dims: tuple[int, ...]
     decoder_prompt_dims: tuple[int, ...]
     size_divisor: int
+    random_weights: bool = True
     unused_weights: ClassVar[tuple[str, ...]] = ()
+    file_names: ClassVar[tuple[str, ...]] = (WHOLE,)
+    random_part: str = ""
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor, prompts: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
@@ -78,12 +86,14 @@ class SaliencyBackbone(nn.Module, ABC):
         """Load weights in float32, strictly: every name and shape must fit.
 
         Args:
-            path: A ``.safetensors`` file or a file of ``torch.save``; the ``module.`` prefix of parallel training is
-                removed.
+            path: A ``.safetensors`` file or a file of ``torch.save``, or a folder that holds one of `file_names`; the
+                ``module.`` prefix of parallel training is removed.
 
         Raises:
             UserError: If the file is missing or cannot be read, or names or shapes do not fit.
         """
-        file = Path(path).expanduser()
+        file = weights_file(Path(path).expanduser(), self.file_names)
         state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
         load_strictly(self, state, file, ignore=self.unused_weights)
+        self.random_part = ""
+        self.random_weights = False

@@ -125,7 +125,7 @@ class UserSal(nn.Module):
             targets: float32 (B, 1, S, S) in [0, 1].
         """
         logits, asked, features = self._run(pixels, needs)
-        terms = {"mse": F.mse_loss(logits.sigmoid(), targets)}
+        terms = {"mse": F.mse_loss(logits.float().sigmoid(), targets)}  # in float32 under autocast too
         if asked.any():
             share = asked.float().mean()
             more = self._more_terms(features, pixels[asked], targets[asked])

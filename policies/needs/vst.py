@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
 from maskgym.policies.needs.prompted import normalise, per_place, to_tokens
-from maskgym.policies.needs.saliency_backbone import Adapt, SaliencyBackbone
+from maskgym.policies.needs.saliency_backbone import WHOLE, Adapt, SaliencyBackbone
 from maskgym.policies.needs.vst_layers import (
     DIVISOR,
     Blocks,
@@ -53,6 +53,7 @@ TINY: Settings = {
     "token_depth": 1,
     "dropout": 0.0,
 }
+PUBLISHED = ("RGB_VST.pth", WHOLE)  # files of weights in a folder: the authors' and ours
 # Published checkpoints contain the ImageNet classifier (385,000 weights), which VST does not use.
 UNUSED = ("rgb_backbone.head.weight", "rgb_backbone.head.bias")
 
@@ -69,7 +70,8 @@ class VST(SaliencyBackbone):
     encoder's maps with the prompted tokens of the coarser scale.
 
     Args:
-        checkpoint: Published checkpoint or state dict of this class, for `load`; needed if ``pretrained``.
+        checkpoint: Published checkpoint or state dict of this class, or a folder that holds one, for `load`; needed if
+            ``pretrained``.
         pretrained: Whether weights come from the checkpoint; False allows random ones, to be trained.
         image_size: Side of the square that position embeddings fit, in pixels, a multiple of 16; for another side
             their grid is interpolated bicubically, as in T2T-ViT.
@@ -95,7 +97,7 @@ class VST(SaliencyBackbone):
         torch.Size([1, 1, 128, 128])
     """
 
-    size_divisor, unused_weights = DIVISOR, UNUSED
+    size_divisor, unused_weights, file_names = DIVISOR, UNUSED, PUBLISHED
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class VST(SaliencyBackbone):
         dropout: float = 0.1,
     ) -> None:
         if pretrained and checkpoint is None:
-            raise UserError("vst: has no weights: expected checkpoint=FILE, or pretrained=false for random ones")
+            raise UserError("vst: has no weights: expected checkpoint=FILE or DIR, or pretrained=false for random ones")
         if image_size < DIVISOR or image_size % DIVISOR:
             raise UserError(f"vst: image_size={image_size}: expected a multiple of {DIVISOR}")
         if min(embed_dim, heads, token_dim) < 1 or embed_dim % heads or token_dim % 2:
@@ -138,6 +140,7 @@ class VST(SaliencyBackbone):
         self.token_trans = TaskTokens(embed_dim, decoder_depth, heads, mlp_ratio)
         self.apply(small_weights)
         self.decoder = Decoder(embed_dim, token_dim, token_depth, mlp_ratio, dropout)
+        self.random_part = "the whole network"
         if checkpoint is not None:
             self.load(checkpoint)
 

@@ -7,11 +7,13 @@ further unmerged, see `maskgym.policies.text.adapters`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,6 +137,19 @@ class LanguagePolicy:
         """The model that the adapters in `path` belong to; None if there are none."""
         folder = Path(self._source)
         return adapters.find_base(folder, self._former) if adapters.are_in(folder) else None
+
+    @cached_property
+    def _described(self) -> adapters.Base:
+        """The model at `path` without adapters, which adapters that are trained here belong to."""
+        return adapters.describe_base(self._source, None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifier of the weights at `path`; of a model on the hub, of its name."""
+        folder = Path(self._source)
+        if (folder / manifest.NAME).exists() or adapters.are_in(folder):
+            return manifest.fingerprint(folder)
+        return hashlib.sha256(json.dumps(self._described.files or self._source).encode()).hexdigest()[:16]
 
     @cached_property
     def processor(self) -> ProcessorMixin:
@@ -364,7 +379,7 @@ class LanguagePolicy:
             else:
                 model: PeftModel = self.model
                 revision = getattr(model.config, "_commit_hash", None)
-                adapters.save(model, folder, self._base or adapters.describe_base(self._source, revision))
+                adapters.save(model, folder, self._base or replace(self._described, revision=revision))
             self.processor.save_pretrained(folder)
 
     def merge(self, path: str | Path, dtype: str = "float32") -> None:
@@ -398,7 +413,7 @@ class LanguagePolicy:
             UserError: At next use, see the class.
         """
         self._former, self.path = self.path, str(path)
-        for name in ("_source", "_base", "processor", "prefilled", "model"):
+        for name in ("_source", "_base", "_described", "fingerprint", "processor", "prefilled", "model"):
             vars(self).pop(name, None)
 
 

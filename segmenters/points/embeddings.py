@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class EmbeddingCache(EncodingCache):
     """Cache of a promptable segmenter's embeddings, in memory and on disk; see `EncodingCache`.
 
-    Images are encoded one by one. Rounding depends on the batch, so a resumed run with an empty cache is deterministic.
+    New images are encoded `encode_batch_size` of the segmenter at a time. Rounding depends on the batch: with one image
+    at a time a resumed run with an empty cache is deterministic.
 
     Args:
         segmenter: Segmenter that computes the embeddings.
@@ -38,7 +39,7 @@ class EmbeddingCache(EncodingCache):
         folder: str | Path | None = None,
         folder_bytes: int = CACHE_FOLDER_BYTES,
     ) -> None:
-        super().__init__(segmenter, CacheLimits(max_bytes, folder, folder_bytes), batch_size=1)
+        super().__init__(segmenter, CacheLimits(max_bytes, folder, folder_bytes), segmenter.encode_batch_size)
         self.segmenter = segmenter
 
     def encode(self, images: list[np.ndarray]) -> tuple[Tensor, ...]:
@@ -52,3 +53,15 @@ class EmbeddingCache(EncodingCache):
             images: B square arrays, uint8 (S, S, 3).
         """
         return self.look_up(images, [pixels_key(image) for image in images])[0]
+
+    def store(self, images: Sequence[np.ndarray]) -> bool:
+        """Encode those images that the folder lacks; return whether it takes more.
+
+        Args:
+            images: B square arrays, uint8 (S, S, 3).
+        """
+        keys = {pixels_key(image): image for image in images}
+        new = {key: image for key, image in keys.items() if not self.is_stored(key)}
+        if new and self.stores:
+            self.look_up(list(new.values()), list(new))
+        return self.stores

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -11,17 +14,75 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
-from maskgym.segmenters.frozen import FrozenNetwork, check_images
+from maskgym.segmenters.encodings import GIB, CacheLimits
+from maskgym.segmenters.frozen import AUTO, DTYPES, FrozenNetwork, check_images, precision
+from maskgym.segmenters.points.embeddings import EmbeddingCache
 
 PADDING = -1  # label of a padding point
+ENCODED_ON_GPU = 8  # images per forward pass there; global attention of ViT-H takes 2 GB each in bfloat16
 
 
 class PromptableSegmenter(FrozenNetwork):
     """Segment by points and boxes: ``encode`` each image once, ``decode`` sets of prompts, ``resize`` the masks.
 
     A subclass implements `input_size`, `embedding_shape`, `_load`, `_identity`, `_encode` and `_decode`. It overrides
-    `spatial` if its decoder reads more than the maps that a policy sees.
+    `spatial` if its decoder reads more than the maps that a policy sees. It may call `set_encoding`.
     """
+
+    cache_limits = CacheLimits(GIB)
+    _encode_batch_size: int | str = AUTO
+    _embedding_dtype: str | None = None  # that of the network
+
+    def set_encoding(self, encode_batch_size: int | str, embedding_dtype: str, cache_limits: CacheLimits) -> None:
+        """Set how images are encoded, and where embeddings are kept.
+
+        Args:
+            encode_batch_size: Maximum number of images per forward pass of the encoder; ``auto`` selects 8 on a GPU,
+                and 1 on a CPU, where more gain little and rounding depends on the batch.
+            embedding_dtype: Precision of embeddings, in which a network in float32 also computes them: ``float32``,
+                ``bfloat16`` or ``float16``; ``auto`` selects bfloat16 on a GPU that computes in it, else that of the
+                network. Points are never rounded to it.
+            cache_limits: Where embeddings are kept, and how many.
+
+        Raises:
+            UserError: If the dtype is unknown, or the number below 1.
+        """
+        if encode_batch_size != AUTO and (type(encode_batch_size) is not int or encode_batch_size < 1):
+            raise UserError(f"encode_batch_size={encode_batch_size}: expected at least 1, or {AUTO}")
+        if embedding_dtype not in (AUTO, *DTYPES):
+            raise UserError(f"embedding_dtype={embedding_dtype}: expected one of {', '.join((AUTO, *DTYPES))}")
+        self._encode_batch_size, self._embedding_dtype = encode_batch_size, embedding_dtype
+        self.cache_limits = cache_limits
+
+    @property
+    def encode_batch_size(self) -> int:
+        """Maximum number of images per forward pass of the encoder, where embeddings are cached."""
+        if isinstance(self._encode_batch_size, int):
+            return self._encode_batch_size
+        return 1 if self.device.type == "cpu" else ENCODED_ON_GPU
+
+    @cached_property
+    def embedding_dtype(self) -> torch.dtype:
+        """Precision of embeddings."""
+        if self._embedding_dtype is None or (self._embedding_dtype == AUTO and self.dtype != torch.float32):
+            return self.dtype
+        return precision(self._embedding_dtype, self.device)
+
+    @property
+    def _precision(self) -> str:
+        same = self.embedding_dtype == self.dtype
+        return super()._precision if same else f"{self.dtype}, embeddings {self.embedding_dtype}"
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Size of the embeddings of one image in bytes."""
+        return prod(self.embedding_shape) * self.embedding_dtype.itemsize
+
+    @cached_property
+    def embeddings(self) -> EmbeddingCache:
+        """Cache of embeddings, which all environments with this segmenter share."""
+        limits = self.cache_limits
+        return EmbeddingCache(self, limits.cache_bytes, limits.cache_folder, limits.cache_folder_bytes)
 
     @property
     @abstractmethod
@@ -54,7 +115,7 @@ class PromptableSegmenter(FrozenNetwork):
             images: B arrays, uint8 (S, S, 3) RGB; each is stretched to `input_size`.
 
         Returns:
-            (B, C', h, w) on `device`, in `dtype`, for `decode`; `spatial` selects the maps for a policy.
+            (B, C', h, w) on `device`, in `embedding_dtype`, for `decode`; `spatial` selects the maps for a policy.
 
         Raises:
             UserError: If an image is not uint8 (S, S, 3).
@@ -63,8 +124,11 @@ class PromptableSegmenter(FrozenNetwork):
         for number, image in enumerate(images):
             if image.shape[0] != image.shape[1]:
                 raise UserError(f"image {number} is {image.shape}: expected a square one")
-        starts = range(0, len(images), self.batch_size)
-        return torch.cat([self._encode(images[start : start + self.batch_size]) for start in starts])
+        size = max(self.batch_size, self.encode_batch_size)  # the cache hands over the latter
+        lower = self.embedding_dtype != self.dtype == torch.float32
+        with torch.autocast(self.device.type, self.embedding_dtype) if lower else nullcontext():
+            encoded = [self._encode(images[start : start + size]) for start in range(0, len(images), size)]
+        return torch.cat(encoded).to(self.embedding_dtype)
 
     @torch.inference_mode()
     def decode(
@@ -94,6 +158,7 @@ class PromptableSegmenter(FrozenNetwork):
         """
         places, kinds, boxes = self._checked(len(embeddings), points, labels, side or self.input_size, boxes)
         # A stable sort moves padding to the end of its row and keeps the order of the points.
+        embeddings = embeddings.to(self.dtype)
         order = (kinds == PADDING).int().argsort(dim=1, stable=True)
         places, kinds = places.take_along_dim(order[..., None], dim=1), kinds.take_along_dim(order, dim=1)
         counts = (kinds != PADDING).sum(dim=1)

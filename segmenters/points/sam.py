@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
+from maskgym.segmenters.encodings import CACHE_BYTES, CACHE_FOLDER_BYTES, GIB, CacheLimits
 from maskgym.segmenters.frozen import AUTO
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 from maskgym.segmenters.weights import (
@@ -29,6 +31,7 @@ from maskgym.segmenters.weights import (
     load_strictly,
     read_state,
     weight_files,
+    weights_file,
     with_dtype,
     without_weights,
     write_state,
@@ -40,6 +43,7 @@ PIXEL_DEVIATION = (58.395, 57.12, 57.375)
 CONSTANTS = ("pixel_mean", "pixel_std")  # some tools save these two with the weights
 GAUSSIAN_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # float32 in every precision
 EMBEDDED = Path(__file__).parent / "sam_tiny"
+PREPARED = 4  # images that are prepared at a time
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ PUBLISHED = {
     "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_attention_layers=(5, 11, 17, 23)),
     "vit_h": SamConfig(),
 }
+PUBLISHED_FILES = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+}
 
 
 class SamSegmenter(PromptableSegmenter):
@@ -125,15 +134,23 @@ class SamSegmenter(PromptableSegmenter):
     Masks are SAM's single output (token 0), which is the one trained for several points.
 
     Args:
-        checkpoint: A published ``.pth`` (``sam_vit_b_01ec64.pth``, …), or a folder that `save_sam` wrote.
-        model: ``vit_b``, ``vit_l`` or ``vit_h``; ``auto`` infers it from the weights. A folder has its own config.
+        checkpoint: A published ``.pth``, a folder that holds one under its published name (`PUBLISHED_FILES`), or a
+            folder that `save_sam` wrote, with its own config.
+        model: ``vit_b``, ``vit_l`` or ``vit_h``, which also selects among the files of a folder; ``auto`` infers it
+            from the weights.
         device: See `PromptableSegmenter`.
         dtype: See `PromptableSegmenter`.
-        batch_size: See `PromptableSegmenter`.
+        batch_size: Maximum number of sets of points per forward pass of the decoder.
+        encode_batch_size: See `PromptableSegmenter.set_encoding`.
+        embedding_dtype: See `PromptableSegmenter.set_encoding`.
+        cache_bytes: See `maskgym.segmenters.encodings.CacheLimits`. An embedding of the published models takes 4 MiB,
+            or 2 MiB in half precision.
+        cache_folder: See `CacheLimits`.
+        cache_folder_bytes: See `CacheLimits`.
 
     Raises:
-        UserError: If a file is missing or cannot be read, or belongs to another model. The content of the weights is
-            checked at first use.
+        UserError: If a file is missing or cannot be read, or belongs to another model, or a folder holds several. The
+            content of the weights is checked at first use.
     """
 
     def __init__(
@@ -143,18 +160,26 @@ class SamSegmenter(PromptableSegmenter):
         device: str | None = None,
         dtype: str = AUTO,
         batch_size: int = 16,
+        encode_batch_size: int | str = AUTO,
+        embedding_dtype: str = AUTO,
+        cache_bytes: int = CACHE_BYTES,
+        cache_folder: str | Path | None = None,
+        cache_folder_bytes: int = CACHE_FOLDER_BYTES,
     ) -> None:
         super().__init__(device, dtype, batch_size)
+        limits = CacheLimits(cache_bytes, cache_folder, cache_folder_bytes)
+        self.set_encoding(encode_batch_size, embedding_dtype, limits)
         if checkpoint is None:
-            raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth")
+            raise UserError("segmenter 'sam' needs checkpoint=PATH: a file such as sam_vit_b_01ec64.pth, or its folder")
         if model not in ("auto", *PUBLISHED):
             raise UserError(f"segmenter.model={model}: expected auto, {', '.join(PUBLISHED)}")
         path = Path(checkpoint).expanduser()
-        if not path.exists():
-            raise UserError(f"{path}: no such checkpoint: expected a file of weights")
-        self.weights_file = path if path.is_file() else find_weights(path)
+        names = list(PUBLISHED_FILES.values()) if model == "auto" else [PUBLISHED_FILES[model]]
+        own = (path / "config.json").is_file()
+        there = any((path / name).is_file() for name in names)
+        self.weights_file = find_weights(path) if own and not there else weights_file(path, names)
         self.model = model
-        self.own_config = read_config(path / "config.json") if path.is_dir() else None
+        self.own_config = read_config(path / "config.json") if own else None
 
     @property
     def input_size(self) -> int:
@@ -182,16 +207,33 @@ class SamSegmenter(PromptableSegmenter):
         return text, weight_files(self.weights_file)
 
     def _encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        pixels = torch.stack([sam_pixels(image, self.input_size) for image in images])
+        prepare = partial(sam_pixels, size=self.input_size)
+        if len(images) == 1:
+            pixels = prepare(images[0])[None]
+        else:  # At full size, preparing an image takes a core about as long as encoding it takes a GPU.
+            with ThreadPoolExecutor(min(PREPARED, len(images))) as pool:
+                pixels = torch.stack(list(pool.map(prepare, images)))
         return self.network.image_encoder(pixels.to(self.device, self.dtype))
 
     def _decode(self, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
         return decode_points(self.network, embeddings, points, labels, boxes)
 
 
-def sam_tiny(device: str | None = None, dtype: str = "float32", batch_size: int = 64) -> SamSegmenter:
-    """Build the bundled SAM, trained on synthetic scenes with clicks, boxes, and clicks beside a box."""
-    return SamSegmenter(bundled(EMBEDDED), device=device, dtype=dtype, batch_size=batch_size)
+def sam_tiny(
+    device: str | None = None, dtype: str = "float32", batch_size: int = 64, cache_bytes: int = GIB
+) -> SamSegmenter:
+    """Build the bundled SAM, trained on synthetic scenes with clicks, boxes, and clicks beside a box.
+
+    It is too small to gain from less precision, or from embeddings on disk.
+    """
+    return SamSegmenter(
+        bundled(EMBEDDED),
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        embedding_dtype=dtype,
+        cache_bytes=cache_bytes,
+    )
 
 
 def decode_points(sam: Sam, embeddings: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None = None) -> Tensor:
@@ -272,9 +314,12 @@ def read_config(file: Path) -> SamConfig:
         UserError: If the file is missing or cannot be read.
     """
     try:
-        return SamConfig.from_json(json.loads(file.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file: expected the config of a SAM") from error
+        values = json.loads(file.read_text())
+        if "model_type" in values:
+            raise UserError(
+                f"{file}: is of a model of transformers: expected segmenter=sam_hf, sam2, or another folder"
+            )
+        return SamConfig.from_json(values)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as the config of a SAM: {error}") from error
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskgym.errors import UserError
+from maskgym.segmenters.encodings import CACHE_BYTES, CACHE_FOLDER_BYTES, CacheLimits
+from maskgym.segmenters.frozen import AUTO
 from maskgym.segmenters.hub import HubNetwork
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
@@ -39,7 +41,12 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         device: See `HubNetwork`.
         dtype: See `HubNetwork`. transformers also rounds the points to this precision, which in bfloat16 is about one
             pixel of 1024.
-        batch_size: See `HubNetwork`.
+        batch_size: Maximum number of sets of points per forward pass of the decoder.
+        encode_batch_size: See `PromptableSegmenter.set_encoding`.
+        embedding_dtype: See `PromptableSegmenter.set_encoding`.
+        cache_bytes: See `maskgym.segmenters.encodings.CacheLimits`.
+        cache_folder: See `CacheLimits`.
+        cache_folder_bytes: See `CacheLimits`.
 
     Raises:
         UserError: See `HubNetwork`; also, at first use, if the image processor and the config differ in size.
@@ -55,8 +62,15 @@ class SamHfSegmenter(HubNetwork, PromptableSegmenter):
         device: str | None = None,
         dtype: str = "float32",
         batch_size: int = 16,
+        encode_batch_size: int | str = AUTO,
+        embedding_dtype: str = AUTO,
+        cache_bytes: int = CACHE_BYTES,
+        cache_folder: str | Path | None = None,
+        cache_folder_bytes: int = CACHE_FOLDER_BYTES,
     ) -> None:
         super().__init__(checkpoint, device, dtype, batch_size)
+        limits = CacheLimits(cache_bytes, cache_folder, cache_folder_bytes)
+        self.set_encoding(encode_batch_size, embedding_dtype, limits)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -133,6 +147,11 @@ class Sam2Segmenter(SamHfSegmenter):
     published = "facebook/sam2.1-hiera-tiny"
     architecture = "Sam2Model"
     model_types = ("sam2", "sam2_video")  # published folders hold the video model, which contains the image model
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Size of the packed embeddings of one image in bytes."""
+        return 4 * super().embedding_bytes
 
     def spatial(self, embeddings: Tensor) -> Tensor:
         """Select the coarse maps (B, C, h, w) of packed embeddings (B, 4C, h, w), as a view."""

@@ -31,7 +31,7 @@ def test_an_agent_without_a_member_is_named_before_it_is_made(lacking):
 def test_every_agent_declares_what_it_supports(name):
     kind = agents.get(name)
     assert kind.tasks and set(kind.scales) <= {"local", "ray"}
-    assert kind.takes <= {"segmenter", "make_env", "supervised", "scorer"}
+    assert kind.takes <= {"segmenter", "make_env", "workers", "supervised", "scorer"}
     assert kind.learns != issubclass(kind, agents.FrozenAgent)
 
 

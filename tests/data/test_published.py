@@ -98,6 +98,19 @@ def test_a_pickle_of_edges_beside_masks_is_passed_over(lay_out, mask):
     assert make("duts", root=root, split="train").keys == ("DUTS-TR/sun_a",)
 
 
+def test_that_a_hash_deals_the_splits_of_cuhk_is_told_in_one_line(lay_out, photo, mask):
+    root = lay_out("cuhk_blur")
+    for number in range(20):
+        photo(root / f"image/{number}.jpg")
+        mask(root / f"gt/{number}.png")
+    (told,) = make("cuhk_blur", root=root, split="test").describe()
+    assert told.startswith("cuhk_blur has no official split: a hash of the names deals 80 % to training")
+    for name in (*make("cuhk_blur", root=root, split="train").keys, "0"):
+        with (root / "train.txt").open("a") as file:
+            file.write(f"{name}\n")
+    assert make("cuhk_blur", root=root, split="train").notes == ()  # lists of the user's own
+
+
 def test_arguments_of_the_reader_win(lay_out):
     root = lay_out("ecssd")
     assert make("ecssd", root=root, split="train", splits="train").keys == ("0001",)

@@ -123,6 +123,37 @@ def test_nothing_at_test_time_comes_from_the_truth(sam, label):
     assert "target" not in seeing.reset(seed=0)[1] and "target" in vector(sam).reset(seed=0)[1]
 
 
+class OneSample(data.Dataset):
+    """Data set of one sample."""
+
+    task, split = "sod", "train"
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.sample
+
+
+def test_first_prompts_are_never_on_void(sam):
+    """The background is one column of pixels; what is neither it nor the object is void, as is a part of the mask."""
+    mask, void = np.zeros((20, 30), bool), np.ones((20, 30), bool)
+    mask[5:9, 4:12], void[5:9, 4:8], void[:, 29] = True, False, False
+    sample = data.Sample("a", (np.zeros((20, 30, 3), np.uint8),), (mask[None],), void=(void,))
+    settings = {"segmenter": sam, "initial_prompts": "truth", "image_size": 120, "patch_size": 20}
+    env = PointPromptVectorEnv(16, OneSample(sample), **settings)
+    env.reset(seed=0)
+    for state in env.get_state():
+        (left, up), (right, _) = state.points / 120 * (30, 20)
+        assert state.labels.tolist() == [1, 0] and 4 <= left < 8 and 5 <= up < 9 and int(right) == 29
+    nothing = OneSample(replace(sample, void=(np.ones((20, 30), bool),)))
+    with pytest.raises(UserError, match="sample 'a': is all void: expected a pixel to prompt at"):
+        PointPromptVectorEnv(1, nothing, **settings).reset(seed=0)
+
+
 def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):
     env = vector(sam, 1, label_source="oracle", horizon=3, initial_prompts="none", autoreset_mode="Disabled")
     observation, info = env.reset(options={"index": 0})

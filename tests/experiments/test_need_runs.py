@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from maskgym.experiments.evaluation import evaluate_command
+from maskgym.experiments.wiring import composition
 
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4", "algo.updates=0")
 REFERRING = {"miou", "oiou", "p@0.5", "p@0.9"}
@@ -53,7 +54,7 @@ def test_a_run_writes_every_file(finished, finished_run, env, expected):
     with Image.open(folder / "samples" / pictures[0]) as picture:
         assert picture.width > 3 * 200
     assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
-    again = evaluate_command.evaluate_again(folder)
+    again, _ = evaluate_command.evaluate_again(folder)
     assert again[env].scores == results["after"]
 
 
@@ -137,3 +138,30 @@ def test_a_policy_over_the_grid_learns_with_needs(maskgym_run, tmp_path):
 def test_what_cannot_be_had_is_told_in_one_line(maskgym_run, tmp_path, arguments, expected):
     status, _, error = maskgym_run(*arguments, *SMALL, f"out={tmp_path}/run")
     assert status == 2 and len(error) == 1 and expected in error[0]
+
+
+def test_a_run_by_epochs_has_their_updates_and_becomes_longer_by_epochs(maskgym_run, tmp_path):
+    few = ("evaluation.samples=2", "evaluation.pictures=0", "env.num_envs=2", "env.image_size=32", "data.size=6")
+    by_epochs = ("algo.epochs=2", "algo.batch_size=4", "algo.decay_epoch=1", "algo.save_every=1")
+    status, out, error = maskgym_run("env=user_need", "algo=usersal", *few, *by_epochs, f"out={tmp_path}/run")
+    assert (status, error) == (0, [])
+    assert "decay" not in out
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [(int(row["step"]), row["epoch"]) for row in rows if row["epoch"]] == [(1, "0"), (2, "0"), (3, "1")]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 3  # 12 samples in batches of 4
+    stored = composition.load(tmp_path / "run" / "config.yaml")["algo"]
+    assert (stored["epochs"], stored["updates"]) == (2, 3)
+    status, out, error = maskgym_run(f"resume={tmp_path}/run", "algo.epochs=3")
+    assert (status, error) == (0, [])
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 5
+    status, _, (error,) = maskgym_run(f"resume={tmp_path}/run", "algo.epochs=1")
+    assert status == 2 and "its run has algo.epochs=3, not 1: expected as many, or more" in error
+    status, out, _ = maskgym_run("--cfg", f"resume={tmp_path}/run", "algo.updates=+1")
+    assert "  updates: 6" in out and "  epochs: null" in out
+
+
+def test_a_decay_that_never_comes_is_told_at_the_start(maskgym_run, tmp_path):
+    few = ("evaluation.samples=0", "algo.updates=1", "algo.batch_size=2", "env.image_size=32", "data.size=6")
+    status, out, _ = maskgym_run("env=user_need", "algo=usersal", *few, f"out={tmp_path}/run")
+    told = "algo.decay_epoch=60: never comes, the learning rate stays: 1 updates of 2 samples are 0.333 epochs of 6"
+    assert status == 0 and told in out

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from maskgym import agents, files
 from maskgym.data.readers.folder import Folder
@@ -25,6 +26,7 @@ from maskgym.experiments.training import loggers, samples
 from maskgym.experiments.wiring import composition, run_folder
 from maskgym.experiments.wiring.run_folder import read_metrics
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
+from maskgym.segmenters.points.sam import EMBEDDED as SAM
 
 TEXT = "cgpo, chat_model, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
@@ -81,7 +83,7 @@ def check_files(folder, env, seed):
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= {"env", "algo", "seed", "device", "wall_s", "steps", "before", "after", "versions"}
     assert (results["env"], results["algo"], results["seed"], results["steps"]) == (env, "random", seed, 0)
-    used = results["segmenter"]
+    used = results["provenance"]["weights"]["segmenter"]
     assert used["dtype"] in ("float32", "bfloat16") and len(used["fingerprint"]) == 16
     expected = {"reward", "s_measure", "iou", "mae", "format", "f_max", "e_max"}
     for task in tasks:
@@ -467,6 +469,42 @@ def test_a_stored_evaluation_of_other_samples_or_types_is_named(maskgym_run, fin
     for content in (1, {}, {"sis": 1}, {"sis": stored | {"answers": []}}, {"sis": stored | {"per_sample": [1] * 4}}):
         file.write_text(json.dumps(content))
         assert "before.json: is no evaluation of this run's samples" in refused(maskgym_run(f"resume={tmp_path}/run"))
+
+
+def test_a_run_whose_data_or_segmenter_changed_is_not_resumed(maskgym_run, photo_folder, tmp_path):
+    folder, sam = tmp_path / "run", tmp_path / "sam"
+    sam.mkdir()
+    for file in SAM.iterdir():
+        shutil.copy(file, sam)
+    given = ("env=point_prompt", "algo=random", "env.horizon=2", "data=folder", f"data.root={photo_folder}")
+    given += ("segmenter=sam", f"segmenter.checkpoint={sam}", *RANDOM[1:])
+    assert maskgym_run(*given, f"out={folder}")[0] == 0
+    assert maskgym_run(f"resume={folder}")[::2] == (0, [])
+    results = json.loads((folder / "results.json").read_text())["provenance"]
+    assert results["held_out"]["point_prompt"]["root"] == str(photo_folder)
+    assert results["weights"]["segmenter"]["name"] == "sam"
+
+    mask = photo_folder / "masks" / "000.png"
+    kept = mask.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(mask))).save(mask)
+    line = refused(maskgym_run(f"resume={folder}"))
+    assert "before.json: " in line and "data, point_prompt: folder in " in line and " then, " in line
+    assert line.endswith("expected the data and the weights that the run began with")
+    mask.write_bytes(kept)
+
+    config = sam / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert maskgym_run(f"resume={folder}")[0] == 0  # as the sizes are the same
+    weights = load_file(sam / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, sam / "model.safetensors")
+    assert ": segmenter: sam (" in refused(maskgym_run(f"resume={folder}"))
+
+    before = folder / "checkpoints" / "before.json"
+    stored = json.loads(before.read_text())
+    assert stored.pop("provenance")
+    before.write_text(json.dumps(stored))
+    status, out, _ = maskgym_run(f"resume={folder}")
+    assert status == 0 and "before.json: does not name the run's data and weights" in out
 
 
 def test_average_precision_that_an_older_version_stored_is_left_out(maskgym_run, finished_run, tmp_path):

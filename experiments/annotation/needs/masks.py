@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskgym.segmenters.points.embeddings import EmbeddingCache
 from maskgym.segmenters.points.promptable import PromptableSegmenter
 
-CACHE_BYTES = 2**28  # of embeddings, for images that an annotator revisits
 PADDING_COLOUR = (124, 116, 104)  # SAM's mean pixel, to which its padding with zeros is equivalent
 MARGIN = 0.08  # around an appearance, as a share of the box's longer side
 Box = Sequence[float]  # (left, top, right, bottom), pixels
@@ -57,7 +55,6 @@ class Prompted:
 
     def __init__(self, segmenter: PromptableSegmenter) -> None:
         self.segmenter = segmenter
-        self._embed = EmbeddingCache(segmenter, CACHE_BYTES)
 
     def __call__(
         self,
@@ -83,7 +80,7 @@ class Prompted:
         square[:height, :width] = image
         given = (None, None) if points is None else (np.array(points, np.float32), np.array(labels))
         logits = self.segmenter.decode(
-            self._embed([square]).expand(count, -1, -1, -1),
+            self.segmenter.embeddings([square]).expand(count, -1, -1, -1),
             *given,
             side=side,
             boxes=None if boxes is None else np.array(boxes, np.float32),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,25 @@ def test_truths_of_a_mask_of_any_size():
     mask[:3, :4] = True
     assert centre_truth(mask, 3).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]  # clicks at x 1, 4, 7 and y 1, 3, 5
     assert patch_shares(mask, 3).tolist() == [[1, pytest.approx(1 / 3), 0], [0.5, pytest.approx(1 / 6), 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_void_is_neither_foreground_nor_background(truth):
+    class WithVoid(Scenes):
+        def __getitem__(self, index):
+            void = np.zeros((128, 128), bool)
+            void[:, :66] = True
+            return replace(super().__getitem__(index), void=(void,))
+
+    module = SemanticRecalibration("implicit", 128, channels=8, truth=truth)
+    shown = WithVoid("sod", "train", size=2)
+    env = PointPromptVectorEnv(2, shown, segmenter=sam_tiny(device="cpu"), label_source="srm", recalibration=module)
+    trainer = RecalibrationTrainer(env)
+    env.reset(seed=0, options={"index": [0, 1]})
+    (loss,) = trainer.begin([shown[index].masks for index in range(2)])
+    assert np.isfinite(loss)
+    unknown = trainer.truth.isnan()
+    assert unknown[:, :, :4].all() and not unknown[:, :, 4:].any()  # of 16 pixels each; the fifth has two of void
 
 
 def test_the_choice_is_a_setting_of_the_module():

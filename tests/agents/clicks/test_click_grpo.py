@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import math
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from maskgym import data
 from maskgym.agents.clicks.click_grpo import CGPOAgent, Episodes, GRPOAgent
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
 from maskgym.policies.clicks.recalibration import SemanticRecalibration
-from maskgym.segmenters.points.sam import sam_tiny
 
 KINDS = {"grpo": (GRPOAgent, {"group_size": 4}), "cgpo": (CGPOAgent, {})}
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return sam_tiny(device="cpu")
-
-
-def make_env(sam, count=8, **settings):
-    settings = {"label_source": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
-    return gym.make_vec(
-        "maskgym/PointPrompt-v0",
-        num_envs=count,
-        vectorization_mode="vector_entry_point",
-        dataset=data.make("scenes", task="sod", size=8),
-        **settings,
-    )
 
 
 def make_agent(kind, env, output, **settings):
@@ -53,14 +34,14 @@ def episodes(returns, probabilities):
     return Episodes({}, torch.zeros(chances.shape), chances, np.array(returns), np.zeros(len(returns)), 0.0, [])
 
 
-def test_grpo_compares_the_episodes_of_a_group(sam, tmp_path):
-    agent = make_agent("grpo", make_env(sam), tmp_path, group_size=2)
+def test_grpo_compares_the_episodes_of_a_group(make_env, tmp_path):
+    agent = make_agent("grpo", make_env(count=8), tmp_path, group_size=2)
     found = agent.advantages(episodes([1.0, 3.0, 2.0, 2.0], [[0.5] * 4]))
     torch.testing.assert_close(found, torch.tensor([-1.0, 1.0, 0.0, 0.0]), atol=2e-4, rtol=0)
 
 
-def test_cgpo_takes_the_confidence_from_the_return_in_the_unit_interval(sam, tmp_path):
-    env = make_env(sam, 2)
+def test_cgpo_takes_the_confidence_from_the_return_in_the_unit_interval(make_env, tmp_path):
+    env = make_env(2)
     given = episodes([-4.0, 2.0], [[0.2, 1.0], [0.4, 0.5]])  # four steps of -1 to 1: the range is [-4, 4]
     found = make_agent("cgpo", env, tmp_path).advantages(given)
     torch.testing.assert_close(found, torch.tensor([0.0 - 0.3, 0.75 - 0.75]))
@@ -68,15 +49,15 @@ def test_cgpo_takes_the_confidence_from_the_return_in_the_unit_interval(sam, tmp
     torch.testing.assert_close(centred, torch.tensor([-0.15, 0.15]))
 
 
-def test_cgpo_scales_returns_that_cancel_by_their_own_range(sam, tmp_path):
+def test_cgpo_scales_returns_that_cancel_by_their_own_range(make_env, tmp_path):
     """Returns -0.3 and 0.6 of an increase of IoU in [-1, 1], whatever the horizon."""
-    agent = make_agent("cgpo", make_env(sam, 2, reward="delta_iou", horizon=15), tmp_path)
+    agent = make_agent("cgpo", make_env(2, reward="delta_iou", horizon=15), tmp_path)
     found = agent.advantages(episodes([-0.3, 0.6], [[0.1, 0.1]]))
     torch.testing.assert_close(found, torch.tensor([0.35 - 0.1, 0.8 - 0.1]))
 
 
-def test_an_update_sees_as_many_samples_as_asked(sam, tmp_path):
-    env = make_env(sam)
+def test_an_update_sees_as_many_samples_as_asked(make_env, tmp_path):
+    env = make_env(count=8)
     agent = make_agent("grpo", env, tmp_path, images=6)
     played = agent.play(env, seed=3)
     assert played.actions.shape == played.log_probabilities.shape == (4, 24) and len(played.returns) == 24
@@ -90,8 +71,8 @@ def test_an_update_sees_as_many_samples_as_asked(sam, tmp_path):
 
 
 @pytest.mark.parametrize("label", ["positive", "policy"])
-def test_a_group_begins_alike_and_the_first_ratio_is_one(sam, tmp_path, label):
-    env = make_env(sam, label_source=label)
+def test_a_group_begins_alike_and_the_first_ratio_is_one(make_env, tmp_path, label):
+    env = make_env(count=8, label_source=label)
     agent = make_agent("grpo", env, tmp_path, epochs=1, minibatch_size=64)
     played = agent.play(env, seed=3)
     for name, first in played.observations.items():
@@ -104,8 +85,8 @@ def test_a_group_begins_alike_and_the_first_ratio_is_one(sam, tmp_path, label):
     torch.testing.assert_close(again, played.log_probabilities.flatten(), atol=1e-5, rtol=0)
 
 
-def test_the_loss_is_the_clipped_one(sam, tmp_path):
-    env = make_env(sam)
+def test_the_loss_is_the_clipped_one(make_env, tmp_path):
+    env = make_env(count=8)
     agent = make_agent("cgpo", env, tmp_path)
     played = agent.play(env, seed=3)
     rows, wanted = torch.tensor([9, 17, 25]), [1.1, 2.0, 0.5]  # ratios of three steps, all of the second episode
@@ -120,8 +101,8 @@ def test_the_loss_is_the_clipped_one(sam, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clicks_on_the_foreground_are_learned(sam, tmp_path, kind):
-    env = make_env(sam, 16)
+def test_clicks_on_the_foreground_are_learned(make_env, tmp_path, kind):
+    env = make_env(16)
     # Over eight samples a few updates show it; every step of an episode shares its advantage, so more are needed.
     agent = make_agent(kind, env, tmp_path, learning_rate=3e-3, epochs=5, minibatch_size=32, save_every=100)
     if kind == "cgpo":
@@ -132,10 +113,10 @@ def test_clicks_on_the_foreground_are_learned(sam, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, kind):
+def test_a_resumed_training_is_the_uninterrupted_one(make_env, tmp_path, kind):
     def start(output):
         module = SemanticRecalibration("implicit", 128, channels=16, learning_rate=1e-3)
-        env = make_env(sam, label_source="srm", recalibration=module, allow_repeated_clicks=False)
+        env = make_env(count=8, label_source="srm", recalibration=module, allow_repeated_clicks=False)
         return make_agent(kind, env, output, epochs=2), env
 
     whole, env = start(tmp_path / "whole")
@@ -151,8 +132,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, kind):
     second.load(tmp_path / "policy")
 
 
-def test_settings_out_of_range(sam, tmp_path):
-    env = make_env(sam)
+def test_settings_out_of_range(make_env, tmp_path):
+    env = make_env(count=8)
     with pytest.raises(UserError, match=r"algo.group_size=1: expected at least 2"):
         make_agent("grpo", env, tmp_path, group_size=1)
     with pytest.raises(UserError, match=r"algo.group_size=3: expected a divisor of env.num_envs=8"):
@@ -163,15 +144,15 @@ def test_settings_out_of_range(sam, tmp_path):
         make_agent("cgpo", env, tmp_path, epochs=0)
 
 
-def test_the_checkpoint_of_another_algorithm_is_refused(sam, tmp_path):
-    env = make_env(sam)
+def test_the_checkpoint_of_another_algorithm_is_refused(make_env, tmp_path):
+    env = make_env(count=8)
     train(make_agent("grpo", env, tmp_path), env, 1)
     with pytest.raises(UserError, match=r"clicks\.pt: a checkpoint of GRPOAgent: expected one of CGPOAgent"):
         train(make_agent("cgpo", env, tmp_path), env, 2, resume=True)
 
 
-def test_weights_that_are_no_numbers_stop_training_though_the_loss_is_one(sam, tmp_path):
-    env = make_env(sam)
+def test_weights_that_are_no_numbers_stop_training_though_the_loss_is_one(make_env, tmp_path):
+    env = make_env(count=8)
     agent = make_agent("cgpo", env, tmp_path, save_every=2)
     weights = next(agent.policy.action_net.parameters())
 

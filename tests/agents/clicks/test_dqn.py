@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from maskgym import data
 from maskgym.agents.clicks.dqn import DQNAgent
 from maskgym.errors import UserError
 from maskgym.policies.clicks.point import PointActorCritic
 from maskgym.policies.clicks.recalibration import SemanticRecalibration
-from maskgym.segmenters.points.sam import sam_tiny
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return sam_tiny(device="cpu")
-
-
-def make_env(sam, count=4, **settings):
-    settings = {"label_source": "positive", "horizon": 4, "segmenter": sam, "autoreset_mode": "SameStep"} | settings
-    return gym.make_vec(
-        "maskgym/PointPrompt-v0",
-        num_envs=count,
-        vectorization_mode="vector_entry_point",
-        dataset=data.make("scenes", task="sod", size=8),
-        **settings,
-    )
 
 
 def make_agent(env, output, **settings):
@@ -42,16 +23,16 @@ def train(agent, env, updates, resume=False):
     return rows
 
 
-def test_clicks_on_the_foreground_are_learned(sam, tmp_path):
-    env = make_env(sam, 16)
+def test_clicks_on_the_foreground_are_learned(make_env, tmp_path):
+    env = make_env(16)
     quick = {"gradient_steps": 80, "minibatch_size": 32, "gamma": 0.0, "exploration_share": 0.3, "exploration_end": 0.0}
     rows = train(make_agent(env, tmp_path, **quick, save_every=100), env, 12)
     first, last = (np.mean([rows[step]["reward"] for step in steps]) for steps in (range(1, 4), range(10, 13)))
     assert last > first + 2  # of 8: four clicks of -1 or 1
 
 
-def test_random_clicks_give_way_and_the_last_click_has_no_future(sam, tmp_path):
-    env, rates = make_env(sam), []
+def test_random_clicks_give_way_and_the_last_click_has_no_future(make_env, tmp_path):
+    env, rates = make_env(), []
     agent = make_agent(env, tmp_path, exploration_share=0.5, exploration_end=0.2)
     begin = agent.begin_rollout
     agent.begin_rollout = lambda *given: (begin(*given), rates.append(agent.model.exploration_rate))
@@ -62,8 +43,8 @@ def test_random_clicks_give_way_and_the_last_click_has_no_future(sam, tmp_path):
     assert not buffer.timeouts.any()
 
 
-def test_patches_are_not_clicked_again(sam, tmp_path):
-    env = make_env(sam, horizon=6)
+def test_patches_are_not_clicked_again(make_env, tmp_path):
+    env = make_env(horizon=6)
     agent = make_agent(env, tmp_path)
     observations, _ = env.reset(seed=0)
     for _ in range(5):
@@ -73,12 +54,12 @@ def test_patches_are_not_clicked_again(sam, tmp_path):
 
 
 @pytest.mark.parametrize("size", [8, 400])
-def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, size):
+def test_a_resumed_training_is_the_uninterrupted_one(make_env, tmp_path, size):
     """Also where the buffer is full, and where random clicks are drawn."""
 
     def start(name):
         module = SemanticRecalibration("implicit", 128, channels=8)
-        env = make_env(sam, label_source="srm", recalibration=module)
+        env = make_env(label_source="srm", recalibration=module)
         return make_agent(env, tmp_path / name, buffer_size=size, exploration_share=0.0, exploration_end=0.5), env
 
     whole, env = start("whole")
@@ -99,11 +80,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(sam, tmp_path, size):
         ({"exploration_end": 1.5}, r"algo.exploration_end=1.5: expected a number in \[0, 1\]"),
     ],
 )
-def test_numbers_out_of_range(sam, tmp_path, settings, expected):
+def test_numbers_out_of_range(make_env, tmp_path, settings, expected):
     with pytest.raises(UserError, match=expected):
-        make_agent(make_env(sam), tmp_path, **settings)
+        make_agent(make_env(), tmp_path, **settings)
 
 
-def test_labels_are_no_actions_of_it(sam, tmp_path):
+def test_labels_are_no_actions_of_it(make_env, tmp_path):
     with pytest.raises(UserError, match=r"algo=dqn env.label_source=policy: values are those of patches alone"):
-        make_agent(make_env(sam, label_source="policy"), tmp_path)
+        make_agent(make_env(label_source="policy"), tmp_path)

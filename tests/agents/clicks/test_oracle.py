@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
+from functools import partial
+
 import numpy as np
 import pytest
 
-from maskgym import data
 from maskgym.agents.clicks.oracle import OracleAgent
 from maskgym.agents.random_agent import RandomAgent
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import evaluation
-from maskgym.segmenters.points.sam import sam_tiny
 
 
-@pytest.fixture(scope="module")
-def sam():
-    return sam_tiny(device="cpu")
+@pytest.fixture
+def make_held_out(make_env):
+    """Build a function from settings to the environment of held-out scenes, of five clicks with labels."""
+    return partial(make_env, split="test", label_source="policy", horizon=5)
 
 
-def make_env(sam, **settings):
-    settings = {"label_source": "policy", "horizon": 5, "segmenter": sam, "autoreset_mode": "Disabled"} | settings
-    return gym.make_vec(
-        "maskgym/PointPrompt-v0",
-        num_envs=4,
-        vectorization_mode="vector_entry_point",
-        dataset=data.make("scenes", task="sod", split="test", size=8),
-        **settings,
-    )
-
-
-def test_the_oracle_is_the_ceiling(sam):
-    env, indices = make_env(sam), list(range(6))  # six: the second chunk is filled up
+def test_the_oracle_is_the_ceiling(make_held_out):
+    env, indices = make_held_out(), list(range(6))  # six: the second chunk is filled up
     oracle = evaluation.evaluate(OracleAgent(), env, indices)
     chance = evaluation.evaluate(RandomAgent(env=env), env, indices)
     assert oracle.scores["iou"] > 0.8 > chance.scores["iou"] + 0.2  # five clicks, and no prompt before them
@@ -40,8 +29,8 @@ def test_the_oracle_is_the_ceiling(sam):
     assert len(oracle.answers) == 6 and all(len(text.split()) == 5 for text in oracle.answers)
 
 
-def test_what_is_searched_is_what_is_played(sam):
-    env = make_env(sam)
+def test_what_is_searched_is_what_is_played(make_held_out):
+    env = make_held_out()
     env.reset(options={"index": np.arange(4)})
     before = env.unwrapped.get_state()
     found = OracleAgent(candidates=3).search(env)
@@ -56,8 +45,8 @@ def test_what_is_searched_is_what_is_played(sam):
         np.testing.assert_allclose(one.logits.numpy(), other.logits.numpy(), atol=1e-4)
 
 
-def test_a_click_goes_into_the_largest_error(sam):
-    env = make_env(sam, image_size=128, patch_size=16)
+def test_a_click_goes_into_the_largest_error(make_held_out):
+    env = make_held_out(image_size=128, patch_size=16)
     env.reset(options={"index": np.arange(4)})
     truth = np.zeros((128, 128), bool)
     truth[0:20, 0:20] = True  # holds the centre of patch 0
@@ -67,8 +56,8 @@ def test_a_click_goes_into_the_largest_error(sam):
     assert (patch, label) == (45, 1)  # its middle
 
 
-def test_repeats_are_left_out_where_they_are_not_wanted(sam):
-    env = make_env(sam, allow_repeated_clicks=False, horizon=12)
+def test_repeats_are_left_out_where_they_are_not_wanted(make_held_out):
+    env = make_held_out(allow_repeated_clicks=False, horizon=12)
     env.reset(options={"index": np.arange(4)})
     for state in OracleAgent(candidates=2).search(env):
         assert len(set(state.patches)) == 12

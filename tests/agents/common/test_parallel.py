@@ -34,7 +34,7 @@ def logged(tmp_path_factory):
     return lambda case: [json.loads((folders[name] / f"{case}.json").read_text()) for name in ("one", "two")]
 
 
-@pytest.mark.e2e(seconds=110)
+@pytest.mark.e2e(seconds=18)
 @pytest.mark.parametrize("case", ["cgpo", "sft", "spo", "grpo", "rloo", "dapo"])
 def test_two_workers_train_as_one(logged, case):
     one, two = logged(case)

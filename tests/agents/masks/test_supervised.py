@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from maskgym import agents
-from maskgym.agents.masks.acting import content, to_targets
-from maskgym.agents.masks.supervised import UserSalAgent, UserSalPlusAgent, batch_of
+from maskgym.agents.masks.acting import content, letterboxed
+from maskgym.agents.masks.batches import Batches, batch_of, loading, show
+from maskgym.agents.masks.supervised import UserSalAgent, UserSalPlusAgent
+from maskgym.data.layout.images import DataFault
+from maskgym.data.scenes import Scenes
+from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.errors import UserError
 from maskgym.policies.needs.usersal import UserSal, UserSalPlus
 
 SMALL = {"width": 8, "heads": 2, "window": 4, "siamese": "linear"}
 KINDS = {"usersal": (UserSalAgent, UserSal, {}), "usersal_plus": (UserSalPlusAgent, UserSalPlus, SMALL)}
+
+
+@pytest.fixture
+def squares(squares_env):
+    """The class of the data set that `squares_env` shows."""
+    return type(squares_env(1).dataset)
 
 
 @pytest.fixture
@@ -55,11 +73,16 @@ def test_the_square_that_is_asked_for_is_learned_and_the_detector_stays(make_age
     assert quality(agent, held_out, need="") == plain
 
 
-def test_a_batch_holds_what_the_environment_shows(make_agent, squares_env):
+def loaded(env, indices, chances):
+    """Return pixels, needs and targets of samples, as a step takes them."""
+    batch, cpu = show(env.resized(len(indices)), np.asarray(indices), chances), torch.device("cpu")
+    return batch.pixels(cpu), batch.needs, batch.wanted(cpu)
+
+
+def test_a_batch_holds_what_the_environment_shows_and_loads_no_more(squares_env):
     env = squares_env(4)
-    agent = make_agent(env=env)
-    pixels, needs, targets = agent.show(env, np.array([3, 0, 7, 7, 9, 2]), np.zeros(6))
-    assert env.shown == [3, 0, 7, 7, 9, 2, 2, 2]  # the last one fills the second reset
+    pixels, needs, targets = loaded(env, [3, 0, 7, 7, 9, 2], np.zeros(6))
+    assert env.shown == [3, 0, 7, 7, 9, 2]  # whatever the number of sub-environments
     for row, index in enumerate([3, 0, 7, 7, 9, 2]):
         sample = env.dataset[index]
         assert needs[row] == sample.need
@@ -67,11 +90,11 @@ def test_a_batch_holds_what_the_environment_shows(make_agent, squares_env):
         assert torch.equal(targets[row, 0], torch.from_numpy(sample.union()).float())
 
 
-def test_of_ranked_objects_the_target_is_the_first_that_is_not_erased(make_agent, ranked_squares):
+def test_of_ranked_objects_the_target_is_the_first_that_is_not_erased(ranked_squares):
     env = RankingVectorEnv(4, ranked_squares, image_size=32, autoreset_mode="Disabled")
-    agent, indices = make_agent(env=env), np.tile(np.arange(11), 2)  # the last batch is not full
+    indices = np.tile(np.arange(11), 2)
     chances = np.random.default_rng(0).random(len(indices))
-    pixels, needs, targets = agent.show(env, indices, chances)
+    pixels, needs, targets = loaded(env, indices, chances)
     seen = set()
     for row, index in enumerate(indices):
         sample = ranked_squares[index]
@@ -89,9 +112,9 @@ def test_of_ranked_objects_the_target_is_the_first_that_is_not_erased(make_agent
     assert len(seen) > 11  # some images at both
 
 
-def test_no_more_is_erased_than_the_environment_has_steps(make_agent, ranked_squares):
+def test_no_more_is_erased_than_the_environment_has_steps(ranked_squares):
     env = RankingVectorEnv(4, ranked_squares, image_size=32, steps=1, autoreset_mode="Disabled")
-    pixels, _, _ = make_agent(env=env).show(env, np.arange(16), np.linspace(0, 0.99, 16))
+    pixels, _, _ = loaded(env, np.arange(16), np.linspace(0, 0.99, 16))
     shown = (pixels * 255).permute(0, 2, 3, 1).numpy().round()
     assert all((shown[i] == ranked_squares[i].images[0]).all() for i in range(16))
 
@@ -99,7 +122,7 @@ def test_no_more_is_erased_than_the_environment_has_steps(make_agent, ranked_squ
 def test_targets_lie_where_the_letterboxed_image_does():
     mask = np.zeros((2, 20, 40), bool)
     mask[0, :10], mask[1, :, :20] = True, True
-    target = to_targets([mask], 20, torch.device("cpu"))[0, 0]
+    target = torch.from_numpy(letterboxed([mask], 20))[0] / 255
     expected = torch.zeros(20, 20)
     expected[:5], expected[:10, :10] = 1, 1
     torch.testing.assert_close(target, expected, atol=0.5, rtol=0)
@@ -206,3 +229,174 @@ def test_the_checkpoint_of_another_algorithm_is_refused(make_agent, squares_env)
     train(make_agent("usersal", env, save_every=1), env, 1)
     with pytest.raises(UserError, match=r"a checkpoint of UserSalAgent: expected one of UserSalPlusAgent"):
         train(make_agent("usersal_plus", env), env, 2, resume=True)
+
+
+def test_a_faulty_sample_is_named_in_one_line_and_the_checkpoint_before_it_stays(
+    make_agent, squares_env, squares, monkeypatch
+):
+    env = squares_env(8)
+    agent, (faulty, *_) = make_agent(env=env, batch_size=8, save_every=1), batch_of(1, 8, 16, seed=0)
+    read = squares.__getitem__
+
+    def fail(dataset, index):
+        if index == faulty:
+            raise DataFault(f"squares{index}.png: cannot be decoded")
+        return read(dataset, index)
+
+    monkeypatch.setattr(squares, "__getitem__", fail)
+    with pytest.raises(DataFault, match=rf"^squares{faulty}\.png: cannot be decoded$"):
+        train(agent, env, 3)
+    assert make_agent(env=env, batch_size=8).restore() == 1
+
+
+def scenes_env(num_envs=2, image_size=32, size=12):
+    return UserNeedVectorEnv(
+        num_envs, Scenes("need", "train", size=size), image_size=image_size, autoreset_mode="Disabled"
+    )
+
+
+@pytest.mark.e2e(seconds=30)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_worker_processes_gives_the_same_training(make_agent, workers, tmp_path):
+    env, settings = scenes_env(), {"batch_size": 4, "save_every": 2}
+    rows = train(one := make_agent(env=env, output=tmp_path / "one", **settings), env, 5)
+    several = make_agent(env=env, output=tmp_path / "several", workers=workers, **settings)
+    assert train(several, env, 5) == rows
+    for name, value in one.policy.trained_state().items():
+        assert torch.equal(several.policy.trained_state()[name], value)
+    assert not multiprocessing.active_children()
+
+
+class Faulty(Scenes):
+    """Scenes of which one has no picture."""
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise DataFault("scenes/5.png: cannot be decoded")
+        return super().__getitem__(index)
+
+
+@pytest.mark.e2e(seconds=30)
+def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption():
+    env = scenes_env()
+    batches = Batches([env], 4, seed=0)
+
+    def use(end):
+        with loading(batches, range(3), workers=1) as batches_of_worker:
+            for _ in batches_of_worker:
+                end()
+
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(0.5)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match=r"^data\.workers=1: a process that loads samples died") as caught:
+        use(kill)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(KeyboardInterrupt):
+        use(interrupt)
+    used = []
+
+    def press():  # Ctrl-C reaches all processes of a terminal
+        used.append(os.kill(multiprocessing.active_children()[0].pid, signal.SIGINT))
+
+    use(press)
+    assert len(used) == 3 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    batches.envs[0].dataset = Faulty("need", "train", size=12)
+    with pytest.raises(DataFault, match=r"^scenes/5\.png: cannot be decoded$"):
+        use(lambda: None)
+    del caught
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_several_workers_share_each_batch(squares_env, monkeypatch):
+    env, images, needs = squares_env(8), [], []
+    whole = Batches([env], 6, seed=1)[3]
+    monkeypatch.setattr("maskgym.agents.common.parallel.size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr("maskgym.agents.common.parallel.rank", lambda rank=rank: rank)
+        share = Batches([env], 6, seed=1)[3]
+        images.append(share.images)
+        needs.append(share.needs)
+    assert torch.equal(torch.stack(images, dim=1).flatten(0, 1), whole.images)
+    assert [need for pair in zip(*needs, strict=True) for need in pair] == whole.needs
+
+
+def test_a_batch_of_another_process_is_the_same():
+    batches = Batches([scenes_env()], 4, seed=0)
+    sent = pickle.loads(pickle.dumps(batches))
+    for update in (0, 4):
+        one, other = batches[update], sent[update]
+        assert torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets)
+        assert one.needs == other.needs and one.images.dtype == one.targets.dtype == torch.uint8
+
+
+def test_data_that_no_process_can_receive_is_refused_in_one_line():
+    class Local(Scenes):
+        pass
+
+    env = UserNeedVectorEnv(2, Local("need", "train", size=12), image_size=32, autoreset_mode="Disabled")
+    refused = r"^data\.workers=2: the data cannot be sent to another process \(.*Local.*\): expected 0$"
+    with pytest.raises(UserError, match=refused), loading(Batches([env], 4, seed=0), range(2), workers=2):
+        pass
+
+
+def test_loading_makes_no_random_draw_of_the_run(squares_env):
+    batches = Batches([squares_env(4)], 4, seed=0)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with loading(batches, range(2), workers=0) as found:
+        next(found)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_computes_in_bfloat16_and_the_loss_in_float32(make_agent, squares_env, kind, monkeypatch):
+    env, seen, losses = squares_env(8), set(), set()
+    agent = make_agent(kind, env, autocast="bfloat16", batch_size=8)
+    exact = make_agent(kind, env, autocast="float32", batch_size=8)
+    assert make_agent(kind, env).precision is torch.float32  # auto, on a CPU
+    agent.policy.prompts.shared.register_forward_hook(lambda module, given, found: seen.add(found.dtype))
+    loss = type(agent.policy).loss
+
+    def watched(policy, *given):
+        found = loss(policy, *given)
+        losses.add(found[0].dtype)
+        return found
+
+    monkeypatch.setattr(type(agent.policy), "loss", watched)
+    rows, expected = train(agent, env, 2), train(exact, env, 2)
+    assert seen == {torch.bfloat16} and losses == {torch.float32}
+    assert all(value.dtype == torch.float32 for value in agent.policy.trained_state().values())
+    assert rows[2]["train/loss"] != expected[2]["train/loss"]
+    assert rows[2]["train/loss"] == pytest.approx(expected[2]["train/loss"], rel=0.05)
+    assert agent.check_data([env], 1000 * 16)[0] == "algo.autocast: bfloat16"
+    with pytest.raises(UserError, match="algo.autocast=float16: expected one of auto, float32, bfloat16"):
+        make_agent(kind, env, autocast="float16")
+
+
+def test_a_decay_that_never_comes_is_told(make_agent, squares_env):
+    env = squares_env(8)
+    agent = make_agent(env=env, batch_size=8, decay_epoch=3)
+    assert agent.check_data([env], 7) == []  # 16 samples: the last update is the first of epoch 3
+    (told,) = agent.check_data([env], 6)
+    assert told == (
+        "algo.decay_epoch=3: never comes, the learning rate stays: 6 updates of 8 samples are 3 epochs of 16"
+    )
+
+
+def test_training_without_a_need_is_refused_or_told(make_agent, squares_env, squares, monkeypatch):
+    env, read = squares_env(8), squares.__getitem__
+    monkeypatch.setattr(squares, "__getitem__", lambda dataset, index: replace(read(dataset, index), need=None))
+    agent = make_agent(env=env)
+    with pytest.raises(UserError, match="none of 16 training samples has a need, so the policy answers as the plain"):
+        agent.check_data([env], 1)
+    env.need = False
+    assert "env.need=false" in agent.check_data([env], 10**6)[0]
+    paper = make_agent(env=env, policy={"skip_empty_need": False})
+    assert paper.check_data([env], 10**6) == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgym.data import Dataset, split_of
+from maskgym.data import Dataset, by_category, split_of
 from maskgym.data.layout.images import DataFault
 from maskgym.data.readers.voc import CLASSES, VOC
 from maskgym.errors import UserError
@@ -72,6 +72,13 @@ def test_a_sample_is_a_photo_and_a_class(voc):
     assert np.array_equal(dog.masks[0], [CLASS_PICTURE == DOG])
     assert dog.void[0].sum() == 16 and dog.void[0][0].all()
     assert dog.images[0].shape == (*SHAPE, 3)
+
+
+def test_classes_are_known_without_reading_photos(voc, monkeypatch):
+    data = VOC(voc())
+    monkeypatch.setattr(VOC, "__getitem__", lambda self, index: pytest.fail("a sample was read"))
+    assert [data.category(index) for index in range(2)] == ["dog", "person"]
+    assert by_category(data) == {"dog": [0], "person": [1]}
 
 
 def test_a_sample_is_a_photo_with_all_its_objects(voc):

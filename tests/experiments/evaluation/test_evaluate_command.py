@@ -243,9 +243,47 @@ def test_predictions_of_another_run_are_not_taken_for_these(evaluate, trained, t
     assert status == 2 and "holds predictions of" in error and "choose another --out" in error
 
 
+def test_predictions_of_before_a_change_of_the_data_are_not_taken_for_these(evaluate, trained, tmp_path):
+    folder, place, out = trained("sod", "env=sod", "algo=random"), tmp_path / "ECSSD", tmp_path / "out"
+    write_set(place, "images", "ground_truth_mask")
+    given = (folder, "data=ecssd", f"data.root={place}", "--out", out)
+    assert evaluate(*given)[0] == evaluate(*given)[0] == 0
+    found = json.loads((out / "results.json").read_text())["provenance"]
+    assert found["held_out"]["data"]["root"] == str(place) and found["held_out"]["data"]["samples"] == 3
+    assert found["weights"]["segmenter"]["name"] == "evf_sam_tiny"
+    write_set(place, "images", "ground_truth_mask", seed=7)
+    status, _, error = evaluate(*given)
+    assert status == 2 and "holds predictions of before a change: held-out data: ecssd in " in error
+    source = out / "predictions" / "source.json"
+    kept = json.loads(source.read_text())
+    assert kept.pop("provenance")
+    source.write_text(json.dumps(kept))  # as an older version left it
+    status, _, error = evaluate(*given)
+    assert status == 0 and "its predictions do not name their data and weights, and are kept" in error
+
+
+def test_tables_name_what_they_are_of(evaluate, tmp_path):
+    write_set(tmp_path / "set", "images", "masks")
+    write_maps(tmp_path / "maps")
+    given = (tmp_path / "maps", "--truth", tmp_path / "set" / "masks", "--out", tmp_path / "out")
+    assert f"held-out data: masks in {tmp_path / 'set' / 'masks'}, all, 3 samples (" in evaluate(*given)[1]
+    first = json.loads((tmp_path / "out" / "results.json").read_text())["provenance"]
+    write_set(tmp_path / "set", "images", "masks", seed=3)
+    assert evaluate(*given)[0] == 0
+    other = json.loads((tmp_path / "out" / "results.json").read_text())["provenance"]
+    assert first["held_out"]["data"]["fingerprint"] != other["held_out"]["data"]["fingerprint"]
+    assert first["weights"] == {}  # predictions may be any program's
+
+
 def test_without_out_a_run_prints_its_scores(evaluate, trained):
-    status, out, _ = evaluate(trained("sod", "env=sod", "algo=random"))
-    assert status == 0 and "s_measure" in json.loads(out)
+    folder = trained("sod", "env=sod", "algo=random")
+    status, out, _ = evaluate(folder)
+    found, run_itself = json.loads(out), json.loads((folder / "results.json").read_text())
+    assert status == 0 and "s_measure" in found
+    assert found["provenance"]["held_out"] == run_itself["provenance"]["held_out"]
+    assert found["provenance"]["weights"] == run_itself["provenance"]["weights"] != {}
+    other = json.loads(evaluate(folder, "data.image_size=64")[1])["provenance"]
+    assert other["held_out"]["sod"]["fingerprint"] != found["provenance"]["held_out"]["sod"]["fingerprint"]
 
 
 def test_settings_other_than_those_of_the_run_stand_beside_its_scores(evaluate, trained, tmp_path):

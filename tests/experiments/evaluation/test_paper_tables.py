@@ -8,7 +8,7 @@ import io
 import pytest
 
 from maskgym.errors import UserError
-from maskgym.experiments.evaluation import paper_tables
+from maskgym.experiments.evaluation import paper_tables, presets
 
 TABLE = paper_tables.Table(
     caption="Paper & Table 1: 50 % of it",
@@ -61,6 +61,18 @@ def test_every_published_table_can_be_printed():
         table = paper_tables.published(name)
         for make in (paper_tables.to_markdown, paper_tables.to_latex, paper_tables.to_csv):
             assert table.rows[0][0] in make(table) or "_" in table.rows[0][0] or "&" in table.rows[0][0]
+
+
+def test_the_columns_of_usersod_are_the_measures_that_its_note_names():
+    preset = presets.find("usersod")
+    shown = {
+        name
+        for table in paper_tables.names()
+        if table.startswith("usersod/")
+        for _, name in paper_tables.published(table).columns
+    }
+    assert {"f_max", "e_mean"} < shown and not {"f_mean", "e_max"} & shown
+    assert {"f_max", "e_mean"} < set(preset.measures) and preset.note.endswith("here maximum F and mean E.")
 
 
 def test_percentages_are_scaled_like_the_published_ones():

@@ -37,6 +37,8 @@ def test_the_files_hold_the_answers_and_what_follows_from_them(call, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"responses.json", "responses.png", "responses.svg"}
     assert found["settings"]["responses"] == 16 and found["settings"]["group_size"] == 4
     assert (found["settings"]["seed"], found["settings"]["env"]["name"]) == (2, "sis")
+    named = found["provenance"]
+    assert named["train"]["sis"]["samples"] == 2000 and named["weights"].keys() == {"segmenter", "start"}
     assert found["group"] == [group for group in range(4) for _ in range(4)]
     keys = [found["key"][place] for place in range(0, 16, 4)]
     assert found["key"] == [key for key in keys for _ in range(4)] and len(set(keys)) == 4

@@ -47,6 +47,23 @@ def test_an_earlier_config_agrees_if_no_value_has_changed(then, now, expected):
     assert results_table.agrees(then, now) is expected
 
 
+def test_settings_newer_than_a_stored_config_are_named():
+    then, now = {"a": 1, "b": {"c": 1}}, {"a": 1, "b": {"c": 1, "d": 2}, "e": {"f": 3}}
+    assert results_table.agrees(then, now) and results_table.newer_keys(then, now) == ["b.d", "e"]
+    assert results_table.newer_keys(now, now) == []
+    lines = results_table.named({}, {"1": (then, now), "2": (now, now)})
+    told = "warning: 1 of 2 stored results are older than these settings, and need not have their defaults: b.d, e"
+    assert lines == [told]
+
+
+def test_the_stored_table_of_usersod_says_that_it_does_not_name_its_data(tmp_path):
+    content = study.load("usersod_components")
+    rows = results_table.read(RESULTS / "usersod.jsonl.gz")
+    lines = study.named(content, content["seeds"], tmp_path, rows)
+    assert "warning: 21 of 21 results do not name their data, segmenter and weights" in lines
+    assert "warning: 21 of 21 stored results are older than these settings" in lines[1]
+
+
 @pytest.mark.e2e  # all bootstraps of the page
 def test_the_page_of_algorithms_comes_from_its_table():
     results = matrix.Results(matrix.load("algorithms"), RESULTS / "algorithms")

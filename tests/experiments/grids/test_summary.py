@@ -11,11 +11,15 @@ from maskgym.experiments.grids import summary
 from maskgym.experiments.wiring import composition
 
 
-def write_run(folder: Path, seed: int, before: float, after: float | None, algo: str = "cgpo", rate: str = "") -> Path:
+def write_run(
+    folder: Path, seed: int, before: float, after: float | None, algo: str = "cgpo", rate: str = "", data: str = "d"
+) -> Path:
     folder.mkdir(parents=True)
     scores = [{"reward": value, "iasm": value and value / 2, "mae": 0.1} for value in (before, after)]
     run = {"env": "sis", "algo": algo, "seed": seed, "wall_s": 10, "before": scores[0], "after": scores[1]}
     run["samples"] = {"sis": {"n": 16, "of": 512, "split": "test"}}
+    named = {"name": "duts", "root": "DUTS", "split": "test", "samples": 16, "fingerprint": data}
+    run["provenance"] = {"held_out": {"sis": named}, "train": {}, "weights": {}}
     (folder / "results.json").write_text(json.dumps(run))
     settings = ["env=sis", f"algo={algo}", f"seed={seed}", *([f"algo.learning_rate={rate}"] if rate else [])]
     (folder / "config.yaml").write_text(composition.dump(composition.compose(settings)))
@@ -52,12 +56,23 @@ def test_runs_of_several_kinds_are_groups_of_their_own(tmp_path: Path, capsys: p
 
 def test_runs_of_older_versions_state_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_run(tmp_path / "old", 0, 0.0, 0.5) / "results.json"
-    file.write_text(
-        json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "samples"})
-    )
+    newer = ("samples", "provenance")
+    file.write_text(json.dumps({name: v for name, v in json.loads(file.read_text()).items() if name not in newer}))
     assert summary.main([str(tmp_path / "old")]) == 0
     shown = capsys.readouterr().out
-    assert "| old | reward | | 0.000 | 0.500 |" in shown and "warning" not in shown
+    assert "| old | reward | | 0.000 | 0.500 |" in shown and shown.count("warning") == 1
+    assert "warning: 1 of 1 results do not name their data, segmenter and weights" in shown
+
+
+def test_groups_of_other_data_are_not_comparable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for algo, data in (("cgpo", "d"), ("sft", "e")):
+        write_run(tmp_path / "m" / algo, 0, 0.0, 0.5, algo=algo, data=data)
+    assert summary.main([str(tmp_path / "m")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not comparable" in line]
+    assert line.startswith(
+        "warning: held-out data: not comparable: duts in DUTS, test, 16 samples (d) in 'm, group_size"
+    )
+    assert "; duts in DUTS, test, 16 samples (e) in 'm, algo=sft" in line
 
 
 def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,36 @@ def test_the_number_of_samples_stands_beside_the_scores(make_run, tmp_path, fold
         assert "Warning: with fewer than 30 samples, differences are mostly chance" in page
 
 
+def of(data, backbone="b"):
+    held_out = {"name": "duts", "root": "<DUTS>", "split": "test", "samples": 2, "fingerprint": data}
+    weights = {"backbone": {"name": "vst", "fingerprint": backbone, "random": False}}
+    return {"held_out": {"sis": held_out}, "train": {}, "weights": weights}
+
+
+def test_runs_of_other_data_or_weights_are_marked_in_red(make_run, tmp_path):
+    folders = [
+        make_run(tmp_path / name, ("env=sis", f"algo={algo}"), provenance=found)
+        for name, algo, found in (("a", "cgpo", of("d")), ("b", "grpo", of("e")), ("c", "dapo", of("d", "other")))
+    ]
+    page = report.render(folders)
+    red = [unescape(line) for line in re.findall(r'<p class="red">(.*?)</p>', page)]
+    assert re.search(r"\.red \{ color: var\(--red\)", page) and "--red: light-dark(#b00020" in page
+    told = "held-out data: not comparable: duts in <DUTS>, test, 2 samples (d) in 'cgpo', 'dapo'; duts"
+    assert red[0].startswith(told) and red[1].startswith("backbone: not comparable: vst (b) in")
+    assert len(red) == 2
+    assert 'class="red"' not in report.render([folders[0]])
+    assert "<li>held-out data: duts in &lt;DUTS&gt;, test, 2 samples (d)</li>" in report.render([folders[0]])
+    assert 'class="red"' not in report.render([folders[0], make_run(tmp_path / "d", seed=1, provenance=of("d"))])
+
+
+def test_runs_that_do_not_name_their_data_are_marked_in_red(make_run, tmp_path):
+    folders = [make_run(tmp_path / "a", provenance=of("d")), make_run(tmp_path / "b", seed=1)]
+    (line,) = re.findall(r'<p class="red">(.*?)</p>', report.render(folders))
+    assert line == "1 of 2 results do not name their data, segmenter and weights"
+    with pytest.raises(UserError, match=r"results\.json: provenance: expected held_out, train, weights"):
+        report.render([make_run(tmp_path / "c", provenance={"held_out": 1})])
+
+
 def test_average_precision_of_two_rules_is_marked(make_run, tmp_path):
     folders = [make_run(tmp_path / "old"), make_run(tmp_path / "new", seed=1, average_precision="equal scores jointly")]
     assert "AP50 and AP70 of 1 of 2 runs are of the older rule" in report.render(folders)

@@ -14,10 +14,12 @@ from maskgym.data.check import check
 from maskgym.data.parts import digest
 from maskgym.data.published import PUBLISHED
 from maskgym.errors import UserError
+from maskgym.experiments.reproduce.miniature_layouts import LAYOUTS
 from maskgym.experiments.reproduce.miniature_sets import BLOCK, RATIONALES, WRITERS, Sizes, write_sets
 from maskgym.rewards import parse
 
 EXPECTED = ("authors", "fewer than 30", "no sample is in split", "without a salient object")  # notes on any miniature
+FURTHER = ("a hash of the names deals", "has a need in words")
 PROTOCOL = {
     "sod": "duts",
     "sis": ["ilso", "sis10k", "soc"],
@@ -45,6 +47,19 @@ def test_each_official_layout_is_clean(root, name):
     assert {split: row["samples"] for split, row in report.counts.items()} == expected
     images = 8 if PUBLISHED[name].task == "cosod" else 1
     assert all(row["images"] == images * row["samples"] for row in report.counts.values())
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in WRITERS])
+def test_each_further_layout_is_clean(tmp_path, name):
+    (folder,) = write_sets(tmp_path, [name], Sizes(train=4, validation=4, test=2, side=64), writers=LAYOUTS)
+    report = check(name, folder)
+    assert report.ok and all(any(words in note for words in (*EXPECTED, *FURTHER)) for note in report.notes)
+    written = {split: getattr(Sizes(4, 4, 2), split) for split in LAYOUTS[name][0]}
+    found = {split: row["samples"] for split, row in report.counts.items() if row["samples"]}
+    assert found == ({"train": 7, "validation": 1, "test": 2} if name == "cuhk_blur" else written)
+    sample = data.make(name, root=folder, split="test")[0]
+    assert all(masks.any(axis=(1, 2)).all() for masks in sample.masks)
+    assert (sample.need is not None) == (name == "usersod") and (sample.void is not None) == (name == "voc2012")
 
 
 def test_no_two_sets_or_splits_share_a_photo(root):

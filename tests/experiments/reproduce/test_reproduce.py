@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +14,7 @@ from maskgym.experiments import cli, run
 from maskgym.experiments.reproduce import miniature_sets, plan, saliency_r1, stages, step_time
 from maskgym.experiments.wiring import composition
 
-PATIENCE_S = 600
+PARTS = ("maskgym.data",)  # of the stages of this test
 
 
 @pytest.fixture
@@ -92,15 +86,15 @@ def test_missing_and_faulty_sets_are_named(given, capsys):
 def test_a_finished_stage_stands_and_another_command_is_refused(tmp_path, capfd):
     first = stages.Stage("first", ("doctor", "--help"))
     wrong = stages.Stage("second", ("run", "env=mars"))
-    assert stages.execute([first, wrong], tmp_path) == 2
+    assert stages.execute([first, wrong], tmp_path, PARTS) == 2
     assert set(json.loads((tmp_path / stages.FILE).read_text())) == {"first"}
-    assert stages.execute([first], tmp_path) == 0
+    assert stages.execute([first], tmp_path, PARTS) == 0
     assert "[1/1] first: stands" in capfd.readouterr().out
     with pytest.raises(UserError, match="its stage first was made by another command: expected another --out"):
-        stages.execute([stages.Stage("first", ("doctor",))], tmp_path)
+        stages.execute([stages.Stage("first", ("doctor",))], tmp_path, PARTS)
     (tmp_path / stages.FILE).write_text("[]")
     with pytest.raises(UserError, match="is not the list of an experiment's stages"):
-        stages.execute([first], tmp_path)
+        stages.execute([first], tmp_path, PARTS)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -141,24 +135,10 @@ def test_eight_gpus_share_the_training_alone(given, capsys):
     assert "scale.num_workers=8 scale.use_gpu=true algo.batch_size=24 algo.updates=375" in capsys.readouterr().out
 
 
-def start(out: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "maskgym.experiments.cli", "reproduce", "saliency_r1", "--smoke", "--out", str(out)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
 @pytest.mark.e2e(seconds=250)
-def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys):
+def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys, finish_after_a_kill):
     out = tmp_path / "out"
-    process = start(out)
-    limit = time.monotonic() + PATIENCE_S
-    while not (out / "cgpo" / "metrics.csv").exists():
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    process = start(out)
-    printed, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, printed
+    printed = finish_after_a_kill("saliency_r1", out, "cgpo/metrics.csv")
     assert "[3/10] segmenter: stands" in printed
     done = json.loads((out / stages.FILE).read_text())
     words = shlex.split(done["CGPO"]["command"])[2:]

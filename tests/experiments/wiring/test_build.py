@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from maskgym.data import Dataset, Sample
@@ -13,7 +14,10 @@ from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
+from maskgym.experiments.reproduce.miniature_layouts import LAYOUTS
+from maskgym.experiments.reproduce.miniature_sets import Sizes, write_sets
 from maskgym.experiments.wiring import build, composition
+from maskgym.policies.clicks.recalibration import SemanticRecalibration
 
 
 class Sparse(Subset):
@@ -174,3 +178,86 @@ class Fixed(Dataset):
 
     def __getitem__(self, index):
         return self.samples[index]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_recalibration_module_is_on_the_segmenters_device(monkeypatch, device):
+    placed = []
+    monkeypatch.setattr(SemanticRecalibration, "to", lambda module, where: placed.append(where))
+    build.make_parts(composition.compose(["env=point_prompt", "algo=ppo", f"segmenter.device={device}"]))
+    assert placed == [device]
+
+
+def composed(*arguments: str):
+    return composition.compose(["env=user_need", "algo=usersal", "data.size=20", "algo.batch_size=8", *arguments])
+
+
+def test_epochs_give_the_number_of_updates():
+    config = composed("algo.epochs=3")
+    build.set_updates(config)
+    assert config["algo"]["updates"] == 8  # 60 samples in batches of 8
+    config = composed("algo.epochs=3", "train_samples=5")
+    build.set_updates(config)
+    assert config["algo"]["updates"] == 2
+    config = composed("algo.updates=7")
+    build.set_updates(config)
+    assert config["algo"]["updates"] == 7
+    ppo = composition.compose(["env=point_prompt", "algo=ppo", "algo.epochs=3", "algo.updates=7"])  # over a rollout
+    build.set_updates(ppo)
+    assert ppo["algo"]["updates"] == 7
+
+
+def test_a_length_in_epochs_and_in_updates_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"algo\.epochs and algo\.updates both give the length"):
+        composed("algo.epochs=3", "algo.updates=7")
+    config = composed("algo.epochs=0")
+    with pytest.raises(UserError, match="algo.epochs=0: expected at least 1"):
+        build.set_updates(config)
+    with pytest.raises(UserError, match=r"algo\.epochs=1\.5: expected a whole number"):
+        composed("algo.epochs=1.5")
+    monkeypatch.setenv("MASKGYM_UPDATES", "2")  # a trial of a command is short
+    assert composed("algo.epochs=3")["algo"]["epochs"] is None and composed("algo.epochs=3")["algo"]["updates"] == 2
+
+
+def test_processes_that_load_are_for_agents_that_use_them(tmp_path):
+    config = composed("+data.workers=2", "algo.updates=0")
+    parts = build.make_parts(config)
+    envs = build.make_train_envs(config, parts)
+    assert build.make_agent(config, tmp_path, envs["user_need"], parts).workers == 2
+    with pytest.raises(UserError, match=r"data\.workers=-1: expected a whole number, at least 0"):
+        build.check(composed("+data.workers=-1"))
+    with pytest.raises(UserError, match=r"data\.workers=2: algo=random loads its samples itself: expected 0"):
+        build.check(composition.compose(["env=user_need", "algo=random", "+data.workers=2"]))
+
+
+def test_a_frozen_backbone_of_random_weights_is_told(tmp_path, capsys):
+    config = composed("+policy.backbone.pretrained=false", "algo.updates=0")
+    parts = build.make_parts(config)
+    env = build.make_train_envs(config, parts)["user_need"]
+    build.make_agent(config, tmp_path, env, parts)
+    assert (
+        "policy.backbone.name=vst_tiny: the whole network has random weights, and is frozen" in capsys.readouterr().err
+    )
+    build.make_agent(composed("algo.updates=0"), tmp_path, env, parts)
+    assert capsys.readouterr().err == ""
+
+
+class Asked:
+    """Attends nowhere, and notes the texts that it is asked for."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def attend(self, images, texts, size) -> np.ndarray:
+        self.texts += texts
+        return np.zeros((len(images), *size), np.float32)
+
+
+@pytest.mark.parametrize(("name", "word"), [("sbu", "shadow"), ("msd", "glass"), ("cuhk_blur", "blur"), ("duts", None)])
+def test_a_published_set_is_asked_for_what_it_shows(tmp_path, name, word):
+    (root,) = write_sets(tmp_path, [name], Sizes(train=3, validation=2, test=3), writers=LAYOUTS)
+    given = ["env=point_prompt", f"data={name}", f"data.root={root}", "env.text=category", "env.num_envs=1"]
+    config, asked = composition.compose(given), Asked()
+    env = build.make_held_out_env(config, "point_prompt", build.make_parts(config) | {"attention": asked})
+    env.reset(options={"index": np.array([0])})
+    assert set(asked.texts) == {word or "salient object"}

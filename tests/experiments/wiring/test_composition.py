@@ -21,7 +21,7 @@ GROUPS = composition.groups()
 REGISTRIES = {"algo": agents, "data": data, "policy": policies, "segmenter": segmenters, "reward": rewards}
 READ_BY_THE_RUN = {
     "algo": {"updates", "rationales", "default_parts", "default_hint"},
-    "data": {"rationales", "parts"},
+    "data": {"rationales", "parts", "workers"},
     "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"}
     | {"held_out_group_size"},
 }

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from maskgym.data import Sample
+from maskgym.data import Sample, Subset
+from maskgym.data.scenes import Scenes
 from maskgym.errors import UserError
 from maskgym.metrics import iou
 from maskgym.policies.few_shot import BASELINES, MSA, PerSAM, SAMed
 from maskgym.policies.few_shot.adapted_sam import to_grid, to_image
 from maskgym.policies.few_shot.trained_sam import schedule
-from maskgym.segmenters.points.sam import decode_prompts, sam_pixels
+from maskgym.segmenters.points.sam import decode_prompts, sam_pixels, sam_tiny
 
 
 def unprompted(sam, images):
@@ -97,6 +98,74 @@ def test_every_setting_matters(segmenter, samples, baseline, changes):
     assert baseline(segmenter, **usual).fit(samples) != baseline(segmenter, **usual | changes).fit(samples)
 
 
+@pytest.mark.parametrize("baseline", [SAMed, MSA])
+@pytest.mark.parametrize(
+    "memory", [{"micro_batch": 2}, {"micro_batch": 1, "checkpointing": True}, {"checkpointing": True}]
+)
+def test_less_memory_gives_the_same_gradients_to_rounding(segmenter, samples, baseline, memory):
+    """Images of different sizes score different numbers of cells, so means of micro-batches would differ."""
+    cut = [replace(one, images=(one.images[0][: 128 - 40 * i],), masks=(one.masks[0][:, : 128 - 40 * i],)) for i, one in
+           enumerate(samples[:3])]  # fmt: skip
+    found = []
+    for settings in ({}, memory):
+        model = baseline(segmenter, batch_size=3, **settings)
+        batch = model._batch(cut, np.random.default_rng(0))
+        assert len(set(batch[2].sum((1, 2)).tolist())) > 1
+        loss = model._accumulate(*batch)
+        gradients = {name: weight.grad for name, weight in model.sam.named_parameters() if weight.grad is not None}
+        found.append((loss, gradients))
+    (whole, expected), (parts, gradients) = found
+    assert parts == pytest.approx(whole, rel=1e-6) and gradients.keys() == expected.keys()
+    for name, value in gradients.items():
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-3, atol=1e-6 + 1e-4 * float(expected[name].abs().max())
+        )
+    assert any(value.abs().max() > 1e-4 for name, value in expected.items() if name.startswith("image_encoder"))
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(segmenter, samples):
+    kept = {}
+    for checkpointing in (False, True):
+        model, sizes = MSA(segmenter, batch_size=2, checkpointing=checkpointing), []
+
+        def keep(value, sizes=sizes):
+            sizes.append(value.numel())
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            model._compute([sample.images[0] for sample in samples[:2]], torch.ones(2, 48, 48))
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < 0.5 * kept[False]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_bfloat16_is_the_precision_of_products_and_not_of_weights(samples, pictures, name):
+    settings = {} if name == "persam" else {"steps": 3, "batch_size": 2}
+    if name == "persam":
+        settings = {"refinements": 0}
+    masks, losses = [], []
+    for dtype in ("float32", "bfloat16"):
+        model = BASELINES[name](sam_tiny(device="cpu", dtype=dtype), **settings)
+        losses.append(model.fit(samples))
+        masks.append(model.predict(pictures))
+        assert {weight.dtype for weight in model.sam.parameters()} == {torch.float32}
+        assert model._encode(pictures[:1]).dtype == torch.float32
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and (name == "persam" or losses[0] != losses[1])
+    assert np.mean([iou(*pair) for pair in zip(*masks, strict=True)]) > 0.8
+
+
+def test_predictions_do_not_depend_on_their_batch(segmenter, samples, pictures):
+    one, all_ = (PerSAM(segmenter, refinements=0, predict_batch=size) for size in (1, 4))
+    for model in (one, all_):
+        model.fit(samples)
+    assert np.mean([iou(*pair) for pair in zip(one.predict(pictures), all_.predict(pictures), strict=True)]) > 0.99
+
+
+def test_a_data_set_is_read_as_it_is_used(segmenter, samples):
+    scenes = Subset(Scenes("sod", "train"), range(4))
+    assert SAMed(segmenter, steps=2, batch_size=2).fit(scenes) == SAMed(segmenter, steps=2, batch_size=2).fit(samples)
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_images_of_any_size(segmenter, samples, name):
     settings = {"refinements": 1} if name == "persam" else {"steps": 1, "batch_size": 3}
@@ -137,7 +206,9 @@ def test_samples_that_cannot_be_learned_from(segmenter, samples, name):
     [
         (PerSAM, {"refinements": 3}, "refinements=3: expected 0, 1 or 2"),
         (SAMed, {"steps": 0}, "steps=0: expected at least 1"),
-        (SAMed, {"rank": 0}, "rank=0: expected at least 1"),
+        (SAMed, {"rank": -1}, "rank=-1: expected at least 0"),
+        (MSA, {"micro_batch": 0}, "micro_batch=0: expected at least 1"),
+        (PerSAM, {"predict_batch": 0}, "predict_batch=0: expected at least 1"),
         (MSA, {"bottleneck": 0}, "bottleneck=0"),
         (MSA, {"learning_rate": 0.0}, r"learning_rate=0\.0"),
     ],

@@ -20,3 +20,14 @@ def test_low_rank_updates_leave_the_keys_alone(segmenter):
         torch.testing.assert_close(change, tokens @ (up @ down).T, atol=1e-4, rtol=1e-4)
         assert torch.linalg.matrix_rank(up @ down) == 2
     assert (after(tokens) - before(tokens))[..., 96:192].abs().max() < 1e-5
+
+
+def test_with_rank_0_the_decoder_alone_is_adapted(segmenter, samples):
+    model = SAMed(segmenter, rank=0, steps=3, batch_size=2)
+    given = segmenter.network.state_dict()
+    losses = model.fit(samples)
+    changed = {name for name, value in model.sam.state_dict().items() if not torch.equal(value, given[name])}
+    assert model.sam.state_dict().keys() == given.keys() and len(losses) == 3
+    assert not any(name.startswith("image_encoder") for name in changed)
+    assert "prompt_encoder.no_mask_embed.weight" in changed
+    assert any(name.startswith("mask_decoder.") for name in changed)

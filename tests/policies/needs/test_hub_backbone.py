@@ -14,6 +14,7 @@ from maskgym import policies
 from maskgym.errors import UserError
 from maskgym.policies.needs.hub_backbone import PROMPTED, Dinov3Backbone, LightDecoder, SwinBackbone, attend_prompted
 from maskgym.policies.needs.prompted import normalise
+from maskgym.policies.needs.usersal import UserSalPlus
 from maskgym.segmenters.weights import write_state
 
 KINDS = {"swin": SwinBackbone, "dinov3": Dinov3Backbone}
@@ -207,6 +208,37 @@ def test_weights_of_encoder_and_decoder_load_strictly(backbone, pixels, folders,
     with pytest.raises(UserError, match="does not fit the model: .*misshaped"):
         KINDS[name](folders[name], width=32, heads=2, weights=tmp_path / "whole.safetensors")
     torch.testing.assert_close(pickle.loads(pickle.dumps(backbone))(pixels), backbone(pixels))
+
+
+def test_a_folder_with_the_trained_decoder_is_a_checkpoint(backbone, pixels, folders, tmp_path):
+    name, given = backbone.name, {"width": 16, "heads": 2}
+    config = (folders[name] / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)  # the weights of the encoder are in the file of the whole backbone
+    with pytest.raises(UserError, match="its decoder has no weights"):
+        policies.make_backbone(name, checkpoint=tmp_path, **given)
+    write_state(backbone.state_dict(), tmp_path / "backbone.safetensors")
+    found = policies.make_backbone(name, checkpoint=tmp_path, **given).eval()
+    torch.testing.assert_close(found(pixels), backbone(pixels))
+    other = policies.make_backbone(name, checkpoint=folders[name], weights=tmp_path, **given).eval()
+    torch.testing.assert_close(other(pixels), backbone(pixels))
+    assert found.random_part == other.random_part == ""
+    assert backbone.random_part == "the decoder"
+    assert (
+        policies.make_backbone(name, checkpoint=tmp_path, pretrained=False, **given).random_part == "the whole network"
+    )
+
+
+def test_under_autocast_the_loss_is_near_and_float32(backbone, pixels):
+    torch.manual_seed(0)
+    encoder = policies.make_need_encoder("bag_of_words")
+    policy = UserSalPlus(backbone, encoder, device="cpu", width=16, heads=2)
+    given = (pixels, ["find a red star", ""], (pixels[:, :1] > 0.5).float())  # one image goes without prompts
+    exact, _ = policy.loss(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = policy.loss(*given)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() != exact.item()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
 
 
 def test_what_cannot_be_used_is_refused(folders, tmp_path):

@@ -225,6 +225,19 @@ def test_both_task_tokens_travel_from_scale_to_scale(small, pixels):
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["RGB_VST.pth", "backbone.safetensors"])
+def test_a_folder_is_a_checkpoint(small, pixels, tmp_path, name):
+    with pytest.raises(UserError, match=r"no weights there: expected one of RGB_VST\.pth, backbone\.safetensors"):
+        VST(tmp_path, **SMALL)
+    if name.endswith(".pth"):
+        torch.save(small.state_dict(), tmp_path / name)
+    else:
+        write_state(small.state_dict(), tmp_path / name)
+    found = VST(tmp_path, **SMALL).eval()
+    assert torch.equal(found(pixels), small(pixels))
+    assert (found.random_part, VST(**SMALL).random_part) == ("", "the whole network")
+
+
 @pytest.mark.parametrize("name", ["vst.pth", "model.safetensors"])
 def test_a_published_checkpoint_loads(small, pixels, tmp_path, name):
     state = {f"module.{key}": value for key, value in small.state_dict().items()}
@@ -244,7 +257,7 @@ def test_half_precision_is_read_as_single(small, tmp_path):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(small, tmp_path):
-    with pytest.raises(UserError, match="none.pth: no such file of weights"):
+    with pytest.raises(UserError, match="none.pth: no such checkpoint: expected a file of weights, or a folder"):
         VST(tmp_path / "none.pth")
     state = dict(small.state_dict())
     state["strange"] = state.pop("token_trans.saliency_token")
@@ -273,7 +286,7 @@ def test_names_and_pickles(small, pixels):
     assert {"vst", "vst_tiny"} <= set(policies.backbone_names())
     assert policies.make_backbone("vst_tiny", pretrained=False).feature_dims == (TINY["token_dim"],) * 2 + (96,)
     assert policies.make_backbone("vst", **SMALL).feature_dims == small.feature_dims
-    with pytest.raises(UserError, match="vst: has no weights: expected checkpoint=FILE, or pretrained=false"):
+    with pytest.raises(UserError, match="vst: has no weights: expected checkpoint=FILE or DIR, or pretrained=false"):
         policies.make_backbone("vst")
     torch.testing.assert_close(pickle.loads(pickle.dumps(small))(pixels), small(pixels))
 

@@ -25,6 +25,7 @@ from maskgym.segmenters.points.sam import (
     sam_tiny,
     save_sam,
 )
+from maskgym.segmenters.weights import write_state
 
 SMALL = SamConfig(
     image_size=64,
@@ -176,6 +177,29 @@ def test_a_published_file_is_known_by_its_weights(tmp_path, monkeypatch, images)
         assert segmenter.encode(images).shape == (2, 32, 8, 8)
     with pytest.raises(UserError, match=r"sam_vit_l_0b3195\.pth: is a vit_l: expected vit_b"):
         SamSegmenter(file, model="vit_b", device="cpu").encode(images)
+
+
+def test_a_folder_holds_a_published_file_by_its_name(tmp_path):
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: no weights there: expected one of sam_vit_b_01ec64\.pth, sam_v"
+    ):
+        SamSegmenter(tmp_path)
+    for name in ("sam_vit_h_4b8939.pth", "another.pth"):
+        torch.save({"a": torch.zeros(1)}, tmp_path / name)
+    for model in ("auto", "vit_h"):
+        assert SamSegmenter(tmp_path, model=model).weights_file == tmp_path / "sam_vit_h_4b8939.pth"
+    with pytest.raises(UserError, match=rf"^{tmp_path}: no weights there: expected sam_vit_b_01ec64\.pth$"):
+        SamSegmenter(tmp_path, model="vit_b")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "sam_vit_b_01ec64.pth")
+    assert SamSegmenter(tmp_path, model="vit_b").weights_file.name == "sam_vit_b_01ec64.pth"
+    with pytest.raises(
+        UserError, match=r"holds sam_vit_b_01ec64\.pth and sam_vit_h_4b8939\.pth: expected the path of o"
+    ):
+        SamSegmenter(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
+    write_state({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"config\.json: is of a model of transformers: expected segmenter=sam_hf"):
+        SamSegmenter(tmp_path)
 
 
 def test_the_published_sizes():

@@ -1,0 +1,183 @@
+"""Estimate the hours of the stages of `maskgym.experiments.reproduce.grid`, before anything runs.
+
+A run takes its updates times a rate, an evaluation its samples, a baseline its training images and samples. Rates are
+measured on this machine with the given checkpoints and data, or computed for a GPU: operations counted on the networks
+of the published sizes, divided by a stated share of the peak of its data sheet. Computed hours are a lower bound: they
+have no time for Python, for reading photos or for launching kernels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskgym import data
+from maskgym.aliases import Config
+from maskgym.data.published import PUBLISHED, folder_of
+from maskgym.data.readers.voc import CLASSES
+from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.errors import UserError
+from maskgym.experiments.evaluation import paper_tables
+from maskgym.experiments.evaluation.evaluation import evaluate
+from maskgym.experiments.reproduce.grid import Row
+from maskgym.experiments.reproduce.step_time import DEVICES, SEGMENTER_COMPUTE
+from maskgym.experiments.wiring import build, composition
+from maskgym.experiments.wiring.process import peak_mib
+from maskgym.policies.few_shot import BASELINES
+from maskgym.segmenters.weights import Network
+
+LONG_S = 36_000  # of all stages: a longer plan is in hours
+START_S = 30.0  # of a command on a GPU machine: imports and reading the weights
+UPDATES = 3  # that are measured; the first warms up
+NEEDS = 69_239  # samples of UserSOD by its paper, where there is no folder of it
+TUNING = 4  # of a baseline's step, in encodings: forward, recomputed, and twice that backward
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of each unit of work, and memory.
+
+    Attributes:
+        source: What the rates are of, for the reader.
+        start: Seconds until a command begins its work.
+        update: Seconds per update.
+        score: Seconds per held-out sample.
+        encode: Seconds per image of a baseline, whose prediction is one encoding and whose training `TUNING` of them.
+        gib: Largest memory, in GiB; None where it was not measured.
+    """
+
+    source: str
+    start: float
+    update: float
+    score: float
+    encode: float
+    gib: float | None = None
+
+
+def computed(gpu: str, update: float, score: float, encode: float) -> Rates:
+    """Compute the rates of a GPU from the operations of each unit of work.
+
+    Raises:
+        UserError: If the GPU is not among `step_time.DEVICES`.
+    """
+    if gpu not in DEVICES:
+        raise UserError(f"--gpu {gpu}: expected one of {', '.join(DEVICES)}")
+    rate = DEVICES[gpu].flops * SEGMENTER_COMPUTE
+    return Rates(f"{gpu.upper()}, computed from its data sheet", START_S, update / rate, score / rate, encode / rate)
+
+
+def measured(arguments: Sequence[str]) -> Rates:
+    """Measure the rates of a run with these arguments on this machine."""
+    begun = time.monotonic()
+    config = composition.compose(arguments)
+    parts = build.make_parts(config)
+    ((task, env),) = build.make_train_envs(config, parts).items()
+    held_out = build.make_held_out_env(config, task, parts)
+    with tempfile.TemporaryDirectory() as folder:
+        agent = build.make_agent(config, Path(folder), env, parts)
+        start = time.monotonic() - begun
+        ends: list[float] = []
+        agent.train([env], UPDATES, lambda step, values: ends.append(time.monotonic()))
+        update = (ends[-1] - ends[0]) / (len(ends) - 1)
+    count = min(held_out.num_envs, unwrap(held_out, SampleVectorEnv).num_samples)
+    begun = time.monotonic()
+    evaluate(agent, held_out, range(count))
+    score = (time.monotonic() - begun) / count
+    return Rates("this machine, measured", start, update, score, score, peak_mib() / 1024)
+
+
+def operations(build_network: Callable[[], Network], run: Callable[[Network], object]) -> int:
+    """Count the floating-point operations of a call of a network, without weights."""
+    with torch.device("meta"), torch.no_grad():
+        network = build_network().eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counted:
+            run(network)
+    return counted.get_total_flops()
+
+
+def count(root: Path | None, name: str, split: str) -> int:
+    """Count the samples of a published data set: of its folder, or by its authors where it is not there."""
+    base, _, part = name.partition("/")
+    folder = folder_of(root, name) if root else None
+    if folder is None:
+        counts = PUBLISHED[base].sentences or PUBLISHED[base].counts
+        known = counts.get(split) or counts.get("validation", 0)
+        return known or (NEEDS if base == "usersod" and split == "train" else 0)
+    return len(data.make(base, root=folder, split=split, **({"partition": part} if part else {})))
+
+
+def updates_of(config: Config, samples: int) -> int:
+    """Look up the number of updates, or compute it from passes over the training samples."""
+    algo = config["algo"]
+    if algo.get("batch_size") and algo.get("epochs"):
+        return int(algo["epochs"] * max(1, samples // algo["batch_size"]))
+    return int(algo["updates"])
+
+
+def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> str:
+    """Write the plan as text: a line per stage and the sum.
+
+    Args:
+        given: Arguments of the command.
+        paper: Name of the paper's file in ``papers/``.
+        rows: Rows whose stages are planned.
+        rates: Seconds of the units of work.
+
+    Raises:
+        UserError: If several GPUs are asked for.
+    """
+    if given.gpus > 1:
+        raise UserError(f"--gpus {given.gpus}: {paper} trains on one GPU")
+    found: dict[str, tuple[int, int, float]] = {}
+    unknown: dict[str, None] = {}
+    for row in rows:
+        tests = {name: count(given.data, name, "test") for name in _datasets(paper, row)}
+        unknown |= {name: None for name, number in tests.items() if not number}
+        held_out = sum(tests.values())
+        if row.baseline:
+            seconds = rates.start + (held_out + TUNING * _fitted(row.baseline, given.smoke)) * rates.encode
+            found.setdefault(row.place, (held_out, 0, seconds))
+            continue
+        config = composition.compose(row.agent.settings)
+        shots, name = config["train_samples"], config["data"]["name"]
+        if shots and config["env"].get("train_samples_per") == "category":
+            shots *= len(CLASSES)
+        samples = count(given.data, name, "train")
+        samples = min(shots or samples, samples or shots or 0)
+        updates = updates_of(config, samples)
+        found.setdefault(row.agent.name, (samples, updates, rates.start + updates * rates.update))
+        found.setdefault(row.place, (held_out, 0, rates.start + held_out * rates.score))
+    total = sum(seconds for *_, seconds in found.values())
+    unit, length = ("hours", 3600) if total > LONG_S else ("minutes", 60)
+    lines = [f"rates: {rates.source}", f"{'stage':<44}{'samples':>9}{'updates':>9}{unit:>9}"]
+    lines += [f"{stage:<44}{n:>9,}{updates:>9,}{s / length:>9.1f}" for stage, (n, updates, s) in found.items()]
+    lines.append(f"{'together':<62}{total / length:>9.1f}")
+    if unknown:
+        lines.append(f"without {', '.join(unknown)}, whose number of test samples is not known before it is there")
+    told = "not computed" if rates.gib is None else f"{rates.gib:.1f} GiB of this machine's {_room():.0f}"
+    return "\n".join([*lines, f"memory of the largest stage: {told}"])
+
+
+def _fitted(baseline: str, smoke: bool) -> int:
+    """Count the images of a baseline's training: its steps, one in a smoke run, times their batch."""
+    settings = inspect.signature(BASELINES[baseline]).parameters
+    if "steps" not in settings:
+        return 0
+    return (1 if smoke else settings["steps"].default) * settings["batch_size"].default
+
+
+def _datasets(paper: str, row: Row) -> tuple[str, ...]:
+    return paper_tables.published(f"{paper}/{row.scored or row.table}").datasets
+
+
+def _room() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
