@@ -27,8 +27,8 @@ class SemanticRecalibration(nn.Module):
         channels: Width, a multiple of 8.
         learning_rate: Learning rate for Adam (Section 4.1).
         seed: Seed of the weights; construction leaves the global generator unchanged.
-        truth: Ground truth of a patch, which training compares with: ``centre``, that of its click, or ``share``, the
-            share of the patch. The paper's is "downsampled to the same size".
+        truth: Ground truth of a patch, which training compares with: ``share``, the share of the patch that it covers,
+            or ``centre``, that of its click. The paper's is "downsampled to the same size".
         device: PyTorch device of the weights; inputs may be on any other.
 
     Raises:
@@ -42,7 +42,7 @@ class SemanticRecalibration(nn.Module):
         channels: int = 64,
         learning_rate: float = 1e-4,
         seed: int = 0,
-        truth: str = "centre",
+        truth: str = "share",
         device: torch.device | str = "cpu",
     ) -> None:
         if branch not in BRANCHES:

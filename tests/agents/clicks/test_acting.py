@@ -21,7 +21,7 @@ def test_a_perfect_module_labels_every_click_as_the_ground_truth_does():
     """The share of a thin shadow's patch is often below a half where its centre is foreground, and the reverse."""
     sam, size = sam_tiny(device="cpu"), 4
     data = Scenes("shadow", "train", size=size)
-    module = SemanticRecalibration("implicit", 128, channels=8)
+    module = SemanticRecalibration("implicit", 128, channels=8, truth="centre")
     env = PointPromptVectorEnv(size, data, segmenter=sam, label_source="srm", recalibration=module)
     oracle = PointPromptVectorEnv(size, data, segmenter=sam, label_source="oracle", horizon=64)
     trainer = RecalibrationTrainer(env)
