@@ -1,7 +1,7 @@
 """Measure the peak memory and the time of a training step of SAMed with less at a time, beside the whole batch.
 
-Run ``python benchmarks/baselines.py`` (some five minutes on one core, 6 GB of memory). The network has the shape of
-SAM's ViT-B with random weights and an input of 256 pixels in place of 1,024, so that a step takes seconds. Each variant
+Run ``python benchmarks/baselines.py`` (some two minutes on one core, 4 GB of memory). The network has the shape of
+SAM's ViT-B with random weights and an input of 224 pixels in place of 1,024: one window of its attention. Each variant
 is a process of its own: two steps, of which the second is measured, so that optimizer states are resident before it.
 The peak is that of resident memory above the level before the step (Linux's ``/proc``), the time that of the CPU. The
 losses of both steps are compared with those of the whole batch.
@@ -88,7 +88,7 @@ def measure_apart(name: str, side: int) -> dict[str, float | list[float]]:
 def main() -> None:
     """Print each variant as ratios to the whole batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=256, help="input of the network, pixels (%(default)s)")
+    parser.add_argument("--side", type=int, default=224, help="input of the network, pixels (%(default)s)")
     parser.add_argument("--only", choices=VARIANTS, help="one variant, as JSON")
     given = parser.parse_args()
     if given.only:

@@ -27,7 +27,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import check_offered, main_of, measure
 from maskgym.experiments.grids import files, summary
 from maskgym.experiments.grids.processes import Runner
-from maskgym.experiments.grids.runner import RunSpec, add_options, compute
+from maskgym.experiments.grids.runner import RunSpec, add_options, changed, compute
 from maskgym.experiments.grids.sweep_table import Row, Value, write
 from maskgym.experiments.wiring import command, composition, run_folder
 
@@ -161,15 +161,16 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     given = parser.parse_args(arguments)
     sweep, root, name = load(given.sweep), given.out.absolute() / "runs", Path(given.sweep).stem
     pairs = [(row, spec(sweep, row)) for row in rows(sweep)]
+    old = changed([wanted.named("", root) for _, wanted in pairs if wanted.file(root).exists()])
     compute([wanted for _, wanted in pairs], root, given.jobs, given.ray, run)
     measure, best_first = sweep["metric"]["name"], sweep["metric"].get("goal") == "maximize"
     found = [(wanted.value(root), row) for row, wanted in pairs]
     found.sort(key=lambda pair: (math.isnan(pair[0]), -pair[0] if best_first else pair[0]))  # undefined ones last
     scores = [{measure: value} for value, _ in found]
     groups = summary.groups_of([wanted.folder(root) for _, wanted in pairs], Path(name))
-    notes = summary.incomparable(groups)
+    notes = [*summary.incomparable(groups), *old]
     write(given.out, name, sweep.get("name", name), [row for _, row in found], scores, notes)
-    print(summary.closing(groups, root))
+    print("\n".join([summary.closing(groups, root), *old]))
 
 
 def multirun(arguments: Sequence[str], run: Runner | None = None) -> int:
@@ -190,6 +191,7 @@ def _multirun(arguments: Sequence[str], run: Runner | None) -> None:
     for combination in combinations:
         composition.compose(combination)
     wanted = [RunSpec(tuple(combination)) for combination in combinations]
+    old = changed([one.named("", out / "runs") for one in wanted if one.file(out / "runs").exists()])
     compute(wanted, out / "runs", given.jobs, given.ray, run)
     runs = [run_folder.read_json(one.file(out / "runs")) for one in wanted]
     found = [one["after"] for one in runs]
@@ -197,8 +199,8 @@ def _multirun(arguments: Sequence[str], run: Runner | None) -> None:
     varied = [{one.key_or_group: one.value() for one in map(composition.parse, row)} for row in combinations]
     scores = [{name: scores[name] for name in measures} for scores in found]
     groups = summary.groups_of([one.folder(out / "runs") for one in wanted], out)
-    write(out, "multirun", " ".join(given.settings), varied, scores, summary.incomparable(groups))
-    print(summary.closing(groups, out / "runs"))
+    write(out, "multirun", " ".join(given.settings), varied, scores, [*summary.incomparable(groups), *old])
+    print("\n".join([summary.closing(groups, out / "runs"), *old]))
 
 
 def _check_parameter(what: str, given: Config, method: str) -> None:

@@ -104,20 +104,20 @@ def test_ray_is_told_what_each_update_logged_and_where_the_checkpoint_is(alone, 
     assert Path(told["path"]) == tmp_path / "checkpoints"
 
 
-@pytest.mark.e2e(seconds=110)
+@pytest.mark.e2e(seconds=90)
 def test_episodes_are_played_on_when_the_only_player_is_killed(tmp_path, worker_of):
-    given = ("env.num_envs=4", "env.horizon=3", "algo.updates=6", "algo.save_every=3", "algo.epochs=2")
+    given = ("env.num_envs=4", "env.horizon=3", "algo.updates=4", "algo.save_every=2", "algo.epochs=2")
     given += ("evaluation.samples=2", "evaluation.pictures=0", "scale=ray", "scale.num_workers=1")
     process = start(f"out={tmp_path}/run", "env=point_prompt", "algo=ppo", *given)
-    wait_for(tmp_path / "run", 2)
+    wait_for(tmp_path / "run", 1)
     os.kill(worker_of(process.pid, "ray::RolloutRunner"), signal.SIGKILL)
     status, out, error = finish(process)
     assert status == 0, error
-    assert len(losses(tmp_path / "run")) == 6
+    assert len(losses(tmp_path / "run")) == 4
     assert "report.html" in out
 
 
-@pytest.mark.e2e(seconds=130)
+@pytest.mark.e2e(seconds=90)
 def test_what_stops_the_first_worker_stops_all_in_one_line(tmp_path):
     given = ("algo.updates=6", "algo.learning_rate=1e36", "scale=ray", f"out={tmp_path}/run")
     status, _, error = finish(start(*TINY, *given))
