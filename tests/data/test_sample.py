@@ -31,7 +31,7 @@ def test_more_than_there_are(count):
 
 
 def test_few_shots_of_each_category():
-    scenes = Scenes("semantic", "train", size=60)
+    scenes = Scenes("semantic", "train", size=60, image_size=32)
     rows = by_category(scenes)
     assert sorted(index for own in rows.values() for index in own) == list(range(60)) and list(rows) == sorted(rows)
     assert all(scenes[index].category == name for name, own in rows.items() for index in own)
