@@ -44,7 +44,8 @@ class ClassScores:
         Raises:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
         """
-        self.add_areas(*areas(prediction, target), name)
+        both, either = areas(prediction, target)
+        self.add_areas(both, either, name)
 
     def add_areas(self, intersection: float, union: float, name: str) -> None:
         """Add one image of a class from the areas of its intersection and union, in pixels."""

@@ -175,7 +175,7 @@ def _published(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict
             folder = folder_of(given.source, name) or (given.source if len(table.datasets) == 1 else None)
             if folder is None:
                 raise UserError(f"{given.source}: no predictions of {name}: expected a folder {name} there")
-            settings = {"name": name.partition("/")[0], "root": root, **_part(name)}
+            settings: Settings = {"name": name.partition("/")[0], "root": root, **_part(name)}
             dataset = data.make(**settings, split=given.split)
             found[name] = _score_dataset(given, folder, dataset, settings, table.task, preset)
     return replace(table, preset=preset), found

@@ -177,7 +177,8 @@ class Classes(Samples):
         """Compute `ClassScores`."""
         scores = ClassScores()
         for row in rows:
-            scores.add_areas(*row["areas"], row["class"])
+            both, either = row["areas"]
+            scores.add_areas(both, either, row["class"])
         return scores.result(), [
             {"key": row["key"], "class": row["class"], "iou": row["areas"][0] / max(row["areas"][1], 1)} for row in rows
         ]

@@ -163,9 +163,9 @@ def read(results: JsonObject) -> Provenance | None:
     Raises:
         UserError: If a file holds something else under `KEY`.
     """
-    found: Provenance | None = results.get(KEY)
-    if found is not None and not _is_provenance(found):
+    if KEY in results and not _is_provenance(results[KEY]):
         raise UserError(f"{KEY}: expected {', '.join(Provenance.__annotations__)}, as a run writes them")
+    found: Provenance | None = results.get(KEY)
     return found
 
 
@@ -174,7 +174,11 @@ def _is_provenance(found: Json) -> bool:
     text, count, perhaps = (str,), (int,), (str, type(None))
     of_samples = {"name": text, "root": perhaps, "split": text, "samples": count, "fingerprint": text}
     of_weights = {"name": text, "fingerprint": perhaps, "random": (bool,)}
-    sections = {"held_out": of_samples, "train": of_samples, "weights": of_weights}
+    sections: dict[str, dict[str, tuple[type, ...]]] = {
+        "held_out": of_samples,
+        "train": of_samples,
+        "weights": of_weights,
+    }
     if not isinstance(found, dict) or not all(isinstance(found.get(section), dict) for section in sections):
         return False
     return found["weights"].keys() <= TITLES.keys() and all(

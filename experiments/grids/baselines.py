@@ -19,7 +19,7 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgym import data, files
-from maskgym.aliases import Config, JsonObject
+from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.data import Dataset, Sample, Subset
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import provenance
@@ -195,7 +195,7 @@ def fit_and_score(given: argparse.Namespace) -> JsonObject:
 def _of_category(
     name: str,
     segmenter: SamSegmenter,
-    settings: Mapping[str, int | float | None],
+    settings: Settings,
     samples: Dataset,
     test: Dataset,
     tested: Sequence[int],
@@ -290,7 +290,7 @@ def _settings(given: argparse.Namespace) -> dict[str, int | float | None]:
 def _asked(
     given: argparse.Namespace,
     segmenter: SamSegmenter,
-    settings: Mapping[str, int | float | None],
+    settings: Settings,
     train: Dataset,
     test: Dataset,
     indices: Sequence[int],
@@ -386,7 +386,8 @@ def _class_scores(rows: Sequence[JsonObject]) -> dict[str, float]:
     """Compute the IoU of each category and their mean, as for a click agent."""
     scores = ClassScores()
     for row in rows:
-        scores.add_areas(*row["areas"], row["category"])
+        both, either = row["areas"]
+        scores.add_areas(both, either, row["category"])
     return scores.result()
 
 

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-from maskgym.aliases import JsonObject
+from maskgym.aliases import Config, JsonObject
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.measures import OF_CLASSES, PIXELS, check_offered, class_of
 from maskgym.experiments.evaluation.provenance import Result
@@ -187,7 +187,7 @@ def before(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, 
 def named(study: Study, seeds: Sequence[int], root: Path, stored: Mapping[str, JsonObject] = NO_ROWS) -> list[str]:
     """Tell in one line each what the numbers are of, and where those of a column differ in it or do not say it."""
     columns: dict[str, list[Result]] = {column: [] for column in study["columns"]}
-    configs = {}
+    configs: dict[str, tuple[Config, Config]] = {}
     for (row, column), group in specs(study, seeds).items():
         columns[column] += [spec.named(row, root, stored) for spec in group]
         configs |= {spec.key: (stored[spec.key]["config"], spec.config) for spec in group if spec.stored(stored)}

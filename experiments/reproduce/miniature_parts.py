@@ -45,8 +45,10 @@ SAM = SamConfig(  # of ViT-B, whose attention is global in every third block
     decoder_mlp_dim=64,
     iou_head_dim=32,
 )
-VST_SIZES: Settings = {"embed_dim": 32, "depth": 2, "heads": 2, "token_dim": 16, "converter_depth": 1}
-VST_SIZES |= {"decoder_depth": 1, "token_depth": 1}
+VST_SIZES: Settings = {
+    **{"embed_dim": 32, "depth": 2, "heads": 2, "token_dim": 16},
+    **{"converter_depth": 1, "decoder_depth": 1, "token_depth": 1},
+}
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
 VISION = {**TOWER, "num_hidden_layers": 6, "image_size": 224, "patch_size": 16}  # CLIP Surgery changes six blocks
 CLIP_IDS, CLIP_ENDS = 49408, ("<|startoftext|>", "<|endoftext|>")  # the ends are the last two ids

@@ -110,7 +110,8 @@ class TrainingRun:
             for note in dict.fromkeys([*notes, *self.notes.get(task, ())]):
                 print(one_line(f"{task}: {note}"))
         self.provenance = self.name_parts()
-        precision = self.provenance["weights"].get("segmenter", {}).get("dtype", "float32")
+        segmenter = self.provenance["weights"].get("segmenter")
+        precision = segmenter.get("dtype", "float32") if segmenter else "float32"
         if self.config["segmenter"].get("dtype") == "auto" and precision != "float32":
             print(f"segmenter.dtype=auto: {precision}")
         for line in sources.told(self.drawn.get("sizes", {})):
