@@ -171,17 +171,17 @@ def test_a_place_that_cannot_be_written_is_known_before_training(capsys, tmp_pat
 
 
 def test_ours_and_a_baseline_have_the_same_samples_and_the_same_iou_of_classes(call, tmp_path):
-    words = ("env.task=semantic", "data.size=60", "train_samples=40", "evaluation.samples=24")
+    words = ("env.task=semantic", "env.horizon=2", "data.size=30", "train_samples=24", "evaluation.samples=12")
     baseline = call("persam", *words)
     config = baselines.config_of((*words, "algo=random"))
     shown = Counter(sample.category for sample in build.make_dataset(config, "point_prompt", "train"))
-    assert sum(shown.values()) == 40 and baseline["train_samples_per"] == "task"
+    assert sum(shown.values()) == 24 and baseline["train_samples_per"] == "task"
     assert baseline["shots"].items() <= shown.items()  # classes that are not held out are not trained
     assert baseline["train_samples"] == sum(baseline["shots"].values())
     parts = build.make_parts(config)
     env = build.make_held_out_env(config, "point_prompt", parts)
     agent = build.make_agent(config, tmp_path, env, parts)
-    indices = held_out(60, 24)
+    indices = held_out(30, 12)
     ours = evaluate(agent, env, indices)
     assert {row["key"] for row in ours.per_sample} == {row["key"] for row in baseline["per_sample"]}
     of_classes = [name for name in baseline["scores"] if name.startswith("class_iou")]
