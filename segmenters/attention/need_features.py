@@ -22,12 +22,13 @@ class NeedFeatures:
 
     Attributes:
         levels: Number of features per need, 1, the feature that CLIP compares with images.
+        random_weights: False: the weights are a checkpoint's.
 
     Raises:
         UserError: If the attention segmenter has no text encoder.
     """
 
-    levels = 1
+    levels, random_weights = 1, False
 
     def __init__(self, clip: AttentionSegmenter | None = None) -> None:
         clip = clip_tiny() if clip is None else clip

@@ -74,4 +74,6 @@ def test_evaluate_repeats_what_the_run_found(capsys, finished_run):
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder)]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores == json.loads((folder / "results.json").read_text())["after"]
+    results = json.loads((folder / "results.json").read_text())
+    assert scores.pop("provenance")["held_out"] == results["provenance"]["held_out"]
+    assert scores == results["after"]

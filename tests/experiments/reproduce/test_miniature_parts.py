@@ -20,7 +20,7 @@ def test_sam_has_the_official_file_and_names(tmp_path):
         official = PUBLISHED["vit_b"].build().state_dict().keys()
     assert names < official and {name.split(".")[2] for name in official - names} == {str(n) for n in range(3, 12)}
     sam = segmenters.make("sam", checkpoint=folder, device="cpu")
-    embeddings = sam.encode([np.full((48, 64, 3), 90, np.uint8)])
+    embeddings = sam.encode([np.full((64, 64, 3), 90, np.uint8)])
     assert embeddings.shape[1:] == sam.embedding_shape == (32, 16, 16)
 
 

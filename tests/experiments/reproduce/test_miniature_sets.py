@@ -56,7 +56,7 @@ def test_each_further_layout_is_clean(tmp_path, name):
     assert report.ok and all(any(words in note for words in (*EXPECTED, *FURTHER)) for note in report.notes)
     written = {split: getattr(Sizes(4, 4, 2), split) for split in LAYOUTS[name][0]}
     found = {split: row["samples"] for split, row in report.counts.items() if row["samples"]}
-    assert found == ({"train": 7, "validation": 1, "test": 2} if name == "cuhk_blur" else written)
+    assert found == ({"train": 8, "test": 2} if name == "cuhk_blur" else written)
     sample = data.make(name, root=folder, split="test")[0]
     assert all(masks.any(axis=(1, 2)).all() for masks in sample.masks)
     assert (sample.need is not None) == (name == "usersod") and (sample.void is not None) == (name == "voc2012")

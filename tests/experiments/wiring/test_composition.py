@@ -23,7 +23,7 @@ READ_BY_THE_RUN = {
     "algo": {"updates", "rationales", "default_parts", "default_hint"},
     "data": {"rationales", "parts", "workers"},
     "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"}
-    | {"held_out_group_size"},
+    | {"held_out_group_size", "train_samples_per"},
 }
 
 
@@ -217,9 +217,9 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
         ("env=cosod algo=grpo", "036615564bedc80d"),
         ("env=saliency algo=spo", "cf612412488173ac"),
         ("env=sod algo=random", "48708ff85ce7826a"),
-        ("env=point_prompt algo=ppo", "d67eb5d538666f88"),
-        ("env=point_prompt algo=grpo", "e95e4e126a7aa4d1"),
-        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "cb7516f2fcbda1e6"),
+        ("env=point_prompt algo=ppo", "4b5781e871fa735a"),
+        ("env=point_prompt algo=grpo", "0b2c8837318e490e"),
+        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "a9930e81b42d5295"),
     ],
 )
 def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):

@@ -51,7 +51,7 @@ def test_what_stands_beside_a_recipe_wins():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["experiment=mars"], "experiment=mars: expected one of saliency_r1, "),
+        (["experiment=mars"], "experiment=mars: expected one of alignsam, saliency_r1, "),
         (["experiment=saliency_r1", "size=9b"], "size=9b: experiment=saliency_r1 has 7b, 3b"),
         (["experiment=saliency_r1", "experiment=saliency_r1_sod"], "expected one recipe"),
         (["size=3b"], "unknown key 'size'"),

@@ -32,7 +32,9 @@ def test_features_are_clips_and_an_empty_need_has_none(clip):
 
 def test_it_has_the_form_of_a_need_encoder(clip):
     for name in NeedEncoder.__annotations__:
-        assert getattr(NeedFeatures(clip), name) == {"levels": 1, "width": 128}.get(name, clip.fingerprint)
+        assert getattr(NeedFeatures(clip), name) == {"levels": 1, "width": 128, "random_weights": False}.get(
+            name, clip.fingerprint
+        )
 
 
 def test_an_empty_text_has_no_feature_of_clips(clip):

@@ -196,10 +196,11 @@ def test_a_folder_holds_a_published_file_by_its_name(tmp_path):
         UserError, match=r"holds sam_vit_b_01ec64\.pth and sam_vit_h_4b8939\.pth: expected the path of o"
     ):
         SamSegmenter(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
-    write_state({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (theirs := tmp_path / "transformers").mkdir()
+    (theirs / "config.json").write_text('{"model_type": "sam"}')
+    write_state({"a": torch.zeros(1)}, theirs / "model.safetensors")
     with pytest.raises(UserError, match=r"config\.json: is of a model of transformers: expected segmenter=sam_hf"):
-        SamSegmenter(tmp_path)
+        SamSegmenter(theirs)
 
 
 def test_the_published_sizes():
