@@ -27,7 +27,7 @@ RULES = {
     "load": "the same greedy actions from an agent that loads what another one saved",
     "resume": "a resumed training with the scalars and the greedy actions of an uninterrupted one",
 }
-SCALES, TAKES = {"local", "ray"}, {"segmenter", "make_env", "supervised", "scorer"}
+SCALES, TAKES = {"local", "ray"}, {"segmenter", "make_env", "workers", "supervised", "scorer"}
 UPDATES = 2
 # Settings of a short training, for the keys that the agent's option lists.
 SHORT = {"batch_size": 4, "max_new_tokens": 24, "epochs": 1, "minibatch_size": 4, "save_every": 1, "group_size": 2}

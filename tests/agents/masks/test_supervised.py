@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 from dataclasses import replace
 
 import numpy as np
@@ -277,7 +278,8 @@ class Faulty(Scenes):
 
 
 @pytest.mark.e2e(seconds=30)
-def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption():
+def test_worker_processes_end_with_a_fault_a_kill_or_an_interruption(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # where a new process finds `Faulty`
     env = scenes_env()
     batches = Batches([env], 4, seed=0)
 
