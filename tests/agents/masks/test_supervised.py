@@ -8,8 +8,8 @@ import os
 import pickle
 import signal
 import time
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
