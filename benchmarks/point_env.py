@@ -25,6 +25,7 @@ from functools import partial
 import gymnasium as gym
 import numpy as np
 import torch
+from embeddings import RandomSam
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -39,21 +40,6 @@ from maskgym.segmenters.points.sam import PUBLISHED, SamSegmenter, sam_tiny
 
 SAMPLES, HORIZON = 32, 15
 BARS = {"sync": 3.0, "floor": 1.15}  # at 16 sub-environments: native over sync at least, over the floor's time at most
-
-
-class RandomSam(SamSegmenter):
-    """A SAM of published size with random weights."""
-
-    def __init__(self, size: str, batch_size: int) -> None:
-        super(SamSegmenter, self).__init__(batch_size=batch_size)
-        self.own_config = PUBLISHED[size]
-
-    def _load(self) -> torch.nn.Module:
-        torch.manual_seed(0)
-        return self.own_config.build()
-
-    def _identity(self) -> tuple[str, list]:
-        return "random", []
 
 
 def settings(segmenter: SamSegmenter) -> Settings:
@@ -163,7 +149,7 @@ def main() -> None:
     published = given.segmenter != "tiny"
     print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")
     for count in given.envs:
-        segmenter = RandomSam(given.segmenter, count) if published else sam_tiny()
+        segmenter = RandomSam(given.segmenter, batch_size=count) if published else sam_tiny()
         found = measure(contenders(segmenter, count, published, given.processes), count, given.rounds)
         cells = [f"{name} {count * HORIZON / s:.0f} ({s / found['floor']:.2f})" for name, s in found.items()]
         outside = max(0.0, 1 - found["floor"] / found["native"])

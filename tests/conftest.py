@@ -84,7 +84,7 @@ def expected_seconds(item: pytest.Item) -> int:
 
 @functools.cache
 def dealt_with(nodeid: str) -> str:
-    """Return what a test is dealt out with: its file, if that makes something once for all its tests, else itself."""
+    """Name what a test is dealt out with: its file, if that makes something once for all its tests, else itself."""
     file = nodeid.partition("::")[0]
     shares = 'scope="module"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
     return file if shares else nodeid

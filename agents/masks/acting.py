@@ -82,11 +82,9 @@ class MaskAgent(CheckpointedAgent):
 
     def frozen(self) -> dict[str, Weights]:
         """Describe the backbone and the need encoder."""
-        made, modules = self.policy.describe(), {"backbone": self.policy.backbone, "encoder": self.policy.encoder}
-        return {
-            part: {"name": part, "fingerprint": str(made[part]), "random": module.random_weights}
-            for part, module in modules.items()
-        }
+        made = self.policy.describe()
+        random = {"backbone": bool(self.policy.backbone.random_part), "encoder": self.policy.encoder.random_weights}
+        return {part: {"name": part, "fingerprint": str(made[part]), "random": random[part]} for part in random}
 
     def training_state(self) -> TrainingState:
         """Collect the trained weights, the description of the policy, and the state of the optimizer."""

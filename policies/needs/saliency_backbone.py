@@ -30,7 +30,6 @@ class SaliencyBackbone(nn.Module, ABC):
         encoder_prompt_dims: Width of the prompt tokens of each place of the encoder, in order of use.
         decoder_prompt_dims: Width of the prompt tokens of each place of the decoder; may be empty.
         size_divisor: Divisor of the sides of images, in pixels.
-        random_weights: Whether weights are as they were initialised: True until `load`.
         unused_weights: Names of unused tensors that files of weights may contain.
         file_names: Names of files of weights that a folder may hold.
         random_part: What has random weights because none were loaded; empty if nothing has.
@@ -40,7 +39,6 @@ class SaliencyBackbone(nn.Module, ABC):
     encoder_prompt_dims: tuple[int, ...]
     decoder_prompt_dims: tuple[int, ...]
     size_divisor: int
-    random_weights: bool = True
     unused_weights: ClassVar[tuple[str, ...]] = ()
     file_names: ClassVar[tuple[str, ...]] = (WHOLE,)
     random_part: str = ""
@@ -96,4 +94,3 @@ class SaliencyBackbone(nn.Module, ABC):
         state = {name.removeprefix("module."): value.float() for name, value in read_state(file).items()}
         load_strictly(self, state, file, ignore=self.unused_weights)
         self.random_part = ""
-        self.random_weights = False
