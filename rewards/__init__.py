@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 
 from maskgym.errors import UserError
 from maskgym.registry import Registry
-from maskgym.rewards.answers import Answer, format_answer, parse, without_reasoning
+from maskgym.rewards.answers import Answer, Located, format_answer, parse, without_reasoning
+from maskgym.rewards.objects import FORMS, format_objects, parse_objects
 from maskgym.rewards.terms import (
     IASM,
     SASOR,
@@ -110,6 +111,7 @@ register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
 
 __all__ = [
+    "FORMS",
     "IASM",
     "SASOR",
     "Answer",
@@ -121,6 +123,7 @@ __all__ = [
     "Format",
     "Function",
     "IoU",
+    "Located",
     "MaskTerm",
     "OneMinusMAE",
     "Ranked",
@@ -131,10 +134,12 @@ __all__ = [
     "Unscored",
     "WeightedSum",
     "format_answer",
+    "format_objects",
     "get",
     "make",
     "names",
     "parse",
+    "parse_objects",
     "ranking",
     "register",
     "resolve",

@@ -23,6 +23,23 @@ _FORBIDDEN = re.compile(r"[<>\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
+class Located:
+    """One object of an answer in JSON (see `maskgym.rewards.objects`).
+
+    Attributes:
+        box: (left, top, right, bottom), or None.
+        points: (x, y) of each point.
+        labels: Label of each point, 1 foreground, 0 background.
+        phrase: Referring expression, or None.
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    phrase: str | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """A parsed answer.
 
@@ -33,7 +50,8 @@ class Answer:
             follows ``[semantic]``.
         structured: Whether a well-formed ``<think>`` block precedes a well-formed ``<answer>`` block; without
             reasoning, whether there is the latter.
-        tagged: Whether the content of a well-formed ``<answer>`` block has the form of Eq. 2 for the task.
+        tagged: Whether the content of a well-formed ``<answer>`` block has the form of the task (Eq. 2, or JSON).
+        objects: Objects of an answer in JSON, in order, in the coordinates of the answer; else empty.
     """
 
     text: str
@@ -41,6 +59,7 @@ class Answer:
     expressions: tuple[str, ...]
     structured: bool
     tagged: bool
+    objects: tuple[Located, ...] = ()
 
 
 def parse(text: str, task: str, reasoning: bool = True) -> Answer:
@@ -81,7 +100,7 @@ def parse(text: str, task: str, reasoning: bool = True) -> Answer:
     """
     if task not in TAGS:
         raise UserError(f"unknown task '{task}': expected one of {', '.join(TAGS)}")
-    think, answer = _find_block(text, "think"), _find_block(text, "answer")
+    think, answer = find_block(text, "think"), find_block(text, "answer")
     expressions = _read_expressions(text[answer], task) if answer else ()
     return Answer(
         text=text,
@@ -123,12 +142,12 @@ def without_reasoning(text: str) -> str:
         >>> without_reasoning("<think>One cat.</think><answer><ins>a cat</ins></answer>")
         '<answer><ins>a cat</ins></answer>'
     """
-    answer = _find_block(text, "answer")
+    answer = find_block(text, "answer")
     return f"<answer>{text[answer]}</answer>" if answer else text
 
 
-def _find_block(text: str, tag: str) -> slice | None:
-    """Find the content of the only well-formed block of a tag, or None."""
+def find_block(text: str, tag: str) -> slice | None:
+    """Find the content of the only well-formed block of a tag, or None (see `parse`)."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
@@ -145,15 +164,15 @@ def _read_expressions(content: str, task: str) -> tuple[str, ...]:
     expressions = []
     for piece in pieces:
         before, opening, description = piece.partition(f"<{tag}>")
-        expression = _normalise(description, task)
+        expression = normalise_phrase(description, task)
         if before.strip() or not opening or expression is None:
             return ()
         expressions.append(expression)
     return tuple(expressions)
 
 
-def _normalise(description: str, task: str) -> str | None:
-    """Collapse the whitespace of a description and normalise its marker; None if it is malformed."""
+def normalise_phrase(description: str, task: str = "sis") -> str | None:
+    """Collapse the whitespace of a description and normalise its marker; None if it is malformed for the task."""
     words = " ".join(description.split())
     semantic = words.startswith(SEMANTIC)
     if semantic:

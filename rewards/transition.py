@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskgym.data import Sample
-from maskgym.rewards.answers import Answer
+from maskgym.rewards.answers import Answer, Located
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Transition:
     """One step: the sample, the action, and the resulting masks.
 
     Attributes:
-        task: ``sod``, ``sis``, ``cosod`` or ``ranking``.
+        task: ``sod``, ``sis``, ``cosod``, ``refer`` or ``ranking``.
         sample: Sample that was shown, with its ground truth. A padded group has only its real images here; in a step
             of ranking the ground truth is the one object that the step is scored against.
         action: Action of the agent: a text, a `Click`, a mask, or `Unscored`.
@@ -61,6 +61,9 @@ class Transition:
         previous_masks: Masks before the step, or None at the first step.
         answer: Parsed answer, or None if the action is not a text.
         ranked: Whole episode, at the last step of an episode of ranking.
+        objects: Objects of an answer in JSON, in pixels of the sample's image, one per predicted mask.
+        shown: (height, width) of the sample's image as the agent saw it, without padding; published rewards measure
+            distances there. None where the answer has no coordinates.
 
     Raises:
         ValueError: If the predicted masks do not fit the images of the sample, which is a bug of the environment.
@@ -73,6 +76,8 @@ class Transition:
     previous_masks: tuple[np.ndarray, ...] | None = None
     answer: Answer | None = None
     ranked: Ranked | None = None
+    objects: tuple[Located, ...] = ()
+    shown: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         sizes = [mask.shape[-2:] for mask in self.sample.masks]

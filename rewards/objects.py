@@ -1,0 +1,196 @@
+"""Answers in JSON: boxes, points and phrases that a multimodal model writes for the objects that a query refers to.
+
+The form is that of VisionReasoner: ``<think>reasoning</think><answer>[{"bbox_2d": […], "point_2d": […]}, …]</answer>``,
+one JSON object per object of the image, none for a query that refers to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskgym.errors import UserError
+from maskgym.rewards.answers import MAX_EXPRESSIONS, Answer, Located, find_block, normalise_phrase
+
+FORMS = ("boxes", "points", "boxes_points", "phrases")
+MAX_POINTS = 100  # of one object
+# Required keys of an object in each form; `label`, a text, may stand beside them, as models of Qwen write it.
+KEYS = {
+    "boxes": ("bbox_2d",),
+    "points": ("points_2d", "labels"),
+    "boxes_points": ("bbox_2d", "point_2d"),
+    "phrases": ("phrase",),
+}
+NAME = "label"
+
+
+class _Malformed(Exception):
+    """JSON that is no answer."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reader of one form."""
+
+    form: str
+
+    def read(self, content: str) -> tuple[Located, ...]:
+        """Read the content of an answer block.
+
+        Raises:
+            _Malformed: If it is no JSON list of objects of this form.
+        """
+        try:
+            found = json.loads(content, parse_constant=_refuse, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
+            raise _Malformed(content[:40]) from error
+        if not isinstance(found, list) or len(found) > MAX_EXPRESSIONS:
+            raise _Malformed("no list")
+        return tuple(map(self._object, found))
+
+    def _object(self, found: Any) -> Located:
+        if not isinstance(found, dict) or {*found} - {NAME} != {*KEYS[self.form]}:
+            raise _Malformed("keys")
+        if not isinstance(found.get(NAME, ""), str):
+            raise _Malformed(NAME)
+        if self.form == "phrases":
+            phrase = normalise_phrase(found["phrase"]) if isinstance(found["phrase"], str) else None
+            if phrase is None:
+                raise _Malformed("phrase")
+            return Located(phrase=phrase)
+        box = _numbers(found["bbox_2d"], 4) if "bbox_2d" in found else None
+        points, labels = [found["point_2d"]] if "point_2d" in found else [], [1]
+        if self.form == "points":
+            points, labels = found["points_2d"], found["labels"]
+            _check_points(points, labels)
+        places = tuple((x, y) for x, y in (_numbers(point, 2) for point in points))
+        if box is None:
+            return Located(points=places, labels=tuple(labels))
+        left, top, right, bottom = box
+        return Located((left, top, right, bottom), places, tuple(labels) if places else ())
+
+
+def parse_objects(text: str, form: str, reasoning: bool = True) -> Answer:
+    """Parse an answer in JSON, in time linear in its length; any string is legal.
+
+    The blocks ``<think>`` and ``<answer>`` follow the rules of `maskgym.rewards.answers.parse`, which sets
+    ``structured``. The answer is ``tagged``, and has ``objects``, if the content of its answer block is a JSON list of
+    at most 100 objects of the form, and nothing else but whitespace (ours, where VisionReasoner only searches for what
+    it can read):
+
+    - ``boxes``: ``{"bbox_2d": [left, top, right, bottom]}``.
+    - ``points``: ``{"points_2d": [[x, y], …], "labels": [1, 0, …]}``, 1 to 100 points with a label each: 1 foreground,
+      0 background, at least one of them 1.
+    - ``boxes_points``: ``{"bbox_2d": […], "point_2d": [x, y]}``; the point is on the object.
+    - ``phrases``: ``{"phrase": "…"}``, a description by the rules of ``sis``.
+    - An object may also have ``"label"``, a text, which is not read. Any other key, a missing or a repeated one is
+      malformed.
+    - Coordinates are finite numbers, of any size; what lies outside the image is for the environment to clip.
+    - An empty list is an answer: nothing is referred to.
+
+    Args:
+        text: Text of the model.
+        form: One of `FORMS`.
+        reasoning: Whether the answer begins with reasoning.
+
+    Raises:
+        UserError: If the form is unknown.
+
+    Example:
+        >>> parse_objects('<think>One.</think><answer>[{"bbox_2d": [1, 2, 30, 40]}]</answer>', "boxes").objects[0].box
+        (1.0, 2.0, 30.0, 40.0)
+        >>> parse_objects("<think>None.</think><answer>[]</answer>", "boxes").tagged
+        True
+    """
+    check_form(form)
+    think, block = find_block(text, "think"), find_block(text, "answer")
+    objects: tuple[Located, ...] | None = None
+    if block is not None:
+        try:
+            objects = _Reader(form).read(text[block])
+        except _Malformed:
+            objects = None
+    phrases = tuple(each.phrase for each in objects or () if each.phrase is not None)
+    return Answer(
+        text=text,
+        think=text[think] if think else None,
+        expressions=phrases,
+        structured=block is not None and (not reasoning or (think is not None and think.stop < block.start)),
+        tagged=objects is not None,
+        objects=objects or (),
+    )
+
+
+def format_objects(think: str | None, objects: Sequence[Located], form: str) -> str:
+    """Format an answer, the inverse of `parse_objects`; whole numbers are written without a fraction.
+
+    Args:
+        think: Reasoning, without any of the four block tags; None leaves the block out.
+        objects: Objects with what the form needs.
+        form: One of `FORMS`.
+
+    Raises:
+        UserError: If the form is unknown, or the text would not be well-formed.
+
+    Example:
+        >>> format_objects("A disc.", [Located(box=(1, 2, 30, 40))], "boxes")
+        '<think>A disc.</think><answer>[{"bbox_2d": [1, 2, 30, 40]}]</answer>'
+    """
+    check_form(form)
+    body = json.dumps([_described(each, form) for each in objects], ensure_ascii=False)
+    text = f"<answer>{body}</answer>" if think is None else f"<think>{think}</think><answer>{body}</answer>"
+    answer = parse_objects(text, form, reasoning=think is not None)
+    if not (answer.structured and answer.tagged and len(answer.objects) == len(objects)):
+        raise UserError(f"no well-formed answer of form={form} holds {list(objects)} after reasoning {think!r}")
+    return text
+
+
+def check_form(form: str) -> None:
+    """Raise a UserError if a form is unknown."""
+    if form not in FORMS:
+        raise UserError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+
+
+def _described(found: Located, form: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"phrase": found.phrase, "labels": list(found.labels)}
+    values["bbox_2d"] = None if found.box is None else list(map(_short, found.box))
+    values["points_2d"] = [list(map(_short, point)) for point in found.points]
+    values["point_2d"] = values["points_2d"][0] if found.points else None
+    return {name: values[name] for name in KEYS[form]}
+
+
+def _short(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else round(float(value), 4)
+
+
+def _check_points(points: Any, labels: Any) -> None:
+    if not (isinstance(points, list) and isinstance(labels, list) and 1 <= len(points) == len(labels) <= MAX_POINTS):
+        raise _Malformed("points")
+    if not all(type(label) is int and label in (0, 1) for label in labels) or 1 not in labels:
+        raise _Malformed("labels")
+
+
+def _numbers(found: Any, count: int) -> tuple[float, ...]:
+    """Read a list of finite numbers."""
+    if not isinstance(found, list) or len(found) != count:
+        raise _Malformed("numbers")
+    numbers = []
+    for value in found:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e9 or math.isnan(value):
+            raise _Malformed("number")
+        numbers.append(float(value))
+    return tuple(numbers)
+
+
+def _refuse(name: str) -> None:
+    raise _Malformed(name)
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Malformed("a key twice")
+    return found
