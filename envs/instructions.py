@@ -82,3 +82,34 @@ def instruction(task: str, reasoning: bool = True, name: str = "maskgym", hint: 
     else:
         text = INSTRUCTIONS[task] if reasoning else INSTRUCTIONS[task].replace(_STEPS, _DIRECT)
     return text + form(task, reasoning) if hint else text
+
+
+_REFER = (
+    "Referring segmentation: find every object of the image that the query asks for. {steps} The answer is a JSON list "
+    "with one entry per object, {entry}{units}. If nothing fits the query, the list is empty. Query: {query}"
+)
+_ENTRIES = {
+    "boxes": '{"bbox_2d": [left, top, right, bottom]}',
+    "points": '{"points_2d": [[x, y], …], "labels": [1 on the object or 0 beside it, …]}',
+    "boxes_points": '{"bbox_2d": [left, top, right, bottom], "point_2d": [x, y on the object]}',
+    "phrases": '{"phrase": "a description of that object alone"}',
+}
+_COORDINATES = {
+    "pixels": ", in pixels of the image",
+    "thousandths": ", in thousandths of the sides of the image",
+    "shares": ", in shares of the sides of the image, from 0 to 1",
+}
+
+
+def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool = True) -> str:
+    """Word the instruction of a query.
+
+    Args:
+        query: What is asked for, in words.
+        form: One of `maskgym.rewards.FORMS`.
+        coordinates: One of `maskgym.envs.located.COORDINATES`; without meaning for ``phrases``.
+        reasoning: Whether answers begin with reasoning.
+    """
+    units = "" if form == "phrases" else _COORDINATES[coordinates]
+    steps = _STEPS if reasoning else _DIRECT
+    return _REFER.format(steps=steps, entry=_ENTRIES[form], units=units, query=query)

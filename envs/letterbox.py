@@ -24,8 +24,15 @@ def letterbox(image: np.ndarray, side: int) -> np.ndarray:
         return image
     height, width = fitted_size(image.shape, side)
     square = np.zeros((side, side, 3), dtype=np.uint8)
-    square[:height, :width] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    square[:height, :width] = resized(image, (height, width))
     return square
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image bilinearly to (height, width), uint8 (height, width, 3)."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def unletterbox(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

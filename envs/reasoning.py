@@ -6,7 +6,8 @@ step segments the answers of all sub-environments in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from gymnasium import spaces
@@ -15,22 +16,20 @@ from gymnasium.vector import AutoresetMode
 from maskgym import rewards, segmenters
 from maskgym.aliases import Infos, Observation
 from maskgym.data import Dataset, Sample
-from maskgym.envs.base import Outcome, RowwiseVectorEnv, ScalarEnv, limited, make_dataset
+from maskgym.envs.base import ScalarEnv, limited, make_dataset
 from maskgym.envs.instructions import INSTRUCTIONS
 from maskgym.envs.instructions import instruction as wording
 from maskgym.envs.letterbox import letterbox
 from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageGroupSpace, ImageSpace
-from maskgym.errors import UserError, brief
+from maskgym.envs.text import LINES, MAX_TEXT, TextVectorEnv
+from maskgym.errors import UserError
 from maskgym.metrics import iou
-from maskgym.rewards import AnyReward, Transition
+from maskgym.rewards import Answer, AnyReward, Transition
 from maskgym.segmenters.phrases.masks import find_masks
 
-LINES = 10  # lines of an answer in a picture
-MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, but are still scored
 
-
-class ReasoningVectorEnv(RowwiseVectorEnv):
+class ReasoningVectorEnv(TextVectorEnv):
     """Vector environment of one task, whose sub-environments share data set, segmenter and reward.
 
     Description:
@@ -91,9 +90,6 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
     References:
         Li et al., Saliency-R1, Eq. 1–3 and 16–24.
     """
-
-    action_kind = "text"
-    takes = frozenset({"reward", "segmenter"})
 
     def __init__(
         self,
@@ -163,20 +159,17 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
             info["rationale"] = rewards.without_reasoning(info["rationale"])
         return info
 
-    def _read(self, i: int, action: str) -> str:
-        if not isinstance(action, str):
-            raise UserError(f"{brief(action)}: expected a text")
-        return str(action)
+    @property
+    def parser(self) -> Callable[[str], Answer]:
+        """Parser of its answers, which can be pickled."""
+        return partial(rewards.parse, task=self.task, reasoning=self.reasoning)
 
-    def _respond(self, live: np.ndarray, actions: Sequence[str]) -> list[Outcome]:
-        transitions = self._segment(actions, [self._shown(i) for i in live])
-        for i, transition in zip(live, transitions, strict=True):
-            self._last[i] = transition
-        return [Outcome(last, True, False, self._step_info(i, last)) for i, last in zip(live, transitions, strict=True)]
+    def rebuild(self, sample: Sample, text: str, info: Mapping) -> Transition:
+        """Build the transition of an answer again from the info of its step."""
+        return Transition(self.task, sample, text, info["masks"], answer=self.parser(text))
 
     def _segment(self, texts: Sequence[str], samples: Sequence[Sample]) -> list[Transition]:
-        """Turn one answer per sample into masks, with one call of the segmenter."""
-        answers = [rewards.parse(text, self.task, self.reasoning) for text in texts]
+        answers = list(map(self.parser, texts))
         images = [image for sample in samples for image in sample.images]
         phrases = [answer.expressions for sample, answer in zip(samples, answers, strict=True) for _ in sample.images]
         keys = [sample.key for sample in samples for _ in sample.images]
@@ -188,15 +181,9 @@ class ReasoningVectorEnv(RowwiseVectorEnv):
         ]
 
     def _step_info(self, i: int, transition: Transition) -> Infos:
-        assert transition.answer is not None
         unions = zip(transition.masks, transition.sample.masks, strict=True)
-        return {
-            "sample_key": transition.sample.key,
-            "index": int(self._indices[i]),
-            "iou": float(np.mean([iou(mask.any(axis=0), truth.any(axis=0)) for mask, truth in unions])),
-            "expressions": transition.answer.expressions,
-            "masks": transition.masks,
-        }
+        own = float(np.mean([iou(mask.any(axis=0), truth.any(axis=0)) for mask, truth in unions]))
+        return super()._step_info(i, transition) | {"iou": own}
 
     def _frame(self, i: int) -> np.ndarray:
         last, rows = self._last[i], self.group_size if self.task == "cosod" else 1

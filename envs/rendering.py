@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from maskgym.data import Sample
+from maskgym.rewards import Located, Transition
 
 # These colours are distinct on photographs and for most colour-blind readers (Okabe and Ito).
 PALETTE = np.array(
@@ -91,6 +92,61 @@ def frame(
     for number, line in enumerate(_cut(text or "", width // 7, lines)):
         draw.text((GAP, TITLE + rows * (PANEL + GAP) + number * LINE), line, "black", font)
     return np.asarray(canvas)
+
+
+def objects_frame(sample: Sample, last: Transition | None, text: str, lines: int) -> np.ndarray:
+    """Draw a frame of an answer with boxes and points: image, ground truth, and prediction with its prompts.
+
+    Args:
+        sample: Sample of one image that is shown.
+        last: Transition of the answer, or None before there is one.
+        text: Text below the panels, before that of the answer.
+        lines: Number of lines of text.
+
+    Returns:
+        uint8 (height, width, 3), of a size that depends on ``lines`` alone.
+    """
+    if last is None:
+        return frame(sample, {"prediction": None}, text, 1, lines)
+    shown = prompts_overlay(sample.images[0], last.masks[0], last.objects)
+    canvas = Image.fromarray(frame(sample, {"prediction": last.masks}, f"{text}\n{last.action}", 1, lines))
+    canvas.paste(_square(shown), (GAP + 2 * (PANEL + GAP), TITLE))
+    return np.asarray(canvas)
+
+
+def prompts_overlay(image: np.ndarray, masks: np.ndarray, objects: Sequence[Located]) -> np.ndarray:
+    """Draw the masks, boxes and points of objects into an image, one colour per object.
+
+    Args:
+        image: uint8 (H, W, 3).
+        masks: bool (m, H, W), one per object.
+        objects: Objects in pixels of the image; points of the background are crosses.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    canvas = Image.fromarray(overlay(image, masks))
+    draw, width = ImageDraw.Draw(canvas), max(1, min(image.shape[:2]) // 100)
+    for number, found in enumerate(objects):
+        colour = tuple(int(value) for value in PALETTE[number % len(PALETTE)])
+        if found.box is not None and found.box[0] < found.box[2] and found.box[1] < found.box[3]:
+            draw.rectangle(_clipped(found.box, image.shape), outline=colour, width=width)
+        for (x, y), label in zip(found.points, found.labels, strict=True):
+            reach = 2 * width
+            if label:
+                draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour, outline="white")
+            else:
+                draw.line((x - reach, y - reach, x + reach, y + reach), "white", width)
+                draw.line((x - reach, y + reach, x + reach, y - reach), "white", width)
+    return np.asarray(canvas)
+
+
+def _clipped(box: tuple[float, float, float, float], shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """Clip a box to just outside an image, since the drawing library fails at huge coordinates."""
+    height, width = shape[:2]
+    left, right = (min(max(value, -2.0), width + 1.0) for value in (box[0], box[2]))
+    top, bottom = (min(max(value, -2.0), height + 1.0) for value in (box[1], box[3]))
+    return left, top, right, bottom
 
 
 def _cut(text: str, width: int, lines: int) -> list[str]:

@@ -148,6 +148,43 @@ def format_objects(think: str | None, objects: Sequence[Located], form: str) -> 
     return text
 
 
+def read_rationale(text: str, source: str, form: str) -> tuple[str, tuple[Located, ...]]:
+    """Read an answer to imitate, which serves every form: each object has a box, in pixels of its image.
+
+    Args:
+        text: ``<think>…</think><answer>[{"bbox_2d": […], "point_2d": […], "phrase": "…"}, …]</answer>``; ``point_2d``
+            and ``phrase`` may be missing.
+        source: Its sample, for errors.
+        form: Form that it is read for.
+
+    Returns:
+        The reasoning, and the objects; a point that is missing is the middle of the box.
+
+    Raises:
+        UserError: If it is no such answer, or lacks a phrase that the form needs.
+    """
+    think, block = find_block(text, "think"), find_block(text, "answer")
+    try:
+        found = json.loads(text[block] if block else "", parse_constant=_refuse, object_pairs_hook=_distinct)
+        objects = tuple(map(_rationale_object, found)) if isinstance(found, list) else None
+    except (_Malformed, ValueError, RecursionError):
+        objects = None
+    if think is None or objects is None:
+        raise UserError(f'{source}: its rationale is no <think>…</think><answer>[{{"bbox_2d": …}}, …]</answer>')
+    if form == "phrases" and any(each.phrase is None for each in objects):
+        raise UserError(f"{source}: its rationale has no phrase: expected one for form=phrases")
+    return text[think], objects
+
+
+def _rationale_object(found: Any) -> Located:
+    if not isinstance(found, dict) or "bbox_2d" not in found or {*found} - {"bbox_2d", "point_2d", "phrase"}:
+        raise _Malformed("keys")
+    left, top, right, bottom = _numbers(found["bbox_2d"], 4)
+    x, y = _numbers(found.get("point_2d", [(left + right) / 2, (top + bottom) / 2]), 2)
+    phrase = normalise_phrase(str(found["phrase"])) if "phrase" in found else None
+    return Located((left, top, right, bottom), ((x, y),), (1,), phrase)
+
+
 def check_form(form: str) -> None:
     """Raise a UserError if a form is unknown."""
     if form not in FORMS:

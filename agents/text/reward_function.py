@@ -26,9 +26,10 @@ from maskgym.data.layout.listing import Reader
 from maskgym.data.sample import Dataset as SampleDataset
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
-from maskgym.rewards.answers import TAGS, parse
+from maskgym.rewards import Answer
 
 OnMetric = Callable[[str, float], None]  # TRL's receiver of scalars, which logs their mean
+Parser = Callable[[str], Answer]
 Completion = str | Sequence[JsonObject]  # an answer as text, or as messages
 
 
@@ -156,15 +157,13 @@ class EnvReward:
     Args:
         episodes: `Episodes`, or another scorer of answers.
         prefilled: See `EnvRewardFunction`.
-        tasks: Name of each task by its number. The share of readable answers is logged if all have a form of answers
-            (`maskgym.rewards.parse`).
+        parsers: Parser of each task's answers by its number, for the share of readable answers; None logs none.
     """
 
     __name__ = "reward"
 
-    def __init__(self, episodes: Scorer, prefilled: str = "", tasks: Sequence[str] = ()) -> None:
-        self.episodes, self.prefilled = episodes, prefilled
-        self.tasks = tasks if set(tasks) <= set(TAGS) else ()
+    def __init__(self, episodes: Scorer, prefilled: str = "", parsers: Sequence[Parser] | None = None) -> None:
+        self.episodes, self.prefilled, self.parsers = episodes, prefilled, parsers
         self._cost = {"generated_tokens": 0.0, "reward_calls": 0.0, "scoring_seconds": 0.0, "readable": 0.0}
         self._since = time.monotonic()
 
@@ -181,7 +180,8 @@ class EnvReward:
         start = time.monotonic()
         answers = [self.prefilled + message_text(completion) for completion in completions]
         values = _score(self.episodes, answers, task, index, log_metric)
-        readable = sum(parse(text, self.tasks[n]).tagged for text, n in zip(answers, task, strict=True) if self.tasks)
+        parsers = self.parsers or ()
+        readable = sum(parsers[number](text).tagged for text, number in zip(answers, task, strict=True) if parsers)
         spent = parallel.total([sum(map(len, completion_ids)), len(values), time.monotonic() - start, readable])
         self._cost = {name: value + more for (name, value), more in zip(self._cost.items(), spent, strict=True)}
         return values
@@ -195,7 +195,7 @@ class EnvReward:
         """
         cost, self._cost = self._cost, dict.fromkeys(self._cost, 0.0)
         readable = cost.pop("readable")
-        told = {"readable_share": readable / cost["reward_calls"]} if self.tasks and cost["reward_calls"] else {}
+        told = {"readable_share": readable / cost["reward_calls"]} if self.parsers and cost["reward_calls"] else {}
         elapsed, self._since = time.monotonic() - self._since, time.monotonic()
         seconds = cost["scoring_seconds"] / parallel.size()
         answers = max(1.0, cost["reward_calls"] / parallel.size())

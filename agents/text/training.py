@@ -33,7 +33,8 @@ from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
 from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step, with_images
 from maskgym.aliases import Settings
-from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.base import unwrap
+from maskgym.envs.text import TextVectorEnv
 from maskgym.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ class Training:
         """Train; the arguments are those of `maskgym.agents.text.language.LanguageAgent.train`."""
         agent, episodes = self.agent, Episodes(envs)
         prefilled = agent.policy.prefilled
-        tasks = [unwrap(env, SampleVectorEnv).dataset.task for env in envs]
-        reward = EnvReward(episodes if scorer is None else scorer, prefilled, tasks)
+        parsers = [unwrap(env, TextVectorEnv).parser for env in envs]
+        reward = EnvReward(episodes if scorer is None else scorer, prefilled, parsers)
         rows = episodes.rows(updates, agent.batch_size // self.group_size, agent.seed)
         checkpoint = last_checkpoint(agent.output) if resume else None
         if agent.sizes_itself:

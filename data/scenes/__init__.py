@@ -13,7 +13,7 @@ annotators is therefore not optimal; reinforcement learning can find the phrases
 
 from maskgym.data.scenes.dataset import TASKS, Scenes
 from maskgym.data.scenes.language import STYLES, random_reference, vocabulary
-from maskgym.data.scenes.objects import COLOURS, COLUMNS, FULL, ROWS, SHAPES, TEXTURES, Scene, SceneObject
+from maskgym.data.scenes.objects import COLOURS, COLUMNS, FULL, ROWS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 
 __all__ = [
     "COLOURS",
@@ -21,6 +21,7 @@ __all__ = [
     "FULL",
     "ROWS",
     "SHAPES",
+    "SIZES",
     "STYLES",
     "TASKS",
     "TEXTURES",

@@ -14,12 +14,13 @@ from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample
 from maskgym.data.scenes.graphs import choice, draw_group_objects, draw_look_alikes, draw_objects
 from maskgym.data.scenes.language import STYLES, group_answer, instances_answer, likeness, random_reference
 from maskgym.data.scenes.objects import COLOURS, FULL, SHAPES, Scene
+from maskgym.data.scenes.queries import annotate, draw_query
 from maskgym.data.scenes.rendering import EFFECTS, render
 from maskgym.errors import UserError
 
 TASKS = (
     *("sod", "sis", "cosod", "need", "semantic", "blur", "shadow", "glass"),
-    *("need_fine", "ranking", "ranking_need"),
+    *("need_fine", "ranking", "ranking_need", "refer"),
 )
 _REGION_TASKS = ("need", "need_fine", "semantic", "blur", "shadow", "glass")  # one region per image, as in SOD
 _RANKING_TASKS = ("ranking", "ranking_need")
@@ -38,6 +39,7 @@ class _Stream(IntEnum):
     EFFECT = 5
     LOOK_ALIKES = 6
     REQUESTED_RANK = 7
+    QUERY = 8
 
 
 class Scenes(Dataset):
@@ -49,12 +51,13 @@ class Scenes(Dataset):
         task: ``sod``, ``sis``, ``cosod``, ``semantic``, ``blur``, ``shadow``, ``glass``; ``need``: the requested
             object, or the closest one; ``need_fine``: a need that only texture and colour decide; ``ranking``: salient
             instances with ranks, and a need that names the first; ``ranking_need``: the need names any of them, which
-            then has the first rank.
+            then has the first rank; ``refer``: a query for one object, several or none (`maskgym.data.scenes.queries`).
         split: ``train``, ``validation`` or ``test``.
         size: Number of samples; default 2,000, 256 and 512.
         image_size: Side of the square image in pixels, at least 32.
         group_size: Images in a co-salient group, at least 2.
         annotator: Style of the rationales: ``varied`` draws one per sample; a `STYLES` name fixes it, without misses.
+            In ``refer`` every style except ``varied`` has tight boxes and no misses.
 
     Raises:
         UserError: If an argument is invalid.
@@ -102,6 +105,9 @@ class Scenes(Dataset):
 
     def scene(self, index: int) -> Scene:
         """Build the scene graph and picture of a sample of any task except ``cosod``."""
+        if self.scene_task == "refer":
+            rng = self._rng(index, _Stream.QUERY)
+            return render(draw_query(rng).objects, rng, self.image_size)
         if self.scene_task == "need_fine":
             rng = self._rng(index, _Stream.LOOK_ALIKES)
             return render(draw_look_alikes(rng)[0], rng, self.image_size)
@@ -197,6 +203,22 @@ class Scenes(Dataset):
         need = f"find {wanted.describe(attributes)}"
         return self._region(index, scene, mask, category=wanted.shape, need=need)
 
+    def _refer(self, index: int) -> Sample:
+        """Find what a query refers to: one object, several or none."""
+        rng = self._rng(index, _Stream.QUERY)
+        query = draw_query(rng)
+        scene = render(query.objects, rng, self.image_size)
+        chosen = list(query.referents)
+        careful = self.annotator != "varied"
+        return Sample(
+            key=self._key(index),
+            images=(scene.image,),
+            masks=(scene.masks[chosen],),
+            phrases=(tuple(scene.objects[i].describe(FULL) for i in chosen),),
+            need=query.text,
+            rationale=annotate(query, scene.masks, self._rng(index, _Stream.ANNOTATOR), careful),
+        )
+
     def _semantic(self, index: int) -> Sample:
         """Find all objects of the shape of a random one."""
         scene, rng = self.scene(index), self._rng(index, _Stream.CATEGORY)
@@ -218,6 +240,7 @@ class Scenes(Dataset):
         "semantic": _semantic,
         "ranking": _ranking,
         "ranking_need": _ranking,
+        "refer": _refer,
         **dict.fromkeys(EFFECTS, _effect),
     }
 

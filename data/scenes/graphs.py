@@ -26,7 +26,7 @@ def draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
     cells = rng.permutation(9)[: bright + pale]
     objects: list[SceneObject] = []
     for number, cell in enumerate(cells):
-        item = _draw_object(rng, int(cell), pale=number >= bright)
+        item = draw_object(rng, int(cell), pale=number >= bright)
         if objects and rng.random() < 0.45:
             model = objects[rng.integers(len(objects))]
             item = replace(item, shape=model.shape, colour=model.colour if rng.random() < 0.4 else item.colour)
@@ -42,16 +42,16 @@ def draw_look_alikes(rng: np.random.Generator) -> tuple[tuple[SceneObject, ...],
     """
     attributes = FINE[rng.integers(len(FINE))]
     cells = iter(rng.permutation(9))
-    wanted = _draw_object(rng, int(next(cells)), pale=False)
+    wanted = draw_object(rng, int(next(cells)), pale=False)
     objects = [wanted]
     differing = [("texture", "colour")[i] for i in rng.permutation(2)]
     differing += ["shape"] if "shape" in attributes else []
     for attribute in differing[: rng.integers(1, len(differing) + 1)]:
-        other = _draw_object(rng, int(next(cells)), pale=False)
+        other = draw_object(rng, int(next(cells)), pale=False)
         alike = replace(other, shape=wanted.shape, texture=wanted.texture, colour=wanted.colour)
         objects.append(_differing(rng, alike, wanted, attribute))
     for _ in range(rng.integers(0, 3)):
-        other = _draw_object(rng, int(next(cells)), pale=rng.random() < 0.5)
+        other = draw_object(rng, int(next(cells)), pale=rng.random() < 0.5)
         objects.append(_differing(rng, other, wanted, "colour") if wanted.matches(other, attributes) else other)
     return tuple(objects[i] for i in rng.permutation(len(objects))), wanted, attributes
 
@@ -81,12 +81,12 @@ def draw_group_objects(rng: np.random.Generator, category: str, common: bool) ->
     if not shapes:
         shapes.append(choice(rng, others))
     return tuple(
-        replace(_draw_object(rng, int(cell), pale=False), shape=shape)
+        replace(draw_object(rng, int(cell), pale=False), shape=shape)
         for cell, shape in zip(cells, shapes, strict=False)
     )
 
 
-def _draw_object(rng: np.random.Generator, cell: int, pale: bool) -> SceneObject:
+def draw_object(rng: np.random.Generator, cell: int, pale: bool) -> SceneObject:
     """Draw one object in a cell of the grid; lengths are for a scene of 128 pixels."""
     size = choice(rng, SIZES)
     radius = float(rng.uniform(*SIZES[size]))

@@ -17,7 +17,7 @@ from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
-from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.envs.text import TextVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
 from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
 from maskgym.experiments.evaluation.rollout import Episode
@@ -113,12 +113,10 @@ def outcome(env: VectorEnv, episode: Episode) -> Played:
 
 
 def _text_outcome(env: VectorEnv, episode: Episode, text: str) -> Played:
-    base = unwrap(env, ReasoningVectorEnv)
+    base = unwrap(env, TextVectorEnv)
     (step,) = episode.steps
     terms = {name: float(value) for name, value in step.info["reward_terms"].items()}
-    answer = rewards.parse(text, base.task, base.reasoning)
-    sample = base.dataset[episode.index]
-    return Transition(base.task, sample, text, step.info["masks"], answer=answer), {"reward": step.reward, **terms}
+    return base.rebuild(base.dataset[episode.index], text, step.info), {"reward": step.reward, **terms}
 
 
 def _click_outcome(env: VectorEnv, episode: Episode, text: str) -> Played:
@@ -162,7 +160,7 @@ class _TextScores:
 
 
 def _score_texts(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
-    base = unwrap(env, ReasoningVectorEnv)
+    base = unwrap(env, TextVectorEnv)
     measures = [rewards.make(name) for name in MEASURES[base.task]]
     answers: list[str] = []
     whole, sets = _TextScores(base.task), dict[str, _TextScores]()

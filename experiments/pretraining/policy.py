@@ -44,17 +44,27 @@ PATCH, MERGE, SIDE = 14, 3, 126  # 9 x 9 patches, merged 3 x 3: one token for ea
 
 def policy_tokenizer() -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer for the instructions and the annotators' answers."""
-    text = " ".join(INSTRUCTIONS.values())
-    for mark in TAGS:
+    words = {*"0123456789:,.;?", "user", "assistant", "system", "scene", "salient", "common", "nothing"}
+    return word_tokenizer(" ".join(INSTRUCTIONS.values()), words, TAGS)
+
+
+def word_tokenizer(text: str, words: set[str], marks: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer with a chat template.
+
+    Args:
+        text: Text whose words it knows, marks apart, beside those of scenes.
+        words: Further words.
+        marks: Words with punctuation inside, which stay whole.
+    """
+    for mark in marks:
         text = text.replace(mark, " ")
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")])
-    words = {word for word, _ in splitter.pre_tokenize_str(text.lower())} | set(vocabulary()) - set(TAGS)
-    words |= set("0123456789:,.;?") | {"user", "assistant", "system", "scene", "salient", "common", "nothing"}
-    numbers = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *TAGS, *sorted(words)))}
+    words = words | {word for word, _ in splitter.pre_tokenize_str(text.lower())} | set(vocabulary()) - set(marks)
+    numbers = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *marks, *sorted(words)))}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in marks])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -74,9 +84,10 @@ def policy_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_policy() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+def tiny_policy(
+    tokenizer: PreTrainedTokenizerFast,
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """Build a randomly initialised Qwen2.5-VL of 2 M parameters and its processor."""
-    tokenizer = policy_tokenizer()
     number = tokenizer.convert_tokens_to_ids
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "min_pixels": SIDE**2, "max_pixels": SIDE**2}
     processor = Qwen2_5_VLProcessor(
@@ -204,7 +215,7 @@ def train_policy(out: Path, steps: int, rate: float, vision_steps: int, reasonin
         vision_steps: Number of steps of the first stage, which trains vision.
         reasoning: Whether answers begin with reasoning; if not, the last quarter imitates only the answer.
     """
-    model, processor = tiny_policy()
+    model, processor = tiny_policy(policy_tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     if not (out / STATE).exists():
         train_vision(model, processor, vision_steps)

@@ -20,7 +20,9 @@ from maskgym.agents.text.training import Watch, check_gpus, last_checkpoint
 from maskgym.data import Dataset, Sample
 from maskgym.data.sample import Subset
 from maskgym.data.scenes import Scenes
+from maskgym.envs.base import unwrap
 from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.envs.text import TextVectorEnv
 from maskgym.errors import UserError
 
 
@@ -66,7 +68,7 @@ def test_no_sample_comes_twice_before_all_have_come() -> None:
 
 def test_the_reward_function_is_the_envs_reward() -> None:
     env, logged = make_env("sis"), []
-    reward = pickle.loads(pickle.dumps(EnvReward(Episodes([env]), tasks=["sis"])))
+    reward = pickle.loads(pickle.dumps(EnvReward(Episodes([env]), parsers=[unwrap(env, TextVectorEnv).parser])))
     indices = [5, 9, 2, 7, 1]  # more than the env is wide
     rows = Rows(Episodes([env]))({"task": [0] * 5, "index": indices})
     completions = [[{"role": "assistant", "content": text}] for text in rows["completion"][:4]] + ["nonsense"]

@@ -260,7 +260,7 @@ def test_the_embedded_tokenizer_knows_every_instruction(task, reasoning):
 @pytest.mark.parametrize("task", INSTRUCTIONS)
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_the_labels_of_the_policy_are_the_text_to_imitate(task, reasoning):
-    _, processor = policy_recipe.tiny_policy()
+    _, processor = policy_recipe.tiny_policy(policy_recipe.policy_tokenizer())
     samples = [Scenes(task, "train")[index] for index in range(3)]
     batch = policy_recipe.answers_batch(processor, samples, task, reasoning)
     for sample, labels in zip(samples, batch["labels"], strict=True):
