@@ -14,7 +14,9 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import Action, FrozenAgent, Policy
 from maskgym.aliases import Observation
 from maskgym.data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
-from maskgym.rewards import format_answer
+from maskgym.envs.located import Frame
+from maskgym.envs.refer import ReferVectorEnv
+from maskgym.rewards import Located, format_answer, format_objects
 
 
 class RandomAgent(FrozenAgent):
@@ -28,7 +30,7 @@ class RandomAgent(FrozenAgent):
     """
 
     tasks: ClassVar[tuple[str, ...]] = (
-        *("sod", "sis", "cosod", "point_prompt"),
+        *("sod", "sis", "cosod", "refer", "point_prompt"),
         *("user_need", "user_need_point", "ranking"),
     )
 
@@ -41,6 +43,7 @@ class RandomAgent(FrozenAgent):
     ) -> None:
         self.seed = seed
         self.action_space = None if env is None else env.single_action_space
+        self.env = None if env is None else env.unwrapped
 
     def act(self, observations: Sequence[Observation], greedy: bool = True) -> list[Action]:
         """Draw one answer, click or mask per observation."""
@@ -53,6 +56,8 @@ class RandomAgent(FrozenAgent):
         space = self.action_space
         if isinstance(space, MultiDiscrete | Discrete):
             return _click(generator, space, observation.get("clicked"))
+        if isinstance(self.env, ReferVectorEnv):
+            return _objects(generator, observation["image"].shape, self.env)
         return _box(generator, space.shape) if isinstance(space, Box) else _text(generator, observation)
 
 
@@ -75,11 +80,27 @@ def _text(generator: np.random.Generator, observation: Observation) -> str:
     if "images" in observation:
         return format_answer("", [f"[semantic] {pick(SHAPES)}"], "cosod")
     task = "sis" if "<ins>" in observation["instruction"] else "sod"
-    phrases = [
-        f"a {pick(list(COLOURS))} {pick(SHAPES)} at {pick(ROWS)} {pick(COLUMNS)}"
-        for _ in range(generator.integers(1, 4))
-    ]
-    return format_answer("", phrases, task)
+    return format_answer("", [_phrase(generator) for _ in range(generator.integers(1, 4))], task)
+
+
+def _phrase(generator: np.random.Generator) -> str:
+    """Draw a description of an object of scenes."""
+    colour, shape, row, column = (
+        options[int(generator.integers(len(options)))] for options in (tuple(COLOURS), SHAPES, ROWS, COLUMNS)
+    )
+    return f"a {colour} {shape} at {row} {column}"
+
+
+def _objects(generator: np.random.Generator, shape: tuple[int, ...], env: ReferVectorEnv) -> str:
+    """Draw an answer to a query: up to three random boxes, points or phrases."""
+    found = []
+    for _ in range(generator.integers(0, 4)):
+        (top, bottom), (left, right) = (np.sort(generator.choice(side + 1, 2, replace=False)) for side in shape[:2])
+        x, y = generator.uniform(left, right), generator.uniform(top, bottom)
+        drawn = Located((left, top, right, bottom), ((x, y),), (1,), _phrase(generator))
+        size = shape[0], shape[1]
+        found.append(Frame(size, size, size, env.coordinates).to_answer(drawn))
+    return format_objects("" if env.reasoning else None, found, env.form)
 
 
 def _box(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

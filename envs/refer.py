@@ -172,6 +172,11 @@ class ReferVectorEnv(TextVectorEnv):
             raise UserError(f"sample '{sample.key}' has no phrases: expected another form, or data with phrases")
         return tuple(map(self.frame(sample).to_answer, true_objects(sample.masks[0], phrases)))
 
+    def true_answers(self) -> list[str]:
+        """Write the ground truth of each current episode as an answer, for an oracle; see `ideal`."""
+        think = "" if self.reasoning else None
+        return [format_objects(think, self.ideal(self._shown(i)), self.form) for i in range(self.num_envs)]
+
     def _begin(self, i: int, sample: Sample) -> None:
         height, width = sample.images[0].shape[:2]
         if len(sample.images) != 1:

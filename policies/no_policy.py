@@ -10,4 +10,4 @@ from typing import ClassVar
 class NoPolicy:
     """Placeholder in the configs of agents that use no policy."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "user_need", "ranking")
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer", "user_need", "ranking")

@@ -43,11 +43,13 @@ class _Reader:
         Raises:
             _Malformed: If it is no JSON list of objects of this form.
         """
+        if content.count("{") > MAX_EXPRESSIONS:  # what has too many objects is not read in the first place
+            raise _Malformed("too many objects")
         try:
             found = json.loads(content, parse_constant=_refuse, object_pairs_hook=_distinct)
         except (ValueError, RecursionError) as error:  # a number may have too many digits, a list too many levels
             raise _Malformed(content[:40]) from error
-        if not isinstance(found, list) or len(found) > MAX_EXPRESSIONS:
+        if not isinstance(found, list):
             raise _Malformed("no list")
         return tuple(map(self._object, found))
 
@@ -78,7 +80,7 @@ def parse_objects(text: str, form: str, reasoning: bool = True) -> Answer:
 
     The blocks ``<think>`` and ``<answer>`` follow the rules of `maskgym.rewards.answers.parse`, which sets
     ``structured``. The answer is ``tagged``, and has ``objects``, if the content of its answer block is a JSON list of
-    at most 100 objects of the form, and nothing else but whitespace (ours, where VisionReasoner only searches for what
+    objects of the form, and nothing else but whitespace (ours, where VisionReasoner only searches for what
     it can read):
 
     - ``boxes``: ``{"bbox_2d": [left, top, right, bottom]}``.
@@ -88,6 +90,7 @@ def parse_objects(text: str, form: str, reasoning: bool = True) -> Answer:
     - ``phrases``: ``{"phrase": "…"}``, a description by the rules of ``sis``.
     - An object may also have ``"label"``, a text, which is not read. Any other key, a missing or a repeated one is
       malformed.
+    - The block has at most 100 braces that open, so at most 100 objects.
     - Coordinates are finite numbers, of any size; what lies outside the image is for the environment to clip.
     - An empty list is an answer: nothing is referred to.
 

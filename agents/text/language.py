@@ -39,7 +39,7 @@ class LanguageAgent(Agent):
         UserError: If a number is out of range.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer")
     scales: ClassVar[tuple[str, ...]] = ("local", "ray")
     takes: ClassVar[frozenset[str]] = frozenset({"supervised", "scorer"})
     members: ClassVar[tuple[str, ...]] = ("model", "processor", "generate", "save", "load")

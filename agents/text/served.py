@@ -47,7 +47,7 @@ class ServedAgent(FrozenAgent):
         UserError: If no model is named, a number is out of range, or the server cannot be used.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer")
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ MEASURES = {  # registered names of rewards
     "sod": ("s_measure", "iou", "format"),
     "sis": ("iasm", "iasm_published", "s_measure", "iou", "format"),
     "cosod": ("s_measure", "iou", "format"),
+    "refer": ("instance_iou", "s_measure", "iou", "format"),
 }
 SET_MEASURES = (
     *("mae", "f_mean", "f_max", "f_adaptive", "e_mean", "e_max", "e_adaptive"),

@@ -443,6 +443,7 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
     _tell_unknown_words(config, env)
     _tell_random_backbone(config, policy)
+    _check_coordinates(config, policy, env)
     given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if "segmenter" in kind.takes:
         given["segmenter"] = parts["segmenter"]
@@ -453,6 +454,39 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
         given |= {name: config["scale"][name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
     settings = {key: value for key, value in config["algo"].items() if key not in ALGO_KEYS}
     return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
+
+
+def _check_coordinates(config: Config, policy: Policy, env: VectorEnv) -> None:
+    """Say that a language model uses other coordinates, and refuse images that it would see at another size.
+
+    Raises:
+        UserError: If answers are in pixels, and the model's processor resizes the observed square.
+    """
+    if config["env"].get("coordinates") is None or config["env"].get("form") == "phrases":
+        return
+    from maskgym.policies.text.mllm import LanguagePolicy
+
+    if not isinstance(policy, LanguagePolicy):
+        return
+    own, asked = policy.coordinates, config["env"]["coordinates"]
+    if own != asked:
+        told = f"policy={config['policy']['name']} was trained to answer in {own}"
+        print(f"env.coordinates={asked}: {told}: expected env.coordinates={own}", file=sys.stderr)
+    if asked != "pixels":
+        return
+    if (side := config["env"]["image_size"]) is not None:
+        size, key = (side, side), f"env.image_size={side}"
+    else:
+        from maskgym.envs.base import unwrap
+        from maskgym.envs.refer import ReferVectorEnv
+
+        base = unwrap(env, ReferVectorEnv)
+        size, key = base.frame(base.dataset[0]).observed, f"env.multiple={base.multiple}"
+    if (seen := policy.seen_size(size)) != size:
+        came, fits = (f"{width} x {height}" for height, width in (size, seen))
+        shown = f"the processor of policy={config['policy']['name']} resizes {came} pixels to {fits}"
+        more = f"expected env.image_size={max(seen)}" if side is not None else "expected a multiple and sizes that fit"
+        raise UserError(f"{key}: {shown}, so pixels of the two differ: {more}, or another env.coordinates")
 
 
 def _tell_random_backbone(config: Config, policy: Policy) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, GenerationConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from maskgym import manifest
 from maskgym.aliases import JsonObject, Observation
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TINY = Path(__file__).parent / "qwen2_5_vl_tiny"
+TINY, TINY_REFER = (Path(__file__).parent / name for name in ("qwen2_5_vl_tiny", "qwen2_5_vl_tiny_refer"))
 # The pattern names the language part because the vision encoder has layers of the same names.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -91,7 +92,8 @@ class LanguagePolicy:
             changed.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod")
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer")
+    coordinates: ClassVar[str] = "pixels"  # of its resized image, which Qwen2.5-VL was trained to answer in
 
     def __init__(
         self,
@@ -217,6 +219,19 @@ class LanguagePolicy:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
             whose = "" if source == self._source else f"the base model of its adapters, {source}: "
             raise UserError(f"policy.path={self.path}: {whose}{reason}") from error
+
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Compute the (height, width) to which the processor resizes an image of (height, width).
+
+        Raises:
+            UserError: If the processor refuses the image.
+        """
+        images = self.processor.image_processor
+        limits = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
+        try:
+            return smart_resize(*size, factor=images.patch_size * images.merge_size, **limits)
+        except ValueError as error:  # sides that differ 200 times
+            raise UserError(f"policy.path={self.path}: its processor refuses {size[1]}x{size[0]} pixels") from error
 
     @cached_property
     def prefilled(self) -> str:
@@ -438,6 +453,7 @@ def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 qwen2_5_vl_3b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
 qwen2_5_vl_7b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
 tiny_policy = partial(LanguagePolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
+tiny_refer_policy = partial(LanguagePolicy, TINY_REFER)  # the same size, after supervised fine-tuning on queries
 
 
 def prefilled(processor: ProcessorMixin | PreTrainedTokenizerBase) -> str:
