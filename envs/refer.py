@@ -16,7 +16,7 @@ from maskgym.envs.base import ScalarEnv, limited, make_dataset
 from maskgym.envs.instructions import refer_instruction
 from maskgym.envs.letterbox import fitted_size, letterbox, resized
 from maskgym.envs.located import Frame, check_coordinates, true_objects
-from maskgym.envs.rendering import objects_frame
+from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageSpace
 from maskgym.envs.text import LINES, MAX_TEXT, TextVectorEnv
 from maskgym.errors import UserError
@@ -250,7 +250,10 @@ class ReferVectorEnv(TextVectorEnv):
         return super()._step_info(i, transition) | {"iou": float(own), "objects": transition.objects}
 
     def _frame(self, i: int) -> np.ndarray:
-        return objects_frame(self._shown(i), self._last[i], f"Query: {self.query(self._shown(i))}", LINES)
+        sample, last = self._shown(i), self._last[i]
+        text = f"Query: {self.query(sample)}" + ("" if last is None else f"\n{last.action}")
+        masks, objects = (None, ()) if last is None else (last.masks, last.objects)
+        return frame(sample, {"prediction": masks}, text, 1, LINES, {"prediction": objects})
 
 
 class ReferEnv(ScalarEnv):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from maskgym.data import Sample
-from maskgym.rewards import Located, Transition
+from maskgym.rewards import Located
 
 # These colours are distinct on photographs and for most colour-blind readers (Okabe and Ito).
 PALETTE = np.array(
@@ -21,13 +21,22 @@ GAP, TITLE, LINE = 6, 18, 15
 BLANK = "#ececec"  # what a panel of a frame does not cover
 
 
-def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], text: str | None = None) -> np.ndarray:
+Prompts = Mapping[str, Sequence[Located]]  # by title, the objects of one image that prompted the masks
+
+
+def picture(
+    sample: Sample,
+    predictions: Mapping[str, Sequence[np.ndarray]],
+    text: str | None = None,
+    prompts: Prompts | None = None,
+) -> np.ndarray:
     """Draw image, ground truth and predictions side by side, one row per image, with a text below.
 
     Args:
         sample: Sample that was shown.
         predictions: By title one bool (m, H, W) per image; instances have distinct colours.
         text: Text below the panels, which is wrapped.
+        prompts: Boxes and points to draw beside the masks of a title, for samples of one image.
 
     Returns:
         uint8 (height, width, 3).
@@ -35,7 +44,7 @@ def picture(sample: Sample, predictions: Mapping[str, Sequence[np.ndarray]], tex
     columns = {"image": None, "ground truth": sample.masks, **predictions}
     rows = []
     for k, image in enumerate(sample.images):
-        rows.append([_fit(image if masks is None else overlay(image, masks[k])) for masks in columns.values()])
+        rows.append([_fit(_drawn(image, title, masks, k, prompts)) for title, masks in columns.items()])
     width = max(sum(panel.width + GAP for panel in row) for row in rows) + GAP
     lines = [] if text is None else [line for part in text.splitlines() for line in wrap(part, max(20, width // 7))]
     height = TITLE + len(rows) * (PANEL + GAP) + len(lines) * LINE + GAP
@@ -59,6 +68,7 @@ def frame(
     text: str | None = None,
     rows: int = 1,
     lines: int = 0,
+    prompts: Prompts | None = None,
 ) -> np.ndarray:
     """Draw a picture whose size depends on the number of columns, rows and lines alone, so that frames make a video.
 
@@ -71,6 +81,7 @@ def frame(
         text: Text below the panels, which is wrapped.
         rows: Number of rows; further images are not drawn.
         lines: Number of lines of text.
+        prompts: See `picture`.
 
     Returns:
         uint8 (height, width, 3).
@@ -86,32 +97,20 @@ def frame(
         for row in range(rows):
             panel = Image.new("RGB", (PANEL, PANEL), BLANK)
             if row < len(sample.images) and masks is not None:
-                own = masks[row]
-                panel = _square(sample.images[row] if own is None else overlay(sample.images[row], own))
+                panel = _square(_drawn(sample.images[row], title, None if title == "image" else masks, row, prompts))
             canvas.paste(panel, (left, TITLE + row * (PANEL + GAP)))
     for number, line in enumerate(_cut(text or "", width // 7, lines)):
         draw.text((GAP, TITLE + rows * (PANEL + GAP) + number * LINE), line, "black", font)
     return np.asarray(canvas)
 
 
-def objects_frame(sample: Sample, last: Transition | None, text: str, lines: int) -> np.ndarray:
-    """Draw a frame of an answer with boxes and points: image, ground truth, and prediction with its prompts.
-
-    Args:
-        sample: Sample of one image that is shown.
-        last: Transition of the answer, or None before there is one.
-        text: Text below the panels, before that of the answer.
-        lines: Number of lines of text.
-
-    Returns:
-        uint8 (height, width, 3), of a size that depends on ``lines`` alone.
-    """
-    if last is None:
-        return frame(sample, {"prediction": None}, text, 1, lines)
-    shown = prompts_overlay(sample.images[0], last.masks[0], last.objects)
-    canvas = Image.fromarray(frame(sample, {"prediction": last.masks}, f"{text}\n{last.action}", 1, lines))
-    canvas.paste(_square(shown), (GAP + 2 * (PANEL + GAP), TITLE))
-    return np.asarray(canvas)
+def _drawn(
+    image: np.ndarray, title: str, masks: Sequence[np.ndarray] | None, row: int, prompts: Prompts | None
+) -> np.ndarray:
+    """Draw an image with its masks, and with the boxes and points of a title."""
+    if masks is None:
+        return image
+    return prompts_overlay(image, masks[row], (prompts or {}).get(title, ()))
 
 
 def prompts_overlay(image: np.ndarray, masks: np.ndarray, objects: Sequence[Located]) -> np.ndarray:
@@ -125,7 +124,10 @@ def prompts_overlay(image: np.ndarray, masks: np.ndarray, objects: Sequence[Loca
     Returns:
         uint8 (H, W, 3).
     """
-    canvas = Image.fromarray(overlay(image, masks))
+    shown = overlay(image, masks)
+    if not objects:
+        return shown
+    canvas = Image.fromarray(shown)
     draw, width = ImageDraw.Draw(canvas), max(1, min(image.shape[:2]) // 100)
     for number, found in enumerate(objects):
         colour = tuple(int(value) for value in PALETTE[number % len(PALETTE)])

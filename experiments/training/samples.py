@@ -83,4 +83,6 @@ def _draw(env: VectorEnv, before: Transition, after: Transition) -> np.ndarray:
         drawn = {when: (side.masks[0] > 0.5,) for when, side in sides.items()}
         return picture(before.sample, drawn, before.sample.need)
     panels = {when: side.masks for when, side in sides.items()}
-    return picture(before.sample, panels, f"before: {before.action}\nafter: {after.action}")
+    asked = f"query: {before.sample.need}\n" if before.task == "refer" else ""
+    text = f"{asked}before: {before.action}\nafter: {after.action}"
+    return picture(before.sample, panels, text, {when: side.objects for when, side in sides.items()})

@@ -22,6 +22,8 @@ from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.envs.refer import ReferVectorEnv
+from maskgym.envs.text import TextVectorEnv
 from maskgym.errors import UserError
 from maskgym.rewards import parse, without_reasoning
 from maskgym.rewards.answers import TAGS
@@ -133,9 +135,10 @@ class TextKind(Kind):
     """Answers in words."""
 
     name = "text"
+    env: TextVectorEnv
 
     def __init__(self, env: ReasoningVectorEnv) -> None:
-        self.env = env
+        self.env, self.instruction = env, env.instruction
 
     def rules(self) -> JsonObject:
         """Describe the form of an answer; a task of one's own has none."""
@@ -150,7 +153,7 @@ class TextKind(Kind):
 
     def asks(self, sample: Sample) -> str:
         """Return the instruction."""
-        return self.env.instruction
+        return self.instruction
 
     def read(self, given: Json, sample: Sample) -> str:
         """Check a text."""
@@ -189,6 +192,52 @@ class TextKind(Kind):
         form = "one <rg>[semantic] …</rg>" if task == "cosod" else f"<{tag}>…</{tag}>, once or more"
         count = len(answer.expressions)
         said = f"{count} expression{'s' * (count != 1)}" if count else f"inside <answer>, nothing but {form}"
+        findings.append((answer.tagged, said))
+        return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
+
+
+# What an entry of an answer in JSON holds, by form, and what it means.
+ENTRIES = {
+    "boxes": ('{"bbox_2d": [left, top, right, bottom]}', "a box around one object"),
+    "points": ('{"points_2d": [[x, y]], "labels": [1]}', "points of one object: label 1 on it, 0 beside it"),
+    "boxes_points": ('{"bbox_2d": [left, top, right, bottom], "point_2d": [x, y]}', "a box, and a point on the object"),
+    "phrases": ('{"phrase": "…"}', "a phrase for one object, told apart by place or looks"),
+}
+
+
+class QueryKind(TextKind):
+    """Answers to a query in JSON."""
+
+    env: ReferVectorEnv
+
+    def __init__(self, env: ReferVectorEnv) -> None:
+        self.env = env
+
+    def rules(self) -> JsonObject:
+        """Describe the form of an answer."""
+        entry, told = ENTRIES[self.env.form]
+        blocks = [("<answer>[…, …]</answer>", "holds a JSON list and nothing else; an empty one if nothing fits")]
+        if self.env.reasoning:
+            blocks = [("<think>…</think>", "how you come to it: anything, even nothing"), *blocks]
+        skeleton = f"{'<think></think>' if self.env.reasoning else ''}<answer>[]</answer>"
+        return {"most": MOST_TEXT, "tag": "", "skeleton": skeleton, "help": [*blocks, (entry, told)]}
+
+    def asks(self, sample: Sample) -> str:
+        """Return the instruction, with the query."""
+        return self.env.instruction(sample)
+
+    def rationale(self, sample: Sample) -> str | None:
+        """Return the rationale in the form and the coordinates of the environment."""
+        return self.env.answer_of(sample) if sample.rationale else None
+
+    def describe(self, text: str) -> JsonObject:
+        """Describe how an answer is parsed; see `TextKind.describe`."""
+        answer = self.env.parser(text)
+        findings = [_block(text, name) for name in (("think", "answer") if self.env.reasoning else ("answer",))]
+        if all(right for right, _ in findings) and not answer.structured:
+            findings.append((False, "<think> goes before <answer>"))
+        count, entry = len(answer.objects), ENTRIES[self.env.form][0]
+        said = f"{count} object{'s' * (count != 1)}" if answer.tagged else f"a JSON list of {entry}, and nothing else"
         findings.append((answer.tagged, said))
         return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
 
@@ -297,7 +346,10 @@ def kind_of(env: VectorEnv) -> Kind:
     kind = unwrap(env, SampleVectorEnv).action_kind
     if kind == "clicks":
         return ClickKind(unwrap(env, PointPromptVectorEnv))
-    return MaskKind(unwrap(env, MaskVectorEnv)) if kind == "masks" else TextKind(unwrap(env, ReasoningVectorEnv))
+    if kind == "masks":
+        return MaskKind(unwrap(env, MaskVectorEnv))
+    base = env.unwrapped
+    return QueryKind(base) if isinstance(base, ReferVectorEnv) else TextKind(unwrap(env, ReasoningVectorEnv))
 
 
 def picture(image: np.ndarray, shrink: bool = True) -> JsonObject:

@@ -51,7 +51,9 @@ def test_photos_of_any_size_are_padded_not_stretched(sam, samples) -> None:
     none = [[()] * len(row) for row in boxes]
     found = segment_objects(sam, wide, boxes, none, none)
     assert {masks.shape[1:] for masks in found} == {(128, 136)}
-    pairs = [pair for sample, masks in zip(samples, found, strict=True) for pair in zip(masks, sample.masks[0])]
+    pairs = [
+        pair for sample, masks in zip(samples, found, strict=True) for pair in zip(masks, sample.masks[0], strict=True)
+    ]
     assert np.mean([iou(mask[:, :128], truth) for mask, truth in pairs]) > 0.8
 
 
