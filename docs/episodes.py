@@ -26,6 +26,7 @@ CAPTIONS = {
     "SOD-v0": "phrases, for every salient region",
     "SIS-v0": "a phrase per salient instance",
     "CoSOD-v0": "one category, in a group of images",
+    "Refer-v0": "a box per object of a query",
     "PointPrompt-v0": "clicks for a frozen SAM",
     "UserNeed-v0": "a mask of what a user needs",
     "UserNeedPoint-v0": "clicks for what a user needs",

@@ -42,6 +42,7 @@ KINDS = {
     "sod": Kind("maskgym/SOD-v0", "text", "sod", {"image_size": SIDE}),
     "sis": Kind("maskgym/SIS-v0", "text", "sis", {"image_size": SIDE}),
     "cosod": Kind("maskgym/CoSOD-v0", "text", "cosod", {"image_size": SIDE, "group_size": 2}),
+    "refer": Kind("maskgym/Refer-v0", "text", "refer", {"image_size": SIDE, "form": "phrases"}),
     "point_prompt": Kind("maskgym/PointPrompt-v0", "clicks", "sod", CLICKS),
     "user_need": Kind("maskgym/UserNeed-v0", "masks", "need", {"image_size": SIDE}),
     "user_need_point": Kind("maskgym/UserNeedPoint-v0", "clicks", "need", CLICKS),

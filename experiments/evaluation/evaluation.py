@@ -50,7 +50,7 @@ class Evaluation:
     Attributes:
         scores: Measures of the whole set: the means of `per_sample`, and measures that are defined on a set only.
         per_sample: ``key`` and named numbers of each sample: the reward, its terms, the task's measures,
-            ``expressions`` (their number) and ``characters`` (length of the answer).
+            ``expressions`` (their number, or that of objects) and ``characters`` (length of the answer).
         answers: The answer to each sample, as `maskgym.experiments.evaluation.rollout.write_actions` formats it.
         sets: Measures of each set alone, by its name, where several sets were put together; otherwise empty.
     """
@@ -141,6 +141,7 @@ class _TextScores:
     def __init__(self, task: str) -> None:
         self.task, self.rows = task, list[JsonObject]()
         self.pixels, self.instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
+        self.referring = ReferringScores()
 
     def add(self, row: JsonObject, scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Add the numbers of one answer, and the predicted and true masks of each of its images, bool (n, H, W)."""
@@ -149,11 +150,15 @@ class _TextScores:
             self.pixels.add(predictions.any(axis=0), targets.any(axis=0))
             if self.task == "sis":
                 self.instances.add(predictions, targets)
+            if self.task == "refer":
+                self.referring.add(predictions.any(axis=0), targets.any(axis=0))
 
     def result(self) -> dict[str, float]:
         """Compute the measures."""
         over_set = self.pixels.result()
         scores = means(self.rows) | {name: over_set[name] for name in SET_MEASURES}
+        if self.task == "refer":
+            scores |= self.referring.result()
         if self.task == "sis":
             pooled = self.instances.result()
             scores |= {f"ap{100 * at:.0f}": pooled[f"ap{100 * at:.0f}"] for at in AP_THRESHOLDS}
@@ -170,7 +175,8 @@ def _score_texts(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
         for measure in measures:
             row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
         assert transition.answer is not None  # `_text_outcome` parses one
-        row |= {"expressions": len(transition.answer.expressions), "characters": len(transition.answer.text)}
+        count = len(transition.answer.objects or transition.answer.expressions)
+        row |= {"expressions": count, "characters": len(transition.answer.text)}
         answers.append(str(transition.action))
         scored = list(scored_masks(transition))
         whole.add(row, scored)

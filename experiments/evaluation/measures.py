@@ -58,6 +58,7 @@ _TABLE = (
     Measure("ber_pooled", "pooled BER", -1),
     Measure("miou", "mIoU"),
     Measure("oiou", "oIoU"),
+    Measure("instance_iou", "IoU of instances", needs="instances"),
     Measure("iasm", "IASM", needs="instances"),
     Measure("iasm_published", "IASM as published", needs="instances"),
     Measure("ap50", "AP50", needs="instances"),
@@ -78,7 +79,7 @@ _TABLE = (
 MEASURES = {measure.name: measure for measure in _TABLE}
 # Main measure of each task, besides the reward.
 MAIN = {
-    **{"sis": "iasm", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
+    **{"sis": "iasm", "refer": "instance_iou", "sod": "s_measure", "cosod": "s_measure", "point_prompt": "iou"},
     **{"user_need": "s_measure", "user_need_point": "iou", "ranking": "sa_sor"},
 }
 
@@ -152,10 +153,11 @@ _TEXT = (*_PIXELS, "format", "expressions", "characters")
 _REFERRING = ("miou", "oiou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
 _CLICKS = (*_PIXELS, "repeated", "noc85", "noc90")
 _RANKS = ("reward", "steps", "found", "iou", "mae", "sor", "sor_mean", "sa_sor")
-_WITH_TERMS = ("sod", "sis", "cosod", "user_need")  # tasks whose evaluation reports the terms of the reward
+_WITH_TERMS = ("sod", "sis", "cosod", "refer", "user_need")  # tasks whose evaluation reports the terms of the reward
 # What evaluations of our own tasks report.
 _OF_TASKS: dict[str, tuple[str, ...]] = {
     **{"sod": _TEXT, "cosod": _TEXT, "sis": (*_TEXT, "iasm", "iasm_published", "ap50", "ap70")},
+    "refer": (*_TEXT, "instance_iou", *_REFERRING),
     **{"point_prompt": _CLICKS, "user_need_point": (*_CLICKS, *_REFERRING)},
     **{"user_need": (*_PIXELS, *_REFERRING), "ranking": (*_RANKS, *(f"{name}_photos" for name in _RANKS[-3:]))},
 }
