@@ -94,7 +94,10 @@ def rows(
 def answered(sample: Sample, masks: np.ndarray) -> Transition:
     """Build the transition of an answer whose objects have these masks, their boxes and their deepest points."""
     masks = masks[masks.any(axis=(1, 2))]
-    objects = true_objects(masks)
+    # Whole numbers, as models write them: to VisionReasoner a decimal point ends a sentence.
+    objects = tuple(
+        replace(found, points=tuple((x // 1, y // 1) for x, y in found.points)) for found in true_objects(masks)
+    )
     text = format_objects("", objects, FORM)
     size = sample.images[0].shape[:2]
     answer = parse_objects(text, FORM)

@@ -114,7 +114,7 @@ def test_objects_without_boxes_or_points_are_judged_by_their_masks() -> None:
     assert BoxL1()(phrases) == pytest.approx(1 - 5 / 4 / 20 / 0.1)
     assert PointInMask()(phrases) == 1  # the deepest point of the mask
     assert PointInMask()(step((SECOND,), (FIRST,), form="boxes")) == 0
-    blank = replace(phrases, masks=(masks(()).repeat(0, 0).reshape(0, SIDE, SIDE),), objects=())
+    blank = replace(phrases, masks=(masks(()),), objects=())
     assert BoxIoU()(blank) == 0
     empty = replace(phrases, masks=(np.zeros((1, SIDE, SIDE), bool),))
     assert [term(empty) for term in MATCHED] == [0] * 6
