@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.ndimage import distance_transform_edt
-
 from maskgym.errors import UserError
-from maskgym.metrics import PreparedMask
 from maskgym.rewards import Located
 
 # Coordinates: pixels of the observed image; thousandths of its sides, whole numbers; shares of its sides.
@@ -71,27 +67,3 @@ def check_coordinates(name: str) -> None:
     """Raise a UserError if the coordinates are unknown."""
     if name not in COORDINATES:
         raise UserError(f"coordinates={name!r}: expected one of {', '.join(COORDINATES)}")
-
-
-def true_objects(masks: np.ndarray, phrases: Sequence[str] | None = None) -> tuple[Located, ...]:
-    """Describe instances as an ideal answer does: the tight box, the deepest point, and the phrase.
-
-    Args:
-        masks: bool (n, H, W). An empty mask, as of an instance that another one hides, is left out.
-        phrases: One per instance, or None.
-
-    Returns:
-        The objects, in pixels of the image. The point is the centre of the pixel that is farthest from the edge of the
-        mask; the image's own edge counts as one.
-    """
-    found = []
-    for number, mask in enumerate(masks):
-        if not mask.any():
-            continue
-        rows, columns = PreparedMask.of(mask).box
-        inside = np.pad(mask[rows, columns], 1)
-        y, x = np.unravel_index(int(distance_transform_edt(inside).argmax()), inside.shape)
-        point = (columns.start + int(x) - 0.5, rows.start + int(y) - 0.5)
-        box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-        found.append(Located(box, (point,), (1,), None if phrases is None else phrases[number]))
-    return tuple(found)

@@ -15,7 +15,7 @@ from maskgym.data import Dataset, Sample
 from maskgym.envs.base import ScalarEnv, limited, make_dataset
 from maskgym.envs.instructions import refer_instruction
 from maskgym.envs.letterbox import fitted_size, letterbox, resized
-from maskgym.envs.located import Frame, check_coordinates, true_objects
+from maskgym.envs.located import Frame, check_coordinates
 from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageSpace
 from maskgym.envs.text import LINES, MAX_TEXT, TextVectorEnv
@@ -23,6 +23,7 @@ from maskgym.errors import UserError
 from maskgym.metrics import iou
 from maskgym.rewards import Answer, AnyReward, Located, Transition, format_objects, parse_objects
 from maskgym.rewards.objects import check_form, read_rationale
+from maskgym.rewards.truth import true_objects
 from maskgym.segmenters.phrases.masks import find_masks
 from maskgym.segmenters.points.objects import segment_objects
 from maskgym.segmenters.points.promptable import PromptableSegmenter

@@ -12,7 +12,7 @@ from typing import Any
 from maskgym.errors import UserError, one_line
 from maskgym.experiments.wiring.command import Parser, status
 
-TASKS = ("sod", "sis", "cosod")
+TASKS = ("sod", "sis", "cosod", "refer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,11 @@ from typing import Any, TypeAlias
 from maskgym.errors import UserError
 from maskgym.registry import Registry
 from maskgym.rewards.answers import Answer, Located, format_answer, parse, without_reasoning
+from maskgym.rewards.boxes import BoxIoU, BoxL1, PointInMask
+from maskgym.rewards.instances import Count, InstanceIoU, NoTarget
 from maskgym.rewards.objects import FORMS, format_objects, parse_objects
+from maskgym.rewards.repetition import NonRepetition
+from maskgym.rewards.seg_r1 import seg_r1, seg_r1_strict
 from maskgym.rewards.terms import (
     IASM,
     SASOR,
@@ -39,7 +43,17 @@ from maskgym.rewards.terms import (
     Term,
 )
 from maskgym.rewards.transition import Click, Ranked, Transition, Unscored
-from maskgym.rewards.weighted import Reward, WeightedSum, check_range, ranking, saliency_r1, saliency_strict, score
+from maskgym.rewards.visionreasoner import visionreasoner, visionreasoner_strict
+from maskgym.rewards.weighted import (
+    Reward,
+    WeightedSum,
+    check_range,
+    ranking,
+    refer_strict,
+    saliency_r1,
+    saliency_strict,
+    score,
+)
 
 AnyReward: TypeAlias = str | Reward | Term | Callable[[Transition], float]  # what `resolve` takes
 
@@ -109,6 +123,21 @@ register("ranking", ranking)  # S-measure of each step, plus SA-SOR at the last:
 register("weighted", weighted)
 register("saliency_r1", saliency_r1)  # the paper's reward as published
 register("saliency_strict", saliency_strict)  # the same with the strict IASM: the training default
+register("box_iou", BoxIoU)  # refer: matched boxes
+register("box_iou_hard", BoxIoU, kind="hard")  # refer: the share of pairs above a threshold
+register("box_iou_squared", BoxIoU, kind="squared")  # refer: as in LENS
+register("box_l1", BoxL1)  # refer: how close the sides of matched boxes are
+register("point_in_mask", PointInMask)  # refer: points of matched objects
+register("instance_iou", InstanceIoU)  # masks matched one to one
+register("count", Count)  # refer: the right number of objects
+register("no_target", NoTarget)  # refer: an empty answer exactly where nothing is meant
+register("non_repetition", NonRepetition)  # refer: reasoning that does not repeat itself
+register("non_repetition_published", NonRepetition, published=True)  # the whole text, as VisionReasoner has it
+register("refer_strict", refer_strict)  # refer: half instance_iou, half format: the training default
+register("visionreasoner", visionreasoner)  # refer: VisionReasoner's reward as published
+register("visionreasoner_strict", visionreasoner_strict)  # refer: its parts, mended
+register("seg_r1", seg_r1)  # refer: Seg-R1's reward as published
+register("seg_r1_strict", seg_r1_strict)  # refer: its parts, mended
 
 __all__ = [
     "FORMS",
@@ -116,16 +145,23 @@ __all__ = [
     "SASOR",
     "Answer",
     "AnyReward",
+    "BoxIoU",
+    "BoxL1",
     "Click",
     "Correctness",
+    "Count",
     "DeltaIoU",
     "ForegroundHit",
     "Format",
     "Function",
+    "InstanceIoU",
     "IoU",
     "Located",
     "MaskTerm",
+    "NoTarget",
+    "NonRepetition",
     "OneMinusMAE",
+    "PointInMask",
     "Ranked",
     "Reward",
     "SMeasure",
@@ -141,11 +177,16 @@ __all__ = [
     "parse",
     "parse_objects",
     "ranking",
+    "refer_strict",
     "register",
     "resolve",
     "saliency_r1",
     "saliency_strict",
     "score",
+    "seg_r1",
+    "seg_r1_strict",
+    "visionreasoner",
+    "visionreasoner_strict",
     "weighted",
     "without_reasoning",
 ]

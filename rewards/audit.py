@@ -15,7 +15,7 @@ import numpy as np
 from maskgym.data import Sample
 from maskgym.errors import UserError
 from maskgym.metrics import PreparedMask
-from maskgym.rewards import Answer, Transition, format_answer, make, parse
+from maskgym.rewards import Answer, Reward, Transition, audit_refer, format_answer, make, parse
 from maskgym.rewards.terms import union
 
 _REGIONS = ("s_measure", "iou", "format", "saliency_r1")  # saliency_strict differs on instances only
@@ -23,6 +23,7 @@ REWARDS = {
     "sod": _REGIONS,
     "sis": ("s_measure", "iou", "iasm", "iasm_published", "format", "saliency_strict", "saliency_r1"),
     "cosod": _REGIONS,
+    "refer": audit_refer.REWARDS,
 }
 SPECKS = 20
 REPEATS = 8
@@ -35,7 +36,7 @@ class Table:
     """Mean score of each strategy under each reward.
 
     Attributes:
-        task: ``sod``, ``sis`` or ``cosod``.
+        task: ``sod``, ``sis``, ``cosod`` or ``refer``.
         samples: Number of samples.
         strategies: Row names.
         rewards: Column names.
@@ -49,10 +50,13 @@ class Table:
     values: np.ndarray
 
     def __str__(self) -> str:
-        """Format the table as aligned Markdown; a star marks a bad answer that earns more than the honest one."""
-        honest = self.values[self.strategies.index(HONEST)]
+        """Format the table as aligned Markdown; a star marks a bad answer that earns more than the honest one.
+
+        Without a target, the empty answer takes the place of the honest one.
+        """
         rows = [(f"{self.task}, {self.samples} samples", *self.rewards)]
         for name, values in zip(self.strategies, self.values, strict=True):
+            honest = self.values[self.strategies.index(audit_refer.RIGHT if name in audit_refer.ABSENT else HONEST)]
             gains = (values > honest + 1e-9) & (name not in SOUND)
             rows.append(
                 (name, *(f"{value:.3f}{'*' if gain else ' '}" for value, gain in zip(values, gains, strict=True)))
@@ -66,11 +70,12 @@ class Table:
 def audit(samples: Iterable[Sample], task: str, rewards: Sequence[str] | None = None, seed: int = 0) -> Table:
     """Score every strategy on the samples under each reward.
 
-    Every answer is well-formed unless its name says otherwise. ``cosod`` has only the strategies with one expression.
+    Every answer is well-formed unless its name says otherwise. ``cosod`` has only the strategies with one expression;
+    ``refer`` also scores answers to the same samples with their targets removed.
 
     Args:
-        samples: Samples of one task, at least one.
-        task: ``sod``, ``sis`` or ``cosod``.
+        samples: Samples of one task, at least one; of ``refer``, at least one with a target.
+        task: ``sod``, ``sis``, ``cosod`` or ``refer``.
         rewards: Registered names, made without arguments; None selects those of `REWARDS`.
         seed: Seed of specks and nonsense.
 
@@ -81,6 +86,8 @@ def audit(samples: Iterable[Sample], task: str, rewards: Sequence[str] | None = 
         raise UserError(f"unknown task '{task}': expected one of {', '.join(REWARDS)}")
     rewards = REWARDS[task] if rewards is None else tuple(rewards)
     scorers = [make(name) for name in rewards]
+    if task == "refer":
+        return _audit_refer(samples, rewards, scorers, seed)
     strategies = ONE if task == "cosod" else ONE | SEVERAL
     names = (*strategies, *MALFORMED)
     totals, count = np.zeros((len(names), len(scorers))), 0
@@ -92,6 +99,16 @@ def audit(samples: Iterable[Sample], task: str, rewards: Sequence[str] | None = 
     if not count:
         raise UserError(f"the audit of {task} got no sample: expected at least one")
     return Table(task, count, names, rewards, totals / count)
+
+
+def _audit_refer(samples: Iterable[Sample], names: Sequence[str], scorers: Sequence[Reward], seed: int) -> Table:
+    """Score the answers in JSON; the masks of those that other tasks have too are made in the same way."""
+    shared = {name: ONE[name] for name in (*tuple(ONE)[:3], "everything", "one box around the truth")}
+    shared |= {"well-formed nonsense": _nonsense, "imprecise and a junk box": _imprecise_and_junk}
+    count, rows = audit_refer.rows(samples, shared | audit_refer.ADDED, scorers, seed)
+    if not count or np.isnan(rows[HONEST]).any():
+        raise UserError("the audit of refer got no sample with a target: expected at least one")
+    return Table("refer", count, tuple(rows), tuple(names), np.stack(list(rows.values())))
 
 
 Strategy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -194,6 +211,10 @@ def _imprecise_and_specks(truth: np.ndarray, rng: np.random.Generator) -> np.nda
     return np.concatenate([_imprecise(truth, rng), _specks(truth, rng)])
 
 
+def _imprecise_and_junk(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([_imprecise(truth, rng), audit_refer.junk(truth, rng)])
+
+
 def _empty_masks(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.zeros((EMPTY_MASKS, *truth.shape[1:]), bool)
 
@@ -209,7 +230,7 @@ ONE: dict[str, Strategy] = {
     "one box in the centre": _centre_box,
     "well-formed nonsense": _nonsense,
 }
-SOUND = tuple(ONE)[:3]  # answers that are not bad
+SOUND = (*tuple(ONE)[:3], audit_refer.RIGHT)  # answers that are not bad
 SEVERAL: dict[str, Strategy] = {
     f"the union, {REPEATS} times": _repeated,
     f"a grid of {GRID} × {GRID} cells": _grid,

@@ -222,7 +222,12 @@ def scored_masks(transition: Transition) -> Iterator[tuple[np.ndarray, np.ndarra
 def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Set void to background in masks (n, H, W), and drop the masks that this empties."""
     kept = masks & ~void if masks.dtype == bool else masks * ~void
-    return kept[kept.any(axis=(1, 2)) | ~masks.any(axis=(1, 2))]
+    return kept[kept_rows(void, masks)]
+
+
+def kept_rows(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Find the masks of (n, H, W) that void does not empty, bool (n,)."""
+    return masks[:, ~void].any(axis=1) | ~masks.any(axis=(1, 2))
 
 
 @dataclass(frozen=True)

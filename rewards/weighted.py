@@ -10,6 +10,7 @@ from contextlib import suppress
 import numpy as np
 
 from maskgym.errors import UserError, brief
+from maskgym.rewards.instances import InstanceIoU
 from maskgym.rewards.terms import SASOR, Correctness, Format, SMeasure, Term
 from maskgym.rewards.transition import Transition
 
@@ -98,6 +99,23 @@ def saliency_r1(format_weight: float = 0.5, threshold: float = 0.1, published: b
 def saliency_strict(format_weight: float = 0.5, threshold: float = 0.1) -> WeightedSum:
     """Build `saliency_r1` with the strict IASM, which longer answers do not raise: the training default."""
     return saliency_r1(format_weight, threshold, published=False)
+
+
+def refer_strict(format_weight: float = 0.5) -> WeightedSum:
+    """Build the training default of Refer: (1 - λ) · ``instance_iou`` + λ · ``format``, in [0, 1].
+
+    An empty answer to a query without a target earns 1, as a perfect one to any other query. A malformed answer earns
+    at most λ / 2, for its blocks.
+
+    Args:
+        format_weight: λ, in [0, 1].
+
+    Raises:
+        UserError: If the weight is outside [0, 1].
+    """
+    if not 0 <= format_weight <= 1:
+        raise UserError(f"format_weight={format_weight}: expected a number in [0, 1]")
+    return WeightedSum([InstanceIoU(), Format()], [1 - format_weight, format_weight])
 
 
 def ranking(sa_sor_weight: float = 1.0) -> WeightedSum:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from maskgym.envs.letterbox import fitted_size
-from maskgym.envs.located import COORDINATES, Frame, check_coordinates, true_objects
+from maskgym.envs.located import COORDINATES, Frame, check_coordinates
 from maskgym.errors import UserError
 from maskgym.rewards import Located
+from maskgym.rewards.truth import true_objects
 
 CORNER = Located((380.0, 330.0, 434.0, 368.0), ((433.5, 367.5),), (1,))  # of a photo of 368 x 434 pixels
 

@@ -94,3 +94,31 @@ def test_bad_requests_are_named() -> None:
         audit([one_square()], "sod", ["iuo"])
     with pytest.raises(UserError, match="no sample"):
         audit([], "sod")
+
+
+def test_refer_shows_what_each_reward_pays_without_a_target() -> None:
+    table = audit(samples("refer", 8), "refer")
+    assert (table.task, table.samples, table.rewards) == ("refer", 8, REWARDS["refer"])
+    best = {"visionreasoner": 7, "seg_r1": pytest.approx(1.98, abs=0.02)}
+    for name in table.rewards:
+        assert value(table, "the truth", name) == pytest.approx(best.get(name, 1))
+        text = {"visionreasoner": 1}.get(name, 0)  # an empty text does not repeat itself
+        assert value(table, "the truth, without a text", name) == text
+    empty, junk = "no target: an empty answer", "no target: a junk box"
+    assert (value(table, empty, "visionreasoner"), value(table, junk, "visionreasoner")) == (2, 4)
+    assert value(table, empty, "seg_r1") == 0
+    assert value(table, junk, "seg_r1") == pytest.approx(1 + 0.3 * 15 / 16, abs=0.01)
+    for name in ("refer_strict", "visionreasoner_strict", "seg_r1_strict"):
+        assert value(table, empty, name) == 1
+        assert value(table, junk, name) < 0.7
+        assert value(table, "imprecise and a junk box", name) < value(table, HONEST, name)
+        assert value(table, "each object 3 times", name) < value(table, "the truth, dilated", name)
+    assert "4.000*" in str(table)
+    assert (audit(samples("refer", 8), "refer", seed=1).values != table.values).any()
+
+
+def test_refer_needs_a_target() -> None:
+    absent = Sample("absent", (np.zeros((8, 8, 3), np.uint8),), (np.zeros((0, 8, 8), bool),))
+    with pytest.raises(UserError, match="no sample with a target"):
+        audit([absent], "refer")
+    assert audit([absent, one_square()], "refer").samples == 2

@@ -125,10 +125,18 @@ def test_preset_arguments(preset: object) -> None:
 
 
 OF_STEPS = ("foreground_hit", "delta_iou", "sa_sor", "ranking")  # see test_terms.py
+OF_REFER = (
+    "visionreasoner",
+    "seg_r1",
+    "visionreasoner_strict",
+    "seg_r1_strict",
+    "no_target",
+    "non_repetition_published",
+)  # see test_published_refer.py and test_refer_terms.py
 ALL = [
     (name, {"terms": {"iou": 1.0}} if name == "weighted" else {})
     for name in maskgym.rewards.names()
-    if name not in OF_STEPS
+    if name not in (*OF_STEPS, *OF_REFER)
 ]
 
 

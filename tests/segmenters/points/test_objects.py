@@ -7,8 +7,8 @@ import pytest
 
 from maskgym import segmenters
 from maskgym.data.scenes import Scenes
-from maskgym.envs.located import true_objects
 from maskgym.metrics import iou
+from maskgym.rewards.truth import true_objects
 from maskgym.segmenters.points import objects
 from maskgym.segmenters.points.objects import segment_objects
 
