@@ -147,8 +147,9 @@ def detect(root: str | Path) -> str:
     """Detect the data set, or the reader, for a folder.
 
     A published set is recognised by its folder's name. Otherwise the result is ``voc``, ``expressions`` or ``ranked``
-    if their files exist, ``reasoning`` if photos have a JSON file each, ``coco`` for COCO-style JSON, ``label_maps`` if a folder's name says instances, ``groups`` if
-    photos lie in several folders that are not splits, and ``folder`` in all other cases.
+    if their files exist, ``reasoning`` if photos have a JSON file each, ``coco`` for COCO-style JSON, ``label_maps`` if
+    a folder's name says instances, ``groups`` if photos lie in several folders that are not splits, and ``folder`` in
+    all other cases.
 
     Raises:
         UserError: If several JSON files or folders match.

@@ -107,9 +107,9 @@ PUBLISHED = {
     "voc2012": Published("voc", "semantic", ("VOC2012", "VOCdevkit"), {"train": 1464, "validation": 1449}, part="/"),
     # Needs and expressions.
     "usersod": Published("coco", "need", ("UserSOD",)),  # not public: as `maskgym data dig` exports it
-    # Photos are as TensorFlow Datasets counts them; the sentences of RefCOCO as FlagEval does. Those of RefCOCOg's splits
-    # were not read from a file; both add up to the 95,010 that luogen1996/MCN#7 counted, and umd's val and test to the
-    # 14,498 of Ref-L4's authors.
+    # Photos are as TensorFlow Datasets counts them; the sentences of RefCOCO as FlagEval does. The sentences of the
+    # splits of RefCOCOg were not read from a file: those of both authors add up to the 95,010 of luogen1996/MCN#7, and
+    # umd's val and test to the 14,498 of Ref-L4.
     "refcoco": Published(  # Yu et al. 2016: splits of UNC, with testA and testB together
         "expressions",
         "need",
@@ -137,7 +137,7 @@ PUBLISHED = {
         "#",
         {"train": 80512, "validation": 4896, "test": 9602},
     ),
-    "refcocog_google": Published(  # the authors' own splits, of objects: photos are in both, and papers score validation
+    "refcocog_google": Published(  # the authors' splits, of objects: a photo may be in both; there is no test
         "expressions",
         "need",
         ("refcocog",),

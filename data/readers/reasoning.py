@@ -47,9 +47,9 @@ class ReasonSeg(Reader):
 
     Each text is a sample and is its ``need``: photos to train on have up to five texts of one meaning. The region is
     the union of the polygons labelled ``target``, which are not instances; polygons whose label contains ``ignore``
-    are ``void``. Smaller polygons lie on larger ones, and outlines belong to polygons, as in the authors' script. A photo
-    without a target polygon shows nothing that is meant. ``is_sentence`` is not used. Further arguments and attributes:
-    see `Reader`.
+    are ``void``. Smaller polygons lie on larger ones, and outlines belong to polygons, as in the authors' script. A
+    photo without a target polygon shows nothing that is meant. ``is_sentence`` is not used. Further arguments and
+    attributes: see `Reader`.
 
     Args:
         root: Folder that holds ``train``, ``val`` and ``test``, or the photos themselves; ``explanatory`` is not read.
