@@ -94,8 +94,10 @@ def test_the_official_layout_is_read_whole(lay_out, name):
 
 @pytest.mark.parametrize(
     ("name", "category"),
-    [("cuhk_blur", "blur"), ("sbu", "shadow"), ("msd", "glass"), ("ecssd", "salient object")]
-    + [("cod10k", "camouflaged object"), ("camo", "camouflaged object"), ("dis5k", "salient object")],
+    [
+        *(("cuhk_blur", "blur"), ("sbu", "shadow"), ("msd", "glass"), ("ecssd", "salient object")),
+        *(("cod10k", "camouflaged object"), ("camo", "camouflaged object"), ("dis5k", "salient object")),
+    ],
 )
 def test_what_the_masks_show(lay_out, name, category):
     assert make(name, root=lay_out(name), split="all")[0].category == category
@@ -238,9 +240,7 @@ def test_sets_of_json_take_their_reader(tmp_path, photo):
 
 def test_every_published_set_has_a_reader():
     assert {published.reader for published in PUBLISHED.values()} <= set(names())
+    tasks = {"sod", "sis", "cosod", "blur", "shadow", "glass", "camouflage", "semantic", "need", "refer", "ranking"}
     for name, published in PUBLISHED.items():
-        assert published.task in ("sod", "sis", "cosod", "blur", "shadow", "glass", "semantic", "need", "ranking") + (
-            "camouflage",
-            "refer",
-        ), name
+        assert published.task in tasks, name
         assert all(count > 0 for count in published.counts.values())
