@@ -25,7 +25,8 @@ register("coco", "maskgym.data.readers.coco:Coco")  # COCO-style instances
 register("groups", "maskgym.data.readers.groups:Groups")  # one folder per group of images
 register("label_maps", "maskgym.data.readers.label_maps:LabelMaps")  # instances as values of an image
 register("voc", "maskgym.data.readers.voc:VOC")  # PASCAL VOC 2012: classes, or objects
-register("expressions", "maskgym.data.readers.refcoco:RefCOCO")  # RefCOCO: one sentence per sample
+register("expressions", "maskgym.data.readers.refcoco:RefCOCO")  # RefCOCO, gRefCOCO: one sentence per sample
+register("reasoning", "maskgym.data.readers.reasoning:ReasonSeg")  # ReasonSeg: texts that take a step of reasoning
 register("ranked", "maskgym.data.readers.ranking:RankedObjects")  # objects by salience: ASSR, IRSR
 register("tasks", "maskgym.data.tasks:make_tasks")  # the sets of each task, by name
 register("hf", "maskgym.data.readers.hf:HuggingFace")  # Hugging Face datasets: a folder or a repository

@@ -17,6 +17,7 @@ from maskgym.data.layout.names import split_in_name
 from maskgym.data.layout.pairs import find_pairs
 from maskgym.data.published import PUBLISHED
 from maskgym.data.readers.coco import find_annotations
+from maskgym.data.readers.reasoning import is_reasoning
 from maskgym.data.sample import SPLITS
 from maskgym.data.tasks import TASKS, Folder, Source, find_folders, named_sets
 from maskgym.errors import UserError, one_line
@@ -25,11 +26,11 @@ FEW = 30  # a mean over fewer held-out samples is noted
 COUNTED = ("samples", "images", "instances")
 _SIGNS = {  # files that identify the reader of a data set
     "voc": ("SegmentationClass", "VOC2012/SegmentationClass", "VOCdevkit/VOC2012/SegmentationClass"),
-    "expressions": ("refs(*).p", "refcoco*/refs(*).p"),
+    "expressions": ("refs(*).p", "refcoco*/refs(*).p", "grefs(*).json", "grefcoco/grefs(*).json"),
     "ranked": ("rank_order", "Annotations/*.pkl", "obj_seg_data_*.json"),
 }
 _SIGNS_OF_LABELS = ("[Ii]nstance*", "*/[Ii]nstance*", "ImageSets/*id*.txt")
-READERS = ("folder", "coco", "groups", "label_maps", "voc", "expressions", "ranked")
+READERS = ("folder", "coco", "groups", "label_maps", "voc", "expressions", "reasoning", "ranked")
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def detect(root: str | Path) -> str:
     """Detect the data set, or the reader, for a folder.
 
     A published set is recognised by its folder's name. Otherwise the result is ``voc``, ``expressions`` or ``ranked``
-    if their files exist, ``coco`` for COCO-style JSON, ``label_maps`` if a folder's name says instances, ``groups`` if
-    photos lie in several folders that are not splits, and ``folder`` in all other cases.
+    if their files exist, ``reasoning`` if photos have a JSON file each, ``coco`` for COCO-style JSON, ``label_maps`` if
+    a folder's name says instances, ``groups`` if photos lie in several folders that are not splits, and ``folder`` in
+    all other cases.
 
     Raises:
         UserError: If several JSON files or folders match.
@@ -161,6 +163,8 @@ def detect(root: str | Path) -> str:
     for reader, patterns in _SIGNS.items():
         if _holds(path, patterns):
             return reader
+    if is_reasoning(path):
+        return "reasoning"
     if find_annotations(path):
         return "coco"
     if _holds(path, _SIGNS_OF_LABELS):

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from maskgym.aliases import JsonObject
+from maskgym.errors import UserError
 
 FIELD = "needs"
 SOURCES = ("own", "category")
+ASKED = ("need", "refer")  # tasks whose samples have a need in words: one region, or objects of which there may be none
 Id = int | str  # of an image, annotation or category
 
 
@@ -55,6 +57,21 @@ def find_needs(
             if not rows or rows[-1] is not annotation:  # an annotation may repeat a need
                 rows.append(annotation)
     return [Need(text, tuple(meant[key])) for key, text in texts.items()], faults
+
+
+def reads_no_target(task: str, given: bool | None) -> bool:
+    """Decide whether a reader gives the samples whose need means nothing in the image, with (0, H, W) masks.
+
+    Args:
+        task: Task of the reader. The answer to ``refer`` may be empty; other tasks expect a region.
+        given: Argument ``no_target``; None leaves the decision to the task.
+
+    Raises:
+        UserError: If ``given`` is neither.
+    """
+    if given is not None and not isinstance(given, bool):
+        raise UserError(f"data.no_target={given}: expected true, false or null")
+    return task == "refer" if given is None else given
 
 
 def category_of(annotation: JsonObject, categories: Mapping[Id, str]) -> str | None:

@@ -61,6 +61,24 @@ PUBLISHED = {
         "folder", "sod", ("DUT-OMRON", "DUTOMRON", "DUT-O", "DUTS-OMRON"), {"test": 5168}, TEST_ONLY
     ),
     "hku_is": Published("folder", "sod", ("HKU-IS", "HKUIS"), {"test": 4447}, TEST_ONLY),  # Li and Yu 2015
+    # Camouflaged objects, and objects at high resolution.
+    "cod10k": Published(  # Fan et al. 2020; 6,000 and 4,000 with photos that show none, whose masks are empty
+        "folder",
+        "camouflage",
+        ("COD10K", "COD10K-v3", "COD10K-v2"),
+        {"train": 3040, "test": 2026},
+        {"shows": "camouflage", "absent": "COD10K-NonCAM"},
+    ),
+    "camo": Published(  # Le et al. 2019; the masks of both splits lie in one folder
+        "folder",
+        "camouflage",
+        ("CAMO", "CAMO-V.1.0-CVIU2019", "CAMO-V.1.0"),
+        {"train": 1000, "test": 250},
+        {"shows": "camouflage"},
+    ),
+    "dis5k": Published(  # Qin et al. 2022: DIS-TE1 to DIS-TE4 are the test split; its numbers from memory of the paper
+        "folder", "sod", ("DIS5K",), {"train": 3000, "validation": 470, "test": 2000}
+    ),
     # Salient instances.
     "ilso": Published(  # Li et al. 2017: ILSO-1K; ILSO-2K has 1,000, 400 and 600
         "label_maps",
@@ -89,7 +107,9 @@ PUBLISHED = {
     "voc2012": Published("voc", "semantic", ("VOC2012", "VOCdevkit"), {"train": 1464, "validation": 1449}, part="/"),
     # Needs and expressions.
     "usersod": Published("coco", "need", ("UserSOD",)),  # not public: as `maskgym data dig` exports it
-    # Photos are as TensorFlow Datasets counts them; the sentences of RefCOCO as FlagEval does.
+    # Photos are as TensorFlow Datasets counts them; the sentences of RefCOCO as FlagEval does. The sentences of the
+    # splits of RefCOCOg were not read from a file: those of both authors add up to the 95,010 of luogen1996/MCN#7, and
+    # umd's val and test to the 14,498 of Ref-L4.
     "refcoco": Published(  # Yu et al. 2016: splits of UNC, with testA and testB together
         "expressions",
         "need",
@@ -107,6 +127,42 @@ PUBLISHED = {
         {"version": "refcoco+"},
         "#",
         {"train": 120191, "validation": 10758, "test": 5726 + 4889},
+    ),
+    "refcocog": Published(  # Mao et al. 2016, with the splits of Nagaraja et al. 2016 (umd)
+        "expressions",
+        "need",
+        ("refcocog",),
+        {"train": 21899, "validation": 1300, "test": 2600},
+        {"version": "refcocog"},
+        "#",
+        {"train": 80512, "validation": 4896, "test": 9602},
+    ),
+    "refcocog_google": Published(  # the authors' splits, of objects: a photo may be in both; there is no test
+        "expressions",
+        "need",
+        ("refcocog",),
+        {"train": 24698, "validation": 4650},
+        {"version": "refcocog", "split_by": "google"},
+        "#",
+        {"train": 85474, "validation": 9536},
+    ),
+    # Liu et al. 2023, with the photos of RefCOCO's splits. The paper counts 278,232 sentences; the public file has the
+    # 259,859 of henghuiding/gRefCOCO#6, to which those of the splits, which were not read from it, add up.
+    "grefcoco": Published(
+        "expressions",
+        "refer",
+        ("grefcoco",),
+        {"train": 16994, "validation": 1500, "test": 1500},
+        {"version": "grefcoco"},
+        "#",
+        {"train": 209344, "validation": 16870, "test": 18712 + 14933},
+    ),
+    "reasonseg": Published(  # Lai et al. 2024: LISA's README
+        "reasoning",
+        "need",
+        ("ReasonSeg", "reason_seg"),
+        {"train": 239, "validation": 200, "test": 779},
+        part="#",
     ),
     # Ranks.
     "assr": Published(  # Siris et al. 2020

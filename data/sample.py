@@ -16,7 +16,10 @@ from maskgym.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 # Default need of each task whose samples share one need.
-CATEGORIES = {"sod": "salient object", "blur": "blur", "shadow": "shadow", "glass": "glass"}
+CATEGORIES = {
+    **{"sod": "salient object", "blur": "blur", "shadow": "shadow", "glass": "glass"},
+    **{"camouflage": "camouflaged object"},
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Sample:
         key: Unique name in its data set.
         images: One uint8 (H_k, W_k, 3) RGB array per image.
         masks: One bool (n_k, H_k, W_k) array per image, one row per instance; n_k may be 0 in a group (an image
-            without the common object).
+            without the common object), and where the need means nothing in the image.
         void: One bool (H_k, W_k) array per image, True where pixels are not scored, or None.
         phrases: For each image, one referring expression per mask row, or None.
         category: Common object of a co-salient group, or the requested class, or None.

@@ -277,7 +277,7 @@ def _reader() -> list[tuple[str, dict]]:
     from maskgym.data.published import PUBLISHED
 
     names = ", ".join((*READERS, *PUBLISHED))
-    tasks = "sod, sis, cosod, need, blur, shadow, glass, semantic, ranking"
+    tasks = "sod, sis, cosod, need, refer, blur, shadow, glass, camouflage, semantic, ranking"
     return [
         ("folder", {"metavar": "DIR"}),
         ("settings", {"nargs": "*", "metavar": "key=value", "help": "of the reader, such as splits=hash"}),

@@ -1,4 +1,4 @@
-"""Metrics of referring segmentation over a data set: mIoU, oIoU and P@X."""
+"""Metrics of referring segmentation over a data set: mIoU (gIoU), oIoU (cIoU), P@X, N-acc and T-acc."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 class ReferringScores:
     """Accumulate the IoU metrics of referring segmentation, one expression at a time.
 
+    Args:
+        empty: IoU of an empty prediction for an empty target: 1 (gRefCOCO, LISA) or 0 (Seg-Zero).
+
     Convention:
         Maps are thresholded at 0.5. One expression is one row: a photo with three sentences counts three times.
-        ``miou`` (gIoU in LISA and EVF-SAM) is the mean of IoU over expressions; ``oiou`` (cIoU) is the sum of all
-        intersections over the sum of all unions, in which large objects weigh more. ``p@X`` is the share of
+        ``miou`` (gIoU in LISA, gRefCOCO and EVF-SAM) is the mean of IoU over expressions; ``oiou`` (cIoU) is the sum of
+        all intersections over the sum of all unions, in which large objects weigh more. ``p@X`` is the share of
         expressions whose IoU is X or more, as in LAVT and later work (others require more than X). An
-        empty prediction for an empty target has IoU 1 (the "no target" rule) and adds nothing to ``oiou``; a non-empty
-        prediction for an empty target has IoU 0. A set of empty pairs alone has ``oiou`` 1.
+        empty prediction for an empty target has the IoU ``empty`` and adds nothing to ``oiou``; a non-empty
+        prediction for an empty target has IoU 0. A set of empty pairs alone has ``oiou`` ``empty``.
+
+        ``n_acc`` (N-acc) is the share of the expressions without a target whose prediction is empty, and ``t_acc``
+        (T-acc) that of the expressions with a target whose prediction is not. Neither is defined where no expression
+        is without a target; ``t_acc`` is not where none has one. Published models may have an output of their own that
+        says "no target"; here an empty mask says so. ``p@X`` counts all expressions, in gRefCOCO's code those with a
+        target.
 
     References:
-        Yu et al., Modeling context in referring expressions, ECCV 2016; yz93/LAVT-RIS test.py; hustvl/EVF-SAM eval.py.
+        Yu et al., Modeling context in referring expressions, ECCV 2016; yz93/LAVT-RIS test.py; hustvl/EVF-SAM eval.py;
+        Liu et al., GRES: generalized referring expression segmentation, CVPR 2023, and henghuiding/gRefCOCO
+        mdetr/datasets/refexp.py (N-acc, T-acc).
 
     Example:
         >>> scores, truth = ReferringScores(), np.eye(4, dtype=bool)
@@ -32,9 +43,13 @@ class ReferringScores:
         [0.625, 0.4, 0.5]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, empty: float = 1.0) -> None:
+        if empty not in (0, 1):
+            raise ValueError(f"empty={empty}: expected 0 or 1")
+        self.empty = float(empty)
         self._ious: list[float] = []
         self._areas = np.zeros(2)  # intersections and unions, pixels
+        self._answers = np.zeros((2, 2), dtype=int)  # expressions by: has a target, the prediction is not empty
 
     def add(self, prediction: Maps, target: Masks) -> None:
         """Add one expression (H, W), or a batch of them (B, H, W).
@@ -46,16 +61,22 @@ class ReferringScores:
         Raises:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
         """
-        for both, either in areas(prediction, target).reshape(-1, 2):
-            self.add_areas(both, either)
+        masks = as_prepared(target, "target")
+        of_targets = [mask.area for mask in ([masks] if isinstance(masks, PreparedMask) else masks)]
+        for (both, either), own in zip(areas(prediction, masks).reshape(-1, 2), of_targets, strict=True):
+            self.add_areas(both, either, own)
 
-    def add_areas(self, intersection: float, union: float) -> None:
-        """Add one expression from the areas of its intersection and union, in pixels."""
-        self._ious.append(intersection / union if union else 1.0)
+    def add_areas(self, intersection: float, union: float, target: float) -> None:
+        """Add one expression from the areas of its intersection, its union and its target, in pixels."""
+        self._ious.append(intersection / union if union else self.empty)
         self._areas += intersection, union
+        self._answers[int(target > 0), int(intersection + union > target)] += 1  # the sum of prediction and target
 
     def result(self) -> dict[str, float]:
-        """Compute ``miou``, ``oiou`` and ``p@0.5`` to ``p@0.9`` over all expressions so far, in [0, 1].
+        """Compute the metrics over all expressions so far, in [0, 1].
+
+        Returns:
+            ``miou``, ``oiou`` and ``p@0.5`` to ``p@0.9``; also ``n_acc`` and ``t_acc`` where they are defined.
 
         Raises:
             ValueError: If no expression was added.
@@ -63,8 +84,13 @@ class ReferringScores:
         if not self._ious:
             raise ValueError("no expression was added: the scores of nothing are not defined")
         ious, (both, either) = np.array(self._ious), self._areas
-        found = {"miou": float(ious.mean()), "oiou": float(both / either) if either else 1.0}
-        return found | {f"p@{least}": float((ious >= least).mean()) for least in PRECISIONS}
+        found = {"miou": float(ious.mean()), "oiou": float(both / either) if either else self.empty}
+        found |= {f"p@{least}": float((ious >= least).mean()) for least in PRECISIONS}
+        (silent, wrong), (missed, answered) = self._answers.tolist()
+        if silent + wrong:
+            found["n_acc"] = silent / (silent + wrong)
+            found |= {"t_acc": answered / (missed + answered)} if missed + answered else {}
+        return found
 
 
 def areas(prediction: Maps, target: Masks) -> np.ndarray:

@@ -62,6 +62,9 @@ PAIRS: dict[str, tuple[tuple[str, str], ...]] = {  # folders of photos and of ma
         ("SBU-shadow/SBU-Test/ShadowImages", "SBU-shadow/SBU-Test/ShadowMasks"),
     ),
     "msd": (("train/image", "train/mask"), ("test/image", "test/mask")),
+    "cod10k": (("Train/Image", "Train/GT_Object"), ("Test/Image", "Test/GT_Object")),
+    "camo": (("Images/Train", "GT"), ("Images/Test", "GT")),
+    "dis5k": (("DIS-TR/im", "DIS-TR/gt"), ("DIS-VD/im", "DIS-VD/gt"), ("DIS-TE4/im", "DIS-TE4/gt")),
     "groups": (("image/pear tree", "gt/pear tree"), ("image/zebra", "gt/zebra")),
     "coca": (("image/alarm clock", "binary/alarm clock"), ("image/zebra", "binary/zebra")),
     "cosal2015": (("Image/aeroplane", "GroundTruth/aeroplane"), ("Image/zebra", "GroundTruth/zebra")),
@@ -220,16 +223,39 @@ def refs() -> list[dict]:
     return records
 
 
-def _expressions(name: str, version: str, **arguments: object) -> Layout:
+def grefs() -> list[dict]:
+    """List the same records in the form of gRefCOCO: the first means both objects, the last nothing."""
+    meant = ([107, 108], [108], [207], [-1])
+    return [{**record, "ann_id": numbers} for record, numbers in zip(refs(), meant, strict=True)]
+
+
+def _expressions(name: str, version: str, by: str = "unc", **arguments: object) -> Layout:
     files: Tree = {}
     stems = {1: "COCO_train2014_000000000011", 2: "COCO_train2014_000000000012"}
-    roles = {f"{version}/instances.json": "instances", f"{version}/refs(unc).p": "refs"}
+    general = version == "grefcoco"
+    file = f"{version}/grefs({by}).json" if general else f"{version}/refs({by}).p"
+    roles = {f"{version}/instances.json": "instances", file: "grefs" if general else "refs"}
     for number, stem in stems.items():
         path = f"images/mscoco/images/train2014/{stem}.jpg"
         files[path], roles[path] = photo(number, shape=SIZES[number - 1]), "named photo"
     files[f"{version}/instances.json"] = to_json(coco(stems))
-    files[f"{version}/refs(unc).p"] = pickle.dumps(refs(), protocol=0)
+    files[file] = to_json(grefs()) if general else pickle.dumps(refs(), protocol=0)
     return Layout(name, name, lambda: dict(files), roles, arguments)
+
+
+def _reasoning(name: str) -> Layout:
+    files: Tree = {}
+    roles: dict[str, str] = {}
+    for number, split in enumerate(("train", "val", "test")):
+        stem = f"ReasonSeg/{split}/pic{number}q"
+        shapes = [
+            {"label": label, "points": np.reshape(polygon(place)[0], (-1, 2)).tolist()}
+            for place, label in enumerate(("target", "ignore"))
+        ]
+        files[f"{stem}.jpg"], roles[f"{stem}.jpg"] = photo(number), "unsized photo"
+        files[f"{stem}.json"] = to_json({"text": list(WORDS), "is_sentence": True, "shapes": shapes})
+        roles[f"{stem}.json"] = "reasoning"
+    return Layout(name, name, lambda: dict(files), roles)
 
 
 # --- Ranks -----------------------------------------------------------------------------------------------------------
@@ -416,6 +442,10 @@ def layouts() -> list[Layout]:
         _expressions("expressions", "refcoco"),
         _expressions("refcoco", "refcoco"),
         _expressions("refcoco_plus", "refcoco+"),
+        _expressions("refcocog", "refcocog", "umd"),
+        _expressions("refcocog_google", "refcocog", "google"),
+        _expressions("grefcoco", "grefcoco"),
+        *map(_reasoning, ("reasoning", "reasonseg")),
         _assr("assr", "assr"),
         _assr("ranked, grey", "ranked", source="grey"),
         _irsr("ranked", "ranked"),

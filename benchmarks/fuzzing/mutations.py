@@ -969,6 +969,35 @@ def wrong_objects(random: Random, content: list) -> tuple[str, tuple[str, ...]]:
     return f"objects, kind {kind}", (name, f"[{place}]")
 
 
+def wrong_grefs(random: Random, content: list) -> tuple[str, tuple[str, ...]]:
+    """Change a record of gRefCOCO."""
+    place, own = _pick(random, content)
+    kind = random.randrange(4)
+    if kind == 0:
+        own["ann_id"] = random.choice((None, 7, [], [None], [107, -1], ["107"], [[107]], [True], [999], {}))
+    elif kind == 1:
+        own["image_id"] = random.choice((None, 999, "1", []))
+    elif kind == 2:
+        own["sentences"] = random.choice((None, {}, [None], [{}], [{"sent": 3, "sent_id": 1}], own["sentences"][:1]))
+    else:
+        content.append(copy.deepcopy(own))
+    return f"an expression, kind {kind}", (f"[{place}]", f"[{len(content) - 1}]")
+
+
+def wrong_reasoning(random: Random, content: Record) -> tuple[str, tuple[str, ...]]:
+    """Change the texts or a polygon of a photo of ReasonSeg."""
+    kind, shape = random.randrange(4), content["shapes"][0]
+    if kind == 0:
+        content["text"] = random.choice((None, "x", [], [""], [3], {}, ["a", None]))
+    elif kind == 1:
+        content["shapes"] = random.choice((None, {}, "x", [3], [[]], [{}], [{"label": 3}], [{"label": "target"}]))
+    elif kind == 2:
+        shape["points"] = random.choice((None, "x", [], shape["points"][:2], [*shape["points"], [1]], [[1, 2, 3]] * 4))
+    else:
+        shape["points"][1] = random.choice(([None, 1], ["1", 2], [1e300, 1], [float("nan"), 1], [True, 1], 5, {}))
+    return f"reasoning, kind {kind}", (".json",)
+
+
 # --- Pickles ---------------------------------------------------------------------------------------------------------
 
 
@@ -1317,6 +1346,8 @@ HARMFUL: Mapping[str, tuple[Mutator, ...]] = {
     "needs": (*COCO_HARM, _json_harm(crowd), _json_harm(wrong_needs), _json_harm(without_needs)),
     "instances": INSTANCES_HARM,
     "refs": (*ANY_HARMFUL, bad_pickle, wrong_refs, wrong_refs, wrong_refs),
+    "grefs": (*ANY_HARMFUL, bad_json, *[_json_harm(wrong_grefs)] * 4),
+    "reasoning": (*ANY_HARMFUL, *[_json_harm(wrong_reasoning)] * 4),
     "order": (*ANY_HARMFUL, bad_json, _json_harm(wrong_order), _json_harm(wrong_order), _json_harm(not_ranked)),
     "ranked objects": (*ANY_HARMFUL, bad_json, bad_bytes, *[_json_harm(wrong_objects)] * 6),
     "ranked pickle": (*ANY_HARMFUL, bad_pickle, *[wrong_ranked] * 6),
@@ -1345,6 +1376,8 @@ HARMLESS: Mapping[str, tuple[Mutator, ...]] = {
     "needs": (*TEXT_CALM, same_coco, same_needs),
     "instances": (*TEXT_CALM, same_coco),
     "refs": (*ANY_HARMLESS, same_pickle, same_pickle),
+    "grefs": TEXT_CALM,
+    "reasoning": TEXT_CALM,
     "order": TEXT_CALM,
     "ranked objects": TEXT_CALM,
     "ranked pickle": (*ANY_HARMLESS, same_pickle, same_pickle),

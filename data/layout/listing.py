@@ -90,8 +90,8 @@ class Listing:
         except DataFault as error:
             self.faults += error.faults
 
-    def leave_out(self, names: Iterable[str], why: str) -> None:
-        """Note photos that are left out without a fault, if there are any.
+    def leave_out(self, names: Iterable[str], why: str, what: str = "photos") -> None:
+        """Note photos, or other things, that are left out without a fault, if there are any.
 
         Example:
             >>> listing = Listing(Path("data"))
@@ -100,7 +100,7 @@ class Listing:
             ['2 photos without an instance are left out: a.jpg, b.jpg']
         """
         if listed := list(names):
-            self.notes.append(f"{len(listed)} photos {why} are left out: {preview(listed)}")
+            self.notes.append(f"{len(listed)} {what} {why} are left out: {preview(listed)}")
 
     def assign(
         self, units: Collection[str], splits: str, lists: Mapping[str, Path] | None = None

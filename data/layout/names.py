@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-_IMAGE_NAME = re.compile(r"(.*[-_ ])?(images?|imgs?|photos?|shadowimages)")
+_IMAGE_NAME = re.compile(r"(.*[-_ ])?(images?|imgs?|im|photos?|shadowimages)")
 _MASK_NAME = re.compile(
-    r"(.*[-_ ])?(masks?|gts?|ground[-_ ]?truths?([-_ ]masks?)?|binary|pixelwisegt-new-png|shadowmasks)"
+    r"(.*[-_ ])?(masks?|gts?(_object)?|ground[-_ ]?truths?([-_ ]masks?)?|binary|pixelwisegt-new-png|shadowmasks)"
 )
 _INSTANCE_NAME = re.compile(r"(.*[-_ ])?inst(ances?)?([-_ ]?(gts?|masks?|maps?))?")
 _SPLIT_NAME = re.compile(
     r"(?<![a-z])(?:gt|imgs?|sbu)?(?:"
-    r"(?P<train>train(?:ing|set|val)?|sbutrain\w*|tr)|(?P<validation>val(?:idation|id|set)?)|(?P<test>test(?:ing|set)?|te)"
+    r"(?P<train>train(?:ing|set|val)?|sbutrain\w*|tr)|(?P<validation>val(?:idation|id|set)?|vd)|(?P<test>test(?:ing|set)?|te)"
     r")(?![a-z])"
 )
 

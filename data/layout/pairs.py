@@ -6,6 +6,7 @@ Readers detect the layout instead of knowing data sets by name. They accept thes
                                            GroundTruth, ground_truth_mask, …-Mask and the like
     train/{images,masks}, test/{…}         split folders, also DUTS-TR, TestSet, val, …
     images/train/…, masks/train/…          split folders inside
+    Images/Train/…, GT/…                   photos in split folders, their masks all in one (CAMO)
     Imgs/a.jpg + Imgs/a.png                photos and masks side by side (PASCAL-S)
     …/one folder/any of these              as archives unpack, also doubled inside (DUT-OMRON)
     train.txt, val.txt, test.txt           lists of names, one per line, beside any of these
@@ -204,6 +205,8 @@ def _read_names(listing: Listing, root: Path, place: Place) -> tuple[dict[str, P
         photos, truths = list_pictures(listing, root, images), list_pictures(listing, root, masks)
     if not photos.keys() & truths.keys():  # one side may have unpacked into an extra folder
         photos, truths = _without_common_folder(photos), _without_common_folder(truths)
+    if not photos.keys() & truths.keys():
+        truths = _in_splits(photos, truths)
     edges = {stem for stem in truths if stem.endswith("_edge") and stem not in photos}  # written by training scripts
     return photos, {stem: path for stem, path in truths.items() if stem not in edges}
 
@@ -258,3 +261,10 @@ def _by_stem(listing: Listing, folder: Path, paths: Iterable[Path]) -> dict[str,
 def _without_common_folder(found: dict[str, Path]) -> dict[str, Path]:
     common = os.path.commonpath([os.path.dirname(stem) for stem in found]) if found else ""
     return {os.path.relpath(stem, common) if common else stem: path for stem, path in found.items()}
+
+
+def _in_splits(photos: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, Path]:
+    """Give masks that lie in one folder the names of their photos, if those lie in folders of splits."""
+    parts = [PurePosixPath(stem) for stem in photos]
+    inside = {part.name: str(part) for part in parts if len(part.parts) == 2 and split_in_name(part.parts[0])}
+    return {inside.get(stem, stem): path for stem, path in truths.items()}

@@ -18,7 +18,7 @@ from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault, check_regular, check_same_size, read_all, read_image
 from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, link_fault, preview
 from maskgym.data.layout.names import image_folders, split_in_name, subfolders
-from maskgym.data.needs import SOURCES, Id, category_of, find_needs
+from maskgym.data.needs import ASKED, SOURCES, Id, category_of, find_needs
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
@@ -53,19 +53,19 @@ class Coco(Reader):
     Photos without a relevant instance are left out. ``phrases`` come from ``phrase`` or ``caption`` fields if
     every instance of the photo has one. Further arguments and attributes: see `Reader`.
 
-    With task ``need`` a sample is a photo and a need, and its masks are the annotations that the need means
-    (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
+    With task ``need`` or ``refer`` a sample is a photo and a need, and its masks are the annotations that the need
+    means (`maskgym.data.needs`), salient or not. Its key is the photo's, ``#`` and a number.
 
     Args:
-        task: ``sis``; or ``sod``: the same masks as one region; or ``need``.
+        task: ``sis``; or ``sod``: the same masks as one region; or ``need``, as one region; or ``refer``, as instances.
         annotations: JSON file under the root; None searches for ``annotations.json``, else files named after splits
             (as ``train/train.json`` or ``annotations/instances_val2017.json``), else any JSON in COCO's form.
         images: Folder of the photos under the root; None searches beside the JSON and under the root.
-        salient_only: Whether to leave out annotations with ``"salient": false``, unless the task is ``need``.
+        salient_only: Whether to leave out annotations with ``"salient": false``, unless the task asks for needs.
         crowds: Meaning of ``"iscrowd": 1``: ``void``, pixels that are not scored, as in COCO; or ``instances``, for
             programs that mark every run-length code so.
         splits: See `Reader`; the names of JSON files count as split folders.
-        needs: With task ``need``: ``own``: needs of the annotations; ``category``: in addition ``find a`` and the
+        needs: With these tasks: ``own``: needs of the annotations; ``category``: in addition ``find a`` and the
             category's name for annotations without needs.
 
     Attributes:
@@ -88,13 +88,15 @@ class Coco(Reader):
         strict: bool = True,
         needs: str = "own",
     ) -> None:
-        self.root = check_root("coco", root, task, ("sis", "sod", "need"), split)
+        self.root = check_root("coco", root, task, ("sis", "sod", *ASKED), split)
         if needs not in SOURCES:
             raise UserError(f"data.needs={needs}: expected one of {', '.join(SOURCES)}")
         if crowds not in CROWDS:
             raise UserError(f"data.crowds={crowds}: expected one of {', '.join(CROWDS)}")
-        needed = task == "need"
-        self.task, self.split = "sod" if needed else task, split
+        needed = task in ASKED
+        self.task, self.split = {"need": "sod", "refer": "sis"}.get(task, task), split
+        if task == "refer":
+            self.shown = task
         if images is not None and not (self.root / images).is_dir():
             raise UserError(f"data.images={images}: no such folder in {self.root}")
         listing = Listing(self.root, split, exclude)
@@ -145,7 +147,7 @@ class Coco(Reader):
 
 
 def read_sample(photo: Photo) -> Sample:
-    """Read a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), in their order, and its need.
+    """Read a photo, uint8 (H, W, 3), with its instances, bool (n, H, W), n from 0, in their order, and its need.
 
     Raises:
         DataFault: If the photo cannot be decoded or has another size than is stated, a segmentation cannot be read, or
@@ -156,7 +158,8 @@ def read_sample(photo: Photo) -> Sample:
     if photo.size is not None:
         check_same_size(photo.path, image, str(photo.source), photo.size)
     instances = read_all(partial(_read_instance, photo, annotation, shape) for annotation in photo.instances)
-    masks = np.ascontiguousarray(np.stack(instances))  # COCO's masks are in column order
+    # COCO's masks are in column order.
+    masks = np.ascontiguousarray(np.stack(instances)) if instances else np.zeros((0, *shape), bool)
     return Sample(
         key=photo.key,
         images=(image,),
@@ -355,8 +358,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_json(source: Path) -> Any:
+def read_json(source: Path, other: str | None = None) -> Any:
     """Read a JSON file.
+
+    Args:
+        source: The file, in UTF-8, UTF-16 or UTF-32.
+        other: Name of an encoding, for files that are in UTF-8 or in this one.
 
     Raises:
         DataFault: If it cannot be read, is not JSON, or holds half of a surrogate pair, which no file can hold.
@@ -364,7 +371,7 @@ def read_json(source: Path) -> Any:
     check_regular(source)
     try:
         content = source.read_bytes()
-        found = json.loads(content)
+        found = json.loads(content if other is None else _decoded(content, other))
         if _SURROGATE.search(content):
             json.dumps(found, ensure_ascii=False).encode()
     except OSError as error:
@@ -375,6 +382,14 @@ def read_json(source: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataFault(f"{source}: not JSON: {error}") from None
     return found
+
+
+def _decoded(content: bytes, other: str) -> str:
+    """Decode UTF-8, or else another encoding; raise a ValueError if it is in neither."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode(other)
 
 
 def read_coco(listing: Listing, source: Path) -> tuple[list[JsonObject], list[JsonObject], dict[Id, str]]:
@@ -454,7 +469,7 @@ def _read_void(photo: Photo, masks: np.ndarray) -> tuple[np.ndarray]:
 def _phrases(instances: Iterable[JsonObject]) -> tuple[tuple[str, ...]] | None:
     """List one phrase per instance; None unless every instance has a phrase."""
     phrases = [next((a[field] for field in PHRASE_FIELDS if a.get(field)), None) for a in instances]
-    return (tuple(map(str, phrases)),) if all(phrases) else None
+    return (tuple(map(str, phrases)),) if phrases and all(phrases) else None
 
 
 def _by_need(listing: Listing, photo: Photo, source: str) -> list[Photo]:

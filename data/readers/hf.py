@@ -44,8 +44,16 @@ Stored = (
     str | bytes | list | dict | None
 )  # a value of a row: a picture's bytes and path, a segmentation, or lists of them
 # Meaning of the masks by requested task.
-MEANT = {"sod": "sod", "need": "sod", "sis": "sis", "ranking": "sis", "ranking_need": "sis", "cosod": "cosod"}
-NEEDED = {"need": ("need",), "ranking": ("ranks",), "ranking_need": ("ranks", "need")}  # required columns by task
+MEANT = {
+    **{"sod": "sod", "need": "sod", "sis": "sis", "refer": "sis", "ranking": "sis", "ranking_need": "sis"},
+    **{"cosod": "cosod"},
+}
+NEEDED = {
+    "need": ("need",),
+    "refer": ("need",),
+    "ranking": ("ranks",),
+    "ranking_need": ("ranks", "need"),
+}  # required columns by task
 OPTIONAL = ("key", "phrases", "category", "need", "ranks", "void", "rationale")
 _VALIDATION = ("dev", "eval")  # besides the names accepted for folders
 _LOADING_ERRORS = (  # of the library, which trusts the files that describe a data set
@@ -86,8 +94,8 @@ class HuggingFace(Reader):
     Args:
         path: Folder that ``save_to_disk`` wrote, or an input of ``load_dataset``: a folder of parquet files or of
             pictures with metadata, a parquet file, or a name on the hub.
-        task: Meaning of the masks: ``sod``, ``sis``, ``cosod``; ``need`` (one region, and a column of needs);
-            ``ranking``, or ``ranking_need`` with needs (instances, and a column of ranks).
+        task: Meaning of the masks: ``sod``, ``sis``, ``cosod``; ``need`` (one region, and a column of needs); ``refer``
+            (the same, as instances); ``ranking``, or ``ranking_need`` with needs (instances, and a column of ranks).
         split: ``train``, ``validation``, ``test``, or ``all``.
         config: Configuration of a data set that has several.
         image: Column of the images, or of lists of them for ``cosod``.

@@ -1,4 +1,4 @@
-"""Reader of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as their authors publish them."""
+"""Reader of referring expressions: RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as their authors publish them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from maskgym.aliases import JsonObject
 from maskgym.data.layout.images import DataFault
 from maskgym.data.layout.listing import Listing, Reader, boundary, check_root, is_text, link_fault
 from maskgym.data.layout.names import find_home
-from maskgym.data.needs import Id
-from maskgym.data.readers.coco import Photo, doubled_ids, look_at_annotations, read_coco, read_sample
+from maskgym.data.needs import ASKED, Id, reads_no_target
+from maskgym.data.readers.coco import Photo, doubled_ids, look_at_annotations, read_coco, read_json, read_sample
 from maskgym.data.sample import Sample
 from maskgym.errors import UserError
 
-VERSIONS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # each with the splits that papers use
+VERSIONS = {  # each with the splits that papers use
+    **{"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "grefcoco": "unc"},
+}
+GENERALISED = "grefcoco"  # whose sentences mean any number of objects
+NO_OBJECT = [-1]  # ann_id of its sentences that mean nothing in their photo
 SPLITS_BY = ("unc", "umd", "google")
 _SPLITS = {"train": "train", "val": "validation", "test": "test", "testA": "test", "testB": "test"}
 _PHOTOS = ("images/mscoco/images/train2014", "mscoco/images/train2014", "images/train2014", "train2014")
-_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+_FIELDS = {"ref_id": int, "ann_id": (int, list), "image_id": int, "split": str, "sentences": list}
 _BEYOND_ASCII = re.compile(rb"\\x[89a-f]")
 _DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class RefCOCO(Reader):
-    """Sentences that each refer to one object of a COCO photo; one sentence per sample, as in most evaluations.
+    """Sentences that each refer to objects of a COCO photo; one sentence per sample, as in most evaluations.
 
-    The sentence is ``need``, and its object is the only mask. Photos lie in COCO's ``train2014`` and are named by
-    ``instances.json``; the name in an expression's record denotes a crop and is ignored. Further arguments and
-    attributes: see `Reader`.
+    The sentence is ``need``, and its object is the only mask. A sentence of gRefCOCO means one object, several, each a
+    mask, or none. Photos lie in COCO's ``train2014`` and are named by ``instances.json``; the name in an expression's
+    record denotes a crop and is ignored. Further arguments and attributes: see `Reader`.
 
     Files such as ``refs(unc).p`` are Python 2 pickles. Only lists, dictionaries, texts and numbers are read: a file
-    that requests anything else is refused before any of it is executed.
+    that requests anything else is refused before any of it is executed. gRefCOCO's ``grefs(unc).json`` is JSON; of its
+    objects, those that are crowds are left out, as its authors' loader does.
 
     Args:
-        root: Folder that holds ``refcoco``, ``refcoco+`` and ``refcocog``, or one of these.
-        task: ``need``.
-        version: ``refcoco``, ``refcoco+`` or ``refcocog``.
+        root: Folder that holds ``refcoco``, ``refcoco+``, ``refcocog`` and ``grefcoco``, or one of these.
+        task: ``need``: the objects are one region; ``refer``: they are instances.
+        version: ``refcoco``, ``refcoco+``, ``refcocog`` or ``grefcoco``.
         split_by: Author of the splits: ``unc``, ``umd`` or ``google``; None selects those that papers use: ``umd``
             for ``refcocog``, else ``unc``.
         partition: Part of the test split: ``testA`` (people), ``testB`` (other things) or ``both``.
@@ -49,9 +54,13 @@ class RefCOCO(Reader):
             in and beside the root.
         splits: See `Reader`; ``auto`` takes the split in each record, and hashes are of the photo's name.
         exclude: Photos to leave out, such as ``COCO_train2014_000000581857``.
+        no_target: Whether to read the sentences that mean nothing in their photo; None reads them with ``refer`` and
+            leaves them out with ``need``.
 
     Attributes:
-        keys: The key of each sample: the photo's name without suffix, ``#`` and the sentence's number.
+        keys: The key of each sample: the photo's name without suffix, ``#`` and the sentence's number; of gRefCOCO
+            ``#``, the expression's number, ``-`` and the sentence's.
+        notes: Sentences and crowds that are left out without a fault.
     """
 
     def __init__(
@@ -66,9 +75,12 @@ class RefCOCO(Reader):
         splits: str = "auto",
         exclude: Sequence[str | float] = (),
         strict: bool = True,
+        no_target: bool | None = None,
     ) -> None:
-        self.root = check_root("expressions", root, task, ("need",), split)
+        self.root = check_root("expressions", root, task, ASKED, split)
         self.task, self.split = "sod", split  # one region per image is read as ``sod``
+        if task == "refer":
+            self.shown, self.task = task, "sis"
         home, refs_path = _find_files(self.root, version, split_by)
         if partition not in ("both", "testA", "testB"):
             raise UserError(f"data.partition={partition}: expected testA, testB or both")
@@ -77,6 +89,11 @@ class RefCOCO(Reader):
         photos, owns = _list_sentences(listing, home / "instances.json", refs_path, folder) if folder else ([], [])
         if partition != "both":
             kept = [row for row, own in enumerate(owns) if _SPLITS[own] != "test" or own == partition]
+            photos, owns = [photos[row] for row in kept], [owns[row] for row in kept]
+        if not reads_no_target(task, no_target):
+            nothing = [photo.key for photo in photos if not photo.instances]
+            listing.leave_out(nothing, "that mean nothing in their photo (data.no_target=true reads them)", "sentences")
+            kept = [row for row, photo in enumerate(photos) if photo.instances]
             photos, owns = [photos[row] for row in kept], [owns[row] for row in kept]
         names = [photo.key.partition("#")[0] for photo in photos]
         by_name = {} if splits == "auto" else listing.assign(names, splits)
@@ -93,7 +110,7 @@ class RefCOCO(Reader):
         yield from look_at_annotations(self._photos[index], sample)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read the photo, uint8 (H, W, 3), the mask of the referred object, bool (1, H, W), and the sentence as need.
+        """Read the photo, uint8 (H, W, 3), the masks of the n referred objects, bool (n, H, W), and the need.
 
         Raises:
             DataFault: If the photo cannot be decoded or has another size than the JSON says, or the segmentation
@@ -120,7 +137,11 @@ def read_pickle(path: Path) -> Any:
 
 def read_list(path: Path, named: str) -> list[Any]:
     """Read a pickle that holds a list of plain values; arguments and errors are those of `read_pickle`."""
-    records = read_pickle(path)
+    return check_list(path, read_pickle(path), named)
+
+
+def check_list(path: Path, records: Any, named: str) -> list[Any]:
+    """Return the records of a file; raise a DataFault if they are no list, or none."""
     if not isinstance(records, list):
         raise DataFault(f"{path}: a {type(records).__name__}: expected a list of {named}")
     if not records:
@@ -155,9 +176,9 @@ def _find_files(root: Path, version: str, split_by: str | None) -> tuple[Path, P
         raise UserError(f"data.split_by={by}: expected one of {', '.join(SPLITS_BY)}")
     home = find_home(root, lambda folder: (folder / version).is_dir())
     folder = root if root.name == version or home is None else home / version
-    path = folder / f"refs({by}).p"
+    path = folder / (f"grefs({by}).json" if version == GENERALISED else f"refs({by}).p")
     if not path.is_file():
-        there = ", ".join(sorted(file.name for file in folder.glob("refs(*).p"))) or "none"
+        there = ", ".join(sorted(file.name for file in folder.glob("*refs(*).*"))) or "none"
         raise UserError(f"data.root={root}: no {version}/{path.name} (expressions in {folder}: {there})")
     return folder, path
 
@@ -185,51 +206,93 @@ def _find_photos(listing: Listing, images: str | None) -> Path | None:
 def _list_sentences(
     listing: Listing, instances: Path, expressions: Path, folder: Path
 ) -> tuple[list[Photo], list[str]]:
-    """List, for each sentence, the photo with its one annotation and the split in the sentence's record."""
+    """List, for each sentence, the photo with the annotations that it means and the split in the sentence's record."""
     content = list[JsonObject](), list[JsonObject](), dict[Id, str]()
     with listing.collecting():
         content = read_coco(listing, listing.inside(instances))
     records, annotations, categories = content
+    found = _Annotations(listing, instances, annotations)
     images = {record["id"]: record for record in records}
-    by_number = {annotation["id"]: annotation for annotation in annotations if isinstance(annotation.get("id"), int)}
-    doubles = doubled_ids(annotations)
     there = {path.name.casefold(): path.name for path in folder.iterdir()}
     paths: dict[int, Path | None] = {}
     photos: list[Photo] = []
     owns: list[str] = []
     for place, record in _read_expressions(listing, expressions) if records else ():
-        annotation, image = by_number.get(record["ann_id"]), images.get(record["image_id"])
-        if annotation is None or image is None or annotation["image_id"] != record["image_id"]:
-            named = f"annotation {record['ann_id']} of image {record['image_id']}"
-            listing.faults.append(f"{expressions}: [{place}] means {named}, which {instances} has not")
+        image, number = images.get(record["image_id"]), record["image_id"]
+        meant = found.meant(f"{expressions}: [{place}]", record, image)
+        if meant is None or image is None:
             continue
-        if record["ann_id"] in doubles:
-            number = f"annotation {record['ann_id']}"
-            listing.faults.append(f"{expressions}: [{place}] means {number}, of which {instances} has several")
-            continue
-        if record["image_id"] not in paths:
-            paths[record["image_id"]] = _find_photo(listing, folder, there, instances, image["file_name"])
-        if (path := paths[record["image_id"]]) is None:
+        if number not in paths:
+            paths[number] = _find_photo(listing, folder, there, instances, image["file_name"])
+        if (path := paths[number]) is None:
             continue
         size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
         for sentence in record["sentences"]:
-            key = f"{path.stem}#{sentence['sent_id']}"
-            photos.append(Photo(key, path, size, (annotation,), (), instances, categories, sentence["sent"]))
+            key = f"{path.stem}#{_number(record, sentence)}"
+            photos.append(Photo(key, path, size, meant, (), instances, categories, sentence["sent"]))
             owns.append(record["split"])
+    listing.leave_out(found.crowds, "among the objects of expressions", "crowds")
     return photos, owns
+
+
+class _Annotations:
+    """Annotations by their number.
+
+    Attributes:
+        crowds: Name of each crowd that an expression of gRefCOCO means.
+    """
+
+    def __init__(self, listing: Listing, source: Path, annotations: Sequence[JsonObject]) -> None:
+        self._listing, self._source = listing, source
+        self._by_number = {one["id"]: one for one in annotations if isinstance(one.get("id"), int)}
+        self._doubles = doubled_ids(annotations)
+        self.crowds: dict[str, None] = {}
+
+    def meant(self, where: str, record: JsonObject, image: JsonObject | None) -> tuple[JsonObject, ...] | None:
+        """Find the annotations that an expression means; None, with a fault, if one is not that of its image."""
+        faults, generalised = self._listing.faults, isinstance(record["ann_id"], list)
+        nothing = record["ann_id"] == NO_OBJECT
+        numbers = record["ann_id"] if generalised else [record["ann_id"]]
+        meant: list[JsonObject] = []
+        if image is None:
+            faults.append(f"{where} means image {record['image_id']}, which {self._source} has not")
+            return None
+        for number in dict.fromkeys(() if nothing else numbers):  # an object may be named twice
+            annotation = self._by_number.get(number)
+            if annotation is None or annotation["image_id"] != record["image_id"]:
+                named = f"annotation {number} of image {record['image_id']}"
+                faults.append(f"{where} means {named}, which {self._source} has not")
+                return None
+            if number in self._doubles:
+                faults.append(f"{where} means annotation {number}, of which {self._source} has several")
+                return None
+            if generalised and annotation.get("iscrowd"):
+                self.crowds[f"annotation {number}"] = None
+            else:
+                meant.append(annotation)
+        if not meant and not nothing:
+            faults.append(f"{where} means crowds only: {self._source}")
+            return None
+        return tuple(meant)
 
 
 def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonObject]]:
     """Yield the usable records with their positions; the others are faults."""
     faults, records = listing.faults, list[JsonObject]()
+    generalised = path.suffix == ".json"
     with listing.collecting():
-        records = read_list(listing.inside(path), "expressions")
-    seen: set[int] = set()
+        inside = listing.inside(path)
+        records = (
+            check_list(path, read_json(inside), "expressions") if generalised else read_list(inside, "expressions")
+        )
+    seen: set[int | str] = set()
     for place, record in enumerate(records):
         known = record if isinstance(record, dict) else {}
         missing = [field for field, kind in _FIELDS.items() if not isinstance(known.get(field), kind)]
         if not missing and not all(map(_is_sentence, known["sentences"])):
             missing = ["sentences"]
+        if not missing and not _names_objects(known["ann_id"], generalised):
+            missing = ["ann_id"]
         if missing:
             faults.append(f"{path}: [{place}] (ref_id {known.get('ref_id')}) has no usable {', '.join(missing)}")
         elif not _lists_all(known):
@@ -239,11 +302,25 @@ def _read_expressions(listing: Listing, path: Path) -> Iterator[tuple[int, JsonO
             )
         elif known["split"] not in _SPLITS:
             faults.append(f"{path}: [{place}] is in split '{known['split'][:80]}': expected {', '.join(_SPLITS)}")
-        elif again := seen.intersection(sentence["sent_id"] for sentence in known["sentences"]):
+        elif again := seen.intersection(_number(known, sentence) for sentence in known["sentences"]):
             faults.append(f"{path}: [{place}] has sentence {again.pop()}, which is another's too")
         else:
-            seen.update(sentence["sent_id"] for sentence in known["sentences"])
+            seen.update(_number(known, sentence) for sentence in known["sentences"])
             yield place, known
+
+
+def _names_objects(value: int | list, generalised: bool) -> bool:
+    """Check the ``ann_id`` of a record: a number, or in gRefCOCO a list of numbers, alone -1 for no object."""
+    if not generalised or not isinstance(value, list):
+        return isinstance(value, int) and not generalised
+    numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in value)
+    return bool(value) and numbers and (value == NO_OBJECT or -1 not in value)
+
+
+def _number(record: JsonObject, sentence: JsonObject) -> int | str:
+    """Return what numbers a sentence: gRefCOCO does not say that the numbers of its sentences differ."""
+    own = sentence["sent_id"]
+    return f"{record['ref_id']}-{own}" if isinstance(record["ann_id"], list) else own
 
 
 def _is_sentence(value: JsonObject) -> bool:

@@ -58,6 +58,8 @@ _TABLE = (
     Measure("ber_pooled", "pooled BER", -1),
     Measure("miou", "mIoU"),
     Measure("oiou", "oIoU"),
+    Measure("n_acc", "N-acc"),
+    Measure("t_acc", "T-acc"),
     Measure("instance_iou", "IoU of instances", needs="instances"),
     Measure("iasm", "IASM", needs="instances"),
     Measure("iasm_published", "IASM as published", needs="instances"),
@@ -150,7 +152,7 @@ PIXELS = (  # of any mask or map, so of baselines too
 )
 _PIXELS = ("reward", *PIXELS)
 _TEXT = (*_PIXELS, "format", "expressions", "characters")
-_REFERRING = ("miou", "oiou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
+_REFERRING = ("miou", "oiou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9", "n_acc", "t_acc")
 _CLICKS = (*_PIXELS, "repeated", "noc85", "noc90")
 _RANKS = ("reward", "steps", "found", "iou", "mae", "sor", "sor_mean", "sa_sor")
 _WITH_TERMS = ("sod", "sis", "cosod", "refer", "user_need")  # tasks whose evaluation reports the terms of the reward
@@ -167,7 +169,7 @@ def offered(config: Config) -> tuple[str, ...] | None:
     """List the measures that the evaluation of a run reports; None if only the evaluation itself knows them.
 
     These are the runs of plugins' tasks and rewards. SOR and SA-SOR are left out of ``results.json`` where no sample
-    has them.
+    has them, N-acc and T-acc where every sample has a target.
     """
     from maskgym import rewards
 

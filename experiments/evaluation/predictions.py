@@ -138,19 +138,23 @@ class Samples(ABC):
 
 
 class Needs(Samples):
-    """Maps of the target of a need or an expression, with measures of saliency and referring segmentation."""
+    """Maps of the target of a need or an expression, with measures of saliency and referring segmentation.
+
+    Void pixels are background in the map and in the mask, as in rewards.
+    """
 
     def measure(self, index: int) -> Row:
-        """Compute the measures of `measure_levels`, and the pixels of intersection and union."""
+        """Compute the measures of `measure_levels`, and the pixels of intersection, union and target."""
         sample = self.dataset[index]
-        row = measure_map(self.predictions[index], sample.union(), self.preset, weighted=False)
+        void = None if sample.void is None else sample.void[0]
+        row = measure_map(self.predictions[index], sample.union(), self.preset, weighted=False, void=void)
         missed, foreground, false, _ = row["confusion"]
-        return {"key": sample.key, **row, "areas": [foreground - missed, foreground + false]}
+        return {"key": sample.key, **row, "areas": [foreground - missed, foreground + false, foreground]}
 
     def summarise(self, rows: Sequence[Row]) -> Summary:
         """Compute `SaliencyScores` and `ReferringScores`."""
         scores, per_image = _saliency([{name: v for name, v in row.items() if name != "areas"} for row in rows])
-        referring = ReferringScores()
+        referring = ReferringScores(self.preset.empty)
         for row in rows:
             referring.add_areas(*row["areas"])
         return scores | referring.result(), per_image
@@ -273,13 +277,22 @@ class Ranks(Samples):
         return total.result(), per_image
 
 
-def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool) -> Row:
+def measure_map(path: Path, mask: np.ndarray, preset: Preset, weighted: bool, void: np.ndarray | None = None) -> Row:
     """Compute the measures of one map with `measure_levels`, as JSON types, and its ``notes``.
+
+    Args:
+        path: File of the map.
+        mask: Ground truth, bool (H, W).
+        preset: Evaluation protocol.
+        weighted: Whether to measure the weighted F.
+        void: Pixels that are background in both, bool (H, W), or None.
 
     Raises:
         DataFault: If the map cannot be read.
     """
     levels, notes = read_map(path, mask.shape)
+    if void is not None:
+        levels, mask = np.where(void, 0, levels).astype(np.uint8), mask & ~void
     target = PreparedMask.of(mask)
     measures = measure_levels(levels, target, preset.stretch, weighted)
     if preset.stretch_error != preset.stretch:

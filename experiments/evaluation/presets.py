@@ -19,18 +19,24 @@ class Preset:
         stretch_error: Whether a non-constant 8-bit map is min-max normalised before the MAE.
         measures: Default measures of a table, in order.
         note: Text below the table: thresholds, sizes, averages, and choices that the paper leaves open.
+        empty: IoU of an empty prediction where nothing is referred to, in the measures of referring segmentation.
     """
 
     stretch: bool
     stretch_error: bool
     measures: tuple[str, ...]
     note: str
+    empty: float = 1.0
 
 
 _COMMON = (
     "Masks are what is above level 128. A prediction of another size is resized to its mask, bilinearly; masks never. "
     "F has beta² 0.3; curves of E and F over 256 thresholds are averaged over images before their mean or maximum is "
     "taken; all else is the mean over images. "
+)
+_REFERRING = (
+    "Masks are what is above level 128, predictions what is above 127. A prediction of another size is resized to its "
+    "mask, bilinearly; masks never. Ignored pixels are not counted. mIoU is the gIoU of these papers, oIoU their cIoU. "
 )
 PRESETS = {
     "pysodmetrics": Preset(
@@ -66,6 +72,21 @@ PRESETS = {
         ("mae", "f_max", "e_mean", "s_measure"),
         _COMMON + "Predictions are min-max normalised. Which F and E the paper prints it does not say: here maximum F "
         "and mean E.",
+    ),
+    "grefcoco": Preset(
+        False,
+        False,
+        ("miou", "oiou", "n_acc", "t_acc"),
+        _REFERRING
+        + "An empty prediction where nothing is referred to has IoU 1, as in gRefCOCO and LISA, and an empty "
+        "mask is the answer that there is no target.",
+    ),
+    "seg_zero": Preset(
+        False,
+        False,
+        ("miou", "oiou"),
+        _REFERRING + "An empty prediction where nothing is referred to has IoU 0, as in Seg-Zero's calculate_iou.py.",
+        empty=0.0,
     ),
 }
 

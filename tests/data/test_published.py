@@ -13,6 +13,7 @@ from maskgym.data import make, names
 from maskgym.data.check import check, detect
 from maskgym.data.layout.images import DataFault
 from maskgym.data.published import PUBLISHED
+from maskgym.errors import UserError
 
 SBU, SBU_TRAIN = "SBU-shadow", "SBU-shadow/SBUTrain4KRecoveredSmall"
 # Of each set with one mask a photo: files of photos and masks as the official archives unpack, and the splits.
@@ -36,6 +37,21 @@ LAYOUTS = {
         ("test/image/2_512x640.jpg", "test/mask/2_512x640.png", "test"),
         ("test/image/1751_512x640.jpg", "test/mask/1751_512x640.png", None),
     ),
+    "cod10k": (
+        ("COD10K-v3/Train/Image/COD10K-CAM-1-a-1.jpg", "COD10K-v3/Train/GT_Object/COD10K-CAM-1-a-1.png", "train"),
+        ("COD10K-v3/Test/Image/COD10K-CAM-2-b-2.jpg", "COD10K-v3/Test/GT_Object/COD10K-CAM-2-b-2.png", "test"),
+        ("COD10K-v3/Test/Image/COD10K-NonCAM-5-3.jpg", "COD10K-v3/Test/GT_Object/COD10K-NonCAM-5-3.png", None),
+    ),
+    "camo": (
+        ("Images/Train/camourflage_00001.jpg", "GT/camourflage_00001.png", "train"),
+        ("Images/Test/camourflage_00012.jpg", "GT/camourflage_00012.png", "test"),
+    ),
+    "dis5k": (
+        ("DIS-TR/im/1#Accessories#1#Bag#1_o.jpg", "DIS-TR/gt/1#Accessories#1#Bag#1_o.png", "train"),
+        ("DIS-VD/im/2.jpg", "DIS-VD/gt/2.png", "validation"),
+        ("DIS-TE1/im/3.jpg", "DIS-TE1/gt/3.png", "test"),
+        ("DIS-TE4/im/3.jpg", "DIS-TE4/gt/3.png", "test"),
+    ),
     "coca": (("image/alarm clock/51499.jpg", "binary/alarm clock/51499.png", "test"),),
     "cosal2015": (("Image/aeroplane/aeroplane_001.jpg", "GroundTruth/aeroplane/aeroplane_001.png", "test"),),
     "cosod3k": (("Image/bear/ILSVRC2012_val_00000009.jpg", "GroundTruth/bear/ILSVRC2012_val_00000009.png", "test"),),
@@ -51,10 +67,13 @@ def lay_out(tmp_path, photo, mask):
     def write(name):
         for image, truth, _ in LAYOUTS[name]:
             photo(tmp_path / image)
-            mask(tmp_path / truth)
+            mask(tmp_path / truth, level=0 if "NonCAM" in truth else 255)
             for hidden in HIDDEN:
                 (tmp_path / image).with_name(hidden).write_bytes(b"hidden")
                 (tmp_path / truth).with_name(hidden).write_bytes(b"hidden")
+        for unused in ("GT_Edge", "GT_Instance"):  # of COD10K
+            if name == "cod10k":
+                mask(tmp_path / "COD10K-v3" / "Test" / unused / "COD10K-CAM-2-b-2.png", level=7)
         (tmp_path / "__MACOSX" / "masks").mkdir(parents=True)
         return tmp_path
 
@@ -74,10 +93,46 @@ def test_the_official_layout_is_read_whole(lay_out, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "category"), [("cuhk_blur", "blur"), ("sbu", "shadow"), ("msd", "glass"), ("ecssd", "salient object")]
+    ("name", "category"),
+    [
+        *(("cuhk_blur", "blur"), ("sbu", "shadow"), ("msd", "glass"), ("ecssd", "salient object")),
+        *(("cod10k", "camouflaged object"), ("camo", "camouflaged object"), ("dis5k", "salient object")),
+    ],
 )
 def test_what_the_masks_show(lay_out, name, category):
     assert make(name, root=lay_out(name), split="all")[0].category == category
+
+
+@pytest.mark.parametrize("task", ["need", "refer"])
+def test_sets_of_one_region_are_asked_for_by_what_they_show(lay_out, task):
+    dataset = make("camo", root=lay_out("camo"), split="all", task=task)
+    assert [sample.need for sample in (dataset[0], dataset[1])] == ["camouflaged object"] * 2
+    assert dataset.shown == task and dataset.keys == ("Test/camourflage_00012", "Train/camourflage_00001")
+
+
+def test_photos_without_a_camouflaged_object_are_no_target(lay_out, mask):
+    root = lay_out("cod10k")
+    for task, count in (("camouflage", 1), ("need", 1), ("refer", 2)):
+        dataset = make("cod10k", root=root, split="test", task=task)
+        assert len(dataset) == count
+    told = "1 photos without a camouflaged object are left out: COD10K-NonCAM-5-3.jpg"
+    assert told in make("cod10k", root=root, split="test", task="need").describe()
+    sample = dataset[1]
+    assert (sample.key, sample.need) == ("COD10K-v3/Test/COD10K-NonCAM-5-3".split("/", 1)[1], "camouflaged object")
+    assert sample.masks[0].shape == (0, 12, 16) and not dataset.notes
+    assert len(make("cod10k", root=root, split="test", task="need", no_target=True)) == 2
+    mask(root / "COD10K-v3/Test/GT_Object/COD10K-NonCAM-5-3.png")
+    with pytest.raises(DataFault, match=r"NonCAM-5-3.png: a mask that is not empty: names with 'COD10K-NonCAM' show"):
+        dataset[1]
+    with pytest.raises(UserError, match="data.shows=cats: expected one of sod, blur"):
+        make("cod10k", root=root, shows="cats")
+
+
+def test_a_photo_in_two_splits_has_no_mask_of_its_own(lay_out, photo):
+    root = lay_out("camo")
+    photo(root / "Images/Test/camourflage_00001.jpg")
+    with pytest.raises(DataFault, match=r"camourflage_00001.jpg: no mask of this name"):
+        make("camo", root=root)
 
 
 def test_what_is_known_to_be_wrong_is_left_out_and_noted(lay_out, mask, photo):
@@ -122,10 +177,14 @@ def test_counts_are_compared_with_the_authors(lay_out):
     assert report.ok and "split test has 1 photos without fault; its authors state 1,000" in report.notes
 
 
-@pytest.mark.parametrize(("name", "total"), [("refcoco", 142210), ("refcoco_plus", 141564)])
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("refcoco", 142210), ("refcoco_plus", 141564), ("refcocog", 95010), ("refcocog_google", 95010)],
+)
 def test_sentences_are_compared_with_the_authors_files(tmp_path, photo, name, total):
     assert sum(PUBLISHED[name].sentences.values()) == total
     version = PUBLISHED[name].folder[0]
+    by = {"refcocog": "umd", "refcocog_google": "google"}.get(name, "unc")
     photo(tmp_path / "train2014" / "a.jpg")
     (tmp_path / version).mkdir()
     annotation = {"id": 1, "image_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
@@ -133,7 +192,7 @@ def test_sentences_are_compared_with_the_authors_files(tmp_path, photo, name, to
     (tmp_path / version / "instances.json").write_text(json.dumps(content))
     sentences = [{"sent": "it", "sent_id": 5}]
     record = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": sentences}
-    (tmp_path / version / "refs(unc).p").write_bytes(pickle.dumps([record], protocol=0))
+    (tmp_path / version / f"refs({by}).p").write_bytes(pickle.dumps([record], protocol=0))
     stated = PUBLISHED[name].sentences["validation"]
     noted = f"split validation has 1 sentences; its authors' files have {stated:,}"
     assert noted in check(name, tmp_path).notes
@@ -181,6 +240,7 @@ def test_sets_of_json_take_their_reader(tmp_path, photo):
 
 def test_every_published_set_has_a_reader():
     assert {published.reader for published in PUBLISHED.values()} <= set(names())
+    tasks = {"sod", "sis", "cosod", "blur", "shadow", "glass", "camouflage", "semantic", "need", "refer", "ranking"}
     for name, published in PUBLISHED.items():
-        assert published.task in ("sod", "sis", "cosod", "blur", "shadow", "glass", "semantic", "need", "ranking"), name
+        assert published.task in tasks, name
         assert all(count > 0 for count in published.counts.values())

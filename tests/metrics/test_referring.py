@@ -54,3 +54,32 @@ def test_what_cannot_be_scored_is_told_and_not_counted():
         found.add(np.full((2, 10), np.nan), strip(1))
     with pytest.raises(ValueError, match="no expression was added"):
         found.result()
+
+
+def test_two_empty_masks_score_what_is_asked_for():
+    pairs = ((strip(0), strip(0)), (strip(5), strip(10)))
+    for empty, miou in ((1.0, 0.75), (0.0, 0.25)):  # (empty + 5/10) / 2
+        found = ReferringScores(empty)
+        for pair in pairs:
+            found.add(*pair)
+        assert (found.result()["miou"], found.result()["oiou"], found.result()["p@0.9"]) == (miou, 0.5, empty / 2)
+        alone = ReferringScores(empty)
+        alone.add(strip(0), strip(0))
+        assert alone.result()["oiou"] == empty
+    with pytest.raises(ValueError, match=r"empty=0\.5: expected 0 or 1"):
+        ReferringScores(0.5)
+
+
+def test_accuracy_without_and_with_a_target():
+    # No target: one right (TP), two wrong (FN). Target: two answered (TN), one of them beside it, one left empty (FP).
+    nothing = [(strip(0), strip(0)), (strip(1), strip(0)), (strip(20), strip(0))]
+    something = [(strip(3), strip(5)), (~strip(15), strip(5)), (strip(0), strip(5))]
+    found = scores(*nothing, *something)
+    assert (found["n_acc"], found["t_acc"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert found["miou"] == pytest.approx((1 + 0 + 0 + 3 / 5 + 0 + 0) / 6)
+    assert found["oiou"] == pytest.approx(3 / (0 + 1 + 20 + 5 + 10 + 5))
+    assert "n_acc" not in scores(*something) and "t_acc" not in scores(*something)
+    assert scores(*nothing)["n_acc"] == pytest.approx(1 / 3) and "t_acc" not in scores(*nothing)
+    assert scores((np.stack([pair[0] for pair in nothing]), np.stack([pair[1] for pair in nothing])))["n_acc"] == (
+        pytest.approx(1 / 3)
+    )

@@ -57,7 +57,9 @@ def test_what_the_masks_show(pairs, task, category):
 def test_a_class_needs_a_folder(pairs):
     with pytest.raises(DataFault, match=r"a.jpg: task=semantic: expected a folder named after its class"):
         Folder(pairs("a"), task="semantic", split="all")[0]
-    with pytest.raises(UserError, match="task=sis: data=folder reads sod, blur, shadow, glass, semantic"):
+    with pytest.raises(
+        UserError, match="task=sis: data=folder reads sod, blur, shadow, glass, camouflage, semantic, need, refer"
+    ):
         Folder(pairs("a"), task="sis")
 
 

@@ -115,7 +115,9 @@ def test_versions_and_whose_splits(refcoco, version, by):
 
 def test_versions_that_are_not_there(refcoco):
     root = refcoco()
-    with pytest.raises(UserError, match="data.version=refclef: expected one of refcoco, refcoco\\+, refcocog"):
+    with pytest.raises(
+        UserError, match="data.version=refclef: expected one of refcoco, refcoco\\+, refcocog, grefcoco"
+    ):
         RefCOCO(root, version="refclef")
     with pytest.raises(UserError, match="data.split_by=me: expected one of unc, umd, google"):
         RefCOCO(root, split_by="me")
@@ -123,7 +125,7 @@ def test_versions_that_are_not_there(refcoco):
         RefCOCO(root, split_by="google")
     with pytest.raises(UserError, match=r"no refcoco\+/refs\(unc\)\.p"):
         RefCOCO(root, version="refcoco+")
-    with pytest.raises(UserError, match="task=sod: data=expressions reads need"):
+    with pytest.raises(UserError, match="task=sod: data=expressions reads need, refer"):
         RefCOCO(root, task="sod")
 
 
@@ -373,3 +375,107 @@ def test_links_may_lead_to_other_folders_of_the_data_set_only(refcoco, tmp_path)
     instances.symlink_to(tmp_path.parent / "elsewhere.json")
     with pytest.raises(DataFault, match=r"instances.json: a link to .*elsewhere.json, outside of"):
         RefCOCO(root)
+
+
+# gRefCOCO: a list of annotations, [-1] for none; the numbers of sentences may be those of other expressions.
+GREFS = [
+    expression(1, "train", "both", annotation=[10, 11]),
+    expression(2, "train", "a cat", "the cat", annotation=[-1], category_id=[-1], no_target=True),
+    expression(3, "val", "left one", image=2, annotation=[20]),
+    expression(4, "testA", "nobody", image=3, annotation=[-1]),
+]
+
+
+@pytest.fixture
+def grefcoco(refcoco):
+    """Write gRefCOCO with these expressions; return its folder."""
+
+    def write(refs=GREFS, crowds=()):
+        root = refcoco(version="grefcoco", photos="images/train2014")
+        (root / "grefcoco" / "refs(unc).p").unlink()
+        (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(refs))
+        path = root / "grefcoco" / "instances.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = int(annotation["id"] in crowds)
+        path.write_text(json.dumps(content))
+        return root
+
+    return write
+
+
+def test_sentences_of_several_objects_and_of_none(grefcoco):
+    data = RefCOCO(grefcoco(), version="grefcoco", task="refer")
+    assert data.keys == tuple(f"{NAME.format(1)}#{number}" for number in ("1-100", "2-200", "2-201"))
+    assert (data.shown, data.task, data.notes) == ("refer", "sis", ())
+    both, cat, _ = data
+    assert [mask.sum() for mask in both.masks[0]] == [16, 24] and both.need == "both"
+    assert cat.masks[0].shape == (0, *SHAPE) and cat.masks[0].dtype == bool and cat.need == "a cat"
+    assert cat.phrases is None and cat.category is None and not cat.union().any()
+
+
+def test_sentences_of_no_object_are_left_out_of_needs_unless_asked_for(grefcoco):
+    root = grefcoco()
+    data = RefCOCO(root, version="grefcoco")
+    assert [sample.need for sample in data] == ["both"] and data[0].union().sum() == 40
+    (note,) = data.notes
+    assert note.startswith("3 sentences that mean nothing in their photo (data.no_target=true reads them) are left out")
+    assert note in data.describe()
+    assert len(RefCOCO(root, version="grefcoco", no_target=True)) == 3
+    assert len(RefCOCO(root, version="grefcoco", task="refer", no_target=False)) == 1
+    with pytest.raises(UserError, match="data.no_target=3: expected true, false or null"):
+        RefCOCO(root, version="grefcoco", no_target=3)
+
+
+def test_crowds_among_the_objects_are_left_out_and_told(grefcoco):
+    data = RefCOCO(grefcoco(crowds=[11]), version="grefcoco")
+    assert [mask.sum() for mask in data[0].masks[0]] == [16]
+    assert "1 crowds among the objects of expressions are left out: annotation 11" in data.notes
+    with pytest.raises(DataFault, match=r"grefs\(unc\)\.json: \[2\] means crowds only"):
+        RefCOCO(grefcoco(crowds=[20]), version="grefcoco")
+
+
+@pytest.mark.parametrize(
+    ("refs", "message"),
+    [
+        ({"a": 1}, "a dict: expected a list of expressions"),
+        ([], "an empty list: expected expressions"),
+        ([expression(1, "train", "a", annotation=10)], r"\[0\] \(ref_id 1\) has no usable ann_id"),
+        ([expression(1, "train", "a", annotation=[])], r"\[0\] \(ref_id 1\) has no usable ann_id"),
+        ([expression(1, "train", "a", annotation=[10, -1])], r"\[0\] \(ref_id 1\) has no usable ann_id"),
+        ([expression(1, "train", "a", annotation=[[10]])], r"\[0\] \(ref_id 1\) has no usable ann_id"),
+        ([expression(1, "train", "a", annotation=[True])], r"\[0\] \(ref_id 1\) has no usable ann_id"),
+        ([expression(1, "train", "a", annotation=[10, 20])], r"\[0\] means annotation 20 of image 1, which"),
+        ([expression(1, "train", "a", image=9, annotation=[-1])], r"\[0\] means image 9, which"),
+        ([GREFS[0], GREFS[0]], r"\[1\] has sentence 1-100, which is another's too"),
+    ],
+)
+def test_records_of_grefcoco_at_fault(grefcoco, refs, message):
+    with pytest.raises(DataFault, match=rf"grefs\(unc\)\.json: {message}") as told:
+        RefCOCO(grefcoco(refs), version="grefcoco")
+    assert len(told.value.faults) == 1
+
+
+def test_an_annotation_of_the_others_is_a_number(refcoco):
+    for annotation in ([10], -1):
+        root = refcoco([expression(1, "train", "a", annotation=annotation)])
+        with pytest.raises(DataFault, match=r"\[0\] .*ann_id|means annotation -1"):
+            RefCOCO(root)
+
+
+def test_grefcoco_is_told_by_its_files_and_checked(grefcoco):
+    from maskgym.data.check import check, detect
+
+    root = grefcoco()
+    assert detect(root) == "expressions" and detect(root / "grefcoco") == "grefcoco"
+    report = check("grefcoco", root)
+    assert report.ok and report.counts["train"] == {"samples": 3, "images": 3, "instances": 2}
+    assert "split train has 3 sentences; its authors' files have 209,344" in report.notes
+    assert "split train has 1 photos without fault; its authors state 16,994" in report.notes
+    with pytest.raises(UserError, match=r"no grefcoco/grefs\(google\)\.json \(expressions in .*: grefs\(unc\)\.json\)"):
+        RefCOCO(root, version="grefcoco", split_by="google")
+
+
+def test_expressions_are_instances_to_refer(refcoco):
+    data = RefCOCO(refcoco(), task="refer")
+    assert len(data) == 2 and data[0].masks[0].shape == (1, *SHAPE) and data.shown == "refer"

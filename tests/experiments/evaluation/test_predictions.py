@@ -174,6 +174,22 @@ def test_needs_have_the_measures_of_both_literatures(tmp_path, rng):
     assert [row["key"] for row in per_image] == [scenes[index].key for index in range(4)]
 
 
+def test_what_two_empty_masks_score_is_the_presets_and_void_is_not_scored(tmp_path):
+    image, void = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), bool)
+    void[:, 3] = True
+    mask = np.zeros((4, 4), bool)
+    mask[:2] = True  # 6 pixels outside of void
+    nothing = Sample("a", (image,), (np.zeros((0, 4, 4), bool),), need="a cat")
+    dataset = Given([nothing, Sample("b", (image,), (mask[None],), (void,), need="it")])
+    shown = np.zeros((4, 4), np.uint8)
+    shown[:1], shown[:, 3] = 255, 255  # 3 of the 6 pixels, and the void
+    files = [write(tmp_path / "a.png", np.zeros((4, 4), np.uint8)), write(tmp_path / "b.png", shown)]
+    for name, miou in (("grefcoco", 0.75), ("seg_zero", 0.25), ("pysodmetrics", 0.75)):  # (empty + 3/6) / 2
+        work = predictions.Needs(dataset, files, presets.find(name))
+        scores, _ = work.summarise([work.measure(index) for index in range(2)])
+        assert (scores["miou"], scores["oiou"], scores["n_acc"], scores["t_acc"]) == (miou, 0.5, 1, 1)
+
+
 def test_the_iou_of_a_class_is_pooled_and_void_is_left_out(tmp_path):
     def sample(key, category, columns, void=None):
         mask = np.zeros((4, 4), bool)
