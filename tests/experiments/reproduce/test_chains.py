@@ -205,8 +205,11 @@ def test_the_start_is_measured_on_a_run_that_does_nothing(monkeypatch):
         def __init__(self, threads, parts):
             asked.append(parts)
 
-        __enter__ = lambda self: self
-        __exit__ = lambda self, *error: None
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
 
     monkeypatch.setattr(grid_plan, "ForkServer", Server)
     monkeypatch.setattr(grid_plan, "call", lambda server, words: asked.append(words))
