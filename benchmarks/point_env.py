@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--processes", action="store_true", help="AsyncVectorEnv too")
     given = parser.parse_args()
     if given.rounds < 2:
-        parser.error(f"--rounds {given.rounds}: expected at least 2, because the first warms up")
+        raise SystemExit(f"error: --rounds {given.rounds}: expected at least 2, because the first warms up")
     keep_freed_memory()  # as a run does; all rows gain
     published = given.segmenter != "tiny"
     print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")
