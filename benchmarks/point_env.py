@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="the first warms up")
     parser.add_argument("--processes", action="store_true", help="AsyncVectorEnv too")
     given = parser.parse_args()
+    if given.rounds < 2:
+        raise SystemExit(f"error: --rounds {given.rounds}: expected at least 2, because the first warms up")
     keep_freed_memory()  # as a run does; all rows gain
     published = given.segmenter != "tiny"
     print(f"{given.segmenter}, {torch.get_num_threads()} threads, steps a second (time over the floor's)")

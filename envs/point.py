@@ -21,7 +21,7 @@ from maskgym.aliases import Infos, Observations
 from maskgym.data import Dataset, Sample
 from maskgym.envs.base import Outcome, SampleVectorEnv, ScalarEnv, limited, make_dataset
 from maskgym.envs.checks import check_sample
-from maskgym.envs.clicks.attention_maps import AttentionMaps
+from maskgym.envs.clicks.attention_maps import MAP_BYTES, AttentionMaps
 from maskgym.envs.clicks.episodes import EpisodeBatch, PointState
 from maskgym.envs.clicks.patches import patch_centres, random_prompts, stretch
 from maskgym.envs.clicks.settings import ClickSettings
@@ -30,7 +30,7 @@ from maskgym.errors import UserError
 from maskgym.rewards import AnyReward, Click, Transition
 from maskgym.segmenters.frozen import pixels_key
 from maskgym.segmenters.outputs import check_finite, check_probabilities
-from maskgym.segmenters.points.promptable import PromptableSegmenter
+from maskgym.segmenters.points.promptable import PADDING, PromptableSegmenter
 
 CATEGORY = "category"  # text that stands for the category of each sample
 
@@ -54,7 +54,8 @@ class PointPromptVectorEnv(SampleVectorEnv):
     Action Space:
         By ``label_source``: ``policy``: ``MultiDiscrete([g², 2])``, patch (row by row) and label (1 foreground);
         ``positive``: ``Discrete(g²)``, every click is foreground; ``srm``: ``Discrete(g²)``, ``recalibration`` labels
-        the click; ``oracle``: ``Discrete(g²)``, the ground truth labels it (training split only).
+        the click; ``oracle``: ``Discrete(g²)``, the ground truth labels it (training split only). Then a click on void,
+        which is neither foreground nor background, has the label -1 and is no prompt, but counts as a click.
 
     Reward:
         Value of ``reward``; the default is ``foreground_hit``, +1 for a click on the ground truth and -1 elsewhere
@@ -95,6 +96,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
             `maskgym.policies.clicks.recalibration.SemanticRecalibration`.
         attention: Name among `maskgym.segmenters.attention_names`, or an attention segmenter; required for a text.
         text: Text to attend to; ``"category"`` selects the category of each sample.
+        attention_cache_bytes: Bound in main memory for attention maps, bytes; 0 for none.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED.
         max_episode_steps: Limit that Gymnasium passes: the smaller of it and ``horizon`` holds.
@@ -129,6 +131,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         recalibration: torch.nn.Module | None = None,
         attention: str | segmenters.AttentionSegmenter | None = None,
         text: str | None = None,
+        attention_cache_bytes: int = MAP_BYTES,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
@@ -148,7 +151,7 @@ class PointPromptVectorEnv(SampleVectorEnv):
         if (text is None) != (attention is None):
             raise UserError(f"text={text!r}, attention={attention}: expected both or neither")
         attends = segmenters.make_attention(attention) if isinstance(attention, str) else attention
-        self._attention_maps = None if attends is None else AttentionMaps(attends)
+        self._attention_maps = None if attends is None else AttentionMaps(attends, attention_cache_bytes)
         made = segmenters.make(segmenter) if isinstance(segmenter, str) else segmenter
         if not isinstance(made, PromptableSegmenter):
             raise UserError(f"segmenter={segmenter}: takes no points: expected a promptable one, such as sam_tiny")
@@ -350,7 +353,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
             target = self._episodes.targets[i]
             x, y = centres[patch] / self.image_size * target.shape[::-1]
             if self.label_source == "oracle":
-                label = int(target[int(y), int(x)])
+                void = self._episodes.void[i]
+                on_void = void is not None and void[int(y), int(x)]
+                label = PADDING if on_void else int(target[int(y), int(x)])  # void is neither, as to the module
             elif probable is not None:
                 label = int(probable[i].flat[patch] > 0.5)
             clicks.append(Click(float(x), float(y), label, patch in self._episodes.patches[i]))
@@ -358,7 +363,11 @@ class PointPromptVectorEnv(SampleVectorEnv):
         return clicks
 
     def _decode(self, rows: np.ndarray) -> None:
-        """Decode the prompts of sub-environments into masks."""
+        """Decode the prompts of sub-environments into masks; one without any keeps its mask."""
+        rows = np.asarray(rows)
+        rows = rows[(self._episodes.labels[rows] != PADDING).any(axis=1)]
+        if not len(rows):
+            return
         logits = self.segmenter.decode(*self._episodes.decoder_inputs(rows), self.image_size)
         check_finite(logits, (len(rows), None, None), f"{self._segmenter_name}.decode")
         self._set_masks(rows, logits)

@@ -227,7 +227,7 @@ def clicks_picture(
     Args:
         sample: Sample of one image.
         episodes: By title the mask, bool (1, H, W); the points in order, float (k, 2), (x, y) in pixels of the image;
-            and the labels (k,), 1 foreground (green), 0 background (red).
+            and the labels (k,), 1 foreground (green), 0 background (red), -1 no prompt (grey).
         square: Whether panels are square, so that all pictures have one size.
 
     Returns:
@@ -246,6 +246,9 @@ def clicks_picture(
     return np.asarray(canvas)
 
 
+COLOURS = {1: "#009e73", 0: "#d55e00", -1: "#777777"}  # of a click, by its label
+
+
 def _clicks_panel(
     image: np.ndarray,
     mask: np.ndarray,
@@ -260,6 +263,6 @@ def _clicks_panel(
     left, top = max(0.0, panel.width - width * scale) / 2, max(0.0, panel.height - height * scale) / 2
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(11)
     for number, ((x, y), label) in enumerate(zip(points * scale + (left, top), labels, strict=True), start=1):
-        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill="#009e73" if label else "#d55e00", outline="white")
+        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=COLOURS[int(label)], outline="white")
         draw.text((x, y), str(number), "white", font, anchor="mm")
     return panel

@@ -17,7 +17,7 @@ class Click:
     Attributes:
         x: Column in pixels of the sample's image.
         y: Row in pixels of the sample's image.
-        label: 1 foreground, 0 background.
+        label: 1 foreground, 0 background, -1 neither: on void, by an oracle; it is no prompt.
         repeated: Whether the same patch was clicked before in the episode.
     """
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -89,8 +90,7 @@ def stages(given: Namespace) -> list[Stage]:
         UserError: If a checkpoint or a data set is missing.
     """
     wanted = rows(given)
-    tasks = dict.fromkeys(row.agent.name.partition("-")[0] for row in wanted)
-    checks = [check_of(given.data, DATA[task]) for task in tasks]
+    checks = [check_of(given.data, name) for name in _sets(wanted)]
     return [*checks, *grid.stages(PAPER, wanted, given.data, given.out)]
 
 
@@ -104,8 +104,13 @@ def plan(given: Namespace) -> str:
         update = config["env"]["num_envs"] * clicks * decode
         rates = grid_plan.computed(given.gpu, update, encode + clicks * decode, encode)
     else:
-        rates = grid_plan.measured(asked[0].agent.settings)
-    return grid_plan.table(given, PAPER, asked, rates)
+        rates = grid_plan.measured(asked[0].agent.settings, ("algo.updates=0",), PARTS)
+    return grid_plan.table(given, PAPER, asked, rates, len(_sets(asked)))
+
+
+def _sets(wanted: Sequence[Row]) -> list[str]:
+    """List the data sets of rows by name."""
+    return [DATA[task] for task in dict.fromkeys(row.agent.name.partition("-")[0] for row in wanted)]
 
 
 def _encode(sam: Sam) -> None:

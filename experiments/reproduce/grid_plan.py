@@ -1,21 +1,22 @@
 """Estimate the hours of the stages of `maskgym.experiments.reproduce.grid`, before anything runs.
 
-A run takes its updates times a rate, an evaluation its samples, a baseline its training images and samples. Rates are
-measured on this machine with the given checkpoints and data, or computed for a GPU: operations counted on the networks
-of the published sizes, divided by a stated share of the peak of its data sheet. Computed hours are a lower bound: they
-have no time for Python, for reading photos or for launching kernels.
+A run takes its updates times a rate, an evaluation its samples, a baseline its training images and samples, and each of
+them the start of its command. The libraries are imported once. Rates are measured on this machine with the given
+checkpoints and data, or computed for a GPU: operations counted on the networks of the published sizes, divided by a
+stated share of the peak of its data sheet. Computed hours are a lower bound: they have no time for Python, for reading
+photos or for launching kernels.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +29,8 @@ from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import paper_tables
 from maskgym.experiments.evaluation.evaluation import evaluate
+from maskgym.experiments.grids.processes import ForkServer
+from maskgym.experiments.grids.runner import COMMON, call
 from maskgym.experiments.reproduce.grid import Row
 from maskgym.experiments.reproduce.step_time import DEVICES, SEGMENTER_COMPUTE
 from maskgym.experiments.wiring import build, composition
@@ -38,6 +41,7 @@ from maskgym.segmenters.weights import Network
 LONG_S = 36_000  # of all stages: a longer plan is in hours
 START_S = 30.0  # of a command on a GPU machine: imports and reading the weights
 UPDATES = 3  # that are measured; the first warms up
+IMPORTS = "imports, once for all stages"
 NEEDS = 69_239  # samples of UserSOD by its paper, where there is no folder of it
 TUNING = 4  # of a baseline's step, in encodings: forward, recomputed, and twice that backward
 
@@ -48,11 +52,12 @@ class Rates:
 
     Attributes:
         source: What the rates are of, for the reader.
-        start: Seconds until a command begins its work.
+        start: Seconds of a command that builds the parts of a run and does nothing with them.
         update: Seconds per update.
         score: Seconds per held-out sample.
         encode: Seconds per image of a baseline, whose prediction is one encoding and whose training `TUNING` of them.
         gib: Largest memory, in GiB; None where it was not measured.
+        imports: Seconds to import the libraries, once for all stages; 0 where ``start`` has them.
     """
 
     source: str
@@ -61,6 +66,7 @@ class Rates:
     score: float
     encode: float
     gib: float | None = None
+    imports: float = 0.0
 
 
 def computed(gpu: str, update: float, score: float, encode: float) -> Rates:
@@ -75,16 +81,21 @@ def computed(gpu: str, update: float, score: float, encode: float) -> Rates:
     return Rates(f"{gpu.upper()}, computed from its data sheet", START_S, update / rate, score / rate, encode / rate)
 
 
-def measured(arguments: Sequence[str]) -> Rates:
-    """Measure the rates of a run with these arguments on this machine."""
-    begun = time.monotonic()
+def measured(arguments: Sequence[str], untrained: Sequence[str], modules: Sequence[str]) -> Rates:
+    """Measure the rates of a run on this machine.
+
+    Args:
+        arguments: Arguments of the run.
+        untrained: Further arguments, with which it trains nothing.
+        modules: Modules that the stages import, and entries of registries, beside those of every run.
+    """
+    imports, start = _starts((*arguments, *untrained), modules)
     config = composition.compose(arguments)
     parts = build.make_parts(config)
     ((task, env),) = build.make_train_envs(config, parts).items()
     held_out = build.make_held_out_env(config, task, parts)
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         agent = build.make_agent(config, Path(folder), env, parts)
-        start = time.monotonic() - begun
         ends: list[float] = []
         agent.train([env], UPDATES, lambda step, values: ends.append(time.monotonic()))
         update = (ends[-1] - ends[0]) / (len(ends) - 1)
@@ -92,7 +103,20 @@ def measured(arguments: Sequence[str]) -> Rates:
     begun = time.monotonic()
     evaluate(agent, held_out, range(count))
     score = (time.monotonic() - begun) / count
-    return Rates("this machine, measured", start, update, score, score, peak_mib() / 1024)
+    return Rates("this machine, measured", start, update, score, score, peak_mib() / 1024, imports)
+
+
+def _starts(arguments: Sequence[str], modules: Sequence[str]) -> tuple[float, float]:
+    """Measure the seconds to import the libraries, and those of a run that neither trains nor evaluates.
+
+    Both commands run as the stages do: forked from a process that has imported what they need.
+    """
+    with TemporaryDirectory() as folder, ForkServer(os.cpu_count() or 1, (*COMMON, *modules)) as server:
+        begun = time.monotonic()
+        call(server, ("doctor", "--help"))  # the first command waits for the imports
+        imported = time.monotonic()
+        call(server, ("run", *arguments, "evaluation.samples=0", f"out={folder}/run"))
+        return imported - begun, time.monotonic() - imported
 
 
 def operations(build_network: Callable[[], Network], run: Callable[[Network], object]) -> int:
@@ -123,21 +147,25 @@ def updates_of(config: Config, samples: int) -> int:
     return int(algo["updates"])
 
 
-def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> str:
+def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates, checks: int) -> str:
     """Write the plan as text: a line per stage and the sum.
+
+    The checks of the data share a line and count their starts alone; reading the photos is not counted.
 
     Args:
         given: Arguments of the command.
         paper: Name of the paper's file in ``papers/``.
         rows: Rows whose stages are planned.
         rates: Seconds of the units of work.
+        checks: Number of data sets that are checked first.
 
     Raises:
         UserError: If several GPUs are asked for.
     """
     if given.gpus > 1:
         raise UserError(f"--gpus {given.gpus}: {paper} trains on one GPU")
-    found: dict[str, tuple[int, int, float]] = {}
+    found = {IMPORTS: (0, 0, rates.imports)} if rates.imports else {}
+    found[f"data, {checks} checks"] = 0, 0, checks * rates.start
     unknown: dict[str, None] = {}
     for row in rows:
         tests = {name: count(given.data, name, "test") for name in _datasets(paper, row)}
@@ -158,13 +186,14 @@ def table(given: Namespace, paper: str, rows: Sequence[Row], rates: Rates) -> st
         found.setdefault(row.place, (held_out, 0, rates.start + held_out * rates.score))
     total = sum(seconds for *_, seconds in found.values())
     unit, length = ("hours", 3600) if total > LONG_S else ("minutes", 60)
-    lines = [f"rates: {rates.source}", f"{'stage':<44}{'samples':>9}{'updates':>9}{unit:>9}"]
+    told = f"each stage has {rates.start:.1f} s to start its command, a check of data nothing else"
+    lines = [f"rates: {rates.source}", told, f"{'stage':<44}{'samples':>9}{'updates':>9}{unit:>9}"]
     lines += [f"{stage:<44}{n:>9,}{updates:>9,}{s / length:>9.1f}" for stage, (n, updates, s) in found.items()]
     lines.append(f"{'together':<62}{total / length:>9.1f}")
     if unknown:
         lines.append(f"without {', '.join(unknown)}, whose number of test samples is not known before it is there")
-    told = "not computed" if rates.gib is None else f"{rates.gib:.1f} GiB of this machine's {_room():.0f}"
-    return "\n".join([*lines, f"memory of the largest stage: {told}"])
+    memory = "not computed" if rates.gib is None else f"{rates.gib:.1f} GiB of this machine's {_room():.0f}"
+    return "\n".join([*lines, f"memory of the largest stage: {memory}"])
 
 
 def _fitted(baseline: str, smoke: bool) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -93,8 +94,7 @@ def stages(given: Namespace) -> list[Stage]:
         UserError: If a checkpoint or a data set is missing.
     """
     wanted = rows(given)
-    names = [name for row in wanted for name in paper_tables.published(f"{PAPER}/{row.table}").datasets]
-    checks = [check_of(given.data, name) for name in dict.fromkeys((PAPER, *names))]
+    checks = [check_of(given.data, name) for name in _sets(wanted)]
     return [*checks, *grid.stages(PAPER, wanted, given.data, given.out)]
 
 
@@ -109,8 +109,14 @@ def plan(given: Namespace) -> str:
         )
         rates = grid_plan.computed(given.gpu, config["algo"]["batch_size"] * PASSES * image, image, 0)
     else:
-        rates = grid_plan.measured(asked[0].agent.settings)
-    return grid_plan.table(given, PAPER, asked, rates)
+        rates = grid_plan.measured(asked[0].agent.settings, UNTRAINED, PARTS)
+    return grid_plan.table(given, PAPER, asked, rates, len(_sets(asked)))
+
+
+def _sets(wanted: Sequence[Row]) -> list[str]:
+    """List the data sets of rows by name, that of training first."""
+    names = [name for row in wanted for name in paper_tables.published(f"{PAPER}/{row.table}").datasets]
+    return list(dict.fromkeys((PAPER, *names)))
 
 
 def report(given: Namespace) -> None:

@@ -609,7 +609,7 @@ def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) 
         task: The only task to make the environment of; None for all tasks, or those that have a set in the changes.
 
     Raises:
-        UserError: If the folder holds no finished run, or a change is invalid.
+        UserError: If the folder holds no finished run, a change is invalid, or its policy does not fit the weights.
     """
     own = composition.load(folder / run_folder.CONFIG)
     if not (folder / run_folder.RESULTS).exists():
@@ -621,7 +621,14 @@ def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) 
     envs = {each: make_held_out_env(config, each, parts) for each in wanted}
     first = next(iter(envs.values()))
     agent = make_agent(config | {"algo": own["algo"]}, folder, first, parts)
-    agent.load(folder / run_folder.POLICY)
+    try:
+        agent.load(folder / run_folder.POLICY)
+    except UserError as error:
+        if config["policy"] == own["policy"]:
+            raise
+        told = " ".join(change for change in changes if change.lstrip("+").startswith("policy"))
+        own_keys = f"see its {run_folder.CONFIG}: expected a key that leaves their shapes, or a new run"
+        raise UserError(f"{told}: does not fit the weights of {folder}, {own_keys}") from error
     if config["algo"] != own["algo"]:
         check(config)
         agent = make_agent(config, folder, first, parts)

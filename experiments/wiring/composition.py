@@ -66,6 +66,8 @@ SEVERAL = (
 OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
+# Groups whose keys an evaluation may change by the names that the run's own part has.
+OWN = ("data", "policy", "reward", "segmenter")
 # Keys that a run reads from its stored config, whatever the option.
 NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("split", "samples", "every", "pictures")))
 # Keys whose null stands for no text.
@@ -184,7 +186,7 @@ def parse(argument: str) -> Override:
 
 
 def change(config: Config, arguments: Sequence[str]) -> Config:
-    """Replace values in the config of a run.
+    """Replace values in the config of a run; a key is one of the run's own parts unless an argument names another.
 
     Raises:
         UserError: As `compose`, or if an argument changes the environment.
@@ -194,7 +196,9 @@ def change(config: Config, arguments: Sequence[str]) -> Config:
         raise UserError(f"{EXPERIMENT}: is for a new run")
     if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
         raise UserError(f"env={name}: the environment of a run cannot be another one")
-    asked, changed = compose([f"env={name}", *arguments]), deepcopy(config)
+    named = {argument.partition("=")[0] for argument in arguments}
+    own = [f"{group}={config[group]['name']}" for group in OWN if group not in named]
+    asked, changed = compose([f"env={name}", *own, *arguments]), deepcopy(config)
     for override in map(parse, arguments):
         *path, last = override.key_or_group.split(".")
         look_up(changed, path)[last] = look_up(asked, [*path, last])

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from maskgym import data, segmenters
+from maskgym.envs.clicks.attention_maps import AttentionMaps
 from maskgym.envs.clicks.patches import stretch
 from maskgym.envs.point import PointPromptEnv, PointPromptVectorEnv
 from maskgym.errors import UserError
@@ -152,6 +153,48 @@ def test_first_prompts_are_never_on_void(sam):
     nothing = OneSample(replace(sample, void=(np.ones((20, 30), bool),)))
     with pytest.raises(UserError, match="sample 'a': is all void: expected a pixel to prompt at"):
         PointPromptVectorEnv(1, nothing, **settings).reset(seed=0)
+
+
+def test_an_oracle_makes_no_prompt_of_a_click_on_void(sam):
+    """Four patches: foreground, void, void that the mask covers, background."""
+    mask, void = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    mask[:20, :20] = mask[20:, :20] = True
+    void[:20, 20:] = void[20:, :20] = True
+    sample = data.Sample("a", (np.zeros((40, 40, 3), np.uint8),), (mask[None],), void=(void,))
+    settings = {"segmenter": sam, "label_source": "oracle", "image_size": 40, "patch_size": 20, "horizon": 4}
+    env = PointPromptVectorEnv(1, OneSample(sample), autoreset_mode="Disabled", **settings)
+    env.reset(seed=0)
+    masks = []
+    for patch, label in ((1, -1), (0, 1), (2, -1), (3, 0)):
+        _, _, _, truncated, info = env.step(np.array([patch]))
+        assert info["label"][0] == label
+        masks.append(info["masks"][0][0])
+    assert truncated[0] and env.get_state()[0].labels.tolist() == [-1, 1, -1, 0]
+    assert (masks[2] == masks[1]).all() and not (masks[3] == masks[1]).all()
+
+
+def test_attention_maps_are_kept_within_their_bound():
+    asked = []
+
+    class Attends:
+        def attend(self, images, texts, size):
+            asked.extend(texts)
+            return np.full((len(images), *size), 0.25, np.float32)
+
+    image, size = np.zeros((8, 8, 3), np.uint8), (4, 4)  # 64 bytes per map
+    for most, again in ((64 * 100, []), (0, ["0", "1", "2"])):
+        maps = AttentionMaps(Attends(), most)
+        for _ in range(2):
+            asked.clear()
+            found = maps([0, 1, 2, 1], [image] * 4, ["0", "1", "2", "1"], size)
+            assert found.shape == (4, 4, 4) and (found == 0.25).all()
+        assert asked == again and maps.kept.bytes <= most
+    maps = AttentionMaps(Attends(), 64 * 20)
+    for index in range(100):
+        maps([index], [image], [str(index)], size)
+    assert 0 < maps.kept.bytes <= 64 * 20
+    with pytest.raises(UserError, match="expected at least 0"):
+        AttentionMaps(Attends(), -1)
 
 
 def test_clicks_earn_by_the_truth_and_repeats_are_shown(sam):

@@ -176,6 +176,12 @@ def trained(tmp_path_factory):
     return make
 
 
+def test_a_key_that_reshapes_the_policy_is_refused_in_one_line(evaluate, trained):
+    folder = trained("grid", "env=point_prompt", "algo=ppo", "train_samples=2", "env.num_envs=2")
+    status, _, error = evaluate(folder, "policy.layers=1")
+    assert status == 2 and f"policy.layers=1: does not fit the weights of {folder}, see its config.yaml" in error
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "measure"),
     [

@@ -183,6 +183,44 @@ def test_a_plan_counts_epochs_and_what_a_folder_holds():
     assert grid_plan.count(None, "duts", "test") == 5019 and grid_plan.count(None, "voc2012", "test") == 1449
 
 
+def test_a_plan_counts_the_start_of_each_command_and_the_imports_once():
+    given = Namespace(data=None, models=None, out=Path("out"), settings=[], smoke=False, gpus=1, sam="vit_h", task=None)
+    given.table = "5"  # one agent of 50 updates, and five evaluations of VOC's 1,449 test photos
+    rates = grid_plan.Rates("here", start=2.0, update=3.0, score=5.0, encode=7.0, imports=11.0)
+    printed = grid_plan.table(given, "alignsam", alignsam.rows(given), rates, checks=4)
+    seconds = {"imports": 11, "checks": 4 * 2, "training": 2 + 50 * 3, "evaluations": 5 * (2 + 1449 * 5)}
+    assert sum(seconds.values()) > grid_plan.LONG_S  # and so it is in hours
+    assert printed.splitlines()[-2].split() == ["together", f"{sum(seconds.values()) / 3600:.1f}"]
+    assert "each stage has 2.0 s to start its command" in printed and "imports, once" in printed
+    rates = grid_plan.Rates("here", start=60.0, update=0.0, score=0.0, encode=0.0)
+    printed = grid_plan.table(given, "alignsam", alignsam.rows(given), rates, checks=4)
+    assert printed.splitlines()[-2].split() == ["together", "10.0"]  # minutes of ten commands: the starts alone
+    assert "imports" not in printed
+
+
+def test_the_start_is_measured_on_a_run_that_does_nothing(monkeypatch):
+    asked = []
+
+    class Server:
+        def __init__(self, threads, parts):
+            asked.append(parts)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr(grid_plan, "ForkServer", Server)
+    monkeypatch.setattr(grid_plan, "call", lambda server, words: asked.append(words))
+    ticks = iter((100.0, 107.0, 110.0))
+    monkeypatch.setattr(grid_plan.time, "monotonic", lambda: next(ticks))
+    assert grid_plan._starts(("env=sod", "algo.updates=0"), ("part",)) == (7.0, 3.0)
+    parts, first, run_of_nothing = asked
+    assert parts[-1] == "part" and first[0] == "doctor"
+    assert run_of_nothing[:4] == ("run", "env=sod", "algo.updates=0", "evaluation.samples=0")
+
+
 @pytest.mark.e2e(seconds=120)
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys, finish_after_a_kill, paper):

@@ -269,6 +269,15 @@ def test_the_task_of_a_published_data_set_stands(arguments, task):
     assert composition.compose(arguments)["env"]["task"] == task
 
 
+def test_an_evaluation_changes_keys_of_the_runs_own_parts():
+    """The environment's default policy, which has other keys, is not the run's."""
+    config = composition.compose(["env=user_need", "algo=usersal", "data=hf"])
+    changed = composition.change(config, ["policy.skip_empty_need=false"])
+    assert changed["policy"] == {**config["policy"], "skip_empty_need": False} != config["policy"]
+    with pytest.raises(UserError, match=r"unknown key 'policy\.x': policy=usersal has "):
+        composition.change(config, ["policy.x=1"])
+
+
 def test_a_run_that_is_scored_on_a_published_data_set_takes_its_task():
     config = composition.compose(["env=point_prompt"])
     assert composition.change(config, ["data=sbu", "data.root=x"])["env"]["task"] == "shadow"
