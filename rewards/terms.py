@@ -227,7 +227,7 @@ def _without(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def kept_rows(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Find the masks of (n, H, W) that void does not empty, bool (n,)."""
-    return masks[:, ~void].any(axis=1) | ~masks.any(axis=(1, 2))
+    return np.asarray(masks[:, ~void].any(axis=1) | ~masks.any(axis=(1, 2)))
 
 
 @dataclass(frozen=True)

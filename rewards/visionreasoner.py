@@ -172,5 +172,5 @@ def _hits(found: np.ndarray, truths: np.ndarray) -> np.ndarray:
         overlap = common / (area + truth - common) > IOU
     near = np.abs(one[..., :4] - other[..., :4]).mean(axis=2) < SIDES
     points = np.sqrt(((one[..., 4:] - other[..., 4:]) ** 2).sum(axis=2)) < DISTANCE
-    own = ((found[:, 4:] >= found[:, :2]) & (found[:, 4:] <= found[:, 2:4])).all(axis=1)
-    return overlap.astype(np.float64) + near + (points & own[:, None])
+    own = np.all((found[:, 4:] >= found[:, :2]) & (found[:, 4:] <= found[:, 2:4]), axis=1, keepdims=True)
+    return overlap.astype(np.float64) + near + (points & own)
