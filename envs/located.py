@@ -16,7 +16,7 @@ _DECIMALS = {"pixels": 0, "thousandths": 0, "shares": 3}
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an image lies in its observation, and what numbers name its places.
+    """Place of an image in its observation, and the numbers that name places in it.
 
     A place (x, y) is continuous: pixel (0, 0) covers 0 to 1 on both axes, and a box ends where its last pixel ends.
 

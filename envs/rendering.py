@@ -86,18 +86,18 @@ def frame(
     Returns:
         uint8 (height, width, 3).
     """
-    columns: dict[str, Sequence[np.ndarray | None] | None] = {"image": [None] * len(sample.images)}
-    columns |= {"ground truth": sample.masks, **predictions}
-    width = len(columns) * (PANEL + GAP) + GAP
+    columns: dict[str, Sequence[np.ndarray] | None] = {"ground truth": sample.masks, **predictions}
+    titles = ("image", *columns)
+    width = len(titles) * (PANEL + GAP) + GAP
     canvas = Image.new("RGB", (width, TITLE + rows * (PANEL + GAP) + lines * LINE + GAP), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for column, (title, masks) in enumerate(columns.items()):
-        left = GAP + column * (PANEL + GAP)
+    for column, title in enumerate(titles):
+        left, masks = GAP + column * (PANEL + GAP), columns.get(title)
         draw.text((left, 2), title, "black", font)
         for row in range(rows):
             panel = Image.new("RGB", (PANEL, PANEL), BLANK)
-            if row < len(sample.images) and masks is not None:
-                panel = _square(_drawn(sample.images[row], title, None if title == "image" else masks, row, prompts))
+            if row < len(sample.images) and (masks is not None or title == "image"):
+                panel = _square(_drawn(sample.images[row], title, masks, row, prompts))
             canvas.paste(panel, (left, TITLE + row * (PANEL + GAP)))
     for number, line in enumerate(_cut(text or "", width // 7, lines)):
         draw.text((GAP, TITLE + rows * (PANEL + GAP) + number * LINE), line, "black", font)

@@ -318,7 +318,7 @@ def _names_objects(value: int | list, generalised: bool) -> bool:
 
 
 def _number(record: JsonObject, sentence: JsonObject) -> int | str:
-    """Return what numbers a sentence: gRefCOCO does not say that the numbers of its sentences differ."""
+    """Number a sentence: gRefCOCO does not say that the numbers of its sentences differ."""
     own = sentence["sent_id"]
     return f"{record['ref_id']}-{own}" if isinstance(record["ann_id"], list) else own
 

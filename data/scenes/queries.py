@@ -153,7 +153,7 @@ def _seen(item: SceneObject) -> str:
 def _entry(item: SceneObject, mask: np.ndarray, rng: np.random.Generator, loose: bool) -> dict[str, object]:
     """Describe one object; a loose box is larger on each side, within the picture."""
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+    box: np.ndarray = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
     if loose:
         more = rng.uniform(*LOOSENESS, size=4) * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
         box = np.clip(box + more, 0, mask.shape[0]).round()

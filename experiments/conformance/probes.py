@@ -42,7 +42,7 @@ KINDS = {
     "sod": Kind("maskgym/SOD-v0", "text", "sod", {"image_size": SIDE}),
     "sis": Kind("maskgym/SIS-v0", "text", "sis", {"image_size": SIDE}),
     "cosod": Kind("maskgym/CoSOD-v0", "text", "cosod", {"image_size": SIDE, "group_size": 2}),
-    "refer": Kind("maskgym/Refer-v0", "text", "refer", {"image_size": SIDE, "form": "phrases"}),
+    "refer": Kind("maskgym/Refer-v0", "text", "refer", {"image_size": SIDE, "form": "boxes_points"}),
     "point_prompt": Kind("maskgym/PointPrompt-v0", "clicks", "sod", CLICKS),
     "user_need": Kind("maskgym/UserNeed-v0", "masks", "need", {"image_size": SIDE}),
     "user_need_point": Kind("maskgym/UserNeedPoint-v0", "clicks", "need", CLICKS),
@@ -82,10 +82,8 @@ def scenes(kind: str, split: str = "test") -> Dataset:
 def make_env(kind: str, dataset: Dataset | None = None, **changes: Any) -> SampleVectorEnv:
     """Make the environment of a kind, with parts that answer at once; ``changes`` are further arguments."""
     gym_id, acts, _, settings = KINDS[kind]
-    if acts == "text":
-        changes = {"segmenter": Bands(), **changes}
-    elif acts == "clicks" and "segmenter" not in changes:
-        changes["segmenter"] = bundled("sam_tiny")
+    if acts in ("text", "clicks") and "segmenter" not in changes:
+        changes["segmenter"] = bundled("sam_tiny") if acts == "clicks" or kind == "refer" else Bands()
     shown = scenes(kind) if dataset is None else dataset
     arguments = {"autoreset_mode": "Disabled", "dataset": shown, **settings, **changes}
     made = gym.make_vec(gym_id, COUNT, vectorization_mode="vector_entry_point", **arguments)
