@@ -152,7 +152,7 @@ def _seen(item: SceneObject) -> str:
 
 def _entry(item: SceneObject, mask: np.ndarray, rng: np.random.Generator, loose: bool) -> dict[str, object]:
     """Describe one object; a loose box is larger on each side, within the picture."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box: np.ndarray = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
     if loose:
         more = rng.uniform(*LOOSENESS, size=4) * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
