@@ -225,7 +225,7 @@ def refs() -> list[dict]:
 
 def grefs() -> list[dict]:
     """List the same records in the form of gRefCOCO: the first means both objects, the last nothing."""
-    meant = ([107, 108], [108], [207], [-1])
+    meant = ([107, 108], [108], [207, 208], [-1])
     return [{**record, "ann_id": numbers} for record, numbers in zip(refs(), meant, strict=True)]
 
 

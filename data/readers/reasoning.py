@@ -184,8 +184,8 @@ def _list_texts(listing: Listing, root: Path, folder: Path) -> Iterator[Text]:
     for stem in sorted({*photos, *sources}):
         photo, source, key = photos.get(stem), sources.get(stem), prefix + stem
         if photo is None or source is None:
-            lonely, partner = (source, "photo") if photo is None else (photo, "JSON")
-            listing.find_fault(key, f"{lonely}: no {partner} of this name beside it")
+            lonely, partner = (source, "photo of this name") if photo is None else (photo, f"{stem}.json")
+            listing.find_fault(key, f"{lonely}: no {partner} beside it")
             continue
         if fault := name_fault(photo) or link_fault(root, photo):
             listing.faults.append(fault)

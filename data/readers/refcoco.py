@@ -27,7 +27,7 @@ NO_OBJECT = [-1]  # ann_id of its sentences that mean nothing in their photo
 SPLITS_BY = ("unc", "umd", "google")
 _SPLITS = {"train": "train", "val": "validation", "test": "test", "testA": "test", "testB": "test"}
 _PHOTOS = ("images/mscoco/images/train2014", "mscoco/images/train2014", "images/train2014", "train2014")
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "ref_id": int,
     "ann_id": (int, list),
     "image_id": int,

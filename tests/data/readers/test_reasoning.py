@@ -125,7 +125,7 @@ def test_files_at_fault(reasonseg, photo, truncate):
         ReasonSeg(root)
     assert told.value.faults == (
         f"{root}/test/nobody.json: no photo of this name beside it",
-        f"{root}/val/lonely.jpg: no JSON of this name beside it",
+        f"{root}/val/lonely.jpg: no lonely.json beside it",
     )
     data = ReasonSeg(root, strict=False)
     truncate(root / "train" / "a.jpg")
