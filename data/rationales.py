@@ -18,6 +18,9 @@ from maskgym.data.sample import Dataset, Sample
 from maskgym.errors import UserError
 
 
+QUERY = "refer"
+
+
 class WithRationales(Dataset):
     """Samples of a data set with rationales from a file, in the data set's order.
 
@@ -43,13 +46,15 @@ class WithRationales(Dataset):
         files = [file] if isinstance(file, str | Path) else file
         self.dataset, self.file = dataset, ", ".join(map(str, files))
         self.task, self.split = dataset.task, dataset.split
-        rationales = read_rationales(files, dataset.task)
+        # A query's answers are JSON, although its objects are read as instances.
+        task = QUERY if dataset.shown == QUERY else dataset.task
+        rationales = read_rationales(files, task)
         found = find_rows(dataset, rationales)
         self._indices, self._rows = list(found), list(found.values())
         self.keys = tuple(dataset.keys[index] for index in self._indices)
         if not self.keys:
             raise UserError(
-                f"{self.file}: {len(rationales)} rationales for {self.task}, none of them for the {len(dataset)} "
+                f"{self.file}: {len(rationales)} rationales for {task}, none of them for the {len(dataset)} "
                 f"samples of the {self.split} split: expected a file made from this data set"
             )
 

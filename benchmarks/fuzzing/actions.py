@@ -15,6 +15,7 @@ the two at any later step shows that a refused action left a trace.
 
 from __future__ import annotations
 
+import json
 import string
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,9 @@ class Action:
 
 
 Generator = Callable[[Random, spaces.Space], Action]
+
+
+QUERY = "refer"  # task whose answers are JSON
 
 
 class Stripes:
@@ -232,6 +236,8 @@ def _phrase(random: Random) -> str:
 
 
 def _answer(task: str, phrases: Sequence[str], think: str = "why") -> str:
+    if task == QUERY:
+        return f"<think>{think}</think><answer>{json.dumps([{'phrase': phrase} for phrase in phrases])}</answer>"
     tag = TASK_TAGS[task]
     return f"<think>{think}</think><answer>{''.join(f'<{tag}>{phrase}</{tag}>' for phrase in phrases)}</answer>"
 
@@ -246,6 +252,8 @@ def well_formed(random: Random, space: spaces.Space, task: str = "sis") -> Actio
 def torn(random: Random, space: spaces.Space, task: str = "sis") -> Action:
     """Make an answer that one change makes malformed, so that it holds no expressions."""
     text = _answer(task, [("[semantic] " if task == "cosod" else "") + _phrase(random)])
+    if task == QUERY:
+        return Action(random.choice(TORN_JSON)(text), expressions=())
     tag = TASK_TAGS[task]
     other = "ins" if tag == "rg" else "rg"
     changes: tuple[Callable[[str], str], ...] = (
@@ -264,6 +272,27 @@ def torn(random: Random, space: spaces.Space, task: str = "sis") -> Action:
         lambda text: text[::-1],
     )
     return Action(random.choice(changes)(text), expressions=())
+
+
+TORN_JSON: tuple[Callable[[str], str], ...] = (
+    lambda text: text.replace("</answer>", ""),
+    lambda text: text + "<answer></answer>",
+    lambda text: text.replace('"phrase"', '"phrases"'),
+    lambda text: text.replace('"phrase": ', '"phrase": "a", "phrase": '),
+    lambda text: text.replace("}]", "},]"),
+    lambda text: text.replace("[{", "{"),
+    lambda text: text.replace("}]", "}" + ', {"phrase": "a"}' * 101 + "]"),
+    lambda text: text.replace("</answer>", "loose words</answer>"),
+    lambda text: text.upper(),
+    lambda text: text[::-1],
+)
+PLACES = (0, 1, -1, 0.5, 1e9, -1e9, 1e308, SIDE, SIDE / 2, 10**30)  # coordinates in and far outside the image
+
+
+def boxes(random: Random, space: spaces.Space) -> Action:
+    """Make an answer of boxes anywhere, of any size."""
+    found = [{"bbox_2d": random.choices(PLACES, k=4)} for _ in range(random.choice((0, 1, 2, 7, 100)))]
+    return Action(f"<think>why</think><answer>{json.dumps(found)}</answer>", expressions=())
 
 
 def nest(random: Random, space: spaces.Space) -> Action:
@@ -527,6 +556,7 @@ def variants() -> list[Variant]:
         if kind == "clicks":
             settings = {**settings, "patch_size": PATCH, "horizon": HORIZON}
         plain = {**settings, **({"segmenter": Stripes()} if kind == "text" else {})}
+        plain |= {"form": "phrases"} if task == QUERY else {}
         found.append(Variant(name, env_id, False, plain))
         modes = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
         found += [
@@ -550,7 +580,7 @@ def _kind(env_id: str) -> str:
 
 
 def _task(env_id: str) -> str:
-    tasks = {"PointPrompt": "sod", "UserNeed": "need", "UserNeedPoint": "need", "Ranking": "ranking"}
+    tasks = {"PointPrompt": "sod", "Refer": QUERY, "UserNeed": "need", "UserNeedPoint": "need", "Ranking": "ranking"}
     own = gym.registry[env_id].kwargs.get("task")
     return str(own) if own else tasks.get(env_id.removeprefix("maskgym/").partition("-")[0], "need")
 
@@ -570,6 +600,7 @@ class Pair:
         assert isinstance(base, SampleVectorEnv)
         self.kind, self.range, self.count = base.action_kind, base.reward.range, base.num_envs
         self.space, self.shown = base.single_action_space, base.single_observation_space
+        self.form = getattr(base, "form", "")
         self.task, self.mode = str(getattr(base, "task", "")), base.autoreset_mode
         self.resting = np.zeros(self.count, bool)
         for env in self.envs:
@@ -584,6 +615,8 @@ class Pair:
     def generate(self, table: dict[str, tuple[Generator, ...]], random: Random) -> Action:
         """Draw an action for one sub-environment."""
         made = random.choice(table[self.kind])
+        if self.task == QUERY and self.form != "phrases" and made in (well_formed, torn):
+            return boxes(random, self.space)
         if made in (well_formed, torn):
             return partial(made, task=self.task)(random, self.space)
         return made(random, self.space)

@@ -82,8 +82,8 @@ class Scenes(Dataset):
         self.shown = task
         self.image_size, self.group_size = image_size, group_size
         self.size = _SIZE[split] if size is None else size
-        # Tasks with one region are read as ``sod``, ranked instances as ``sis``.
-        self.task = "sis" if task in _RANKING_TASKS else "sod" if task in _REGION_TASKS else task
+        # Tasks with one region are read as ``sod``, ranked instances and those of a query as ``sis``.
+        self.task = "sis" if task in (*_RANKING_TASKS, "refer") else "sod" if task in _REGION_TASKS else task
 
     def __len__(self) -> int:
         return self.size

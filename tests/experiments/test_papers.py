@@ -285,7 +285,12 @@ def test_commands_of_the_pages_are_such():
 
 
 def test_every_study_and_matrix_is_on_the_page():
-    named = set(re.findall(r"maskgym (?:study|benchmark) (\w+)", PAGE)) | {"learning_rates", "usersod_fine", "refer_algorithms", "refer_forms"}
+    named = set(re.findall(r"maskgym (?:study|benchmark) (\w+)", PAGE)) | {
+        "learning_rates",
+        "usersod_fine",
+        "refer_algorithms",
+        "refer_forms",
+    }
     stems = {file.stem for folder in ("studies", "matrices") for file in (ROOT / "experiments" / folder).glob("*.yaml")}
     assert stems <= named
 

@@ -142,7 +142,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, ranking, saliency, sis, sod, user_need, user_need_point",
+        "cosod, point_prompt, ranking, refer, saliency, sis, sod, user_need, user_need_point",
         "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, "
         "ppo, ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
@@ -164,7 +164,7 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, saliency, sis, sod"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sod"),
         (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),

@@ -298,7 +298,7 @@ def test_it_is_pickled(tmp_path):
         ({"task": "need"}, "task=need: name the column of need with data.need: .*: its columns are image, mask"),
         ({"task": "ranking"}, "task=ranking: name the column of ranks"),
         ({"task": "cosod"}, "task=cosod: data.image=image: expected a column of lists of images"),
-        ({"task": "blur"}, "task=blur: data=hf reads sod, need, sis, ranking, ranking_need, cosod"),
+        ({"task": "blur"}, "task=blur: data=hf reads sod, need, sis, refer, ranking, ranking_need, cosod"),
         ({"split": "test"}, r"data.split=test: .* has no sample there \(train 3, validation 0, test 0\)"),
         ({"split": "holdout"}, "data.split=holdout: expected one of train, validation, test, all"),
         ({"splits": "own"}, "data.splits=own: expected one of auto, hash"),

@@ -18,6 +18,7 @@ SEGMENTERS = ("evf_sam_tiny", "sam_tiny", "clip_tiny")  # bundled: the others ne
 POLICIES = {
     "none": {},
     "qwen2_5_vl_tiny": {},
+    "qwen2_5_vl_tiny_refer": {},
     "point_actor_critic": {},
     "usersal": {"backbone": {"name": "vst_tiny"}, "encoder": {"name": "bag_of_words"}},
 }
@@ -119,7 +120,7 @@ def test_every_reward_is_clean(name):
 
 def test_rewards_of_one_kind_of_episode_say_so():
     assert check("reward", "sa_sor", {}).notes == [
-        "it does not score sod, sis, cosod, point_prompt, user_need, user_need_point"
+        "it does not score sod, sis, cosod, refer, point_prompt, user_need, user_need_point"
     ]
     assert list(check("reward", "wrong_parts:OfTextOnly", {}, ["sod", "sis"])) == []
 
