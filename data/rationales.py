@@ -17,7 +17,6 @@ from maskgym.data.layout.listing import is_text
 from maskgym.data.sample import Dataset, Sample
 from maskgym.errors import UserError
 
-
 QUERY = "refer"
 
 

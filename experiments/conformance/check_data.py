@@ -101,7 +101,7 @@ def _check_keys(keys: tuple[str, ...], size: int, split: str, found: Findings) -
 def _show(dataset: Dataset, indices: Sequence[int], found: Findings) -> None:
     """Let the environments of the task show and score samples; an environment names the sample that it refuses."""
     first = dataset[indices[0]] if indices else None
-    kinds = [dataset.task]
+    kinds = [dataset.shown if dataset.shown == "refer" else dataset.task]  # a query may refer to nothing
     if first is not None and (first.ranks is not None or first.need is not None):
         kinds.append("user_need" if first.ranks is None else "ranking")
     settings = {"group_size": len(first.images)} if dataset.task == "cosod" and first is not None else {}
