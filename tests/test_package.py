@@ -178,7 +178,7 @@ def test_the_wheel_works_from_another_folder(installed, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     tried = run_python(str(ROOT / ".ci" / "smoke.py"), str(installed), cwd=tmp_path, env=environment)
-    assert tried.endswith("7 environments, one run: ok\n")
+    assert tried.endswith("8 environments, one run: ok\n")
     shutil.copytree(ROOT / "tests" / "rewards", tmp_path / "rewards")
     run_python("-c", everything, cwd=tmp_path, env=environment)
     output = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "rewards", cwd=tmp_path, env=environment)

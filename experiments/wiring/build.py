@@ -443,7 +443,8 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
         raise UserError(f"algo={config['algo']['name']} policy=none: expected a network to train")
     _tell_unknown_words(config, env)
     _tell_random_backbone(config, policy)
-    _check_coordinates(config, policy, env)
+    if kind.learns:
+        _check_coordinates(config, policy, env)
     given: dict[str, Any] = {"output": folder / run_folder.CHECKPOINTS}
     if "segmenter" in kind.takes:
         given["segmenter"] = parts["segmenter"]

@@ -8,7 +8,7 @@ from maskgym import agents
 from maskgym.experiments.conformance import probes
 from maskgym.experiments.conformance.check_command import check
 
-FAST = ("random", "oracle", "referring", "grpo_clicks")
+FAST = ("random", "oracle", "oracle_text", "referring", "grpo_clicks")
 APART = ("chat_model", "ppo_rllib")  # they need a server, and Ray
 
 
