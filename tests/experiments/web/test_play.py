@@ -100,6 +100,21 @@ def row_count(game) -> int:
     return len(list((game.journal.folder / "pictures").iterdir()))
 
 
+def test_a_query_is_asked_and_answered_in_json(tmp_path):
+    queries = game(tmp_path, "env=refer", "algo=random")
+    shown = queries.show(at(queries))
+    assert "Query: " in shown["asks"] and shown["skeleton"] == "<think></think><answer>[]</answer>"
+    wrong = queries.check(at(queries, text="<think></think><answer>[1]</answer>"))
+    told = 'a JSON list of {"bbox_2d": [left, top, right, bottom]}, and nothing else'
+    assert tuple(wrong["findings"][-1]) == (False, told) and not wrong["tagged"]
+    box = '<think></think><answer>[{"bbox_2d": [0, 0, 126, 126]}]</answer>'
+    assert tuple(queries.check(at(queries, text=box))["findings"][-1]) == (True, "1 object")
+    scored = queries.step(at(queries, actions=[box], seconds=1.0))
+    assert 0 <= scored["reward"] < 1 and unpacked(scored)[0].shape == (1, 128, 128)
+    best = queries.against(at(queries, who="reference"))
+    assert best["reward"] >= 0.5 and best["answer"]["tagged"]
+
+
 def test_clicks_are_played_from_the_start_each_time(clicks):
     shown = clicks.show(at(clicks))
     assert (shown["kind"], shown["grid"], shown["most"], shown["labels"]) == ("clicks", 8, 3, "")
