@@ -57,11 +57,11 @@ def test_settings_newer_than_a_stored_config_are_named():
 
 
 def test_the_stored_table_of_usersod_says_that_it_does_not_name_its_data(tmp_path):
-    content = study.load("usersod_components")
+    content = study.load("usersod_siamese")
     rows = results_table.read(RESULTS / "usersod.jsonl.gz")
     lines = study.named(content, content["seeds"], tmp_path, rows)
-    assert "warning: 21 of 21 results do not name their data, segmenter and weights" in lines
-    assert "warning: 21 of 21 stored results are older than these settings" in lines[1]
+    assert "warning: 12 of 12 results do not name their data, segmenter and weights" in lines
+    assert "warning: 12 of 12 stored results are older than these settings" in lines[1]
 
 
 @pytest.mark.e2e  # all bootstraps of the page
