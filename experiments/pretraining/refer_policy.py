@@ -120,7 +120,7 @@ def train_refer_policy(out: Path, steps: int, rate: float, vision_steps: int) ->
     if not (out / STATE).exists():
         train_vision(model, processor, vision_steps)
     model.model.visual.requires_grad_(False)  # the language loss would degrade what it sees
-    envs = {annotator: _envs(annotator) for annotator in ("full", "varied")}
+    envs = {annotator: environments(annotator) for annotator in ("full", "varied")}
     tuned_from = math.ceil(0.875 * steps)
     for step, bar in training(out, model, optimizer, steps, rate, warmup=60):
         if step == tuned_from:
@@ -137,7 +137,7 @@ def train_refer_policy(out: Path, steps: int, rate: float, vision_steps: int) ->
     processor.save_pretrained(out / "qwen2_5_vl_tiny_refer")
 
 
-def _envs(annotator: str) -> dict[str, ReferVectorEnv]:
+def environments(annotator: str) -> dict[str, ReferVectorEnv]:
     """Make the environment of each form on the scenes of an annotator."""
     scenes = Scenes("refer", "train", size=10**6, annotator=annotator)
     boxes, phrases = make("sam_tiny"), make("evf_sam_tiny")

@@ -12,10 +12,11 @@ from maskgym.envs.instructions import INSTRUCTIONS, instruction
 from maskgym.errors import UserError
 from maskgym.experiments.pretraining import clip, loop, pretrain, words
 from maskgym.experiments.pretraining import policy as policy_recipe
+from maskgym.experiments.pretraining import refer_policy as refer_recipe
 from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
 from maskgym.policies.needs.vst_layers import Predictions
-from maskgym.rewards import without_reasoning
+from maskgym.rewards import FORMS, parse_objects, without_reasoning
 from maskgym.segmenters.attention.clip_surgery import ClipSurgery
 from maskgym.segmenters.points.sam import SamSegmenter, sam_tiny
 
@@ -285,6 +286,28 @@ def test_policies_with_and_without_reasoning_share_all_but_the_last_quarter(tmp_
     torch.testing.assert_close(weights(tmp_path / "branch"), weights(tmp_path / "without"), rtol=0, atol=0)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(weights(tmp_path / "with"), weights(tmp_path / "without"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_policy_of_queries_imitates_answers_of_every_form(form):
+    tokenizer = refer_recipe.refer_tokenizer()
+    shipped = policies.make("qwen2_5_vl_tiny_refer", device="cpu").processor
+    assert tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+    env = refer_recipe.environments("varied")[form]
+    shown, infos = env.reset(options={"index": np.arange(env.num_envs)})
+    observations = [{name: value[i] for name, value in shown.items()} for i in range(4)]
+    batch = refer_recipe.answers_batch(shipped, observations, infos["rationale"][:4])
+    assert not (batch["input_ids"] == shipped.tokenizer.unk_token_id).any()
+    for answer, labels in zip(infos["rationale"][:4], batch["labels"], strict=True):
+        assert labels[labels >= 0].tolist() == shipped.tokenizer(f"{answer}<|im_end|>").input_ids
+        text = shipped.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True)
+        assert parse_objects(text, form).objects == parse_objects(answer, form).objects  # tokens lose nothing
+
+
+def test_a_step_of_the_policy_of_queries_leaves_one_that_loads(tmp_path):
+    pretrain.main(["refer_policy", "--steps", "2", "--vision-steps", "1", str(tmp_path)])
+    made = policies.make("qwen2_5_vl", path=tmp_path / "qwen2_5_vl_tiny_refer", device="cpu")
+    assert sum(value.numel() for value in made.model.parameters()) < 2.25e6  # 4.5 MB in half precision
 
 
 def test_words_are_hidden_where_there_are_some():
