@@ -75,8 +75,16 @@ def test_the_page_of_algorithms_comes_from_its_table():
 
 @pytest.mark.parametrize("name", ["backbones", "components", "encoders", "ranking", "referring", "siamese"])
 def test_the_tables_of_usersod_come_from_its_table(name, tmp_path):
-    content = study.load(f"usersod_{name}")
-    rows = results_table.read(RESULTS / "usersod.jsonl.gz")
-    shown = study.table(content, content["seeds"], tmp_path, rows)
-    page = (RESULTS / "usersod.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in shown.splitlines() if line.startswith("|") and line not in page] == []
+    assert lines_without_their_page(f"usersod_{name}", "usersod", tmp_path) == []
+
+
+def test_the_table_of_queries_comes_from_its_table(tmp_path):
+    assert lines_without_their_page("refer_algorithms", "refer", tmp_path) == []
+
+
+def lines_without_their_page(name, page, folder):
+    """List the lines of a study's table, made of stored results alone, that its page lacks."""
+    content = study.load(name)
+    shown = study.table(content, content["seeds"], folder, results_table.read(RESULTS / f"{page}.jsonl.gz"))
+    there = (RESULTS / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    return [line for line in shown.splitlines() if line.startswith("|") and line not in there]
