@@ -144,7 +144,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
         "usage:",
         "cosod, point_prompt, ranking, refer, saliency, sis, sod, user_need, user_need_point",
         "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, "
-        "ppo, ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
+        "oracle_text, ppo, ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
