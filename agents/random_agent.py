@@ -14,8 +14,8 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import Action, FrozenAgent, Policy
 from maskgym.aliases import Observation
 from maskgym.data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
-from maskgym.envs.located import Frame
-from maskgym.envs.refer import ReferVectorEnv
+from maskgym.envs.text.located import Frame
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.rewards import Located, format_answer, format_objects
 
 

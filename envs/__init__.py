@@ -15,8 +15,8 @@ for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
 # Answers in JSON to a query: boxes, points or phrases that prompt a segmenter, for one object, several or none.
 gymnasium.register(
     id="maskgym/Refer-v0",
-    entry_point="maskgym.envs.refer:ReferEnv",
-    vector_entry_point="maskgym.envs.refer:ReferVectorEnv",
+    entry_point="maskgym.envs.text.refer:ReferEnv",
+    vector_entry_point="maskgym.envs.text.refer:ReferVectorEnv",
 )
 
 # Clicks at patch centres that prompt a frozen Segment Anything Model.

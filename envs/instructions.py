@@ -107,7 +107,7 @@ def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool =
     Args:
         query: What is asked for, in words.
         form: One of `maskgym.rewards.FORMS`.
-        coordinates: One of `maskgym.envs.located.COORDINATES`; without meaning for ``phrases``.
+        coordinates: One of `maskgym.envs.text.located.COORDINATES`; without meaning for ``phrases``.
         reasoning: Whether answers begin with reasoning.
     """
     units = "" if form == "phrases" else _COORDINATES[coordinates]

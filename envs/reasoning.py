@@ -22,7 +22,7 @@ from maskgym.envs.instructions import instruction as wording
 from maskgym.envs.letterbox import letterbox
 from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageGroupSpace, ImageSpace
-from maskgym.envs.text import LINES, MAX_TEXT, TextVectorEnv
+from maskgym.envs.text.base import LINES, MAX_TEXT, TextVectorEnv
 from maskgym.errors import UserError
 from maskgym.metrics import iou
 from maskgym.rewards import Answer, AnyReward, Transition

@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import Chooser, FrozenAgent, Policy
 from maskgym.aliases import Observation
 from maskgym.envs.base import unwrap
-from maskgym.envs.refer import ReferVectorEnv
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.errors import UserError
 
 

@@ -34,7 +34,7 @@ from maskgym.agents.text.spo import SPOConfig, SPOTrainer
 from maskgym.agents.text.trainer import ResumableTrainer, checkpoint_step, with_images
 from maskgym.aliases import Settings
 from maskgym.envs.base import unwrap
-from maskgym.envs.text import TextVectorEnv
+from maskgym.envs.text.base import TextVectorEnv
 from maskgym.errors import UserError, one_line
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from maskgym.envs.need import UserNeedVectorEnv
 from maskgym.envs.need_point import UserNeedPointVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
-from maskgym.envs.text import TextVectorEnv
+from maskgym.envs.text.base import TextVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
 from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
 from maskgym.experiments.evaluation.rollout import Episode

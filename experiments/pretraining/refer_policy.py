@@ -17,7 +17,7 @@ from maskgym.aliases import Observation
 from maskgym.data.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, Scenes
 from maskgym.data.scenes.queries import words
 from maskgym.envs.instructions import refer_instruction
-from maskgym.envs.refer import ReferVectorEnv
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments.pretraining.loop import STATE, descend, learning_rate_factor, save, training
 from maskgym.experiments.pretraining.policy import SIDE, tiny_policy, word_tokenizer
 from maskgym.rewards import FORMS

@@ -22,8 +22,8 @@ from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.envs.reasoning import ReasoningVectorEnv
-from maskgym.envs.refer import ReferVectorEnv
-from maskgym.envs.text import TextVectorEnv
+from maskgym.envs.text.base import TextVectorEnv
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.errors import UserError
 from maskgym.rewards import parse, without_reasoning
 from maskgym.rewards.answers import TAGS

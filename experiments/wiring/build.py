@@ -479,7 +479,7 @@ def _check_coordinates(config: Config, policy: Policy, env: VectorEnv) -> None:
         size, key = (side, side), f"env.image_size={side}"
     else:
         from maskgym.envs.base import unwrap
-        from maskgym.envs.refer import ReferVectorEnv
+        from maskgym.envs.text.refer import ReferVectorEnv
 
         base = unwrap(env, ReferVectorEnv)
         size, key = base.frame(base.dataset[0]).observed, f"env.multiple={base.multiple}"

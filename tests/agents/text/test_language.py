@@ -22,7 +22,7 @@ from maskgym.data.sample import Subset
 from maskgym.data.scenes import Scenes
 from maskgym.envs.base import unwrap
 from maskgym.envs.reasoning import ReasoningVectorEnv
-from maskgym.envs.text import TextVectorEnv
+from maskgym.envs.text.base import TextVectorEnv
 from maskgym.errors import UserError
 
 

@@ -15,10 +15,10 @@ from maskgym.data import Dataset, Sample
 from maskgym.envs.base import ScalarEnv, limited, make_dataset
 from maskgym.envs.instructions import refer_instruction
 from maskgym.envs.letterbox import fitted_size, letterbox, resized
-from maskgym.envs.located import Frame, check_coordinates
 from maskgym.envs.rendering import frame
 from maskgym.envs.spaces import FreeText, ImageSpace
-from maskgym.envs.text import LINES, MAX_TEXT, TextVectorEnv
+from maskgym.envs.text.base import LINES, MAX_TEXT, TextVectorEnv
+from maskgym.envs.text.located import Frame, check_coordinates
 from maskgym.errors import UserError
 from maskgym.metrics import iou
 from maskgym.rewards import Answer, AnyReward, Located, Transition, format_objects, parse_objects

@@ -16,7 +16,7 @@ from maskgym import segmenters
 from maskgym.agents.text.oracle import OracleTextAgent
 from maskgym.data import Dataset, Sample
 from maskgym.data.scenes import Scenes
-from maskgym.envs.refer import ReferEnv, ReferVectorEnv
+from maskgym.envs.text.refer import ReferEnv, ReferVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import rollout
 from maskgym.rewards import FORMS

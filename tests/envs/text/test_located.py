@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskgym.envs.letterbox import fitted_size
-from maskgym.envs.located import COORDINATES, Frame, check_coordinates
+from maskgym.envs.text.located import COORDINATES, Frame, check_coordinates
 from maskgym.errors import UserError
 from maskgym.rewards import Located
 from maskgym.rewards.truth import true_objects
