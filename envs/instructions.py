@@ -88,7 +88,7 @@ _REFER = (
     "Referring segmentation: find every object of the image that the query asks for. {steps} The answer is a JSON list "
     "with one entry per object, {entry}{units}. If nothing fits the query, the list is empty. Query: {query}"
 )
-_ENTRIES = {
+ENTRIES = {  # of an answer to a query, by form
     "boxes": '{"bbox_2d": [left, top, right, bottom]}',
     "points": '{"points_2d": [[x, y], …], "labels": [1 on the object or 0 beside it, …]}',
     "boxes_points": '{"bbox_2d": [left, top, right, bottom], "point_2d": [x, y on the object]}',
@@ -112,4 +112,4 @@ def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool =
     """
     units = "" if form == "phrases" else _COORDINATES[coordinates]
     steps = _STEPS if reasoning else _DIRECT
-    return _REFER.format(steps=steps, entry=_ENTRIES[form], units=units, query=query)
+    return _REFER.format(steps=steps, entry=ENTRIES[form], units=units, query=query)

@@ -21,6 +21,7 @@ from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments.pretraining.loop import STATE, descend, learning_rate_factor, save, training
 from maskgym.experiments.pretraining.policy import SIDE, tiny_policy, word_tokenizer
 from maskgym.rewards import FORMS
+from maskgym.rewards.truth import tight_box
 from maskgym.segmenters import make
 
 MARKS = (
@@ -50,8 +51,7 @@ def _targets(scene: Scene) -> tuple[Tensor, Tensor]:
     for item, mask in zip(scene.objects, scene.masks, strict=True):
         cell = 3 * item.row + item.column
         labels[cell] = torch.tensor([1, *(options.index(getattr(item, name)) for name, options in LABELS.items())])
-        rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-        box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) * SIDE / mask.shape[0]
+        box = np.array(tight_box(mask)) * SIDE / mask.shape[0]
         centre = np.array([item.column, item.row] * 2) * CELL + CELL / 2
         edges[cell] = torch.from_numpy((box - centre) / (CELL / 4))
     return labels, edges

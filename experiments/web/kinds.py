@@ -17,6 +17,7 @@ from maskgym.data import Sample
 from maskgym.data.run_lengths import decode_counts, encode, runs
 from maskgym.data.sample import CATEGORIES
 from maskgym.envs.base import SampleVectorEnv, unwrap
+from maskgym.envs.instructions import ENTRIES
 from maskgym.envs.letterbox import fitted_size
 from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.point import PointPromptVectorEnv
@@ -25,7 +26,7 @@ from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.envs.text.base import TextVectorEnv
 from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.errors import UserError
-from maskgym.rewards import parse, without_reasoning
+from maskgym.rewards import Answer, parse, without_reasoning
 from maskgym.rewards.answers import TAGS
 
 MOST_TEXT = 20_000  # characters of an answer
@@ -186,9 +187,7 @@ class TextKind(Kind):
         if task not in TAGS:
             return {"text": text, "findings": [], "expressions": [], "tagged": False}
         answer, tag = parse(text, task, reasoning), TAGS[task]
-        findings = [_block(text, name) for name in (("think", "answer") if reasoning else ("answer",))]
-        if all(right for right, _ in findings) and not answer.structured:
-            findings.append((False, "<think> goes before <answer>"))
+        findings = _blocks(answer, reasoning)
         form = "one <rg>[semantic] …</rg>" if task == "cosod" else f"<{tag}>…</{tag}>, once or more"
         count = len(answer.expressions)
         said = f"{count} expression{'s' * (count != 1)}" if count else f"inside <answer>, nothing but {form}"
@@ -196,12 +195,12 @@ class TextKind(Kind):
         return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
 
 
-# What an entry of an answer in JSON holds, by form, and what it means.
-ENTRIES = {
-    "boxes": ('{"bbox_2d": [left, top, right, bottom]}', "a box around one object"),
-    "points": ('{"points_2d": [[x, y]], "labels": [1]}', "points of one object: label 1 on it, 0 beside it"),
-    "boxes_points": ('{"bbox_2d": [left, top, right, bottom], "point_2d": [x, y]}', "a box, and a point on the object"),
-    "phrases": ('{"phrase": "…"}', "a phrase for one object, told apart by place or looks"),
+# What an entry of an answer in JSON means, by form.
+MEANINGS = {
+    "boxes": "a box around one object",
+    "points": "points of one object",
+    "boxes_points": "a box around one object, and a point on it",
+    "phrases": "a phrase for one object, told apart by place or looks",
 }
 
 
@@ -215,7 +214,7 @@ class QueryKind(TextKind):
 
     def rules(self) -> JsonObject:
         """Describe the form of an answer."""
-        entry, told = ENTRIES[self.env.form]
+        entry, told = ENTRIES[self.env.form], MEANINGS[self.env.form]
         blocks = [("<answer>[…, …]</answer>", "holds a JSON list and nothing else; an empty one if nothing fits")]
         if self.env.reasoning:
             blocks = [("<think>…</think>", "how you come to it: anything, even nothing"), *blocks]
@@ -233,10 +232,8 @@ class QueryKind(TextKind):
     def describe(self, text: str) -> JsonObject:
         """Describe how an answer is parsed; see `TextKind.describe`."""
         answer = self.env.parser(text)
-        findings = [_block(text, name) for name in (("think", "answer") if self.env.reasoning else ("answer",))]
-        if all(right for right, _ in findings) and not answer.structured:
-            findings.append((False, "<think> goes before <answer>"))
-        count, entry = len(answer.objects), ENTRIES[self.env.form][0]
+        findings = _blocks(answer, self.env.reasoning)
+        count, entry = len(answer.objects), ENTRIES[self.env.form]
         said = f"{count} object{'s' * (count != 1)}" if answer.tagged else f"a JSON list of {entry}, and nothing else"
         findings.append((answer.tagged, said))
         return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
@@ -362,6 +359,14 @@ def picture(image: np.ndarray, shrink: bool = True) -> JsonObject:
 def shown_runs(masks: Sequence[np.ndarray]) -> list[list[list[int]]]:
     """Encode each mask of each image as run lengths at the size that the page shows."""
     return [[runs(_nearest(mask)) for mask in rows] for rows in masks]
+
+
+def _blocks(answer: Answer, reasoning: bool) -> list[tuple[bool, str]]:
+    """Check the blocks of an answer, and their order."""
+    findings = [_block(answer.text, name) for name in (("think", "answer") if reasoning else ("answer",))]
+    if all(right for right, _ in findings) and not answer.structured:
+        findings.append((False, "<think> goes before <answer>"))
+    return findings
 
 
 def _block(text: str, name: str) -> tuple[bool, str]:
