@@ -274,25 +274,27 @@ class ChatHandler(BaseHTTPRequestHandler):
             todo = server.plan.pop(0) if server.plan else None
             server.busy += 1
             server.most = max(server.most, server.busy)
-        try:
-            self._act(todo, body)
-        finally:
-            with server.lock:
-                server.busy -= 1
+        answer = self._answer(todo, body)
+        with server.lock:  # before the answer is out: a client that has it asks its next question at once
+            server.busy -= 1
+        if answer is None:
+            self.close_connection = True
+        else:
+            self._send(*answer)
 
-    def _act(self, todo: str | bytes | None, body: dict) -> None:
+    def _answer(self, todo: str | bytes | None, body: dict) -> tuple[int, bytes] | None:
+        """Return status and body, or None for a connection that ends."""
         time.sleep(self.server.seconds)
         if isinstance(todo, bytes):
-            self._send(200, todo)
-        elif todo == "gone":
-            self.close_connection = True
-        elif todo is not None and todo.isdigit():
-            self._send(int(todo), b'{"error": {"message": "as planned"}}')
-        else:
-            text = self.server.reply(parts_of(body)) if todo is None else todo
-            usage = {"prompt_tokens": 100, "completion_tokens": 10}
-            choices = [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
-            self._send(200, json.dumps({"model": "model-7", "choices": choices, "usage": usage}).encode())
+            return 200, todo
+        if todo == "gone":
+            return None
+        if todo is not None and todo.isdigit():
+            return int(todo), b'{"error": {"message": "as planned"}}'
+        text = self.server.reply(parts_of(body)) if todo is None else todo
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        choices = [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+        return 200, json.dumps({"model": "model-7", "choices": choices, "usage": usage}).encode()
 
     def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
