@@ -286,6 +286,7 @@ def test_commands_of_the_pages_are_such():
 
 def test_every_study_and_matrix_is_on_the_page():
     named = set(re.findall(r"maskgym (?:study|benchmark) (\w+)", PAGE)) | {
+        "click_settings",
         "learning_rates",
         "usersod_fine",
         "refer_algorithms",
