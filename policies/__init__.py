@@ -20,9 +20,11 @@ class Policy(Protocol):
 _registry: Registry[Policy] = Registry("policy")
 register, make, names, get = _registry.register, _registry.make, _registry.names, _registry.get
 
-register("qwen2_5_vl", "maskgym.policies.text.mllm:LanguagePolicy")  # any Qwen2.5-VL folder or hub name: needs path
+register("mllm", "maskgym.policies.text.mllm:LanguagePolicy")  # any vision-language model of transformers: needs path
+register("qwen2_5_vl", "maskgym.policies.text.mllm:Qwen25VLPolicy")  # any Qwen2.5-VL folder or hub name: needs path
 register("qwen2_5_vl_3b", "maskgym.policies.text.mllm:qwen2_5_vl_3b")
 register("qwen2_5_vl_7b", "maskgym.policies.text.mllm:qwen2_5_vl_7b")  # the size in the paper
+register("qwen3_vl", "maskgym.policies.text.mllm:Qwen3VLPolicy")  # any Qwen3-VL folder or hub name: needs path
 register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # bundled, the default
 register("qwen2_5_vl_tiny_refer", "maskgym.policies.text.mllm:tiny_refer_policy")  # bundled, for queries
 register("point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic")  # clicks: a CNN over the patch grid

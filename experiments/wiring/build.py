@@ -470,7 +470,10 @@ def _check_coordinates(config: Config, policy: Policy, env: VectorEnv) -> None:
     if not isinstance(policy, LanguagePolicy):
         return
     own, asked = policy.coordinates, config["env"]["coordinates"]
-    if own != asked:
+    if own is None:
+        told = f"what policy={config['policy']['name']} ({policy.family}) was trained to answer in is not known"
+        print(f"env.coordinates={asked}: {told}: expected pixels, thousandths or shares", file=sys.stderr)
+    elif own != asked:
         told = f"policy={config['policy']['name']} was trained to answer in {own}"
         print(f"env.coordinates={asked}: {told}: expected env.coordinates={own}", file=sys.stderr)
     if asked != "pixels":

@@ -1,8 +1,8 @@
 """Map observations to text answers with a multimodal language model.
 
-The policy loads any Qwen2.5-VL from the hub or from a Hugging Face folder; the bundled model is a small Qwen2.5-VL.
-The vision encoder is frozen and LoRA trains the language part, as in Saliency-R1 §4.2. Adapters are saved and trained
-further unmerged, see `maskgym.policies.text.adapters`.
+The policy loads any model of the image-text-to-text classes of transformers from the hub or from a Hugging Face folder;
+the bundled model is a small Qwen2.5-VL. The vision encoder is frozen and LoRA trains the language part, as in
+Saliency-R1 §4.2. Adapters are saved and trained further unmerged, see `maskgym.policies.text.adapters`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoProcessor, GenerationConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 
 from maskgym import manifest
 from maskgym.aliases import JsonObject, Observation
@@ -41,8 +44,13 @@ if TYPE_CHECKING:
     from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY, TINY_REFER = (Path(__file__).parent / name for name in ("qwen2_5_vl_tiny", "qwen2_5_vl_tiny_refer"))
-# The pattern names the language part because the vision encoder has layers of the same names.
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# What the makers of a family of models trained it to write in answers: pixels of the image that its processor has
+# resized (Qwen2.5-VL), or thousandths of the image's sides (the others).
+COORDINATES = {
+    "qwen2_5_vl": "pixels",
+    **dict.fromkeys(("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"), "thousandths"),
+}
+QWEN_IMAGES = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)  # they resize an image within limits and do not cut it
 
 # Implementations of attention in transformers, with the package that each needs.
 ATTENTION = {"eager": None, "sdpa": None, "flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
@@ -66,25 +74,27 @@ class Samples(NamedTuple):
 
 
 class LanguagePolicy:
-    """Qwen2.5-VL that answers observations of the reasoning environments.
+    """Vision-language model that answers observations of the reasoning environments.
 
-    The model and its processor are loaded at first use. Of the decoding settings in ``generation_config.json`` only the
-    tokens that begin, end and pad an answer count, so that what is evaluated and sampled is what is trained.
+    It may be of any family of transformers' image-text-to-text models whose processor has a chat template. The model
+    and its processor are loaded at first use. Of the decoding settings in ``generation_config.json`` only the tokens
+    that begin, end and pad an answer count, so that what is evaluated and sampled is what is trained.
 
     Args:
         path: Hub name, or a folder with ``config.json``, weights, tokenizer and processor; or a folder with adapters,
             tokenizer and processor, as `save` writes it, whose adapters are trained further.
         lora_rank: Rank of the LoRA adapters on the language part; None trains its weights directly. Adapters in
-            ``path`` must have this rank.
+            ``path`` must have this rank. Every linear layer of the language part gets them, but the output layer.
         lora_alpha: Scale of the adapters before division by the rank.
-        freeze_vision: Whether to freeze the vision encoder, including its merger. A frozen encoder runs without
-            autograd.
+        freeze_vision: Whether to freeze all but the language part: the vision encoder, and what maps its outputs to
+            tokens. A frozen encoder runs without autograd.
         device: PyTorch device; None selects CUDA if available.
         dtype: Precision: ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2`` or ``flash_attention_3``; None means the choice
             of transformers, which is ``sdpa``.
         max_pixels: Number of pixels above which the processor makes an image smaller; None means the checkpoint's.
-        min_pixels: Number of pixels below which the processor makes an image larger; None means the checkpoint's.
+            Qwen's processors alone have such limits.
+        min_pixels: Number of pixels below which the processor makes an image larger, likewise.
 
     Raises:
         UserError: If an argument is unknown. At first use, if the folder holds no such model, its weights do not fit,
@@ -93,7 +103,7 @@ class LanguagePolicy:
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer")
-    coordinates: ClassVar[str] = "pixels"  # of its resized image, which Qwen2.5-VL was trained to answer in
+    families: ClassVar[tuple[str, ...]] = ()  # those that a subclass is for; () for any
 
     def __init__(
         self,
@@ -108,7 +118,7 @@ class LanguagePolicy:
         min_pixels: int | None = None,
     ) -> None:
         if path is None:
-            raise UserError("policy.path is not set: expected a folder or a hub name of a Qwen2.5-VL")
+            raise UserError("policy.path is not set: expected a folder or a hub name of a vision-language model")
         if dtype not in DTYPES:
             raise UserError(f"policy.dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
         if lora_rank is not None and lora_rank < 1:
@@ -129,7 +139,7 @@ class LanguagePolicy:
         local = Path(self.path).expanduser()
         if not local.exists():
             return self.path
-        _check_folder(local, f"policy.path={self.path}")
+        _check_folder(local, f"policy.path={self.path}", self.families)
         if adapters.are_in(local):
             adapters.check_keys(local, self.lora_rank, self.lora_alpha)
         return str(local)
@@ -144,6 +154,33 @@ class LanguagePolicy:
     def _described(self) -> adapters.Base:
         """The model at `path` without adapters, which adapters that are trained here belong to."""
         return adapters.describe_base(self._source, None)
+
+    @cached_property
+    def _place(self) -> tuple[str, str | None]:
+        """Folder or hub name of the model itself, below the adapters if there are any, and its revision on the hub."""
+        if self._base is None:
+            return self._source, None
+        if Path(self._base.path).is_dir():
+            _check_config(Path(self._base.path), self.families)
+        return self._base.path, self._base.revision
+
+    @cached_property
+    def family(self) -> str:
+        """The ``model_type`` of the model's configuration, such as ``qwen2_5_vl``.
+
+        Raises:
+            UserError: If it is none of `families`.
+        """
+        source, revision = self._place
+        found = str(self._load(AutoConfig, source, revision=revision).model_type)
+        if self.families and found not in self.families:
+            raise UserError(f"policy.path={self.path}: model_type={found}: expected {_either(self.families)}")
+        return found
+
+    @property
+    def coordinates(self) -> str | None:
+        """What the model was trained to place in answers: ``pixels`` or ``thousandths``; None if it is not known."""
+        return COORDINATES.get(self.family)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -176,12 +213,11 @@ class LanguagePolicy:
     @cached_property
     def model(self) -> PreTrainedModel:
         """Model on `device`, with adapters; frozen parts have no gradient."""
-        source, revision = (self._source, None) if self._base is None else (self._base.path, self._base.revision)
-        if self._base is not None and Path(source).is_dir():
-            _check_config(Path(source))
+        source, revision = self._place
+        _ = self.family  # one that is refused is not loaded
         arguments = {"dtype": self.dtype, "attn_implementation": self.attn_implementation, "revision": revision}
         model, report = self._load(
-            Qwen2_5_VLForConditionalGeneration,
+            AutoModelForImageTextToText,
             source,
             output_loading_info=True,
             **{name: value for name, value in arguments.items() if value is not None},
@@ -195,16 +231,24 @@ class LanguagePolicy:
         tokenizer = self.processor.tokenizer
         if tokenizer.convert_tokens_to_ids(self.processor.image_token) != model.config.image_token_id:
             raise UserError(f"policy.path={self.path}: its tokenizer and its model differ in the token of an image")
+        images, vision = self.processor.image_processor, model.config.vision_config
+        if isinstance(images, QWEN_IMAGES) and images.patch_size != vision.patch_size:
+            sizes = f"patches of {images.patch_size} pixels, its model of {vision.patch_size}"
+            raise UserError(f"policy.path={self.path}: its processor makes {sizes}: expected the model's own processor")
         neutralise_decoding(model, tokenizer)
+        language = model.get_decoder()
         if self.freeze_vision:
-            model.model.visual.requires_grad_(False)
+            model.base_model.requires_grad_(False)
+            language.requires_grad_(True)
         if self._base is not None:
             model = adapters.attach(model, Path(self._source))
         elif self.lora_rank is not None:
             from peft import LoraConfig, get_peft_model
 
             scale = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
-            model = get_peft_model(model, LoraConfig(target_modules=LORA_TARGETS, task_type="CAUSAL_LM", **scale))
+            model = get_peft_model(
+                model, LoraConfig(target_modules=linear_layers(model), task_type="CAUSAL_LM", **scale)
+            )
         detach_frozen_vision(model)
         return model.to(self.device)
 
@@ -227,6 +271,11 @@ class LanguagePolicy:
             UserError: If the processor refuses the image.
         """
         images = self.processor.image_processor
+        if not isinstance(images, QWEN_IMAGES):
+            raise UserError(
+                f"policy.path={self.path}: its {type(images).__name__} may cut a photo into parts, whose pixels are "
+                "not the photo's: expected coordinates of thousandths or shares"
+            )
         limits = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
         try:
             return smart_resize(*size, factor=images.patch_size * images.merge_size, **limits)
@@ -320,7 +369,8 @@ class LanguagePolicy:
         mask = torch.arange(answer_ids.shape[1], device=self.device) < lengths[:, None]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)  # (B, L + T)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"])], dim=1)
-        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, answer_ids.shape[1]))  # text has type 0
+        if "mm_token_type_ids" in inputs:  # of Qwen's
+            inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, answer_ids.shape[1]))  # text has type 0
         logits = model(**inputs, logits_to_keep=answer_ids.shape[1] + 1, use_cache=False).logits[:, :-1]  # (B, T, V)
         chosen = (logits.float() / temperature).log_softmax(-1).gather(2, answer_ids[:, :, None])[:, :, 0]
         return chosen.masked_fill(~mask, 0.0), mask
@@ -384,7 +434,7 @@ class LanguagePolicy:
         return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits or ()
 
     def save(self, path: str | Path) -> None:
-        """Write model, processor and manifest atomically to a folder that ``policy=qwen2_5_vl policy.path=…`` loads.
+        """Write model, processor and manifest atomically to a folder that ``policy=mllm policy.path=…`` loads.
 
         Of a policy with adapters only these are written, with the path and the checksums of their base model.
         """
@@ -428,7 +478,17 @@ class LanguagePolicy:
             UserError: At next use, see the class.
         """
         self._former, self.path = self.path, str(path)
-        for name in ("_source", "_base", "_described", "fingerprint", "processor", "prefilled", "model"):
+        for name in (
+            "_source",
+            "_base",
+            "_place",
+            "_described",
+            "family",
+            "fingerprint",
+            "processor",
+            "prefilled",
+            "model",
+        ):
             vars(self).pop(name, None)
 
 
@@ -450,10 +510,33 @@ def vision_token_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
     return sorted(ids)
 
 
-qwen2_5_vl_3b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
-qwen2_5_vl_7b = partial(LanguagePolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
-tiny_policy = partial(LanguagePolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
-tiny_refer_policy = partial(LanguagePolicy, TINY_REFER)  # the same size, after supervised fine-tuning on queries
+class Qwen25VLPolicy(LanguagePolicy):
+    """A Qwen2.5-VL, the model of Saliency-R1; other families are refused."""
+
+    families: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+
+
+class Qwen3VLPolicy(LanguagePolicy):
+    """A Qwen3-VL, dense or a mixture of experts; other families are refused."""
+
+    families: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+
+
+qwen2_5_vl_3b = partial(Qwen25VLPolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
+qwen2_5_vl_7b = partial(Qwen25VLPolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
+tiny_policy = partial(Qwen25VLPolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
+tiny_refer_policy = partial(Qwen25VLPolicy, TINY_REFER)  # the same size, after supervised fine-tuning on queries
+
+
+def linear_layers(model: PreTrainedModel) -> str:
+    """Build PEFT's pattern of the linear layers of a model's language part, which adapters are added to.
+
+    The pattern names the language part because the vision encoder may have layers of the same names.
+    """
+    language = model.get_decoder()
+    place = next(name for name, module in model.named_modules() if module is language)
+    leaves = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
+    return rf".*{re.escape(place)}\..*\.({'|'.join(sorted(leaves))})"
 
 
 def prefilled(processor: ProcessorMixin | PreTrainedTokenizerBase) -> str:
@@ -518,6 +601,9 @@ def _limit_pixels(processor: ProcessorMixin, least: int | None, most: int | None
     if least is None and most is None:
         return
     images = processor.image_processor
+    if not isinstance(images, QWEN_IMAGES):
+        given = f"policy.min_pixels={least}, policy.max_pixels={most}"
+        raise UserError(f"{given}: expected null: its {type(images).__name__} has no such limits")
     least = images.size["shortest_edge"] if least is None else least  # in spite of their names, these are pixels
     most = images.size["longest_edge"] if most is None else most
     token = (images.patch_size * images.merge_size) ** 2
@@ -541,7 +627,11 @@ def _folder(target: Path) -> Iterator[Path]:
     os.replace(unfinished, target)
 
 
-def _check_folder(folder: Path, name: str) -> None:
+def _either(families: Sequence[str]) -> str:
+    return " or ".join(families) if families else "one of transformers' image-text-to-text models"
+
+
+def _check_folder(folder: Path, name: str, families: Sequence[str]) -> None:
     """Raise a UserError that begins with ``name`` if files are missing, empty or damaged that loading would do without.
 
     Transformers takes the sizes of another model for those that ``config.json`` omits, and another tokenizer's special
@@ -552,20 +642,19 @@ def _check_folder(folder: Path, name: str) -> None:
         raise UserError(f"{name}: no config.json there; expected a Hugging Face model folder")
     manifest.check(folder)
     if not with_adapters:
-        _check_config(folder)
+        _check_config(folder, families)
     if not _read_json(folder / "tokenizer_config.json").get("eos_token"):
         raise UserError(f"{folder / 'tokenizer_config.json'}: no eos_token: expected the settings of a tokenizer")
 
 
-def _check_config(folder: Path) -> None:
-    """Raise a UserError if the config in a folder is of another model, or lacks sizes."""
+def _check_config(folder: Path, families: Sequence[str]) -> None:
+    """Raise a UserError if the config in a folder is of another family, or lacks sizes or vision."""
     config = _read_json(folder / "config.json")
-    sizes = {**config, **(config.get("text_config") or {})}
-    if config.get("model_type") != "qwen2_5_vl" or not config.get("vision_config") or not sizes.get("hidden_size"):
-        raise UserError(
-            f"{folder / 'config.json'}: model_type={config.get('model_type')}: expected qwen2_5_vl, with vision_config "
-            "and hidden_size"
-        )
+    sizes, family = {**config, **(config.get("text_config") or {})}, config.get("model_type")
+    known = family in families if families else family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not known or not config.get("vision_config") or not sizes.get("hidden_size"):
+        expected = f"{_either(families)}, with vision_config and hidden_size"
+        raise UserError(f"{folder / 'config.json'}: model_type={family}: expected {expected}")
 
 
 def _read_json(file: Path) -> JsonObject:

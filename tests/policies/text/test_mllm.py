@@ -274,7 +274,7 @@ FILES = {
     "no tokenizer settings": ("tokenizer_config.json", None, "tokenizer_config.json: cannot be read as JSON"),
     "empty tokenizer settings": ("tokenizer_config.json", "{}", "tokenizer_config.json: no eos_token"),
     "tokenizer settings in part": ("tokenizer_config.json", '{"backend": "tokenizers"}', "no eos_token"),
-    "empty config": ("config.json", "{}", "model_type=None: expected qwen2_5_vl"),
+    "empty config": ("config.json", "{}", "model_type=None: expected one of transformers"),
     "config without sizes": ("config.json", '{"model_type": "qwen2_5_vl"}', "with vision_config and hidden_size"),
     "a list": ("config.json", "[]", "config.json: holds a list"),
     "no template": ("chat_template.jinja", None, "lacks a chat template"),
