@@ -179,7 +179,7 @@ class LanguagePolicy:
 
     @property
     def coordinates(self) -> str | None:
-        """What the model was trained to place in answers: ``pixels`` or ``thousandths``; None if it is not known."""
+        """Look up what the model was trained to place in answers: ``pixels`` or ``thousandths``; None if unknown."""
         return COORDINATES.get(self.family)
 
     @cached_property
