@@ -31,7 +31,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from maskgym.aliases import JsonObject
 from maskgym.experiments.reproduce.miniature_models import POLICIES, policy_config
-from maskgym.policies.text.mllm import LORA_TARGETS
+from maskgym.policies.text.mllm import linear_layers
 
 GIB = 2**30
 MODELS = {"3B": POLICIES["3b"], "7B": POLICIES["7b"]}
@@ -66,7 +66,7 @@ def count(name: str) -> Model:
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**text))
         total = sum(value.numel() for value in model.parameters())
         seeing = sum(value.numel() for value in model.model.visual.parameters())
-        adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+        adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules=linear_layers(model), task_type="CAUSAL_LM"))
         adapters = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
     return Model(text, total, total - seeing, adapters)
 
