@@ -75,7 +75,7 @@ WHOLE = (
     *("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels"),
     *("held_out_group_size", "epochs"),
 )
-NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict}
+NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict, "no_target": bool}
 # Keys that take a word in place of a number.
 WORDS = {"algo.micro_batch_size": "auto"}
 

@@ -141,6 +141,13 @@ def test_a_config_comes_back_from_its_text(tmp_path):
     assert composition.load(tmp_path / "config.yaml") == config
 
 
+def test_a_switch_that_is_null_takes_true_and_false():
+    for word, value in (("true", True), ("false", False), ("null", None)):
+        assert composition.compose(["data=grefcoco", f"data.no_target={word}"])["data"]["no_target"] is value
+    with pytest.raises(UserError, match="data.no_target=3: expected true or false"):
+        composition.compose(["data=grefcoco", "data.no_target=3"])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

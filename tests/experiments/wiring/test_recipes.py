@@ -20,10 +20,11 @@ def test_every_recipe_composes_with_each_of_its_options():
                     assert config[choice]["name"] == option
 
 
-def test_every_value_of_a_recipe_names_its_source():
-    text = (recipes.RECIPES / "saliency_r1.yaml").read_text()
+@pytest.mark.parametrize("name", ["saliency_r1", "visionreasoner"])
+def test_every_value_of_a_recipe_names_its_source(name):
+    text = (recipes.RECIPES / f"{name}.yaml").read_text()
     lines = [line for line in text.splitlines() if re.search(r"[\w.]=", line)]
-    assert len(lines) > 30
+    assert len(lines) > 25
     for line in lines:
         assert "#" in line or line.strip().startswith(("sis:", "cosod:")), line  # these two are as the line above
 
@@ -67,3 +68,26 @@ def test_a_run_keeps_its_recipe():
     config = composition.compose(["env=sis"])
     with pytest.raises(UserError, match="experiment: is for a new run"):
         composition.change(config, ["experiment=saliency_r1"])
+
+
+def test_the_settings_of_visionreasoner_are_the_published_ones():
+    config = composition.compose(["experiment=visionreasoner"])
+    env, algo, policy = config["env"], config["algo"], config["policy"]
+    names = {group: config[group]["name"] for group in ("env", "algo", "data", "policy", "segmenter", "reward")}
+    assert names == {
+        **{"env": "refer", "algo": "grpo", "data": "grefcoco", "policy": "qwen2_5_vl_7b", "segmenter": "sam2"},
+        **{"reward": "visionreasoner"},
+    }
+    assert (env["form"], env["coordinates"], env["image_size"], env["reasoning"]) == (
+        *("boxes_points", "pixels", 840, True),
+    )
+    assert env["image_size"] % 28 == 0  # the model's own resizing leaves it, so pixels are those of the observation
+    queries = algo["batch_size"] // algo["group_size"]
+    assert (queries, algo["group_size"], algo["beta"], algo["max_new_tokens"]) == (16, 8, 1e-2, 2000)
+    assert (policy["lora_rank"], policy["freeze_vision"], algo["learning_rate"]) == (None, False, 1e-6)
+    assert algo["updates"] == config["train_samples"] // queries
+    of_seg_zero = composition.compose(["experiment=visionreasoner", "data=refcocog", "weights=lora"])
+    assert of_seg_zero["algo"]["updates"] == of_seg_zero["train_samples"] // queries == 562
+    assert (of_seg_zero["policy"]["lora_rank"], of_seg_zero["policy"]["freeze_vision"]) == (16, True)
+    own = composition.compose(["experiment=visionreasoner", "data=hf", "data.path=mine", "algo.updates=5"])
+    assert (own["data"]["name"], own["train_samples"], own["algo"]["updates"]) == ("hf", None, 5)
