@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments.evaluation import evaluate_command
 
 SMALL = ("env=refer", "evaluation.samples=8", "evaluation.pictures=2", "env.num_envs=8")
@@ -70,3 +72,29 @@ def test_other_coordinates_than_the_policys_are_told(maskgym_run, tmp_path):
     told = "env.coordinates=thousandths: policy=qwen2_5_vl_tiny_refer was trained to answer in pixels"
     status, _, error = maskgym_run(*SMALL, "algo.updates=0", "env.coordinates=thousandths", f"out={tmp_path}/run")
     assert status == 0 and error[0].startswith(told)
+
+
+def test_a_served_model_answers_queries_untrained(finished, chat_server):
+    """A zero-shot row: a server that knows the truth scores as the oracle, so each picture came with its query."""
+    env = ReferVectorEnv(num_envs=1, split="test")
+    known = {}
+    for index in range(len(env.dataset)):
+        (instruction,), (image,) = (env.reset(options={"index": index})[0][name] for name in ("instruction", "image"))
+        known[instruction, image.tobytes()] = env.true_answers()[0]
+
+    def reply(parts):
+        picture, instruction = parts
+        return known[instruction, np.asarray(Image.open(io.BytesIO(picture))).tobytes()]
+
+    chat_server.reply = reply
+    _, best = finished("algo=oracle", name="best")
+    folder, served = finished("algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", name="served")
+    assert len(chat_server.requests) == 8 and served["before"] == served["after"] == best["after"]
+    again, _ = evaluate_command.evaluate_again(folder)
+    assert again["refer"].scores == best["after"] and len(chat_server.requests) == 8  # its answers are kept
+
+
+def test_what_a_served_model_writes_around_its_answer_is_malformed(finished, chat_server):
+    chat_server.reply = lambda parts: "```json\n[]\n```"
+    _, results = finished("algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}")
+    assert results["after"]["format"] == 0 and results["after"]["expressions"] == 0
