@@ -26,7 +26,7 @@ SMALL = {  # cases that need no training of text, whose libraries take seconds t
     **{"page": 15, "hf": 6, "dig": 6, "sets": 35, "answers": 1000, "code": 9, "runs": 1, "kill": 1, "interrupt": 1},
     **{"disk": 1, "files": 8},
 }
-SLOW = {"checkpoint": 3, "start": 2, "code": 20, "files": 6, "kill": 3, "disk": 2, "long": 1}
+SLOW = {"checkpoint": 3, "start": 2, "code": 20, "files": 6, "kill": 4, "disk": 2, "long": 1}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_attacks_are_survived(stage, name):
 @pytest.mark.e2e(seconds=25)
 @pytest.mark.parametrize("name", SLOW)
 def test_attacks_on_text_and_slow_ones_are_survived(place, stage, name):
-    tally = run(name, attacks.ROWS[name], Stage(place, ("text", "ppo", "usersal_plus")), 1, SLOW[name])
+    tally = run(name, attacks.ROWS[name], Stage(place, ("text", "ppo", "usersal_plus", "refer")), 1, SLOW[name])
     assert not tally.failures
 
 

@@ -48,7 +48,7 @@ class Stage:
     """
 
     folder: Path
-    kinds: tuple[str, ...] = ("ppo", "usersal_plus", "text")
+    kinds: tuple[str, ...] = ("ppo", "usersal_plus", "text", "refer")
     label: str = ""
     kept: dict[str, tuple[JsonObject, int, float]] = field(default_factory=dict)
 

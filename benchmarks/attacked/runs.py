@@ -30,6 +30,7 @@ RUNS = {
         *("env=sis", "algo=cgpo", "env.default_batch_size=2", "algo.updates=2"),
         *("algo.isr_period=2", "algo.isr_sft_steps=1"),
     ),
+    "refer": ("env=refer", "algo=grpo", "algo.batch_size=4", "algo.group_size=2", "algo.updates=2"),
 }
 # Columns of metrics.csv that time decides.
 TIMED = ("wall_s", "peak_memory_mib", "step_time", "scoring_seconds", "scoring_ms", "scoring_share")

@@ -120,7 +120,7 @@ class Coco(Reader):
         lacking = "a need" if needed else "an instance"
         listing.leave_out((photo.path.name for photo in photos if photo.key not in found), f"without {lacking}")
         if strict and needed and not found and not listing.faults:
-            raise UserError(f"{self.root}: no annotation has needs: data.needs=category asks by category")
+            raise UserError(f"{self.root}: no annotation has needs: +data.needs=category asks by category")
         self.finish(listing, strict, (assigned[key] for key in found))
         excluded = listing.check_excluded(assigned)
         chosen = [found[key] for key in found if listing.selects(assigned[key]) and key not in excluded]

@@ -122,7 +122,7 @@ def test_categories_that_are_none_are_not_read(write):
 
 def test_a_data_set_without_needs_says_how_to_make_them(write):
     root = write([{}])
-    with pytest.raises(UserError, match="no annotation has needs: data.needs=category asks by category"):
+    with pytest.raises(UserError, match=r"no annotation has needs: \+data.needs=category asks by category"):
         read(root)
     with pytest.raises(UserError, match="data.needs=x: expected one of own, category"):
         read(root, needs="x")

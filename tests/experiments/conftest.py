@@ -22,6 +22,10 @@ RUNS = {  # those that train keep a checkpoint of every update, so that a killed
         *("env=sis", "algo=cgpo", "env.default_batch_size=4", "algo.updates=4", "algo.save_every=1"),
         *("algo.isr_period=3", "algo.isr_sft_steps=1"),
     ),
+    "refer": (
+        *("env=refer", "algo=grpo", "algo.batch_size=8", "algo.group_size=4"),
+        *("algo.updates=4", "algo.save_every=1"),
+    ),
     "ppo": (
         *("env=point_prompt", "algo=ppo", "env.label_source=policy", "env.horizon=5"),
         *("algo.updates=3", "algo.epochs=2", "algo.save_every=1"),

@@ -63,7 +63,7 @@ def test_pictures_are_of_what_fell_and_rose_most():
     assert samples.most_moved(rows, 0) == [] and samples.most_moved(rows, 9) == [1, 3, 0, 2, 4]
 
 
-@pytest.mark.parametrize("env", ["sod", "cosod", "saliency"])
+@pytest.mark.parametrize("env", ["sod", "cosod", "saliency", "refer"])
 def test_a_run_tells_where_its_report_is_and_writes_every_file(maskgym_run, tmp_path, env):
     status, out, error = maskgym_run(f"env={env}", *RANDOM, "seed=3", f"out={tmp_path}/run")
     assert (status, error) == (0, [])
@@ -88,7 +88,8 @@ def check_files(folder, env, seed):
     expected = {"reward", "s_measure", "iou", "mae", "format", "f_max", "e_max"}
     for task in tasks:
         prefix = f"{task}/" if env == "saliency" else ""
-        names = expected | ({"iasm", "iasm_published", "ap50", "ap70"} if task == "sis" else set())
+        names = expected | ({"instance_iou", "miou", "oiou"} if task == "refer" else set())
+        names |= {"iasm", "iasm_published", "ap50", "ap70"} if task == "sis" else set()
         assert {prefix + name for name in names} <= set(results["before"]) == set(results["after"])
         assert results["after"][f"{prefix}format"] == 1  # a random answer is well-formed
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -721,12 +722,13 @@ def test_a_resumed_run_says_which_updates_its_log_lacks(maskgym_run, finished_ru
     assert status == 0 and f"{folder}/metrics.csv: lacks the rows of 3 updates before 4" in out
 
 
-def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, finished_run, tmp_path):
+@pytest.mark.parametrize("name", ["cgpo", pytest.param("refer", marks=pytest.mark.e2e(seconds=30))])
+def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, finished_run, tmp_path, name):
     killed = tmp_path / "killed"
-    kill(finished_run.arguments("cgpo"), killed, lambda: "\n2," in read(killed / "metrics.csv"))
+    kill(finished_run.arguments(name), killed, lambda: "\n2," in read(killed / "metrics.csv"))
     assert not (killed / "results.json").exists()
     assert maskgym_run(f"resume={killed}")[0] == 0
-    whole, resumed = (json.loads((folder / "results.json").read_text()) for folder in (finished_run("cgpo"), killed))
+    whole, resumed = (json.loads((folder / "results.json").read_text()) for folder in (finished_run(name), killed))
     assert resumed["before"] == whole["before"]
     assert resumed["after"] == whole["after"] != whole["before"]
     steps = [row["step"] for row in csv.DictReader((killed / "metrics.csv").open())]
@@ -735,13 +737,17 @@ def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(maskgym_run, fi
 
 @pytest.mark.parametrize(
     ("env", "data", "root"),
-    [("sis", "coco", "real_sis"), ("sod", "folder", "real_sod"), ("cosod", "groups", "real_cosod")],
+    [
+        *(("sis", "coco", "real_sis"), ("sod", "folder", "real_sod"), ("cosod", "groups", "real_cosod")),
+        ("refer", "coco", "real_sis"),
+    ],
 )
 def test_real_photographs(maskgym_run, tmp_path, env, data, root):
     if not DATA.is_dir():
         pytest.skip(f"no photographs in {DATA}: set MASKGYM_DATA")
+    asks = ["+data.needs=category"] if env == "refer" else []
     status, _, error = maskgym_run(
-        f"env={env}", *RANDOM, f"data={data}", f"data.root={DATA / root}", f"out={tmp_path}/run"
+        f"env={env}", *RANDOM, f"data={data}", f"data.root={DATA / root}", *asks, f"out={tmp_path}/run"
     )
     told = ["cosod: the data has no test split: held-out samples are those of validation"] if env == "cosod" else []
     assert (status, error) == (0, told)
