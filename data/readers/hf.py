@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from maskgym.data.layout.images import (
 )
 from maskgym.data.layout.listing import Listing, Reader, link_fault
 from maskgym.data.layout.names import split_in_name
+from maskgym.data.needs import ASKED, reads_no_target
 from maskgym.data.run_lengths import rasterise
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample, split_of
 from maskgym.errors import UserError, one_line
@@ -54,6 +56,7 @@ NEEDED = {
     "ranking": ("ranks",),
     "ranking_need": ("ranks", "need"),
 }  # required columns by task
+_NOTHING = re.compile(r"\s*\[\s*\]\s*")  # JSON text of masks of a need that means nothing
 OPTIONAL = ("key", "phrases", "category", "need", "ranks", "void", "rationale")
 _VALIDATION = ("dev", "eval")  # besides the names accepted for folders
 _LOADING_ERRORS = (  # of the library, which trusts the files that describe a data set
@@ -89,7 +92,8 @@ class HuggingFace(Reader):
 
     A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
     COCO's segmentations, one or a list of them: run-length codes or lists of polygons, as values or as JSON text.
-    Groups of images (``cosod``) have lists of all of these. Data written by `to_hugging_face` is read back unchanged.
+    Groups of images (``cosod``) have lists of all of these. With ``need`` and ``refer`` an empty list says that the need
+    means nothing in the image; a missing mask is a fault. Data written by `to_hugging_face` is read back unchanged.
 
     Args:
         path: Folder that ``save_to_disk`` wrote, or an input of ``load_dataset``: a folder of parquet files or of
@@ -113,6 +117,8 @@ class HuggingFace(Reader):
         splits: ``auto``: by the names of its splits if there are several, or if it was saved with a name; else by the
             hash of the key; ``hash``: always by hash.
         exclude: Keys of samples to leave out.
+        no_target: Whether to read the rows whose need means nothing in the image, with no mask; True takes a missing
+            mask for such a row, too. None reads them with ``refer`` and leaves them out with ``need``.
         strict: Whether to raise on faults found in listing; False records them in ``faults`` and skips those rows.
 
     Attributes:
@@ -143,9 +149,14 @@ class HuggingFace(Reader):
         group_size: int | None = None,
         splits: str = "auto",
         exclude: Sequence[str | float] = (),
+        no_target: bool | None = None,
         strict: bool = True,
     ) -> None:
         _check_arguments(path, task, split, splits, group_size)
+        self._leaves_out = not reads_no_target(task, no_target) and task in ASKED
+        self._missing_is_none = no_target is True
+        if no_target is not None and task not in ASKED:
+            raise UserError(f"data.no_target={no_target}: task={task} has no needs: expected null")
         self.path, self.shown, self.task, self.split = str(path), task, MEANT[task], split
         self._homes = _homes(self.path)
         listing = Listing(Path(self.path), split, exclude)
@@ -163,7 +174,7 @@ class HuggingFace(Reader):
         self._parts = [
             part.select_columns(list(dict.fromkeys(self._columns.values()))).with_format("arrow") for _, part in parts
         ]
-        places = self._list(listing, [name for name, _ in parts], group_size)
+        places = self._with_target(listing, self._list(listing, [name for name, _ in parts], group_size))
         self.finish(listing, strict, (place.split for place in places))
         excluded = listing.check_excluded(place.key for place in places)
         self._places = [place for place in places if listing.selects(place.split) and place.key not in excluded]
@@ -174,11 +185,13 @@ class HuggingFace(Reader):
         """Read one row: images uint8 (H, W, 3), with masks bool (n, H, W).
 
         Raises:
-            DataFault: If a picture or a segmentation cannot be read, sizes differ, a mask is empty (for ``cosod``: all
-                masks of the group), or there is not one phrase or rank per mask.
+            DataFault: If a picture or a segmentation cannot be read, sizes differ, a mask is missing or empty (for
+                ``cosod``: all masks of the group), or there is not one phrase or rank per mask.
         """
         where, values, per_image = self._read_row(index)
         images, masks = _read_pictures(where, per_image["image"], per_image["mask"], self.task == "cosod")
+        if not any(map(len, masks)):
+            self._check_means_nothing(where, per_image["mask"])
         return Sample(
             key=self.keys[index],
             images=images,
@@ -190,6 +203,14 @@ class HuggingFace(Reader):
             ranks=_per_mask(where, "ranks", per_image.get("ranks"), masks, np.array),
             rationale=values.get("rationale"),
         )
+
+    def _check_means_nothing(self, where: Row, truths: Sequence[Stored]) -> None:
+        """Raise a DataFault unless a row without masks says that its need means nothing, by an empty list."""
+        if self.shown not in ASKED:
+            raise DataFault(f"{where}: no mask" + (" in the whole group" if self.task == "cosod" else ""))
+        if not self._missing_is_none and _parsed(where, truths[0]) is None:
+            told = "expected an empty list where the need means nothing, or data.no_target=true"
+            raise DataFault(f"{where}: no mask: {told}")
 
     def look(self, index: int, sample: Sample) -> Iterator[tuple[str, str | None]]:
         """Yield the name of each mask, and what is unusual about its picture, or about the mask of a segmentation."""
@@ -243,6 +264,16 @@ class HuggingFace(Reader):
                     own = key if count <= size else f"{key}/{start // size}"
                     places.append(Place(own, name or split_of(key), number, row, slice(start, start + size)))
         return places
+
+    def _with_target(self, listing: Listing, places: list[Place]) -> list[Place]:
+        """Leave out the rows whose list of masks is empty, if asked; only the column of masks is read."""
+        if not self._leaves_out:
+            return places
+        column = self._columns["mask"]
+        empty = [_empty_lists(part[:][column], part.features[column]) for part in self._parts]
+        nothing = [place.key for place in places if place.row in empty[place.part]]
+        listing.leave_out(nothing, "that mean nothing in their image (data.no_target=true reads them)", "rows")
+        return [place for place in places if place.row not in empty[place.part]]
 
     def _category(self, values: JsonObject) -> str | None:
         """Find the category of a row; without such a column, it is the name of the task's masks."""
@@ -393,6 +424,16 @@ def _lengths(column: ChunkedArray) -> list[int]:
     return [length or 0 for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
 
 
+def _empty_lists(column: ChunkedArray, feature: object) -> set[int]:
+    """Find the rows of a column of masks that hold an empty list, as a value or as JSON text, not those without any."""
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        lengths = [length for chunk in column.chunks for length in chunk.value_lengths().to_pylist()]
+        return {row for row, length in enumerate(lengths) if length == 0}
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        return {row for row, text in enumerate(column.to_pylist()) if text and _NOTHING.fullmatch(text)}
+    return set()
+
+
 def _read_pictures(
     where: Row, pictures: Sequence[Stored], truths: Sequence[Stored], group: bool
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
@@ -400,10 +441,7 @@ def _read_pictures(
     if len(pictures) != len(truths):
         raise DataFault(f"{where}: {len(pictures)} images and masks for {len(truths)}")
     read = read_all(partial(_read_one, where, *pair, group) for pair in zip(pictures, truths, strict=True))
-    images, masks = tuple(image for image, _ in read), tuple(rows for _, rows in read)
-    if not any(len(rows) for rows in masks):
-        raise DataFault(f"{where}: no mask" + (" in the whole group" if group else ""))
-    return images, masks
+    return tuple(image for image, _ in read), tuple(rows for _, rows in read)
 
 
 def _read_one(where: Row, picture: Stored, truth: Stored, group: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+from maskgym.data.readers.hf import to_hugging_face
+from maskgym.data.scenes import Scenes
 from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments.evaluation import evaluate_command
 
@@ -98,3 +101,12 @@ def test_what_a_served_model_writes_around_its_answer_is_malformed(finished, cha
     chat_server.reply = lambda parts: "```json\n[]\n```"
     _, results = finished("algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}")
     assert results["after"]["format"] == 0 and results["after"]["expressions"] == 0
+
+
+def test_rows_of_hugging_face_that_mean_nothing_are_answered_so(finished, tmp_path):
+    parts = [Scenes("refer", split, size=24, image_size=64) for split in ("train", "test")]
+    whole = datasets.DatasetDict({part.split: to_hugging_face(part) for part in parts})
+    whole.save_to_disk(tmp_path / "saved")
+    _, results = finished("algo=oracle", "data=hf", f"data.path={tmp_path}/saved", "evaluation.samples=24")
+    assert any(not len(parts[1][index].masks[0]) for index in range(24))
+    assert results["after"]["n_acc"] == results["after"]["t_acc"] == results["after"]["format"] == 1

@@ -80,7 +80,7 @@ def assert_equal(one: Sample, other: Sample) -> None:
 # --- Out and in ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["sod", "sis", "need", "cosod", "ranking", "ranking_need"])
+@pytest.mark.parametrize("task", ["sod", "sis", "need", "refer", "cosod", "ranking", "ranking_need"])
 def test_scenes_come_back_as_they_were(task, tmp_path):
     parts = [Scenes(task, split, size=3, image_size=64) for split in ("train", "test")]
     whole = datasets.DatasetDict({part.split: to_hugging_face(part) for part in parts})
@@ -360,6 +360,52 @@ def test_faults_name_the_row(tmp_path, feature, value, words):
     with pytest.raises(DataFault, match=words) as fault:
         HuggingFace(folder)[0]
     assert "row 'the one'" in str(fault.value)
+
+
+KINDS_OF_MASKS = {  # a feature, and the mask of a row, in it
+    "pictures": (List(Image()), [grey(box(0, 9))]),
+    "polygons": (List(List(Value("float64"))), polygon(0, 9)),
+    "text": (Value("string"), json.dumps(polygon(0, 9))),
+}
+
+
+def asked(folder: Path, kind: str, *masks: object) -> Path:
+    """Save rows with needs, the first of which has a mask; the others have what is given."""
+    feature, mask = KINDS_OF_MASKS[kind]
+    values = [mask, *masks]
+    rows = [{"image": photo(n), "mask": value, "need": f"find {n}"} for n, value in enumerate(values)]
+    return save(folder, rows, {"image": Image(), "mask": feature, "need": Value("string")})
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MASKS)
+def test_an_empty_list_says_that_a_need_means_nothing(tmp_path, kind):
+    folder = asked(tmp_path / "saved", kind, " [ ] " if kind == "text" else [])
+    some, none = HuggingFace(folder, task="refer")
+    assert some.masks[0].shape == (1, HEIGHT, WIDTH) and some.masks[0].any()
+    assert (none.masks[0].shape, none.masks[0].dtype, none.need) == ((0, HEIGHT, WIDTH), bool, "find 1")
+    for task, given in (("refer", False), ("need", None), ("need", False)):
+        left = HuggingFace(folder, task=task, no_target=given)
+        assert left.keys == (some.key,)
+        told = "1 rows that mean nothing in their image (data.no_target=true reads them) are left out: train/000001"
+        assert told in left.describe()
+    assert len(HuggingFace(folder, task="need", no_target=True)) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MASKS)
+def test_a_missing_mask_is_a_fault_unless_the_data_set_means_nothing_by_it(tmp_path, kind):
+    folder = asked(tmp_path / "saved", kind, None)
+    for task in ("refer", "need"):
+        with pytest.raises(DataFault, match="no mask: expected an empty list where the need means nothing, or") as told:
+            HuggingFace(folder, task=task)[1]
+        assert "row 'train/000001'" in str(told.value) and "\n" not in str(told.value)
+        (_, none) = HuggingFace(folder, task=task, no_target=True)
+        assert none.masks[0].shape == (0, HEIGHT, WIDTH)
+    with pytest.raises(DataFault, match="no mask$"):
+        HuggingFace(folder, task="sis")[1]
+    with pytest.raises(UserError, match="data.no_target=True: task=sis has no needs: expected null"):
+        HuggingFace(folder, task="sis", no_target=True)
+    with pytest.raises(UserError, match="data.no_target=maybe: expected true, false or null"):
+        HuggingFace(folder, task="refer", no_target="maybe")
 
 
 def test_there_must_be_one_phrase_a_mask(tmp_path):
