@@ -92,8 +92,8 @@ class HuggingFace(Reader):
 
     A mask column holds, for each image, a picture (grey, above 128 is foreground), a list of pictures (instances), or
     COCO's segmentations, one or a list of them: run-length codes or lists of polygons, as values or as JSON text.
-    Groups of images (``cosod``) have lists of all of these. With ``need`` and ``refer`` an empty list says that the need
-    means nothing in the image; a missing mask is a fault. Data written by `to_hugging_face` is read back unchanged.
+    Groups of images (``cosod``) have lists of all of these. With ``need`` and ``refer`` an empty list says that the
+    need means nothing in the image; a missing mask is a fault. What `to_hugging_face` wrote is read back unchanged.
 
     Args:
         path: Folder that ``save_to_disk`` wrote, or an input of ``load_dataset``: a folder of parquet files or of

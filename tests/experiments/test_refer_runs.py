@@ -13,6 +13,7 @@ from PIL import Image
 from maskgym.data.readers.hf import to_hugging_face
 from maskgym.data.scenes import Scenes
 from maskgym.envs.text.refer import ReferVectorEnv
+from maskgym.experiments import cli
 from maskgym.experiments.evaluation import evaluate_command
 
 SMALL = ("env=refer", "evaluation.samples=8", "evaluation.pictures=2", "env.num_envs=8")
@@ -103,10 +104,18 @@ def test_what_a_served_model_writes_around_its_answer_is_malformed(finished, cha
     assert results["after"]["format"] == 0 and results["after"]["expressions"] == 0
 
 
-def test_rows_of_hugging_face_that_mean_nothing_are_answered_so(finished, tmp_path):
+def test_rows_of_hugging_face_that_mean_nothing_are_scored_by_either_convention(finished, tmp_path):
     parts = [Scenes("refer", split, size=24, image_size=64) for split in ("train", "test")]
     whole = datasets.DatasetDict({part.split: to_hugging_face(part) for part in parts})
     whole.save_to_disk(tmp_path / "saved")
-    _, results = finished("algo=oracle", "data=hf", f"data.path={tmp_path}/saved", "evaluation.samples=24")
-    assert any(not len(parts[1][index].masks[0]) for index in range(24))
+    folder, results = finished("algo=oracle", "data=hf", f"data.path={tmp_path}/saved", "evaluation.samples=24")
+    nothing = sum(not len(parts[1][index].masks[0]) for index in range(24))
+    assert nothing > 0
     assert results["after"]["n_acc"] == results["after"]["t_acc"] == results["after"]["format"] == 1
+    scored = {}
+    for preset in ("grefcoco", "seg_zero"):
+        out = tmp_path / preset
+        assert cli.main(["evaluate", str(folder), "--out", str(out), "--preset", preset, "--jobs", "1"]) == 0
+        (scored[preset],) = json.loads((out / "results.json").read_text())["scores"].values()
+    assert scored["grefcoco"]["miou"] == pytest.approx(results["after"]["miou"])
+    assert scored["seg_zero"]["miou"] == pytest.approx(results["after"]["miou"] - nothing / 24)
