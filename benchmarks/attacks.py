@@ -38,7 +38,7 @@ ROWS: dict[str, Row] = {
     "page": Row("dig page", 137, pages.dig_page),
     "hf": Row("hostile sets through `data=hf`", 24, sets.hugging_face),
     "dig": Row("hostile sets through `data dig`", 47, sets.dug_photos),
-    "sets": Row("hostile sets through `data check`", 213, sets.checked_sets),
+    "sets": Row("hostile sets through `data check`", 390, sets.checked_sets),
     "answers": Row("answers parsed (time linear)", 600_000, parts.answers, batch=parts.BATCH),
     "code": Row("malicious pickles, auto_map, jinja, tokenizers: code run?", 111, code.carried_code),
     "checkpoint": Row("edits of a text checkpoint", 30, damage.edited_checkpoints),

@@ -16,14 +16,14 @@ import pytest
 from maskgym.benchmarks import attacks
 from maskgym.benchmarks.attacked import code, damage, parts, runs, sets
 from maskgym.benchmarks.attacked.harness import Broken, Row, Stage, check_line, run
-from maskgym.data.check import Report
+from maskgym.data.check import Report, check
 from maskgym.errors import UserError
 
 pytest.importorskip("starlette")
 
 SMALL = {  # cases that need no training of text, whose libraries take seconds to import
     **{"pickles": 8, "yaml": 4, "token": 4, "players": 1, "reviewers": 1, "vectors": 7, "metrics": 100, "play": 15},
-    **{"page": 15, "hf": 6, "dig": 6, "sets": 35, "answers": 1000, "code": 9, "runs": 1, "kill": 1, "interrupt": 1},
+    **{"page": 15, "hf": 6, "dig": 6, "sets": 65, "answers": 1000, "code": 9, "runs": 1, "kill": 1, "interrupt": 1},
     **{"disk": 1, "files": 8},
 }
 SLOW = {"checkpoint": 3, "start": 2, "code": 20, "files": 6, "kill": 4, "disk": 2, "long": 1}
@@ -65,7 +65,7 @@ def failures(stage: Stage, name: str, count: int) -> str:
 
 
 def test_a_check_that_finds_nothing_is_noticed(stage, monkeypatch):
-    monkeypatch.setattr(sets, "check", lambda name, root: Report(name, str(root), "sod", {}, (), ()))
+    monkeypatch.setattr(sets, "check", lambda name, root, task: Report(name, str(root), "sod", {}, (), ()))
     found = failures(stage, "sets", 14)
     assert "--seed 1 sets, number " in found and "no fault was found" in found
 
@@ -117,6 +117,17 @@ def test_hangs_lines_and_memory_are_noticed(stage):
     for line in ("", "a\x1b[2J", "a" * 2000):
         with pytest.raises(Broken, match="told in"):
             check_line(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "instances"),
+    [("refcocog", 4, 4), ("grefcoco", 5, 4), ("reasonseg", 4, 4), ("cod10k", 4, 2), ("camo", 4, 4), ("dis5k", 4, 4)],
+)
+def test_the_published_layouts_that_are_attacked_are_read_whole(tmp_path, name, samples, instances):
+    sets.SETS[name](tmp_path)
+    report = check(name, tmp_path, sets.TASKS.get(name))
+    total = report.as_dict()["counts"]["total"]
+    assert report.ok and (total["samples"], total["instances"]) == (samples, instances)
 
 
 def test_cases_are_repeated_by_their_seed(stage, tmp_path):

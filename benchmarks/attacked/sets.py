@@ -4,137 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from maskgym.aliases import Json
 from maskgym.benchmarks.attacked import runs
 from maskgym.benchmarks.attacked.harness import Broken, Case, Stage, check_line, told
+from maskgym.benchmarks.attacked.layouts import HEIGHT, PHOTOS, SETS, TASKS, WIDTH, write_mask
 from maskgym.data.check import check
 from maskgym.data.readers.hf import HuggingFace
 from maskgym.experiments import cli
 
-HEIGHT, WIDTH, PHOTOS = 12, 16, 4
-BOX = [1, 1, 7, 1, 7, 9, 1, 9]
 HUGE = 10**9
-
-
-def _photo(file: Path, number: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file)
-
-
-def _mask(file: Path, level: int = 255, palette: bool = False) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    pixels[1:9, 1:7] = level
-    picture = Image.fromarray(pixels)
-    if palette:
-        picture = Image.frombytes("P", (WIDTH, HEIGHT), pixels.tobytes())
-        picture.putpalette(list(range(256)) * 3)
-    picture.save(file)
-
-
-def _folder(root: Path) -> None:
-    for number in range(PHOTOS):
-        _photo(root / "images" / f"{number}.jpg", number)
-        _mask(root / "masks" / f"{number}.png")
-
-
-def _groups(root: Path) -> None:
-    for number in range(PHOTOS):
-        _photo(root / "images" / f"group{number // 2}" / f"{number}.jpg", number)
-        _mask(root / "masks" / f"group{number // 2}" / f"{number}.png")
-
-
-def _label_maps(root: Path) -> None:
-    for number in range(PHOTOS):
-        _photo(root / "images" / f"{number}.jpg", number)
-        _mask(root / "instances" / f"{number}.png", 1, palette=True)
-
-
-def _voc(root: Path) -> None:
-    home, names = root / "VOCdevkit" / "VOC2012", [f"2007_{number:06d}" for number in range(PHOTOS)]
-    for number, name in enumerate(names):
-        _photo(home / "JPEGImages" / f"{name}.jpg", number)
-        _mask(home / "SegmentationClass" / f"{name}.png", 15, palette=True)
-        _mask(home / "SegmentationObject" / f"{name}.png", 1, palette=True)
-    lists = home / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    for part, listed in (("train", names[:2]), ("val", names[2:])):
-        (lists / f"{part}.txt").write_text("".join(f"{name}\n" for name in listed))
-
-
-def coco_content(name: str = "{}.jpg") -> dict[str, Json]:
-    """Build COCO-style JSON of the photos, one object each."""
-    images = [
-        {"id": number, "file_name": name.format(number), "height": HEIGHT, "width": WIDTH} for number in range(PHOTOS)
-    ]
-    objects = [
-        {"id": 10 + number, "image_id": number, "category_id": 1, "segmentation": [BOX], "area": 48, "iscrowd": 0}
-        for number in range(PHOTOS)
-    ]
-    return {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cup"}]}
-
-
-def _coco(root: Path) -> None:
-    for number in range(PHOTOS):
-        _photo(root / "images" / f"{number}.jpg", number)
-    (root / "annotations.json").write_text(json.dumps(coco_content()))
-
-
-def _expressions(root: Path) -> None:
-    name = "COCO_train2014_{:012d}.jpg"
-    for number in range(PHOTOS):
-        _photo(root / "train2014" / name.format(number), number)
-    home = root / "refcoco"
-    home.mkdir(parents=True)
-    content = coco_content(name)
-    (home / "instances.json").write_text(json.dumps(content))
-    refs = [
-        {
-            "ref_id": n,
-            "ann_id": 10 + n,
-            "image_id": n,
-            "split": split,
-            "sentences": [{"raw": f"Cup {n}", "sent": f"cup {n}", "sent_id": n, "tokens": ["cup"]}],
-            "sent_ids": [n],
-        }
-        for n, split in zip(range(PHOTOS), ("train", "val", "testA", "testB"), strict=True)
-    ]
-    (home / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
-
-
-def _ranked(root: Path) -> None:
-    for number in range(PHOTOS):
-        _photo(root / "images" / "train" / f"{number}.jpg", number)
-        _mask(root / "gt" / "train" / f"{number}.png")
-        order = root / "rank_order" / "train" / f"{number}.json"
-        order.parent.mkdir(parents=True, exist_ok=True)
-        order.write_text(json.dumps({"rank_order": [0.9]}))
-    names = [str(number) for number in range(PHOTOS)]
-    objects = [{"img": name, "object_data": [{"bbox": [1, 1, 6, 8], "segmentation": [BOX]}]} for name in names]
-    (root / "obj_seg_data_train.json").write_text(json.dumps(objects))
-    (root / "train_images.txt").write_text("".join(f"{name}\n" for name in names))
-
-
-SETS: dict[str, Callable[[Path], None]] = {
-    "folder": _folder,
-    "groups": _groups,
-    "label_maps": _label_maps,
-    "voc": _voc,
-    "coco": _coco,
-    "expressions": _expressions,
-    "ranked": _ranked,
-}
 
 
 def _bomb() -> bytes:
@@ -167,7 +53,7 @@ SECRET: list[Path] = []  # a picture outside of all sets, of the size of the pho
 PICTURES: dict[str, Callable[[Path, random.Random], object]] = {
     "removed": lambda file, chance: file.unlink(),
     "emptied": _written(b""),
-    "truncated": lambda file, chance: file.write_bytes(file.read_bytes()[: chance.randrange(2, 60)]),
+    "truncated": lambda file, chance: file.write_bytes(file.read_bytes()[: chance.randrange(2, 40)]),  # of 69 or more
     "noise": lambda file, chance: file.write_bytes(chance.randbytes(500)),
     "PostScript": _written(EPS),
     "bomb": _written(_bomb()),
@@ -201,6 +87,16 @@ SEGMENTATIONS: tuple[Json, ...] = (
         {"size": None, "counts": []},
     ),
 )
+POINTS: tuple[Json, ...] = (  # of a polygon of ReasonSeg
+    *(None, {}, "x", 5, [], [[]], [[1, 2]], [[1, 1], [5, 5]], [["a", "b"]] * 3, [[None, None]] * 3, [[True, True]] * 3),
+    *([[float("nan"), 1]] * 3, [[float("inf"), 1]] * 3, [[1e18, 1]] * 3, [[10**400, 1]] * 3, [[HUGE, HUGE]] * 3),
+    *([[50, 50]] * 3, [[1, 1, 1]] * 3, [[[1], [2]]] * 3),
+)
+OBJECTS: tuple[Json, ...] = (  # of an expression of gRefCOCO
+    *(None, True, "x", "10", {}, [], -1, 10, 1.5, [None], [True], [[10]], ["10"], [1.5], [10, -1], [999], [10, 999]),
+    *([10**400], [float("nan")], [-2]),
+)
+HOSTILE = {"file_name": NAMES, "segmentation": SEGMENTATIONS, "points": POINTS, "ann_id": OBJECTS}  # values to be told
 VALUES: tuple[Json, ...] = (
     *(
         None,
@@ -250,39 +146,46 @@ def _broken_json(chance: random.Random, text: str) -> str:
     )
 
 
-UNREAD = ("SegmentationObject", "gt")  # pictures that the default task of their reader does not need
+# Folders of a reader's set whose files are not needed: pictures of other tasks, and texts about the answers.
+UNREAD = {
+    "voc": ("SegmentationObject",),
+    "ranked": ("gt",),
+    "cod10k": ("GT_Edge",),
+    "reasonseg": ("explanatory",),
+}
+SIZELESS = ("ranked", "reasonseg")  # sets that do not state the size of a photo
 
 
-def damage_set(root: Path, chance: random.Random) -> tuple[str, bool]:
-    """Damage one file of a set; return what was done, and whether it must be told."""
+def damage_set(root: Path, chance: random.Random, name: str = "") -> tuple[str, bool]:
+    """Damage one file of a set, by its name; return what was done, and whether it must be told."""
     files = sorted(file for file in root.rglob("*") if file.is_file())
     file = chance.choice(files)
-    name = file.relative_to(root).as_posix()
+    place = file.relative_to(root)
+    read = not any(part in UNREAD.get(name, ()) for part in place.parts)
     if file.suffix in (".jpg", ".png"):
         how = chance.choice(list(PICTURES))
         PICTURES[how](file, chance)
-        sizeless = how == "another size" and (root / "rank_order").exists()  # it states no size of its photos
-        return f"{name} {how}", not sizeless and not any(part in file.parts for part in UNREAD)
+        return f"{place.as_posix()} {how}", read and not (how == "another size" and name in SIZELESS)
     if file.suffix != ".json":
         content = file.read_bytes()
         file.write_bytes(
             chance.choice((b"", chance.randbytes(300), content[: len(content) // 2], b"../../x\n\0\n", b"\xff\n"))
         )
-        return f"{name} damaged", False
-    return damage_json(file, chance, name)
+        return f"{place.as_posix()} damaged", False
+    what, harmful = damage_json(file, chance, place.as_posix())
+    return what, harmful and read
 
 
 def damage_json(file: Path, chance: random.Random, name: str) -> tuple[str, bool]:
     """Damage JSON; return what was done, and whether it must be told."""
     way, content = chance.randrange(4), json.loads(file.read_text())
-    keys = _keys(content)
+    hostile = [key for key in HOSTILE if key in _keys(content)]
     if way == 0:
         file.write_text(_broken_json(chance, file.read_text()))
         return f"{name} is no JSON of a set", "rank_order" not in file.parts  # it is told, or the set is another
-    if way == 1 and "file_name" in keys:
-        what, harmful = _put(content, chance, ("file_name",), NAMES), True
-    elif way == 2 and "segmentation" in keys:
-        what, harmful = _put(content, chance, ("segmentation",), SEGMENTATIONS), True
+    if way < 3 and hostile:
+        key = hostile[(way - 1) % len(hostile)]
+        what, harmful = _put(content, chance, (key,), HOSTILE[key]), True
     else:
         what, harmful = _put(content, chance, (), VALUES), False
     file.write_text(json.dumps(content))
@@ -301,17 +204,17 @@ def checked_sets(stage: Stage) -> Case:
     marked = _fake_ghostscript(stage)
     for name, build in SETS.items():
         build(stage.empty(f"set-{name}"))
-        report = check(name, stage.folder / f"set-{name}")
+        report = check(name, stage.folder / f"set-{name}", TASKS.get(name))
         if not report.ok:
             raise Broken(f"{name}: an undamaged set has faults: {report.faults[0]}")
 
     def case(chance: random.Random, number: int) -> str:
         name = list(SETS)[number % len(SETS)]
         root = stage.copied(stage.folder / f"set-{name}")
-        what, harmful = damage_set(root, chance)
+        what, harmful = damage_set(root, chance, name)
         stage.label = f"{name}, {what}"
         found = []
-        line = told(lambda: found.append(check(name, root)))
+        line = told(lambda: found.append(check(name, root, TASKS.get(name))))
         if marked.exists():
             raise Broken("Ghostscript was called")
         for one in str(found[0]).splitlines() if found else ():
@@ -321,7 +224,8 @@ def checked_sets(stage: Stage) -> Case:
             return line or check_line(found[0].faults[0])
         if harmful:
             raise Broken("no fault was found")
-        _, out, _ = runs.command(cli.main, "data", "check", str(root), "--data", name)
+        task = ["--task", TASKS[name]] if name in TASKS else []
+        _, out, _ = runs.command(cli.main, "data", "check", str(root), "--data", name, *task)
         return "" if out else line
 
     return case
@@ -329,7 +233,7 @@ def checked_sets(stage: Stage) -> Case:
 
 def _secret(stage: Stage) -> None:
     secret = stage.folder / "secret.png"
-    _mask(secret)
+    write_mask(secret)
     SECRET[:] = [secret]
 
 
@@ -354,7 +258,7 @@ def hugging_face(stage: Stage) -> Case:
     _secret(stage)
     marked = _fake_ghostscript(stage)
     saved, pictured = stage.empty("hf-saved"), stage.empty("hf-pictured")
-    _folder(pictured)
+    SETS["folder"](pictured)
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
     rows = [
         {"image": str(pictured / "images" / f"{n}.jpg"), "mask": str(pictured / "masks" / f"{n}.png")}
@@ -426,7 +330,7 @@ def dug_photos(stage: Stage) -> Case:
     _secret(stage)
     marked = _fake_ghostscript(stage)
     good = stage.empty("set-coco")
-    _coco(good)
+    SETS["coco"](good)
     options = ("--detector", "annotations", "--segmenter", "annotations", "--writer", "templates")
     whole = stage.empty("dug")
     status, _, line = runs.command(cli.main, "data", "dig", str(whole), "--images", str(good), *options)
