@@ -28,6 +28,7 @@ class Published:
         counts: Number of photos per split, by the authors, minus known faulty ones; empty if no number was found.
         arguments: Arguments of the reader that differ from its defaults.
         sentences: Number of samples per split in the authors' files, if a sample is a sentence.
+        partitions: Number of them in each part of the test split, if it has parts.
         origins: Sets that photos were taken from, by the beginning of a photo's name.
         part: Separator between the photo's name and the part's name in a key, if a sample is a part of a photo.
         has_splits: Whether the authors published splits; where they did not, a hash of the names deals them.
@@ -40,6 +41,7 @@ class Published:
     arguments: Settings = field(default_factory=dict)
     part: str = ""
     sentences: Mapping[str, int] = field(default_factory=dict)
+    partitions: Mapping[str, int] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     has_splits: bool = True
 
@@ -118,6 +120,7 @@ PUBLISHED = {
         {"version": "refcoco"},
         "#",
         {"train": 120624, "validation": 10834, "test": 5657 + 5095},
+        {"testA": 5657, "testB": 5095},
     ),
     "refcoco_plus": Published(  # the same; the sentences add up to the 141,564 of the authors' page
         "expressions",
@@ -127,6 +130,7 @@ PUBLISHED = {
         {"version": "refcoco+"},
         "#",
         {"train": 120191, "validation": 10758, "test": 5726 + 4889},
+        {"testA": 5726, "testB": 4889},
     ),
     "refcocog": Published(  # Mao et al. 2016, with the splits of Nagaraja et al. 2016 (umd)
         "expressions",
@@ -156,6 +160,7 @@ PUBLISHED = {
         {"version": "grefcoco"},
         "#",
         {"train": 209344, "validation": 16870, "test": 18712 + 14933},
+        {"testA": 18712, "testB": 14933},
     ),
     "reasonseg": Published(  # Lai et al. 2024: LISA's README
         "reasoning",

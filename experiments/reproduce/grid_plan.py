@@ -129,12 +129,18 @@ def operations(build_network: Callable[[], Network], run: Callable[[Network], ob
 
 
 def count(root: Path | None, name: str, split: str) -> int:
-    """Count the samples of a published data set: of its folder, or by its authors where it is not there."""
+    """Count the samples of a published data set: of its folder, or by its authors where it is not there.
+
+    Args:
+        root: Folder that holds data sets; None for none.
+        name: Name of the set, or ``NAME/PART`` for a part of its test split.
+        split: Name of the split.
+    """
     base, _, part = name.partition("/")
     folder = folder_of(root, name) if root else None
     if folder is None:
         counts = PUBLISHED[base].sentences or PUBLISHED[base].counts
-        known = counts.get(split) or counts.get("validation", 0)
+        known = PUBLISHED[base].partitions[part] if part else counts.get(split) or counts.get("validation", 0)
         return known or (NEEDS if base == "usersod" and split == "train" else 0)
     return len(data.make(base, root=folder, split=split, **({"partition": part} if part else {})))
 

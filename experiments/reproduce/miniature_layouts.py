@@ -28,6 +28,7 @@ from maskgym.experiments.reproduce.miniature_sets import (
 SHOWN = ("bottle", "cat")  # classes that the miniature of PASCAL VOC shows, in turn
 LEVELS = (255, 229, 204, 178, 153)  # of ASSR, from the first rank to the fifth
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}  # of ASSR and IRSR
+COCO = "images/mscoco/images/train2014"  # beside the folders of RefCOCO and RefCOCO+, which share photos
 
 
 def _voc(folder: Path, scenes: Sequence[Scene]) -> None:
@@ -110,6 +111,26 @@ def _irsr(folder: Path, scenes: Sequence[Scene]) -> None:
         files.write(folder / "Annotations" / f"{split}.pkl", pickle.dumps(rows, protocol=2))
 
 
+def _expressions(folder: Path, scenes: Sequence[Scene]) -> None:
+    """Write photos, COCO objects, and expressions as a pickle; test scenes are testA's and testB's in turn."""
+    images, annotations, records = [], list[JsonObject](), list[JsonObject]()
+    for number, one in enumerate(scenes, start=1):
+        (photo,), ((mask,),), need = one.sample.images, one.sample.masks, one.sample.need
+        assert need is not None  # of the task
+        save(folder.parent / COCO / f"{one.stem}.jpg", photo)
+        size = {"height": photo.shape[0], "width": photo.shape[1]}
+        images.append({"id": number, "file_name": f"{one.stem}.jpg", **size})
+        common = {"image_id": number, "category_id": 1}
+        annotations.append({"id": number, "iscrowd": 0, **common, **polygon_of(mask)})
+        sentence = {"sent_id": number, "sent": need, "raw": need, "tokens": need.split()}
+        part = {"train": "train", "validation": "val", "test": "testA" if one.number % 2 else "testB"}[one.split]
+        crop = {"file_name": f"{one.stem}_{number}.jpg", "sent_ids": [number], "sentences": [sentence]}
+        records.append({"ref_id": number, "ann_id": number, "split": part, **common, **crop})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    files.write(folder / "instances.json", json.dumps(content))
+    files.write(folder / "refs(unc).p", pickle.dumps(records, protocol=2))
+
+
 LAYOUTS: Writers = {
     **WRITERS,
     "hku_is": (("test",), pairs("imgs/{stem}.png", "gt/{stem}.png")),
@@ -128,4 +149,6 @@ LAYOUTS: Writers = {
     "usersod": (("train", "test"), _usersod),
     "assr": (("train", "validation", "test"), _assr),
     "salmon": (("train", "test"), _irsr),
+    "refcoco": (SPLITS, _expressions),
+    "refcoco_plus": (SPLITS, _expressions),
 }

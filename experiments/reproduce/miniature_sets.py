@@ -244,6 +244,8 @@ STEMS = {  # names of photos; groups are named after their category
     "usersod": "{split}/{number:06d}",
     "assr": "{number:012d}",
     "salmon": "COCO_train2014_{number:012d}",
+    "refcoco": "COCO_train2014_1{number:011d}",
+    "refcoco_plus": "COCO_train2014_2{number:011d}",
 }
 
 

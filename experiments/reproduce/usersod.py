@@ -3,10 +3,11 @@
     maskgym reproduce usersod --data DATASETS --models MODELS --out OUT
     maskgym reproduce usersod --smoke                # the chain on miniatures
 
-DATASETS holds UserSOD as ``maskgym data dig`` exports it, and ECSSD, HKU-IS, DUTS, PASCAL-S, ASSR and IRSR as the asked
-tables need them; MODELS the checkpoints of VST, CLIP, BLIP and BERT by their published names. The stages: check the
-data, train the agent of each row of Tables 1 to 3 and 5 to 8, and evaluate it. Each is a maskgym command, printed so
-that it can be run alone. The same command goes on where it was stopped, and then writes the tables with our rows below.
+DATASETS holds UserSOD as ``maskgym data dig`` exports it, and ECSSD, HKU-IS, DUTS, PASCAL-S, ASSR, IRSR, RefCOCO and
+RefCOCO+ as the asked tables need them; MODELS the checkpoints of VST, CLIP, BLIP and BERT by their published names. The
+stages: check the data, train the agent of each row of Tables 1 to 8, and evaluate it. Each is a maskgym command,
+printed so that it can be run alone. The same command goes on where it was stopped, and then writes the tables with our
+rows below.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PARTS: tuple[str, ...] = (
 CHECKPOINT = "RGB_VST.pth"
 PASSES = 5  # of the network per training sample: with tokens, twice that backward, the photo and its object alone
 ENCODERS = {"blip": "blip-itm-base-coco", "clip": "clip-vit-base-patch16", "bert": "bert-base-uncased"}
-TABLES = ("1", "2", "3", "5", "6", "7", "8")  # 4 needs no training of its own: see docs/reproduce/usersod.md
+TABLES = ("1", "2", "3", "4", "5", "6", "7", "8")
 NO_NEED = ("env.task=sod", "env.need=false")  # 4.3: conventional salient objects, with zeros as text
 UNTRAINED = ("algo.epochs=null", "algo.updates=0")
 PLAIN = ("algo=usersal", "policy.skip_empty_need=true", *UNTRAINED)  # without a need the frozen network, without tokens
@@ -77,7 +78,7 @@ def write_miniatures(given: Namespace, root: Path) -> None:
         miniature_parts.write_vst(given.models / CHECKPOINT)
         for name, folder in ENCODERS.items():
             miniature_parts.ENCODERS[name](given.models / folder)
-        names = [PAPER, *paper_tables.published(f"{PAPER}/2").datasets, "assr", "salmon"]
+        names = [PAPER, *_named([f"{PAPER}/{table}" for table in "234"])]
         write_sets(given.data, names, Sizes(train=4, validation=0, test=2, side=64), writers=LAYOUTS)
 
 
@@ -115,8 +116,13 @@ def plan(given: Namespace) -> str:
 
 def _sets(wanted: Sequence[Row]) -> list[str]:
     """List the data sets of rows by name, that of training first."""
-    names = [name for row in wanted for name in paper_tables.published(f"{PAPER}/{row.table}").datasets]
-    return list(dict.fromkeys((PAPER, *names)))
+    return list(dict.fromkeys((PAPER, *_named([f"{PAPER}/{row.table}" for row in wanted]))))
+
+
+def _named(tables: Sequence[str]) -> list[str]:
+    """List the data sets of tables by name; a part of one, such as ``refcoco/testA``, counts as its set."""
+    names = [name for table in tables for name in paper_tables.published(table).datasets]
+    return list(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
 def report(given: Namespace) -> None:
@@ -144,7 +150,7 @@ def settings(given: Namespace, data: str, *more: str, encoder: str | None = None
 def _rows(given: Namespace, table: str) -> list[Row]:
     """List our rows of a table."""
     plus, plain = agent(given, "usersal_plus"), agent(given, "usersal", "algo=usersal")
-    if table == "1":
+    if table in ("1", "4"):  # 4 is of generalization: the expressions of RefCOCO are needs, and none trains on them
         return [Row(table, "Usersal", plain), Row(table, "Usersal+", plus)]
     if table == "2":
         return [Row(table, "Usersal", plain, NO_NEED), Row(table, "Usersal+", plus, NO_NEED)]

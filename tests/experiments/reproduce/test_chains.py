@@ -15,6 +15,8 @@ from maskgym.errors import UserError
 from maskgym.experiments import cli, run
 from maskgym.experiments.evaluation import paper_tables, provenance
 from maskgym.experiments.reproduce import alignsam, grid_plan, stages, usersod
+from maskgym.experiments.reproduce.miniature_layouts import LAYOUTS
+from maskgym.experiments.reproduce.miniature_sets import Sizes, write_sets
 from maskgym.experiments.wiring import composition
 
 PAPERS = {"alignsam": alignsam, "usersod": usersod}
@@ -25,7 +27,7 @@ NAMES = {
 }
 SETS = {
     "alignsam": ("cuhk_blur", "sbu", "msd", "duts", "voc2012"),
-    "usersod": ("usersod", "ecssd", "hku_is", "duts", "pascal_s", "assr", "salmon"),
+    "usersod": ("usersod", "ecssd", "hku_is", "duts", "pascal_s", "assr", "salmon", "refcoco", "refcoco_plus"),
 }
 UNTIL = {
     "alignsam": "runs/shadow/metrics.csv",
@@ -115,6 +117,21 @@ def test_a_table_alone_needs_its_own_runs_and_sets(tmp_path):
     assert names == ["data, voc2012", "semantic", *clicks, "3/semantic", "3/semantic-horizon-20"]
     names = [stage.name for stage in usersod.stages(arguments("usersod", tmp_path / "b", table="3"))]
     assert names == ["data, usersod", "data, assr", "data, salmon", "usersal_plus", "ranking", "3/ranking"]
+    names = [stage.name for stage in usersod.stages(arguments("usersod", tmp_path / "c", table="4"))]
+    checks = ["data, usersod", "data, refcoco", "data, refcoco_plus"]
+    assert names == [*checks, "usersal", "4/usersal", "usersal_plus", "4/usersal_plus"]
+
+
+def test_referring_expressions_are_needs_of_the_agents_that_are_trained_on_usersod(tmp_path):
+    of_table_4 = usersod.stages(arguments("usersod", tmp_path, table="4"))
+    everything = usersod.stages(arguments("usersod", tmp_path))
+    assert {stage.words for stage in of_table_4} <= {stage.words for stage in everything}
+    for stage in of_table_4:
+        if stage.words[0] == "run":
+            assert composition.compose(stage.words[1:])["data"]["name"] == "usersod"
+        elif stage.words[0] == "evaluate":
+            assert stage.words[2:4] == ("--table", "usersod/4")
+    assert [row.name for row in usersod.rows(arguments("usersod", tmp_path, table="4"))] == ["Usersal", "Usersal+"]
 
 
 def test_ranking_begins_with_the_trained_policy(tmp_path):
@@ -181,6 +198,15 @@ def test_a_plan_counts_epochs_and_what_a_folder_holds():
     assert grid_plan.updates_of({"algo": {**algo, "epochs": None}}, 69_239) == 400
     assert grid_plan.updates_of({"algo": {"epochs": 20, "updates": 50}}, 50) == 50  # PPO's are over a rollout
     assert grid_plan.count(None, "duts", "test") == 5019 and grid_plan.count(None, "voc2012", "test") == 1449
+
+
+def test_a_plan_counts_the_asked_part_of_the_test_split_with_and_without_the_folder(tmp_path):
+    sizes = Sizes(train=1, validation=0, test=3, side=32)
+    write_sets(tmp_path, ["refcoco"], sizes, writers=LAYOUTS)
+    found = [grid_plan.count(tmp_path, f"refcoco{part}", "test") for part in ("/testA", "/testB", "")]
+    assert found == [2, 1, 3]
+    stated = [grid_plan.count(None, f"refcoco{part}", "test") for part in ("/testA", "/testB", "")]
+    assert stated == [5657, 5095, 10752] and grid_plan.count(None, "refcoco_plus/testA", "test") == 5726
 
 
 def test_a_plan_counts_the_start_of_each_command_and_the_imports_once():

@@ -59,7 +59,19 @@ def test_each_further_layout_is_clean(tmp_path, name):
     assert found == ({"train": 8, "test": 2} if name == "cuhk_blur" else written)
     sample = data.make(name, root=folder, split="test")[0]
     assert all(masks.any(axis=(1, 2)).all() for masks in sample.masks)
-    assert (sample.need is not None) == (name == "usersod") and (sample.void is not None) == (name == "voc2012")
+    assert (sample.need is not None) == (PUBLISHED[name].task == "need") and (sample.void is not None) == (
+        name == "voc2012"
+    )
+
+
+def test_refcoco_and_refcoco_plus_share_a_folder_of_photos_and_have_both_parts_of_the_test_split(tmp_path):
+    names = ["refcoco", "refcoco_plus"]
+    folders = write_sets(tmp_path, names, Sizes(train=1, validation=1, test=3, side=32), writers=LAYOUTS)
+    assert [folder.name for folder in folders] == ["refcoco", "refcoco+"]
+    for name, folder in zip(names, folders, strict=True):
+        parts = [data.make(name, root=folder, split="test", partition=part) for part in ("testA", "testB")]
+        assert [len(part) for part in parts] == [2, 1]
+    assert len(list((tmp_path / "images/mscoco/images/train2014").iterdir())) == 2 * 5
 
 
 def test_no_two_sets_or_splits_share_a_photo(root):
