@@ -91,7 +91,7 @@ def parse_objects(text: str, form: str, reasoning: bool = True) -> Answer:
     - An object may also have ``"label"``, a text, which is not read. Any other key, a missing or a repeated one is
       malformed.
     - The block has at most 100 braces that open, so at most 100 objects.
-    - Coordinates are finite numbers, of any size; what lies outside the image is for the environment to clip.
+    - Coordinates are numbers from -1e9 to 1e9; what lies outside the image is for the environment to clip.
     - An empty list is an answer: nothing is referred to.
 
     Args:

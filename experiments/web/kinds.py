@@ -26,7 +26,7 @@ from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.envs.text.base import TextVectorEnv
 from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.errors import UserError
-from maskgym.rewards import Answer, parse, without_reasoning
+from maskgym.rewards import Answer, Located, parse, without_reasoning
 from maskgym.rewards.answers import TAGS
 
 MOST_TEXT = 20_000  # characters of an answer
@@ -168,7 +168,7 @@ class TextKind(Kind):
 
     def details(self, sample: Sample, episode: Episode) -> JsonObject:
         """Describe how the answer is parsed."""
-        return {"answer": self.describe(str(episode.steps[-1].action))} if episode.steps else {}
+        return {"answer": self.describe(str(episode.steps[-1].action), sample)} if episode.steps else {}
 
     def rationale(self, sample: Sample) -> str | None:
         """Return the rationale, without its reasoning if the environment asks for none."""
@@ -176,23 +176,24 @@ class TextKind(Kind):
             return sample.rationale
         return without_reasoning(sample.rationale)
 
-    def describe(self, text: str) -> JsonObject:
-        """Describe how an answer is parsed.
+    def describe(self, text: str, sample: Sample) -> JsonObject:
+        """Describe how an answer to a sample is parsed.
 
         Returns:
-            ``text``; ``findings``, pairs of whether something is right and what it is; ``expressions``; ``tagged``. A
-            task of one's own has no findings.
+            ``text``; ``findings``, pairs of whether something is right and what it is; ``expressions``; ``tagged``;
+            ``objects``, those of an answer in JSON: each with its ``box``, [left, top, right, bottom] or None, and
+            ``points``, [x, y, label], in shares of the image. A task of one's own has no findings.
         """
         task, reasoning = self.env.task, self.env.reasoning
         if task not in TAGS:
-            return {"text": text, "findings": [], "expressions": [], "tagged": False}
+            return _described(Answer(text, None, (), False, False), [])
         answer, tag = parse(text, task, reasoning), TAGS[task]
         findings = _blocks(answer, reasoning)
         form = "one <rg>[semantic] …</rg>" if task == "cosod" else f"<{tag}>…</{tag}>, once or more"
         count = len(answer.expressions)
         said = f"{count} expression{'s' * (count != 1)}" if count else f"inside <answer>, nothing but {form}"
         findings.append((answer.tagged, said))
-        return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
+        return _described(answer, findings)
 
 
 # What an entry of an answer in JSON means, by form.
@@ -229,14 +230,16 @@ class QueryKind(TextKind):
         """Return the rationale in the form and the coordinates of the environment."""
         return self.env.answer_of(sample) if sample.rationale else None
 
-    def describe(self, text: str) -> JsonObject:
-        """Describe how an answer is parsed; see `TextKind.describe`."""
+    def describe(self, text: str, sample: Sample) -> JsonObject:
+        """Describe how an answer to a sample is parsed; see `TextKind.describe`."""
         answer = self.env.parser(text)
         findings = _blocks(answer, self.env.reasoning)
         count, entry = len(answer.objects), ENTRIES[self.env.form]
         said = f"{count} object{'s' * (count != 1)}" if answer.tagged else f"a JSON list of {entry}, and nothing else"
         findings.append((answer.tagged, said))
-        return {"text": text, "findings": findings, "expressions": list(answer.expressions), "tagged": answer.tagged}
+        frame, shape = self.env.frame(sample), sample.images[0].shape
+        objects = [_in_shares(frame.to_image(found), shape) for found in answer.objects]
+        return {**_described(answer, findings), "objects": objects}
 
 
 class ClickKind(Kind):
@@ -359,6 +362,29 @@ def picture(image: np.ndarray, shrink: bool = True) -> JsonObject:
 def shown_runs(masks: Sequence[np.ndarray]) -> list[list[list[int]]]:
     """Encode each mask of each image as run lengths at the size that the page shows."""
     return [[runs(_nearest(mask)) for mask in rows] for rows in masks]
+
+
+def _described(answer: Answer, findings: Sequence[tuple[bool, str]]) -> JsonObject:
+    """Describe a parsed answer, with what was found right and wrong about it; see `TextKind.describe`."""
+    expressions = list(answer.expressions)
+    found = {"text": answer.text, "findings": list(findings), "expressions": expressions, "tagged": answer.tagged}
+    return {**found, "objects": []}
+
+
+def _in_shares(found: Located, shape: tuple[int, ...]) -> JsonObject:
+    """Describe an object, in pixels of an image of shape (H, W, 3), in shares of its sides.
+
+    As in the pictures of runs, a box is clipped to just outside the image, and one without extent is left out; a point
+    outside is left out too, as the environment does.
+    """
+    height, width = shape[:2]
+    box = None
+    if found.box is not None and found.box[0] < found.box[2] and found.box[1] < found.box[3]:
+        sides = (width, height, width, height)
+        box = [min(max(value / side, -0.02), 1.02) for value, side in zip(found.box, sides, strict=True)]
+    places = zip(found.points, found.labels, strict=True)
+    inside = [[x / width, y / height, label] for (x, y), label in places if 0 <= x <= width and 0 <= y <= height]
+    return {"box": box, "points": inside}
 
 
 def _blocks(answer: Answer, reasoning: bool) -> list[tuple[bool, str]]:

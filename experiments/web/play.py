@@ -178,7 +178,7 @@ class Game:
             kind, sample = kind_of(self._env(task, split)), self._sample(task, split, index)
         if not isinstance(kind, TextKind):
             raise UserError("an answer: expected an environment of text")
-        return kind.describe(kind.read(given.get("text"), sample))
+        return kind.describe(kind.read(given.get("text"), sample), sample)
 
     def step(self, given: JsonObject) -> JsonObject:
         """Play actions from the start of the episode; a finished episode is saved.

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -113,6 +114,43 @@ def test_a_query_is_asked_and_answered_in_json(tmp_path):
     assert 0 <= scored["reward"] < 1 and unpacked(scored)[0].shape == (1, 128, 128)
     best = queries.against(at(queries, who="reference"))
     assert best["reward"] >= 0.5 and best["answer"]["tagged"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "entry", "expected"),
+    [
+        # The observed square has 126 pixels, and shows the image, of 128, whole.
+        ((), '{"bbox_2d": [0, 63, 31.5, 126]}', {"box": [0, 0.5, 0.25, 1], "points": []}),
+        ((), '{"bbox_2d": [-1e9, 0, 1e9, 63]}', {"box": [-0.02, 0, 1.02, 0.5], "points": []}),
+        ((), '{"bbox_2d": [63, 0, 63, 126]}', {"box": None, "points": []}),
+        (
+            ("env.form=points", "env.coordinates=thousandths"),
+            '{"points_2d": [[250, 500], [1000, 0], [1001, 5]], "labels": [1, 0, 1]}',
+            {"box": None, "points": [[0.25, 0.5, 1], [1, 0, 0]]},
+        ),
+        (
+            ("env.form=boxes_points",),
+            '{"bbox_2d": [0, 0, 63, 63], "point_2d": [63, 31.5]}',
+            {"box": [0, 0, 0.5, 0.5], "points": [[0.5, 0.25, 1]]},
+        ),
+    ],
+)
+def test_boxes_and_points_are_told_where_they_lie_on_the_image(tmp_path, settings, entry, expected):
+    queries = game(tmp_path, "env=refer", *settings)
+    (found,) = queries.check(at(queries, text=f"<think></think><answer>[{entry}]</answer>"))["objects"]
+    assert found["box"] == (None if expected["box"] is None else pytest.approx(expected["box"]))
+    assert np.allclose(found["points"], expected["points"]) and len(found["points"]) == len(expected["points"])
+    assert queries.check(at(queries, text=f"<answer>[{entry}"))["objects"] == []
+
+
+def test_boxes_and_points_lie_on_the_image_where_the_square_has_empty_rows_below(tmp_path):
+    queries = game(tmp_path, "env=refer", "env.form=boxes_points")
+    kind, sample = kinds.kind_of(queries._env("refer", "test")), queries._sample("refer", "test", 0)
+    wide = {"images": (np.zeros((30, 60, 3), np.uint8),), "masks": (np.zeros((0, 30, 60), bool),), "phrases": None}
+    wide = replace(sample, **wide)  # shown with 126 and 63 pixels
+    text = '<think></think><answer>[{"bbox_2d": [0, 0, 63, 63], "point_2d": [63, 31.5]}]</answer>'
+    (found,) = kind.describe(text, wide)["objects"]
+    assert found == {"box": pytest.approx([0, 0, 0.5, 1]), "points": [pytest.approx([0.5, 0.5, 1])]}
 
 
 def test_clicks_are_played_from_the_start_each_time(clicks):
@@ -535,6 +573,32 @@ def test_a_text_is_typed_scored_and_compared(page, texts):
     page.until(lambda: page.text("#message") == "sample 600: the test split has samples 0 to 511")
     assert page.text("#key") == "sis-test-00000"
     assert [line for line in page.browser.console() if "400 (Bad Request)" not in line] == []
+
+
+def test_boxes_are_drawn_while_they_are_typed_and_beside_the_masks(page, serve):
+    orange = "230, 159, 0"  # of the first mask
+
+    def drawn(canvas: str) -> bool:
+        """Whether the middle of the box's right side has its colour; the canvas has 640 pixels, the square 126."""
+        x, y = 5 * 128 * 100 // 126, 5 * 128 * 60 // 126
+        code = f"document.querySelector(`{canvas}`).getContext('2d').getImageData({x}, {y}, 1, 1).data"
+        return page.js(f"return [...{code}].slice(0, 3).join(', ')") == orange
+
+    page.open(serve("env=refer"))
+    page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100]}]</answer>')
+    page.until(lambda: drawn("#pictures canvas"))
+    page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100')
+    page.until(lambda: not drawn("#pictures canvas"))
+    page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100]}]</answer>')
+    page.press("score")
+    assert drawn("#pictures canvas") and drawn("article[aria-label=You] canvas")
+    page.press("overlay")
+    assert not drawn("#pictures canvas")
+    page.see("reference")
+    page.check()
+    page.press("again")
+    page.press("onward")
+    assert not drawn("#pictures canvas") and page.browser.console() == []
 
 
 def test_clicks_with_a_mouse_and_with_keys(page, serve, trained):
