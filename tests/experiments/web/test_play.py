@@ -584,7 +584,8 @@ def test_boxes_are_drawn_while_they_are_typed_and_beside_the_masks(page, serve):
         code = f"document.querySelector(`{canvas}`).getContext('2d').getImageData({x}, {y}, 1, 1).data"
         return page.js(f"return [...{code}].slice(0, 3).join(', ')") == orange
 
-    page.open(serve("env=refer"))
+    running = serve("env=refer")
+    page.open(running)
     page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100]}]</answer>')
     page.until(lambda: drawn("#pictures canvas"))
     page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100')
@@ -592,13 +593,16 @@ def test_boxes_are_drawn_while_they_are_typed_and_beside_the_masks(page, serve):
     page.write('<think></think><answer>[{"bbox_2d": [20, 20, 100, 100]}]</answer>')
     page.press("score")
     assert drawn("#pictures canvas") and drawn("article[aria-label=You] canvas")
+    assert '"bbox_2d": [20, 20, 100, 100]' in page.text("article[aria-label=You]")
+    (row,) = saved(running.folder)
+    assert page.text("#message") == f"Reward {row['reward']:.3f}. Saved."
     page.press("overlay")
     assert not drawn("#pictures canvas")
-    page.see("reference")
+    assert '"bbox_2d"' in page.see("reference")
     page.check()
-    page.press("again")
     page.press("onward")
-    assert not drawn("#pictures canvas") and page.browser.console() == []
+    assert not drawn("#pictures canvas")
+    assert [line for line in page.browser.console() if "willReadFrequently" not in line] == []  # of this test
 
 
 def test_clicks_with_a_mouse_and_with_keys(page, serve, trained):
