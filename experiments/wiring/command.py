@@ -6,12 +6,16 @@ import argparse
 import atexit
 import gc
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from maskgym import interrupt
 from maskgym.errors import UserError, one_line
 from maskgym.files import disk_error
+
+CLOSED = 128 + signal.SIGPIPE  # how a shell sees a program whose output nobody reads any more
 
 # At exit the collector would walk every imported module several times, for seconds.
 atexit.register(gc.freeze)
@@ -40,8 +44,22 @@ def status(
 
     Returns:
         The command's status; 2 for a user error or a disk that takes no more, reported in one line on standard error;
-        130 when interrupted.
+        130 when interrupted; 141 when nobody reads the output any more, as after ``| head``.
     """
+    try:
+        found = _status(act, argv, interrupted)
+        print(end="", flush=True)  # while a closed pipe can still be told
+        return found
+    except BrokenPipeError:
+        if not _discard_unread():
+            raise  # another pipe, or a connection
+        return CLOSED
+
+
+def _status(
+    act: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None, interrupted: str = "interrupted"
+) -> int:
+    """Run a command and return its exit status, as `status` does as long as somebody reads the output."""
     # Spinning OpenMP threads take a busy machine from each other. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     interrupt.by_exception()
@@ -58,3 +76,16 @@ def status(
             raise
         print(f"error: {one_line(fault)}", file=sys.stderr)
         return 2
+
+
+def _discard_unread() -> bool:
+    """Let standard output and standard error go nowhere where they are pipes that nobody reads; return if one is."""
+    pipes = select.poll()
+    for place in (1, 2):
+        pipes.register(place, 0)
+    closed = [place for place, event in pipes.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for place in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, place)
+        os.close(nowhere)
+    return bool(closed)
