@@ -624,7 +624,10 @@ def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) 
     wanted = sources.tasks(config) if task is None or task not in config["env"]["gym_ids"] else [task]
     envs = {each: make_held_out_env(config, each, parts) for each in wanted}
     first = next(iter(envs.values()))
-    agent = make_agent(config | {"algo": own["algo"]}, folder, first, parts)
+    another = config["algo"]["name"] != own["algo"]["name"]
+    if config["algo"] != own["algo"]:
+        check(config)
+    agent = make_agent(config | {"algo": own["algo"]} if another else config, folder, first, parts)
     try:
         agent.load(folder / run_folder.POLICY)
     except UserError as error:
@@ -633,8 +636,7 @@ def trained(folder: Path, changes: Sequence[str] = (), task: str | None = None) 
         told = " ".join(change for change in changes if change.lstrip("+").startswith("policy"))
         own_keys = f"see its {run_folder.CONFIG}: expected a key that leaves their shapes, or a new run"
         raise UserError(f"{told}: does not fit the weights of {folder}, {own_keys}") from error
-    if config["algo"] != own["algo"]:
-        check(config)
+    if another:
         agent = make_agent(config, folder, first, parts)
     return Built(config, parts, agent, envs)
 

@@ -67,7 +67,7 @@ OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Groups whose keys an evaluation may change by the names that the run's own part has.
-OWN = ("data", "policy", "reward", "segmenter")
+OWN = ("algo", "data", "policy", "reward", "segmenter")
 # Keys that a run reads from its stored config, whatever the option.
 NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("split", "samples", "every", "pictures")))
 # Keys whose null stands for no text.
@@ -197,7 +197,8 @@ def change(config: Config, arguments: Sequence[str]) -> Config:
     if any(argument.startswith("env=") and argument != f"env={name}" for argument in arguments):
         raise UserError(f"env={name}: the environment of a run cannot be another one")
     named = {argument.partition("=")[0] for argument in arguments}
-    own = [f"{group}={config[group]['name']}" for group in OWN if group not in named]
+    parts = {group: config[group]["name"] for group in OWN if group not in named}
+    own = [f"{group}={part}" for group, part in parts.items() if part in groups()[group]]  # a user's own is no option
     asked, changed = compose([f"env={name}", *own, *arguments]), deepcopy(config)
     for override in map(parse, arguments):
         *path, last = override.key_or_group.split(".")

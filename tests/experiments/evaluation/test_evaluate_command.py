@@ -182,6 +182,17 @@ def test_a_key_that_reshapes_the_policy_is_refused_in_one_line(evaluate, trained
     assert status == 2 and f"policy.layers=1: does not fit the weights of {folder}, see its config.yaml" in error
 
 
+def test_a_key_of_the_runs_own_algorithm_leaves_its_trained_weights(evaluate, trained):
+    folder = trained("grid", "env=point_prompt", "algo=ppo", "train_samples=2", "env.num_envs=2")
+    _, plain, _ = evaluate(folder)
+    status, out, error = evaluate(folder, "algo.gamma=0.5")
+    assert status == 0 and json.loads(out) == json.loads(plain) and "not as in the run: algo.gamma=0.5" in error
+    built = build.trained(folder, ["algo.gamma=0.5"])
+    assert built.agent.model.gamma == built.config["algo"]["gamma"] == 0.5
+    status, _, error = evaluate(folder, "algo.isr_period=2")
+    assert status == 2 and "unknown key 'algo.isr_period': algo=ppo has updates" in error
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "measure"),
     [

@@ -285,6 +285,28 @@ def test_an_evaluation_changes_keys_of_the_runs_own_parts():
         composition.change(config, ["policy.x=1"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        (["env=user_need", "algo=usersal"], "decay_epoch", 3),
+        (["env=point_prompt", "algo=ppo"], "gamma", 0.5),
+        (["env=point_prompt", "algo=grpo"], "images", 2),  # grpo_clicks
+    ],
+)
+def test_an_evaluation_changes_keys_of_the_runs_own_algorithm(arguments, key, value):
+    config = composition.compose(arguments)
+    changed = composition.change(config, [f"algo.{key}={value}"])
+    assert changed["algo"] == {**config["algo"], key: value} != config["algo"]
+    with pytest.raises(UserError, match=rf"unknown key 'algo\.x': algo={config['algo']['name']} has "):
+        composition.change(config, ["algo.x=1"])
+
+
+def test_an_evaluation_of_a_run_with_a_part_of_the_users_own_takes_changes():
+    config = composition.compose(["env=sis", "reward.name=mine:Tidy", "+reward.weight=2"])
+    changed = composition.change(config, ["env.image_size=70", "+reward.weight=3"])
+    assert changed["reward"] == {**config["reward"], "weight": 3} and changed["env"]["image_size"] == 70
+
+
 def test_a_run_that_is_scored_on_a_published_data_set_takes_its_task():
     config = composition.compose(["env=point_prompt"])
     assert composition.change(config, ["data=sbu", "data.root=x"])["env"]["task"] == "shadow"
