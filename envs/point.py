@@ -58,8 +58,9 @@ class PointPromptVectorEnv(SampleVectorEnv):
         which is neither foreground nor background, has the label -1 and is no prompt, but counts as a click.
 
     Reward:
-        Value of ``reward``; the default is ``foreground_hit``, +1 for a click on the ground truth and -1 elsewhere
-        (Section 3.2). It pays again for a patch that was clicked before, so ``info`` has the IoU of the mask too.
+        Value of ``reward``; the default is ``foreground_hit``, +1 for a click on the ground truth, 0 on void and -1
+        elsewhere (Section 3.2). It pays again for a patch that was clicked before, so ``info`` has the IoU of the mask
+        too.
 
     Starting State:
         A sample drawn uniformly, or the sample of ``options={"index": i}``. The first prompts depend on

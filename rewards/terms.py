@@ -232,13 +232,16 @@ def kept_rows(void: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ForegroundHit(Term):
-    """+1 for a click on the ground truth, -1 elsewhere, whatever its label (AlignSAM, Section 3.2)."""
+    """+1 for a click on the ground truth, -1 elsewhere, whatever its label (AlignSAM, Section 3.2).
+
+    A click on void, which is neither, is 0 (ours). Range [-1, 1].
+    """
 
     name = "foreground_hit"
     range = (-1.0, 1.0)
 
     def __call__(self, transition: Transition) -> float:
-        """Compute 1 or -1.
+        """Compute 1, -1, or 0 for a click on void, which is neither foreground nor background.
 
         Raises:
             UserError: If the action is not a click.
@@ -246,7 +249,10 @@ class ForegroundHit(Term):
         click = transition.action
         if not isinstance(click, Click):
             raise UserError(f"foreground_hit: the action of sample '{transition.sample.key}' is no click")
-        return 1.0 if transition.sample.masks[0][:, int(click.y), int(click.x)].any() else -1.0
+        sample, row, column = transition.sample, int(click.y), int(click.x)
+        if sample.void is not None and sample.void[0][row, column]:
+            return 0.0
+        return 1.0 if sample.masks[0][:, row, column].any() else -1.0
 
 
 @dataclass(frozen=True)

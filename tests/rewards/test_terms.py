@@ -247,6 +247,14 @@ def test_a_click_hits_the_truth_or_not_whatever_its_label(x, y, label, expected)
     assert ForegroundHit()(click(x, y, label)) == expected
 
 
+@pytest.mark.parametrize(("x", "y", "expected"), [(0, 0, 0), (1, 0, 1), (0, 3, 0), (1, 3, -1)])
+def test_a_click_on_void_is_no_hit_and_no_miss_be_it_on_a_mask_or_beside(x, y, expected):
+    left = np.zeros((4, 4), bool)
+    left[:, 0] = True
+    step = transition([[BLANK]], [[TOP]], [left])
+    assert ForegroundHit()(replace(step, action=Click(x + 0.5, y + 0.5, 1))) == expected
+
+
 def test_a_text_is_no_click():
     with pytest.raises(UserError, match="is no click"):
         ForegroundHit()(transition([[TOP]], [[TOP]], text=WELL_FORMED))
