@@ -21,12 +21,13 @@ class ReferringScores:
         all intersections over the sum of all unions, in which large objects weigh more. ``p@X`` is the share of
         expressions whose IoU is X or more, as in LAVT and later work (others require more than X). An
         empty prediction for an empty target has the IoU ``empty`` and adds nothing to ``oiou``; a non-empty
-        prediction for an empty target has IoU 0. A set of empty pairs alone has ``oiou`` ``empty``.
+        prediction for an empty target has IoU 0. A set of empty pairs alone has the ``oiou`` of its ``miou``.
 
         ``n_acc`` (N-acc) is the share of the expressions without a target whose prediction is empty, and ``t_acc``
         (T-acc) that of the expressions with a target whose prediction is not. Neither is defined where no expression
         is without a target; ``t_acc`` is not where none has one. Published models may have an output of their own that
-        says "no target"; here an empty mask says so. ``p@X`` counts all expressions, in gRefCOCO's code those with a
+        says "no target"; here an empty mask says so. A malformed answer does not say so (ours, `add_malformed`): its
+        IoU is 0, and it is right in neither accuracy. ``p@X`` counts all expressions, in gRefCOCO's code those with a
         target.
 
     References:
@@ -72,6 +73,16 @@ class ReferringScores:
         self._areas += intersection, union
         self._answers[int(target > 0), int(intersection + union > target)] += 1  # the sum of prediction and target
 
+    def add_malformed(self, target: float) -> None:
+        """Add one expression whose answer could not be read, which is no "no target" either.
+
+        Args:
+            target: Area of the target in pixels.
+        """
+        self._ious.append(0.0)
+        self._areas += 0, target
+        self._answers[int(target > 0), int(target == 0)] += 1
+
     def result(self) -> dict[str, float]:
         """Compute the metrics over all expressions so far, in [0, 1].
 
@@ -84,7 +95,7 @@ class ReferringScores:
         if not self._ious:
             raise ValueError("no expression was added: the scores of nothing are not defined")
         ious, (both, either) = np.array(self._ious), self._areas
-        found = {"miou": float(ious.mean()), "oiou": float(both / either) if either else self.empty}
+        found = {"miou": float(ious.mean()), "oiou": float(both / either if either else ious.mean())}
         found |= {f"p@{least}": float((ious >= least).mean()) for least in PRECISIONS}
         (silent, wrong), (missed, answered) = self._answers.tolist()
         if silent + wrong:

@@ -235,8 +235,13 @@ def _score_dataset(
     paths, notes = predictions.pair_up(folder, dataset.keys, given.partial)
     notes = [*dataset.describe(), *notes]
     kept = {index: path for index, path in enumerate(paths) if path is not None}
-    kind: Callable[..., predictions.Samples] = OF_SAMPLES.get(task, predictions.Needs)
-    work = kind(data.Subset(dataset, list(kept)), list(kept.values()), presets.find(preset))
+    subset = data.Subset(dataset, list(kept))
+    if task in OF_SAMPLES and OF_SAMPLES[task] is not predictions.Needs:
+        return _score(given, OF_SAMPLES[task](subset, list(kept.values()), presets.find(preset)), notes, of)
+    malformed = predictions.malformed(folder) & {*subset.keys}
+    if malformed:
+        notes.append(scoring.shorten(f"{len(malformed)} answers are malformed and have no mask", sorted(malformed)))
+    work = predictions.Needs(subset, list(kept.values()), presets.find(preset), malformed)
     return _score(given, work, notes, of)
 
 
@@ -417,7 +422,7 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
     dataset = unwrap(env, SampleVectorEnv).dataset
     keys = dataset.keys
     file = folder / predictions.INSTANCES
-    there = _lines_so_far(file) if instances else set()
+    there, malformed = _lines_so_far(file) if instances else set(), predictions.malformed(folder)
     left = [
         index
         for index, key in enumerate(keys)
@@ -428,6 +433,10 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
             if instances:
                 _append(file, keys[index], transition.masks[0])
             else:
+                unread = transition.answer is not None and not transition.answer.tagged
+                if unread and keys[index] not in malformed:  # it may have been stopped before the map was written
+                    folder.mkdir(parents=True, exist_ok=True)
+                    files.append(folder / predictions.MALFORMED, keys[index])
                 for path, levels in zip(_files(dataset, index, keys[index], folder), _maps(transition), strict=True):
                     run_folder.write(path, to_png(levels))
             bar.update()

@@ -143,14 +143,19 @@ class _TextScores:
         self.pixels, self.instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
         self.referring = ReferringScores()
 
-    def add(self, row: JsonObject, scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Add the numbers of one answer, and the predicted and true masks of each of its images, bool (n, H, W)."""
+    def add(self, row: JsonObject, scored: Sequence[tuple[np.ndarray, np.ndarray]], malformed: bool) -> None:
+        """Add the numbers of one answer, and the predicted and true masks of each of its images, bool (n, H, W).
+
+        A malformed answer has no mask, as has one that says that the query refers to nothing.
+        """
         self.rows.append(row)
         for predictions, targets in scored:
             self.pixels.add(predictions.any(axis=0), targets.any(axis=0))
             if self.task == "sis":
                 self.instances.add(predictions, targets)
-            if self.task == "refer":
+            if self.task == "refer" and malformed:
+                self.referring.add_malformed(np.count_nonzero(targets.any(axis=0)))
+            elif self.task == "refer":
                 self.referring.add(predictions.any(axis=0), targets.any(axis=0))
 
     def result(self) -> dict[str, float]:
@@ -178,11 +183,11 @@ def _score_texts(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
         count = len(transition.answer.objects or transition.answer.expressions)
         row |= {"expressions": count, "characters": len(transition.answer.text)}
         answers.append(str(transition.action))
-        scored = list(scored_masks(transition))
-        whole.add(row, scored)
+        scored, malformed = list(scored_masks(transition)), not transition.answer.tagged
+        whole.add(row, scored, malformed)
         if base.dataset.sets:
             name = transition.sample.key.partition("/")[0]
-            sets.setdefault(name, _TextScores(base.task)).add(row, scored)
+            sets.setdefault(name, _TextScores(base.task)).add(row, scored, malformed)
     each = {name: found.result() for name, found in sets.items()} if len(set(base.dataset.sets)) > 1 else {}
     return Evaluation(whole.result(), whole.rows, answers, each)
 

@@ -3,7 +3,8 @@
 The content of a folder depends on the task. A file is named after the key of its sample, or its last part:
 
 maps        one grey image per photo, of any size: salient objects, blur, shadow, …, or the target of a need or an
-            expression
+            expression; of the latter ``malformed.txt`` has the keys of answers that could not be read, one per line,
+            whose empty map does not say that nothing is meant
 classes     one grey image per photo and class in it
 instances   one label map per photo (0 background, one value per instance), or ``instances.jsonl``, one line per photo:
             ``{"key": …, "masks": [run-length codes], "scores": [numbers, optional]}``
@@ -25,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from maskgym import files
 from maskgym.aliases import JsonObject
 from maskgym.data import Dataset
 from maskgym.data.layout.images import (
@@ -52,6 +54,7 @@ from maskgym.metrics import (
 from maskgym.metrics.referring import areas
 
 INSTANCES = "instances.jsonl"
+MALFORMED = "malformed.txt"
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,17 @@ class Samples(ABC):
         """Compute the scores over all samples, and the measures of each."""
 
 
+@dataclass(frozen=True)
 class Needs(Samples):
     """Maps of the target of a need or an expression, with measures of saliency and referring segmentation.
 
     Void pixels are background in the map and in the mask, as in rewards.
+
+    Attributes:
+        malformed: Keys of the samples whose answer could not be read.
     """
+
+    malformed: frozenset[str] = frozenset()
 
     def measure(self, index: int) -> Row:
         """Compute the measures of `measure_levels`, and the pixels of intersection, union and target."""
@@ -156,7 +165,10 @@ class Needs(Samples):
         scores, per_image = _saliency([{name: v for name, v in row.items() if name != "areas"} for row in rows])
         referring = ReferringScores(self.preset.empty)
         for row in rows:
-            referring.add_areas(*row["areas"])
+            if row["key"] in self.malformed:
+                referring.add_malformed(row["areas"][2])
+            else:
+                referring.add_areas(*row["areas"])
         return scores | referring.result(), per_image
 
 
@@ -379,6 +391,11 @@ def _only(key: str, paths: Sequence[Path]) -> Path | None:
     return paths[0] if paths else None
 
 
+def malformed(folder: Path) -> frozenset[str]:
+    """Read the keys of the answers in a folder that could not be read."""
+    return frozenset(files.whole_lines(folder / MALFORMED, repair=False).decode().split("\n")) - {""}
+
+
 def read_lines(file: Path) -> dict[str, JsonObject]:
     """Read the lines of ``instances.jsonl`` by key.
 
@@ -459,9 +476,9 @@ def _pictures(folder: Path, what: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}: expected one of {what}")
     found: dict[str, Path] = {}
-    for directory, names, files in os.walk(folder):
+    for directory, names, here in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith((".", "__")))
-        for path in (Path(directory, name) for name in sorted(files) if is_picture(name)):
+        for path in (Path(directory, name) for name in sorted(here) if is_picture(name)):
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in found:
                 raise UserError(f"{path}: {found[key].name} beside it has the same name")

@@ -83,3 +83,19 @@ def test_accuracy_without_and_with_a_target():
     assert scores((np.stack([pair[0] for pair in nothing]), np.stack([pair[1] for pair in nothing])))["n_acc"] == (
         pytest.approx(1 / 3)
     )
+
+
+def test_a_malformed_answer_says_neither_that_nothing_is_meant_nor_what():
+    found = ReferringScores()
+    found.add(strip(0), strip(0))
+    found.add_malformed(0)
+    found.add(strip(3), strip(5))
+    found.add_malformed(5)
+    values = found.result()
+    assert (values["n_acc"], values["t_acc"]) == (0.5, 0.5)
+    assert values["miou"] == pytest.approx((1 + 0 + 3 / 5 + 0) / 4) and values["p@0.5"] == 0.5
+    assert values["oiou"] == pytest.approx(3 / (5 + 5))
+    for empty in (0.0, 1.0):
+        nothing = ReferringScores(empty)
+        nothing.add_malformed(0)
+        assert (nothing.result()["miou"], nothing.result()["oiou"], nothing.result()["n_acc"]) == (0, 0, 0)

@@ -13,12 +13,24 @@ import pytest
 from PIL import Image, ImageFilter
 
 from maskgym import data
+from maskgym.agents.base import FrozenAgent
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments import cli, run
 from maskgym.experiments.evaluation import evaluate_command
 from maskgym.experiments.wiring import build
 from maskgym.metrics import SaliencyScores
 
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[4] / "shared" / "data")
+
+
+class Same(FrozenAgent):
+    """Gives one answer to everything."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def act(self, observations, greedy):
+        return [self.answer] * len(observations)
 
 
 @pytest.fixture
@@ -211,6 +223,28 @@ def test_what_an_agent_predicts_is_written_and_scored(evaluate, trained, tmp_pat
     found = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
     assert found["images"] == 4 and len([path for path in written if path.suffix in (".png", ".jsonl")]) in (1, 4)
     assert 0 <= found[measure] <= 1
+
+
+def test_malformed_answers_are_named_beside_the_maps_and_are_no_empty_answers(evaluate, tmp_path):
+    scenes = ("data=scenes", "data.size=24", "+data.task=refer")
+    dataset = data.make("scenes", task="refer", split="test", size=24)
+    nothing = [index for index in range(24) if not len(dataset[index].masks[0])]
+    assert nothing
+    env = ReferVectorEnv(4, dataset, autoreset_mode="Disabled")
+    for folder, answer, accuracy in (("empty", "<answer>[]</answer>", 1), ("malformed", "<answer>[", 0)):
+        agent = Same(answer)
+        for _ in range(2):  # the second time all is there
+            evaluate_command.predict(agent, env, tmp_path / folder)
+        status, printed, _ = evaluate(tmp_path / folder, *scenes, "--preset", "grefcoco", "--out", tmp_path / "out")
+        scores = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["data"]
+        assert (status, scores["n_acc"], scores["t_acc"]) == (0, accuracy, 0)
+        assert scores["miou"] == pytest.approx(accuracy * len(nothing) / 24)
+        assert ("24 answers are malformed and have no mask" in printed) == (folder == "malformed")
+    assert (tmp_path / "malformed" / "malformed.txt").read_text().split("\n") == [*dataset.keys, ""]
+    # A kill after the key was written, and before the map was.
+    (tmp_path / "malformed" / f"{dataset.keys[3]}.png").unlink()
+    evaluate_command.predict(agent, env, tmp_path / "malformed")
+    assert (tmp_path / "malformed" / "malformed.txt").read_text().split("\n") == [*dataset.keys, ""]
 
 
 def test_an_agent_is_not_asked_again_for_what_is_there(trained, tmp_path):

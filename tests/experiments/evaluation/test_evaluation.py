@@ -3,9 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maskgym import data
 from maskgym.agents.base import FrozenAgent
 from maskgym.data import Dataset, Sample
+from maskgym.data.sample import Subset
 from maskgym.envs.reasoning import ReasoningVectorEnv
+from maskgym.envs.text.refer import ReferVectorEnv
 from maskgym.experiments.evaluation import evaluation
 
 SIDE = 16
@@ -56,6 +59,16 @@ class Fixed(FrozenAgent):
         return [self.answers[observation["image"].flat[0]] for observation in observations]
 
 
+class Same(FrozenAgent):
+    """Gives one answer to everything."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def act(self, observations, greedy):
+        return [self.answer] * len(observations)
+
+
 def say(*phrases: str) -> str:
     return f"<think></think><answer>{''.join(f'<ins>{phrase}</ins>' for phrase in phrases)}</answer>"
 
@@ -96,6 +109,18 @@ def test_scores_worked_out_by_hand():
     assert found.scores["mae"] == pytest.approx((0 + 0.5 + 0.5) / 3)
     # Two hits in two predictions, of four instances: precision 1 up to recall 0.5, which is 51 of 101 points.
     assert found.scores["ap50"] == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accuracy", "miou"),
+    [("<think></think><answer>[]</answer>", 1, 1), ("<answer>[]</answer>", 1, 1), ("<answer>[", 0, 0), ("", 0, 0)],
+)
+def test_an_answer_that_cannot_be_read_does_not_say_that_nothing_is_meant(answer, accuracy, miou):
+    scenes = data.make("scenes", task="refer", split="test", size=40)
+    chosen = [index for index in range(40) if not len(scenes[index].masks[0])][:2]
+    env = ReferVectorEnv(2, Subset(scenes, chosen), autoreset_mode="Disabled")
+    scores = evaluation.evaluate(Same(answer), env, [0, 1]).scores
+    assert (scores["n_acc"], scores["miou"], scores["iou"]) == (accuracy, miou, miou)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 5])
