@@ -216,24 +216,19 @@ class SaliencyScores:
             ValueError: If the shapes differ, or a value is NaN or outside [0, 1]; nothing is added then.
         """
         maps, masks = as_maps(prediction, "prediction"), as_prepared(target, "target")
-        measures = {
-            "s_measure": s_measure(maps, masks),
-            "mae": mae(maps, masks),
-            "iou": iou(maps, masks),
-            "ber_mean": ber(maps, masks),
-            "weighted_f": weighted_f(maps, masks),
-            "confusion": per_image(_confusion, maps, masks),
-            "f": per_image(_f_values, maps, masks),
-            "e": per_image(_e_values, maps, masks),
-        }
-        single = maps.ndim == 2
-        if single:
+        measures = _accumulated(maps, masks)
+        if maps.ndim == 2:
             self.add_measures(measures)
         else:
             self._add({name: np.sum(value, axis=0) for name, value in measures.items()}, len(maps))
 
+    @staticmethod
+    def measure(prediction: Maps, target: Masks) -> dict[str, float | np.ndarray]:
+        """Compute the accumulated numbers of one image (H, W) without adding them; takes the arguments of `add`."""
+        return _accumulated(as_maps(prediction, "prediction"), as_prepared(target, "target"))
+
     def add_measures(self, measures: Mapping[str, float | np.ndarray]) -> None:
-        """Add one image from the output of `maskgym.metrics.measure_levels`."""
+        """Add one image from the output of `measure` or `maskgym.metrics.measure_levels`."""
         self._add(measures, 1)
 
     def add_scores(self, others: Mapping[str, Sequence[float] | float]) -> None:
@@ -270,6 +265,20 @@ class SaliencyScores:
             mean, maximum, adaptive = _summarise(self._sums[name] / self.images)
             scores |= {f"{name}_mean": float(mean), f"{name}_max": float(maximum), f"{name}_adaptive": float(adaptive)}
         return scores
+
+
+def _accumulated(maps: np.ndarray, masks: PreparedMask | Sequence[PreparedMask]) -> dict[str, float | np.ndarray]:
+    """Compute what `SaliencyScores` accumulates of an image, or of each image of a batch."""
+    return {
+        "s_measure": s_measure(maps, masks),
+        "mae": mae(maps, masks),
+        "iou": iou(maps, masks),
+        "ber_mean": ber(maps, masks),
+        "weighted_f": weighted_f(maps, masks),
+        "confusion": per_image(_confusion, maps, masks),
+        "f": per_image(_f_values, maps, masks),
+        "e": per_image(_e_values, maps, masks),
+    }
 
 
 def _mae(prediction: np.ndarray, target: PreparedMask) -> float:

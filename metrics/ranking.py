@@ -182,7 +182,14 @@ class RankingScores:
         self._values: dict[str, list[float]] = {"sor": [], "sor_mean": [], "sa_sor": [], "mae": []}
 
     def add(self, predictions: Maps, scores: Numbers, targets: Maps, ranks: Numbers) -> dict[str, float]:
-        """Add one photo and return its values: unscaled correlations, NaN if the photo is not used.
+        """Add one photo and return its values, those of `measure`; arguments and errors are those of `sa_sor`."""
+        found = self.measure(predictions, scores, targets, ranks)
+        self.add_values(found)
+        return found
+
+    @staticmethod
+    def measure(predictions: Maps, scores: Numbers, targets: Maps, ranks: Numbers) -> dict[str, float]:
+        """Compute the values of one photo without adding them: unscaled correlations, NaN if the photo is not used.
 
         Arguments and errors are those of `sa_sor`.
         """
@@ -191,17 +198,15 @@ class RankingScores:
         best = np.argsort(-truth, kind="stable")[: len(GREYS)]
         salient[best] = _least_ranks(truth[best])
         shown, true = rank_map(predictions, scores), rank_map(targets, truth)
-        found = {
+        return {
             "sor": sor(shown, targets, salient),
             "sor_mean": sor(shown, targets, salient, level="mean"),
             "sa_sor": sa_sor(predictions, scores, targets, truth),
             "mae": float(np.abs(shown - true).mean()),
         }
-        self.add_values(found)
-        return found
 
     def add_values(self, values: Mapping[str, float]) -> None:
-        """Add one photo from the values that `add` returned for it."""
+        """Add one photo from the output of `measure`."""
         for name, value in values.items():
             self._values[name].append(value)
 

@@ -67,6 +67,12 @@ class ReferringScores:
         for (both, either), own in zip(areas(prediction, masks).reshape(-1, 2), of_targets, strict=True):
             self.add_areas(both, either, own)
 
+    @staticmethod
+    def measure(prediction: Maps, target: Masks) -> tuple[float, float, float]:
+        """Compute the areas of intersection, union and target of one expression (H, W), which `add_areas` takes."""
+        both, either = areas(prediction, target)
+        return float(both), float(either), float(np.count_nonzero(as_mask(as_maps(target, "target"))))
+
     def add_areas(self, intersection: float, union: float, target: float) -> None:
         """Add one expression from the areas of its intersection, its union and its target, in pixels."""
         self._ious.append(intersection / union if union else self.empty)

@@ -1,4 +1,4 @@
-"""Rank, world size and sums over the workers that train one agent.
+"""Rank, world size, shares and sums of the workers that train one agent.
 
 Workers are the processes of a ``torch.distributed`` group, which their launcher (Ray Train, torchrun) has set up. A
 process outside a group is a single worker.
@@ -7,9 +7,12 @@ process outside a group is a single worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Item = TypeVar("_Item")
 
 
 def rank() -> int:
@@ -30,6 +33,25 @@ def total(values: Sequence[float]) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(sums)
     return sums.tolist()
+
+
+def share(count: int, batch: int) -> range:
+    """Return the places of ``count`` that fall to this worker: whole batches in a row, but for the last of all."""
+    batches = -(-count // batch)
+    first, end = (batches * number // size() for number in (rank(), rank() + 1))
+    return range(first * batch, min(end * batch, count))
+
+
+def gather(own: Sequence[_Item]) -> list[_Item] | None:
+    """Collect the items of all workers, which can be pickled, by rank; None except on rank 0.
+
+    Every worker must call this.
+    """
+    if not _joined():
+        return list(own)
+    found: list[list[_Item]] | None = None if rank() else [[]] * size()
+    dist.gather_object(list(own), found)
+    return None if found is None else [item for items in found for item in items]
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from maskgym import rewards
 from maskgym.agents.base import Agent
+from maskgym.agents.common import parallel
 from maskgym.aliases import JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.envs.need import UserNeedVectorEnv
@@ -21,6 +21,7 @@ from maskgym.envs.text.base import TextVectorEnv
 from maskgym.experiments.evaluation import mask_evaluation, rollout
 from maskgym.experiments.evaluation.measures import CLICKS_SHOWN
 from maskgym.experiments.evaluation.rollout import Episode
+from maskgym.experiments.evaluation.scored import Evaluation, Played, Scored, Scorer, numbers_of
 from maskgym.metrics import ClassScores, InstanceScores, ReferringScores, SaliencyScores
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks
@@ -39,27 +40,6 @@ AP_THRESHOLDS = (0.5, 0.7)
 LOOKED_AT = 32  # samples whose needs are looked at before a run
 CLICKS_WANTED = {"noc85": 0.85, "noc90": 0.90}  # IoU thresholds of the number-of-clicks measures
 
-# The final transition of an episode, whose action is all actions as text, and the numbers of the episode.
-Played = tuple[Transition, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores and answers of an agent on a set of samples.
-
-    Attributes:
-        scores: Measures of the whole set: the means of `per_sample`, and measures that are defined on a set only.
-        per_sample: ``key`` and named numbers of each sample: the reward, its terms, the task's measures,
-            ``expressions`` (their number, or that of objects) and ``characters`` (length of the answer).
-        answers: The answer to each sample, as `maskgym.experiments.evaluation.rollout.write_actions` formats it.
-        sets: Measures of each set alone, by its name, where several sets were put together; otherwise empty.
-    """
-
-    scores: dict[str, float]
-    per_sample: list[JsonObject]
-    answers: list[str]
-    sets: dict[str, dict[str, float]] = field(default_factory=dict)
-
 
 def evaluate(agent: Agent, env: VectorEnv, indices: Sequence[int], label: str = "evaluate") -> Evaluation:
     """Evaluate the greedy answers of an agent on samples.
@@ -74,14 +54,27 @@ def evaluate(agent: Agent, env: VectorEnv, indices: Sequence[int], label: str = 
     Raises:
         UserError: If a sample cannot be read or scored.
     """
-    score = {
-        "text": _score_texts,
-        "clicks": _score_clicks,
-        "masks": lambda env, played: Evaluation(*mask_evaluation.score(env, played)),
-    }
+    scorer = _scorer(env)
     with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
-        played = _counted(episodes(agent, env, indices), bar)
-        return score[unwrap(env, SampleVectorEnv).action_kind](env, played)
+        return scorer.collect(scorer.measure(*one) for one in _counted(episodes(agent, env, indices), bar))
+
+
+def evaluate_together(
+    agent: Agent, env: VectorEnv, indices: Sequence[int], label: str = "evaluate"
+) -> Evaluation | None:
+    """Evaluate with all workers of `maskgym.agents.common.parallel`, each of which must call this with equal weights.
+
+    Whole batches are dealt out and their numbers are put together in order, so that the result is that of `evaluate` to
+    the last digit. Arguments and errors are those of `evaluate`.
+
+    Returns:
+        The evaluation on rank 0, None on the others.
+    """
+    scorer, own = _scorer(env), [indices[place] for place in parallel.share(len(indices), env.num_envs)]
+    with tqdm(total=len(own), desc=label, unit="sample", disable=None, leave=False) as bar:
+        scored = [scorer.measure(*one) for one in _counted(episodes(agent, env, own), bar)]
+    together = parallel.gather(scored)
+    return None if together is None else scorer.collect(together)
 
 
 def episodes(agent: Agent, env: VectorEnv, indices: Sequence[int]) -> Iterator[Played]:
@@ -135,6 +128,15 @@ def _counted(played: Iterable[Played], bar: tqdm) -> Iterator[Played]:
         bar.update()
 
 
+def _scorer(env: VectorEnv) -> Scorer:
+    kinds: dict[str, Callable[[VectorEnv], Scorer]] = {
+        "text": _Texts,
+        "clicks": _Clicks,
+        "masks": mask_evaluation.Masks,
+    }
+    return kinds[unwrap(env, SampleVectorEnv).action_kind](env)
+
+
 class _TextScores:
     """Measures of answers in text over a set of samples."""
 
@@ -143,20 +145,17 @@ class _TextScores:
         self.pixels, self.instances = SaliencyScores(), InstanceScores(AP_THRESHOLDS)
         self.referring = ReferringScores()
 
-    def add(self, row: JsonObject, scored: Sequence[tuple[np.ndarray, np.ndarray]], malformed: bool) -> None:
-        """Add the numbers of one answer, and the predicted and true masks of each of its images, bool (n, H, W).
-
-        A malformed answer has no mask, as has one that says that the query refers to nothing.
-        """
-        self.rows.append(row)
-        for predictions, targets in scored:
-            self.pixels.add(predictions.any(axis=0), targets.any(axis=0))
+    def add(self, scored: Scored) -> None:
+        """Add one answer; a malformed one has no mask, as has one that says that the query refers to nothing."""
+        self.rows.append(scored.row)
+        for image in scored.images:
+            self.pixels.add_measures(image.pixels)
             if self.task == "sis":
-                self.instances.add(predictions, targets)
-            if self.task == "refer" and malformed:
-                self.referring.add_malformed(np.count_nonzero(targets.any(axis=0)))
+                self.instances.add_measures(image.instances)
+            if self.task == "refer" and scored.malformed:
+                self.referring.add_malformed(image.areas[2])
             elif self.task == "refer":
-                self.referring.add(predictions.any(axis=0), targets.any(axis=0))
+                self.referring.add_areas(*image.areas)
 
     def result(self) -> dict[str, float]:
         """Compute the measures."""
@@ -170,49 +169,71 @@ class _TextScores:
         return scores
 
 
-def _score_texts(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
-    base = unwrap(env, TextVectorEnv)
-    measures = [rewards.make(name) for name in MEASURES[base.task]]
-    answers: list[str] = []
-    whole, sets = _TextScores(base.task), dict[str, _TextScores]()
-    for transition, numbers in played:
+class _Texts:
+    """Scores of answers in text."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.base = unwrap(env, TextVectorEnv)
+        self.measures = [rewards.make(name) for name in MEASURES[self.base.task]]
+
+    def measure(self, transition: Transition, numbers: Mapping[str, float]) -> Scored:
+        """Compute what one answer adds."""
         row = {"key": transition.sample.key, **numbers}
-        for measure in measures:
+        for measure in self.measures:
             row |= {name: float(values[0]) for name, values in measure([transition])[1].items()}
         assert transition.answer is not None  # `_text_outcome` parses one
         count = len(transition.answer.objects or transition.answer.expressions)
         row |= {"expressions": count, "characters": len(transition.answer.text)}
-        answers.append(str(transition.action))
-        scored, malformed = list(scored_masks(transition)), not transition.answer.tagged
-        whole.add(row, scored, malformed)
-        if base.dataset.sets:
-            name = transition.sample.key.partition("/")[0]
-            sets.setdefault(name, _TextScores(base.task)).add(row, scored, malformed)
-    each = {name: found.result() for name, found in sets.items()} if len(set(base.dataset.sets)) > 1 else {}
-    return Evaluation(whole.result(), whole.rows, answers, each)
+        images = [numbers_of(*pair, instances=self.base.task == "sis") for pair in scored_masks(transition)]
+        return Scored(row, str(transition.action), images, malformed=not transition.answer.tagged)
+
+    def collect(self, scored: Iterable[Scored]) -> Evaluation:
+        """Compute the measures of the set, and of each of its parts if it has several."""
+        answers: list[str] = []
+        whole, sets = _TextScores(self.base.task), dict[str, _TextScores]()
+        for one in scored:
+            answers.append(one.answer)
+            whole.add(one)
+            if self.base.dataset.sets:
+                sets.setdefault(one.row["key"].partition("/")[0], _TextScores(self.base.task)).add(one)
+        several = len(set(self.base.dataset.sets)) > 1
+        each = {name: found.result() for name, found in sets.items()} if several else {}
+        return Evaluation(whole.result(), whole.rows, answers, each)
 
 
-def _score_clicks(env: VectorEnv, played: Iterable[Played]) -> Evaluation:
-    measure = rewards.make("s_measure")
-    per_sample: list[JsonObject] = []
-    answers: list[str] = []
-    pixels, referring, classes = SaliencyScores(), ReferringScores(), ClassScores()
-    of_classes = unwrap(env, SampleVectorEnv).dataset.shown == "semantic"
-    for transition, numbers in played:
-        row = {"key": transition.sample.key, **numbers, "s_measure": float(measure([transition])[0][0])}
-        per_sample.append(row)
-        answers.append(str(transition.action))
-        for predictions, targets in scored_masks(transition):
-            pair = predictions.any(axis=0), targets.any(axis=0)
-            pixels.add(*pair)
-            referring.add(*pair)
-            if of_classes:
-                classes.add(*pair, str(transition.sample.category))
-    over_set = pixels.result()
-    scores = means(per_sample) | {name: over_set[name] for name in SET_MEASURES}
-    told = isinstance(env.unwrapped, UserNeedPointVectorEnv)  # a need makes it referring segmentation as well
-    scores |= (referring.result() if told else {}) | (classes.result() if of_classes else {})
-    return Evaluation(scores, per_sample, answers)
+class _Clicks:
+    """Scores of episodes of clicks."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        # A need makes it referring segmentation as well.
+        self.told = isinstance(env.unwrapped, UserNeedPointVectorEnv)
+        self.of_classes = unwrap(env, SampleVectorEnv).dataset.shown == "semantic"
+        self.s_measure = rewards.make("s_measure")
+
+    def measure(self, transition: Transition, numbers: Mapping[str, float]) -> Scored:
+        """Compute what one episode adds."""
+        s_measure = float(self.s_measure([transition])[0][0])
+        row = {"key": transition.sample.key, **numbers, "s_measure": s_measure}
+        images = [numbers_of(*pair) for pair in scored_masks(transition)]
+        return Scored(row, str(transition.action), images, category=transition.sample.category)
+
+    def collect(self, scored: Iterable[Scored]) -> Evaluation:
+        """Compute the measures of the set."""
+        per_sample: list[JsonObject] = []
+        answers: list[str] = []
+        pixels, referring, classes = SaliencyScores(), ReferringScores(), ClassScores()
+        for one in scored:
+            per_sample.append(one.row)
+            answers.append(one.answer)
+            for image in one.images:
+                pixels.add_measures(image.pixels)
+                referring.add_areas(*image.areas)
+                if self.of_classes:
+                    classes.add_areas(*image.areas[:2], str(one.category))
+        over_set = pixels.result()
+        scores = means(per_sample) | {name: over_set[name] for name in SET_MEASURES}
+        scores |= (referring.result() if self.told else {}) | (classes.result() if self.of_classes else {})
+        return Evaluation(scores, per_sample, answers)
 
 
 def means(per_sample: Sequence[JsonObject]) -> dict[str, float]:

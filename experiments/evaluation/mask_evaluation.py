@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -13,6 +13,7 @@ from maskgym.envs.base import unwrap
 from maskgym.envs.mask_action import MaskVectorEnv
 from maskgym.envs.ranking import RankingVectorEnv
 from maskgym.experiments.evaluation.rollout import Episode
+from maskgym.experiments.evaluation.scored import Evaluation, Scored, numbers_of
 from maskgym.metrics import RankingScores, ReferringScores, SaliencyScores, mae, s_measure
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import scored_masks, union
@@ -47,39 +48,50 @@ def outcome(env: VectorEnv, episode: Episode, text: str) -> tuple[Transition, di
     return Transition("ranking", sample, text, (detected,)), numbers
 
 
-def score(
-    env: VectorEnv, played: Iterable[tuple[Transition, dict[str, float]]]
-) -> tuple[dict[str, float], list[JsonObject], list[str]]:
-    """Compute the scores of the whole set, the numbers of each sample and the answers.
+class Masks:
+    """Scores of episodes of masks.
 
     One mask has the measures of saliency (soft) and of referring segmentation (above 0.5). Ranking has SOR, SA-SOR and
     the MAE of rank maps. Measures that are undefined on every sample are left out.
     """
-    ranking = isinstance(env.unwrapped, RankingVectorEnv)
-    pixels, referring, ranks = SaliencyScores(), ReferringScores(), RankingScores()
-    per_sample: list[JsonObject] = []
-    answers: list[str] = []
-    for transition, numbers in played:
-        row: JsonObject = {"key": transition.sample.key, **numbers}
-        if ranking:
-            row["mae"] = _add_ranked(ranks, transition.sample, transition.masks[0])["mae"]
-        else:
-            ((predictions, targets),) = scored_masks(transition)
-            pair = union(predictions), targets.any(axis=0)
-            pixels.add(*pair)
-            referring.add(*pair)
-            row |= {"s_measure": float(s_measure(*pair)), "mae": float(mae(*pair))}
-        per_sample.append(row)
-        answers.append(str(transition.action))
-    scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
-    over_set = ranks.result() if ranking else pixels.result() | referring.result()
-    return scores | {n: float(v) for n, v in over_set.items() if np.isfinite(v)}, per_sample, answers
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.ranking = isinstance(env.unwrapped, RankingVectorEnv)
+
+    def measure(self, transition: Transition, numbers: Mapping[str, float]) -> Scored:
+        """Compute what one episode adds."""
+        row, answer = {"key": transition.sample.key, **numbers}, str(transition.action)
+        if self.ranking:
+            ranks = _measure_ranked(transition.sample, transition.masks[0])
+            return Scored({**row, "mae": ranks["mae"]}, answer, [], ranks)
+        ((predictions, targets),) = scored_masks(transition)
+        pair = union(predictions), targets.any(axis=0)
+        row |= {"s_measure": float(s_measure(*pair)), "mae": float(mae(*pair))}
+        return Scored(row, answer, [numbers_of(predictions, targets)])
+
+    def collect(self, scored: Iterable[Scored]) -> Evaluation:
+        """Compute the scores of the set."""
+        pixels, referring, ranks = SaliencyScores(), ReferringScores(), RankingScores()
+        per_sample: list[JsonObject] = []
+        answers: list[str] = []
+        for one in scored:
+            per_sample.append(one.row)
+            answers.append(one.answer)
+            if self.ranking:
+                ranks.add_values(one.ranks)
+            for image in one.images:
+                pixels.add_measures(image.pixels)
+                referring.add_areas(*image.areas)
+        scores = {name: float(np.mean([row[name] for row in per_sample])) for name in per_sample[0] if name != "key"}
+        over_set = ranks.result() if self.ranking else pixels.result() | referring.result()
+        finite = {name: float(value) for name, value in over_set.items() if np.isfinite(value)}
+        return Evaluation(scores | finite, per_sample, answers)
 
 
-def _add_ranked(ranks: RankingScores, sample: Sample, detected: np.ndarray) -> dict[str, float]:
-    """Add a ranking episode to the scores; void pixels are excluded and the first detection is the most salient."""
+def _measure_ranked(sample: Sample, detected: np.ndarray) -> dict[str, float]:
+    """Compute the values of a ranking episode; void pixels are excluded and the first detection is the most salient."""
     assert sample.ranks is not None  # the environment checks that samples have ranks
     kept = np.ones(detected.shape[1:], bool) if sample.void is None else ~sample.void[0]
     targets = sample.masks[0] & kept
     left = targets.any(axis=(1, 2))
-    return ranks.add(detected & kept, -np.arange(len(detected)), targets[left], sample.ranks[0][left])
+    return RankingScores.measure(detected & kept, -np.arange(len(detected)), targets[left], sample.ranks[0][left])

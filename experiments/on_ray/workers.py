@@ -1,7 +1,7 @@
 """Runs on Ray: ``scale=ray`` trains one agent in several workers, each on a shard of every global batch.
 
-Every worker runs `maskgym.experiments.training.train.run` with the same config. Rank 0 evaluates and writes the run
-folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are
+Every worker runs `maskgym.experiments.training.train.run` with the same config. All evaluate, and
+rank 0 writes the run folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are
 restarted from the last checkpoint.
 """
 
@@ -36,7 +36,7 @@ STORAGE = f"{run_folder.CHECKPOINTS}/ray"  # Ray's own output, which nothing rea
 POINTER = "pointer.json"  # holds the path of a checkpoint
 GONE = ("health check failed", "Connection closed by peer")  # messages of Ray and other workers on a lost worker
 ASKED_S = 0.5  # interval of Ray's health checks, which also collect reports; Ray's default is 2
-BARRIER_S = 24 * 3600  # timeout of collectives, since the other workers wait while rank 0 evaluates
+BARRIER_S = 24 * 3600  # timeout of collectives: workers wait for the slowest share of an evaluation, or for rank 0
 
 
 def run(config: Config, folder: Path, resume: bool = False) -> JsonObject:

@@ -35,7 +35,9 @@ def run(
     scorer: Scorer | None = None,
     report: OnLog = lambda step, values: None,
 ) -> JsonObject:
-    """Train, evaluate before and after, and write the run folder; of several workers only rank 0 evaluates and writes.
+    """Train, evaluate before and after, and write the run folder; of several workers only rank 0 writes.
+
+    Evaluations are dealt out to all workers, except with ``algo.fsdp``, where only rank 0 has all weights.
 
     Args:
         config: Config from `composition.compose`.
@@ -55,7 +57,7 @@ def run(
     seed_everything(config["seed"])
     training = TrainingRun(config, folder, resume, scorer, report)
     if parallel.rank():
-        training.fit(report)
+        training.follow()
         return {}
     training.open()
     with loggers.open_logger(config, folder, versions()) as logger:
@@ -76,6 +78,7 @@ class TrainingRun:
         self.updates: int = config["algo"]["updates"]
         self.parts = build.make_parts(config)
         self.train_envs = build.make_train_envs(config, self.parts)
+        self.together = parallel.size() > 1 and not config["algo"].get("fsdp")
         supervised = build.make_supervised(config, self.train_envs, self.parts)
         imitated = self.train_envs if supervised is None else dict(zip(self.train_envs, supervised, strict=True))
         self.rationales = build.describe_rationales(config, imitated)
@@ -88,11 +91,38 @@ class TrainingRun:
         if self.updates or config["algo"].keys() - listed:
             self.agent.check_training()
 
-    def open(self) -> None:
-        """Make the held-out environments and start the files of the run folder; rank 0 only."""
+    def hold_out(self) -> None:
+        """Make the held-out environments and select their samples."""
         count = self.config["evaluation"]["samples"]
         tasks = self.config["env"]["gym_ids"] if count else ()
         self.test_envs = {task: build.make_held_out_env(self.config, task, self.parts) for task in tasks}
+        self.indices = {
+            task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
+            for task, env in self.test_envs.items()
+        }
+
+    def follow(self) -> None:
+        """Take part in what rank 0 does in `finish`, on another rank."""
+        if not self.together:
+            self.fit(self.report)
+            return
+        self.hold_out()
+        if not self.stored():
+            self.score("before")
+        every = self.config["evaluation"]["every"] or self.updates
+
+        def on_log(step: int, values: Mapping[str, float]) -> None:
+            self.report(step, values)
+            if step % every == 0 and step < self.updates:
+                self.score(f"after {step}")
+
+        self.fit(on_log)
+        if self.updates:
+            self.score("after")
+
+    def open(self) -> None:
+        """Make the held-out environments and start the files of the run folder; rank 0 only."""
+        self.hold_out()
         results = self.folder / run_folder.RESULTS
         if results.exists() and run_folder.read_results(self.folder).get("steps") != self.updates:
             results.unlink()  # they are of a shorter run, which goes on
@@ -100,10 +130,6 @@ class TrainingRun:
         self.metrics = run_folder.Metrics(self.folder / run_folder.METRICS)
         self.gap_untold = True
         self.drawn = sources.remember(self.config, self.folder) if sources.given(self.config) else {}
-        self.indices = {
-            task: evaluation.held_out(unwrap(env, SampleVectorEnv).num_samples, count)
-            for task, env in self.test_envs.items()
-        }
         self.notes = {task: evaluation.notes(env, self.indices[task]) for task, env in self.test_envs.items()}
         trained = {task: unwrap(env, SampleVectorEnv).dataset.describe() for task, env in self.train_envs.items()}
         for task, notes in trained.items():
@@ -119,7 +145,7 @@ class TrainingRun:
         if self.updates:
             for line in self.agent.check_data(list(self.train_envs.values()), self.updates):
                 print(one_line(line))
-        if not count:
+        if not self.test_envs:
             print("evaluation.samples=0: nothing is evaluated, before or after training")
 
     def name_parts(self) -> Provenance:
@@ -189,7 +215,7 @@ class TrainingRun:
                 weights have changed since.
         """
         file = self.folder / run_folder.BEFORE
-        if self.resume and file.exists():
+        if self.stored():
             stored = run_folder.read_json(file)
             if not all(_is_evaluation(stored, task, len(indices)) for task, indices in self.indices.items()):
                 raise UserError(f"{file}: is no evaluation of this run's samples: remove it, and resume again")
@@ -207,6 +233,10 @@ class TrainingRun:
         more = {measures.AP_RULE[0]: measures.AP_RULE[1], provenance.KEY: self.provenance}
         run_folder.write_json(file, {**more, **stored})
         return before
+
+    def stored(self) -> bool:
+        """Check whether the run was evaluated before training already."""
+        return self.resume and (self.folder / run_folder.BEFORE).exists()
 
     def _check_parts(self, then: Provenance | None, file: Path) -> None:
         """Raise a UserError if the run began with other data or weights than there are now."""
@@ -226,14 +256,20 @@ class TrainingRun:
 
     def evaluate(self, label: str, step: int) -> dict[str, Evaluation]:
         """Evaluate every task and log its scores."""
-        found = {
-            task: evaluation.evaluate(self.agent, env, self.indices[task], f"{label}, {task}")
-            for task, env in self.test_envs.items()
-        }
+        found = self.score(label)
         values = {f"held_out/{name}": value for name, value in evaluation.scores(found).items()}
         self.log(step, values)
         check_finite(step, values, self.folder)
         return found
+
+    def score(self, label: str) -> dict[str, Evaluation]:
+        """Evaluate every task, with all workers if they hold the weights; empty except on rank 0."""
+        evaluate = evaluation.evaluate_together if self.together else evaluation.evaluate
+        scored = {
+            task: evaluate(self.agent, env, self.indices[task], f"{label}, {task}")
+            for task, env in self.test_envs.items()
+        }
+        return {task: found for task, found in scored.items() if found is not None}
 
     def train(self) -> None:
         """Train with a progress bar, a log and evaluations in between."""
