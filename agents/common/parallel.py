@@ -36,7 +36,7 @@ def total(values: Sequence[float]) -> list[float]:
 
 
 def share(count: int, batch: int) -> range:
-    """Return the places of ``count`` that fall to this worker: whole batches in a row, but for the last of all."""
+    """Return the places of ``count`` that fall to this worker: whole batches in a row; the last of all may be short."""
     batches = -(-count // batch)
     first, end = (batches * number // size() for number in (rank(), rank() + 1))
     return range(first * batch, min(end * batch, count))

@@ -1,7 +1,7 @@
 """Runs on Ray: ``scale=ray`` trains one agent in several workers, each on a shard of every global batch.
 
-Every worker runs `maskgym.experiments.training.train.run` with the same config. All evaluate, and
-rank 0 writes the run folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are
+Every worker runs `maskgym.experiments.training.train.run` with the same config. All evaluate, and rank 0 writes the run
+folder. All workers and the machine that runs the command must see this folder under the same path. Workers that die are
 restarted from the last checkpoint.
 """
 

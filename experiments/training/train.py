@@ -37,7 +37,7 @@ def run(
 ) -> JsonObject:
     """Train, evaluate before and after, and write the run folder; of several workers only rank 0 writes.
 
-    Evaluations are dealt out to all workers, except with ``algo.fsdp``, where only rank 0 has all weights.
+    Evaluations are sharded over all workers, except with ``algo.fsdp``, where only rank 0 has all weights.
 
     Args:
         config: Config from `composition.compose`.
