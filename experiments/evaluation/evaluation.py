@@ -64,7 +64,7 @@ def evaluate_together(
 ) -> Evaluation | None:
     """Evaluate with all workers of `maskgym.agents.common.parallel`, each of which must call this with equal weights.
 
-    Whole batches are shared out and their numbers are put together in order, so that the result is that of `evaluate` to
+    Whole batches are shared out, and their numbers put together in order, so that the result is that of `evaluate` to
     the last digit. Arguments and errors are those of `evaluate`.
 
     Returns:

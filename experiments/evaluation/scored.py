@@ -1,4 +1,4 @@
-"""What a sample adds to an evaluation, and what an evaluation is; a worker sends the former to another."""
+"""Hold what a sample adds to an evaluation, small enough to be sent to another worker, and the evaluation itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Evaluation:
 
 
 class ImageNumbers(NamedTuple):
-    """What the scores accumulate of one image.
+    """Numbers that the scores accumulate of one image.
 
     Attributes:
         pixels: From `SaliencyScores.measure`.
@@ -50,7 +50,7 @@ class ImageNumbers(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What one sample adds to an evaluation, without its masks.
+    """Contribution of one sample to an evaluation, without its masks.
 
     Attributes:
         row: See `Evaluation.per_sample`.
