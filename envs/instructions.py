@@ -100,8 +100,14 @@ _COORDINATES = {
     "shares": ", in shares of the sides of the image, from 0 to 1",
 }
 
+REFER_FORM = """
 
-def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool = True) -> str:
+Write your answer in exactly this form, every tag as it stands here and no Markdown:
+{form}
+Inside <answer> </answer> there is nothing but the JSON list; if nothing fits the query, it is []."""
+
+
+def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool = True, hint: bool = False) -> str:
     """Word the instruction of a query.
 
     Args:
@@ -109,7 +115,11 @@ def refer_instruction(query: str, form: str, coordinates: str, reasoning: bool =
         form: One of `maskgym.rewards.FORMS`.
         coordinates: One of `maskgym.envs.text.located.COORDINATES`; without meaning for ``phrases``.
         reasoning: Whether answers begin with reasoning.
+        hint: Whether the exact form of an answer follows, for models that were not trained on the instruction.
     """
     units = "" if form == "phrases" else _COORDINATES[coordinates]
     steps = _STEPS if reasoning else _DIRECT
-    return _REFER.format(steps=steps, entry=ENTRIES[form], units=units, query=query)
+    text = _REFER.format(steps=steps, entry=ENTRIES[form], units=units, query=query)
+    answer = f"<answer>[{ENTRIES[form]}, …]</answer>"
+    shown = f"<think>your reasoning</think>{answer}" if reasoning else answer
+    return text + REFER_FORM.format(form=shown) if hint else text

@@ -86,6 +86,7 @@ class ReferVectorEnv(TextVectorEnv):
         multiple: With native sizes, what the observed sides are multiples of, in pixels. A model that answers in pixels
             of its own resized image, as Qwen2.5-VL does, thus sees exactly the observed one (there 28).
         reasoning: Whether answers begin with reasoning.
+        hint: Whether the exact form of an answer follows the instruction, for models that were not trained on it.
         render_mode: ``rgb_array``, ``human`` or None.
         autoreset_mode: SAME_STEP, NEXT_STEP (RLlib) or DISABLED (agents that reset by index).
         max_episode_steps: Limit that Gymnasium passes; an episode has one step anyway.
@@ -116,6 +117,7 @@ class ReferVectorEnv(TextVectorEnv):
         image_size: int | None = 126,
         multiple: int = 1,
         reasoning: bool = True,
+        hint: bool = False,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
@@ -128,12 +130,12 @@ class ReferVectorEnv(TextVectorEnv):
             raise UserError(f"multiple={multiple}: expected at least 1, and 1 beside image_size={image_size}")
         super().__init__(num_envs, make_dataset(dataset, task, split), reward, render_mode, autoreset_mode)
         self.horizon = limited(1, max_episode_steps)
-        self.form, self.coordinates, self.reasoning = form, coordinates, reasoning
+        self.form, self.coordinates, self.reasoning, self.hint = form, coordinates, reasoning, hint
         self.image_size, self.multiple = image_size, multiple
         self.segmenter = _segmenter_of(form, segmenter)
         size = image_size
         shown = ImageSpace() if size is None else spaces.Box(0, 255, (size, size, 3), np.uint8)
-        longest = MAX_QUERY + len(refer_instruction("", form, coordinates, reasoning))
+        longest = MAX_QUERY + len(refer_instruction("", form, coordinates, reasoning, hint))
         self.single_observation_space = spaces.Dict(
             {"image": shown, "instruction": FreeText(longest), "query": FreeText(MAX_QUERY)}
         )
@@ -151,7 +153,7 @@ class ReferVectorEnv(TextVectorEnv):
 
     def instruction(self, sample: Sample) -> str:
         """Word the instruction of a sample."""
-        return refer_instruction(self.query(sample), self.form, self.coordinates, self.reasoning)
+        return refer_instruction(self.query(sample), self.form, self.coordinates, self.reasoning, self.hint)
 
     def frame(self, sample: Sample) -> Frame:
         """Describe where the image of a sample lies in its observation."""

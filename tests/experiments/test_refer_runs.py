@@ -80,7 +80,7 @@ def test_other_coordinates_than_the_policys_are_told(maskgym_run, tmp_path):
 
 def test_a_served_model_answers_queries_untrained(finished, chat_server):
     """A zero-shot row: a server that knows the truth scores as the oracle, so each picture came with its query."""
-    env = ReferVectorEnv(num_envs=1, split="test")
+    env = ReferVectorEnv(num_envs=1, split="test", hint=True)
     known = {}
     for index in range(len(env.dataset)):
         (instruction,), (image,) = (env.reset(options={"index": index})[0][name] for name in ("instruction", "image"))
@@ -94,6 +94,8 @@ def test_a_served_model_answers_queries_untrained(finished, chat_server):
     _, best = finished("algo=oracle", name="best")
     folder, served = finished("algo=chat_model", "algo.model=m", f"algo.base_url={chat_server.url}", name="served")
     assert len(chat_server.requests) == 8 and served["before"] == served["after"] == best["after"]
+    assert all('<answer>[{"bbox_2d": [left, top, right, bottom]}, …]</answer>' in text for text, _ in known)
+    assert (best["hint"], served["hint"]) == (False, True)
     again, _ = evaluate_command.evaluate_again(folder)
     assert again["refer"].scores == best["after"] and len(chat_server.requests) == 8  # its answers are kept
 

@@ -16,6 +16,7 @@ from maskgym import segmenters
 from maskgym.agents.text.oracle import OracleTextAgent
 from maskgym.data import Dataset, Sample
 from maskgym.data.scenes import Scenes
+from maskgym.envs.instructions import ENTRIES
 from maskgym.envs.text.refer import ReferEnv, ReferVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import rollout
@@ -219,3 +220,12 @@ def test_wrong_samples_are_refused(sam) -> None:
     env.reset(seed=0)
     with pytest.raises(UserError, match="has no phrases: expected another form, or data with phrases"):
         env.true_answers()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hint_at_the_form_follows_the_instruction(form):
+    segmenter = "evf_sam_tiny" if form == "phrases" else "sam_tiny"
+    plain, told = (ReferVectorEnv(form=form, segmenter=segmenter, hint=hint) for hint in (False, True))
+    (short,), (long,) = (env.reset(options={"index": 3})[0]["instruction"] for env in (plain, told))
+    assert long.startswith(short) and "no Markdown" in long[len(short) :] and ENTRIES[form] in long[len(short) :]
+    assert told.single_observation_space["instruction"].contains(long)
