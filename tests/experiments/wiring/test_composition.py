@@ -224,7 +224,7 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
         ("env=cosod algo=grpo", "036615564bedc80d"),
         ("env=saliency algo=spo", "cf612412488173ac"),
         ("env=sod algo=random", "48708ff85ce7826a"),
-        ("env=point_prompt algo=ppo", "4b5781e871fa735a"),
+        ("env=point_prompt algo=ppo", "c2317b4ce4a60a46"),
         ("env=point_prompt algo=grpo", "0b2c8837318e490e"),
         ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "a9930e81b42d5295"),
     ],
