@@ -9,6 +9,8 @@ share its arithmetic, so their efficiency is that of the core.
 
 - *environment steps*: random clicks in ``maskgym/PointPrompt-v0``, 16 sub-environments per process.
 - *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
+- *held-out samples*: 512 scenes of ``maskgym/SIS-v0``, answered by the bundled policy and scored as in a run, the two
+  processes as workers that share the samples; their numbers are compared with those of one.
 - *overhead of an actor*: additional milliseconds per answer for scoring through Ray instead of in this process.
 - *bytes*: size of a request with its answer, and of the gradients that a worker sends and receives per update.
 
@@ -36,13 +38,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import ray
+import torch.distributed as dist
 
+from maskgym.agents.common import parallel
 from maskgym.aliases import Config
+from maskgym.experiments.evaluation import evaluation
+from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train
 from maskgym.experiments.wiring import build, composition, run_folder
 
-STEPS, ANSWERS, UPDATES = 60, 64, 30
+STEPS, ANSWERS, UPDATES, HELD_OUT = 60, 64, 30, 512
 SIZES = (1, 2, 8, 64, 512, 1000)
 CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label_source=positive")
 TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
@@ -132,6 +138,44 @@ def scores(rounds: int) -> None:
         print(f"a request of {ANSWERS} answers and its reply: {sent / ANSWERS:.0f} bytes an answer", flush=True)
 
 
+@ray.remote(num_cpus=1)
+class Evaluator:
+    """Worker that evaluates the bundled policy, alone or together with the others."""
+
+    def __init__(self, rank: int, size: int, meeting: str) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+        config = composition.compose(TEXT)
+        parts = build.make_parts(config)
+        self.env = build.make_held_out_env(config, "sis", parts)
+        self.agent = build.make_agent(config, Path(meeting).parent, self.env, parts)
+        self.found: dict[bool, Evaluation | None] = {}
+
+    def evaluate(self, together: bool) -> int:
+        """Evaluate the held-out samples; return the number of those of this worker."""
+        act = evaluation.evaluate_together if together else evaluation.evaluate
+        self.found[together] = act(self.agent, self.env, range(HELD_OUT))
+        return len(parallel.share(HELD_OUT, self.env.num_envs)) if together else HELD_OUT
+
+    def agrees(self) -> bool:
+        """Check that both ways have the same numbers, to the last digit."""
+        return self.found[True] == self.found[False]
+
+
+def evaluations(rounds: int) -> None:
+    """Measure the evaluation of held-out samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [Evaluator.remote(rank, 2, f"{folder}/meeting") for rank in range(2)]
+        ray.get([worker.evaluate.remote(True) for worker in workers])
+
+        def ask(count: int) -> list[ray.ObjectRef]:
+            return [worker.evaluate.remote(count > 1) for worker in workers[:count]]
+
+        show("held-out samples", rates(ask, rounds))
+        print(f"numbers of both equal: {ray.get(workers[0].agrees.remote())}", flush=True)
+        for worker in workers:
+            ray.kill(worker)
+
+
 @ray.remote(num_cpus=0)
 def counted(scored: tuple[reward_pool.Scores, tuple[int, int]]) -> int:
     """Count the scored answers."""
@@ -184,6 +228,7 @@ def main() -> None:
     ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     steps(given.rounds)
     scores(given.rounds)
+    evaluations(given.rounds)
     ray.shutdown()
     guess(*update_times(), given.bandwidth, given.latency)
 
