@@ -109,9 +109,8 @@ def test_a_processor_of_other_patches_is_refused(family_folder, tmp_path):
         policies.make("mllm", path=folder, device="cpu").generate(SHOWN[:1], 2)
 
 
-@pytest.mark.e2e(seconds=60)
-@pytest.mark.parametrize("algo", ["cgpo", "grpo"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "qwen2_5_vl"])
+@pytest.mark.e2e(seconds=30)
+@pytest.mark.parametrize("family, algo", [("qwen3_vl", "cgpo"), ("internvl", "cgpo"), ("internvl", "grpo")])
 def test_two_updates_from_the_command_line(family_folder, family, algo, tmp_path):
     small = ("algo.updates=2", "algo.batch_size=8", "algo.max_new_tokens=12", "algo.patience=null")
     model = ("policy=mllm", f"policy.path={family_folder(family)}", "policy.dtype=float32", "policy.lora_rank=2")
