@@ -126,7 +126,7 @@ def test_there_is_one_file_a_paper_with_the_tables_listed_here():
 @pytest.mark.parametrize(("paper", "name"), TABLES)
 def test_a_table_has_our_names_and_whole_rows(paper, name):
     table = read(paper)["tables"][name]
-    assert set(table) - {"scale"} == {"caption", "task", "columns", "rows"}
+    assert set(table) - {"scale", "notes"} == {"caption", "task", "columns", "rows"}
     assert table["task"] in TASKS and isinstance(table["caption"], str)
     assert table.get("scale", 100) == 100
     columns = [tuple(column) for column in table["columns"]]
@@ -291,6 +291,7 @@ def test_every_study_and_matrix_is_on_the_page():
         "usersod_fine",
         "refer_algorithms",
         "refer_forms",
+        "refer_rewards",
     }
     stems = {file.stem for folder in ("studies", "matrices") for file in (ROOT / "experiments" / folder).glob("*.yaml")}
     assert stems <= named

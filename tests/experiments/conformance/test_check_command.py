@@ -178,4 +178,5 @@ def test_the_command_prints_findings_and_their_status(capsys):
 
 
 def test_policies_are_listed_here_unless_they_need_weights():
-    assert set(policies.names()) - set(POLICIES) == {"qwen2_5_vl", "qwen2_5_vl_3b", "qwen2_5_vl_7b", "usersal_plus"}
+    of_a_path = {"mllm", "qwen2_5_vl", "qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl"}
+    assert set(policies.names()) - set(POLICIES) == {*of_a_path, "usersal_plus"}

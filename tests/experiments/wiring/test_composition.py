@@ -226,7 +226,7 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
         ("env=sod algo=random", "48708ff85ce7826a"),
         ("env=point_prompt algo=ppo", "c2317b4ce4a60a46"),
         ("env=point_prompt algo=grpo", "0b2c8837318e490e"),
-        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "a9930e81b42d5295"),
+        ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "5e894fa3be19b4b1"),
     ],
 )
 def test_a_config_that_runs_are_named_by_stays_as_it_is(arguments, expected):
