@@ -70,8 +70,10 @@ class ReferringScores:
     @staticmethod
     def measure(prediction: Maps, target: Masks) -> tuple[float, float, float]:
         """Compute the areas of intersection, union and target of one expression (H, W), which `add_areas` takes."""
-        both, either = areas(prediction, target)
-        return float(both), float(either), float(np.count_nonzero(as_mask(as_maps(target, "target"))))
+        mask = as_prepared(target, "target")
+        assert isinstance(mask, PreparedMask)  # of one expression
+        both, either = areas(prediction, mask)
+        return float(both), float(either), float(mask.area)
 
     def add_areas(self, intersection: float, union: float, target: float) -> None:
         """Add one expression from the areas of its intersection, its union and its target, in pixels."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from maskgym.aliases import JsonObject
-from maskgym.metrics import InstanceScores, ReferringScores, SaliencyScores
+from maskgym.metrics import InstanceScores, ReferringScores, SaliencyScores, prepare
 from maskgym.rewards import Transition
 from maskgym.rewards.terms import union
 
@@ -87,6 +87,6 @@ def numbers_of(predictions: np.ndarray, targets: np.ndarray, instances: bool = F
         targets: bool (m, H, W).
         instances: Whether to match instances too.
     """
-    pair = union(predictions), targets.any(axis=0)
+    pair = union(predictions), prepare(targets.any(axis=0))  # prepared once, for both
     matched = InstanceScores().measure(predictions, targets) if instances else {}
     return ImageNumbers(SaliencyScores.measure(*pair), ReferringScores.measure(*pair), matched)

@@ -109,11 +109,10 @@ class TrainingRun:
         self.hold_out()
         if not self.stored():
             self.score("before")
-        every = self.config["evaluation"]["every"] or self.updates
 
         def on_log(step: int, values: Mapping[str, float]) -> None:
             self.report(step, values)
-            if step % every == 0 and step < self.updates:
+            if self.evaluates_after(step):
                 self.score(f"after {step}")
 
         self.fit(on_log)
@@ -262,6 +261,10 @@ class TrainingRun:
         check_finite(step, values, self.folder)
         return found
 
+    def evaluates_after(self, step: int) -> bool:
+        """Check whether an update is followed by an evaluation in the middle of training, on every rank."""
+        return step % (self.config["evaluation"]["every"] or self.updates) == 0 and step < self.updates
+
     def score(self, label: str) -> dict[str, Evaluation]:
         """Evaluate every task, with all workers if they hold the weights; empty except on rank 0."""
         evaluate = evaluation.evaluate_together if self.together else evaluation.evaluate
@@ -274,7 +277,6 @@ class TrainingRun:
     def train(self) -> None:
         """Train with a progress bar, a log and evaluations in between."""
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
-        every = self.config["evaluation"]["every"] or self.updates
         encode_ahead(self.train_envs, self.updates)
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
@@ -284,7 +286,7 @@ class TrainingRun:
                 check_finite(step, values, self.folder)
                 self.report(step, values)
                 _advance(bar, step, values)
-                if step % every == 0 and step < self.updates:
+                if self.evaluates_after(step):
                     self.evaluate(f"after {step}", step)
 
             self.fit(on_log)
