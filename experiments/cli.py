@@ -43,7 +43,14 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Score predictions or the agent of a run; a paper's table with ours below."""
     from maskgym.experiments.evaluation import evaluate_command
 
-    return evaluate_command.main(arguments)
+    given = evaluate_command.parse(arguments)
+    if given.scale is None:
+        print(evaluate_command.answer(given))
+        return 0
+    from maskgym.experiments.on_ray import evaluating
+
+    print(evaluating.answer(given))
+    return 0
 
 
 def play(arguments: Sequence[str]) -> int:

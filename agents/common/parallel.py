@@ -54,6 +54,20 @@ def gather(own: Sequence[_Item]) -> list[_Item] | None:
     return None if found is None else [item for items in found for item in items]
 
 
+def first(item: _Item) -> _Item:
+    """Return the item of rank 0, which can be pickled, on every worker; every worker must call this."""
+    if not _joined():
+        return item
+    found = [item]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def wait() -> None:
+    """Wait until every worker has called this."""
+    total([0.0])
+
+
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> bool:
     """Average each parameter's gradient over all workers; every worker must call this after its backward pass.
 

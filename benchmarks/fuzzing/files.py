@@ -85,7 +85,7 @@ def _evaluate(layout: Layout, root: Path, found: Reading) -> None:
     settings = [f"data.{name}={value}" for name, value in layout.arguments.items()]
     command = [str(root / PREDICTED), f"data={layout.data}", f"data.root={root / TRUTH}", *settings]
     with _telling(found), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        evaluate_command.main([*command, "--split=all", "--jobs=1", f"--out={out}"])
+        evaluate_command.answer(evaluate_command.parse([*command, "--split=all", "--jobs=1", f"--out={out}"]))
         (scores,) = json.loads((out / "results.json").read_text())["scores"].values()
         found.told += scores.pop("notes", [])
         found.values = [scores, (out / "images.csv").read_text()]

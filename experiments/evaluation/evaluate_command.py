@@ -7,6 +7,7 @@
     maskgym evaluate RUN_DIR --table saliency_r1/4-sod --root DATASETS --out OUT
     maskgym evaluate RUN_DIR --out OUT                               # each of its tasks, and each set of a task
     maskgym evaluate RUN_DIR key=value …                             # scores of its held-out samples again, as JSON
+    maskgym evaluate RUN_DIR … scale=ray scale.num_workers=8 scale.use_gpu=true   # the same, answered by 8 workers
 
 With --table, PREDICTIONS and DATASETS hold one folder per data set of the table. A folder has the usual name of its
 data set, such as ECSSD or DUT-OMRON, or the name used here.
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from maskgym import data, files
 from maskgym.agents.base import Agent
+from maskgym.agents.common import parallel
 from maskgym.aliases import JsonObject, Settings
 from maskgym.chat.asker import to_png
 from maskgym.data import Dataset, run_lengths
@@ -58,19 +60,23 @@ OF_SAMPLES: Mapping[str, Callable[..., predictions.Samples]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Score the predictions or the run, print the table, and write it."""
-    given = _parse(arguments)
+def answer(given: Namespace) -> str:
+    """Score the predictions or the run, and write the table; return what the command prints.
+
+    Workers of `maskgym.agents.common.parallel` share the samples of a run; rank 0 scores and writes, and its text
+    is the answer.
+    """
     of_run = (given.source / run_folder.CONFIG).is_file()
     if of_run and not (given.table or given.out):
         again, of = evaluate_again(given.source, given.changes)
         sets = evaluation.scores_of_sets(again)
         more = {**({"sets": sets} if sets else {}), provenance.KEY: of}
-        print(json.dumps({**evaluation.scores(again), **more}, indent=2))
-        return 0
+        return "" if parallel.rank() else json.dumps({**evaluation.scores(again), **more}, indent=2)
     if not given.source.is_dir():
         raise UserError(f"{given.source}: no such folder: expected one of a run, or of predictions")
     table, found = _published(given, of_run) if given.table else _plain(given, of_run)
+    if parallel.rank():
+        return ""
     name = given.name or given.source.resolve().name
     values = tuple(
         found[dataset].scores.get(measure) if dataset in found else None for dataset, measure in table.columns
@@ -78,11 +84,19 @@ def main(arguments: Sequence[str]) -> int:
     table = replace(table, ours=((name, values),), notes=(*table.notes, *_notes(table, found)))
     if given.out:
         _write(given.out, table, found)
-    print(paper_tables.to_markdown(table))
-    return 0
+    return paper_tables.to_markdown(table)
 
 
-def _parse(arguments: Sequence[str]) -> Namespace:
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Parse the command's arguments.
+
+    Returns:
+        The options. ``scale`` has the settings of the workers that answer for a run, or None without ``scale=…`` among
+        the arguments: then one process answers, even if several trained. ``changes`` are without it.
+
+    Raises:
+        UserError: If options do not go together.
+    """
     parser = Parser(prog="maskgym evaluate", description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="of a finished run, or of predictions")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="the data; of a run, what is to be different")
@@ -105,7 +119,25 @@ def _parse(arguments: Sequence[str]) -> Namespace:
         raise UserError(f"--root {given.root}: no such folder")
     if given.truth and (given.table or given.changes):
         raise UserError("--truth: expected alone, without --table and key=value")
+    given.scale = _scale(given)
     return given
+
+
+def _scale(given: Namespace) -> Settings | None:
+    """Move ``scale=…`` out of the changes, which name what the scores are of."""
+    asked = [change for change in given.changes if change.startswith("scale")]
+    if not asked:
+        return None
+    given.changes = [change for change in given.changes if change not in asked]
+    file = given.source / run_folder.CONFIG
+    if not file.is_file():
+        raise UserError(f"{asked[0]}: expected for a run, whose agent answers; predictions are scored by --jobs N")
+    scale = composition.change(composition.load(file), asked)["scale"]
+    if scale["name"] == "local":
+        return None
+    if scale["reward_actors"] and any(change.startswith("scale.reward_actors=") for change in asked):
+        raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected for training; each worker scores here")
+    return scale
 
 
 def _plain(given: Namespace, of_run: bool) -> tuple[paper_tables.Table, dict[str, Scored]]:
@@ -277,6 +309,8 @@ def _score_instances(
 
 
 def _score(given: Namespace, work: scoring.Work, notes: Sequence[str], of: Samples) -> Scored:
+    if parallel.rank():  # rank 0 scores, by processes of its own
+        return Scored({"images": 0.0}, [], "", ())
     scored = scoring.score(work, given.jobs, given.out)
     made: Provenance = {"held_out": {"": of}, "train": {}, "weights": {}}
     return replace(scored, notes=(*notes, *scored.notes), of=made)
@@ -333,8 +367,12 @@ def _score_agent(
 def _of_run(folder: Path, built: build.Built, held_out: dict[str, Samples]) -> Provenance:
     """Name what an evaluation of a run is of."""
     weights = provenance.weights(built.config, built.parts, built.agent, built.envs.values())
+    results = run_folder.read_json(folder / run_folder.RESULTS)
+    then = provenance.read(results)
+    if then and "start" in then["weights"]:  # by now the agent has loaded what it trained
+        weights["start"] = then["weights"]["start"]
     found: Provenance = {"held_out": held_out, "train": {}, "weights": weights}
-    updates = run_folder.read_json(folder / run_folder.RESULTS).get("steps", 0)
+    updates = results.get("steps", 0)
     return provenance.trained(found, built.config, folder / run_folder.POLICY, updates)
 
 
@@ -348,7 +386,7 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> tuple[dict[str,
     """Evaluate the trained agent of a finished run on held-out samples; arguments as of `build.trained`.
 
     Returns:
-        The evaluations by task, and what they are of.
+        The evaluations by task (of several workers, rank 0's alone), and what they are of.
     """
     built = build.trained(folder, changes, _task_of(changes))
     if not built.config["evaluation"]["samples"]:
@@ -373,7 +411,8 @@ def evaluate_again(folder: Path, changes: Sequence[str] = ()) -> tuple[dict[str,
         told = [f"n = {len(indices)} of {base.num_samples}, {base.dataset.split}", *evaluation.notes(env, indices)]
         for line in told + [FEW_TOLD] * (len(indices) < FEW):
             print(f"{task}: {line}", file=sys.stderr)  # the scores alone are on standard output
-        found[task] = evaluation.evaluate(built.agent, env, indices)
+        if scored := evaluation.evaluate_together(built.agent, env, indices):
+            found[task] = scored
     return found, of
 
 
@@ -413,6 +452,8 @@ def _claim(folder: Path, source: JsonObject) -> None:
 def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False) -> None:
     """Write an agent's prediction for every sample of an environment; existing predictions are kept.
 
+    Workers of `maskgym.agents.common.parallel` share the samples, whole batches each.
+
     Args:
         agent: Agent as in `maskgym.experiments.evaluation.evaluation.evaluate`.
         env: Environment of the samples, as in the same function.
@@ -420,16 +461,13 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
         instances: Whether to write instances instead of maps.
     """
     dataset = unwrap(env, SampleVectorEnv).dataset
-    keys = dataset.keys
-    file = folder / predictions.INSTANCES
-    there, malformed = _lines_so_far(file) if instances else set(), predictions.malformed(folder)
-    left = [
-        index
-        for index, key in enumerate(keys)
-        if not (key in there if instances else all(path.exists() for path in _files(dataset, index, key, folder)))
-    ]
-    with tqdm(total=len(keys), initial=len(keys) - len(left), desc="predict", unit="sample", disable=None) as bar:
-        for index, (transition, _) in zip(left, evaluation.episodes(agent, env, left), strict=True):
+    keys, file = dataset.keys, folder / predictions.INSTANCES
+    left = parallel.first([] if parallel.rank() else _left(dataset, folder, instances))
+    malformed = predictions.malformed(folder)
+    own = [left[place] for place in parallel.share(len(left), env.num_envs)]
+    total = len(keys) - len(left) + len(own)
+    with tqdm(total=total, initial=total - len(own), desc="predict", unit="sample", disable=None) as bar:
+        for index, (transition, _) in zip(own, evaluation.episodes(agent, env, own), strict=True):
             if instances:
                 _append(file, keys[index], transition.masks[0])
             else:
@@ -440,6 +478,19 @@ def predict(agent: Agent, env: VectorEnv, folder: Path, instances: bool = False)
                 for path, levels in zip(_files(dataset, index, keys[index], folder), _maps(transition), strict=True):
                     run_folder.write(path, to_png(levels))
             bar.update()
+    parallel.wait()  # what the others write is there before any of it is read
+
+
+def _left(dataset: Dataset, folder: Path, instances: bool) -> list[int]:
+    """Return the indices of the samples without a prediction."""
+    if instances:
+        there = _lines_so_far(folder / predictions.INSTANCES)
+        return [index for index, key in enumerate(dataset.keys) if key not in there]
+    return [
+        index
+        for index, key in enumerate(dataset.keys)
+        if not all(path.exists() for path in _files(dataset, index, key, folder))
+    ]
 
 
 def _files(dataset: Dataset, index: int, key: str, folder: Path) -> list[Path]:

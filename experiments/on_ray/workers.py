@@ -133,7 +133,7 @@ def _fault(error: TrainingFailedError) -> str:
     from ray.train import WorkerGroupError
 
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    causes = [_cause(failure) for failure in failures] or [error]
+    causes = [cause(failure) for failure in failures] or [error]
     for cause in causes:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from error
@@ -143,19 +143,24 @@ def _fault(error: TrainingFailedError) -> str:
     return said[0][:300]
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause(error: BaseException) -> BaseException:
     """Find the root cause of an error that Ray wrapped."""
     inner = getattr(error, "cause", None) or error.__cause__
-    return error if inner is None else _cause(inner)
+    return error if inner is None else cause(inner)
+
+
+def check(scale: Settings) -> None:
+    """Raise a UserError if a number of the scale is out of range."""
+    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("reward_actors", 0), ("max_failures", 0)):
+        if scale[key] < least:
+            raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
 
 
 def _check(config: Config) -> None:
     from maskgym import agents
 
     scale = config["scale"]
-    for key, least in (("num_workers", 1), ("cpus_per_worker", 1), ("reward_actors", 0), ("max_failures", 0)):
-        if scale[key] < least:
-            raise UserError(f"scale.{key}={scale[key]}: expected at least {least}")
+    check(scale)
     if scale["reward_actors"] and "scorer" not in agents.get(config["algo"]["name"]).takes:
         raise UserError(f"scale.reward_actors={scale['reward_actors']}: expected 0: they score answers in text")
     if config["algo"].get("fsdp") and config["evaluation"]["every"]:
@@ -169,21 +174,31 @@ def _starts_workers(config: Config) -> bool:
     return agents.get(config["algo"]["name"]).starts_workers
 
 
-def _check_resources(config: Config) -> None:
-    """Raise a UserError if the cluster lacks resources for workers and actors; Ray itself would wait forever."""
-    import ray
-
-    scale, found = config["scale"], ray.cluster_resources()
+def _needs(config: Config) -> dict[str, int]:
+    """Count the CPUs and GPUs of a run's workers and actors."""
+    scale = config["scale"]
     wanted = {"CPU": scale["num_workers"] * scale["cpus_per_worker"] + scale["reward_actors"]}
     if scale["use_gpu"]:
         wanted["GPU"] = scale["num_workers"] + scale["reward_actors"]
         if _starts_workers(config) and scale["num_workers"] > 1:
             wanted["GPU"] *= 2  # such agents use one GPU for rollouts and one for learning
+    return wanted
+
+
+def check_resources(wanted: Mapping[str, int], asked: str) -> None:
+    """Raise a UserError if the cluster lacks what some keys ask for; Ray itself would wait forever."""
+    import ray
+
+    found = ray.cluster_resources()
     for name, count in wanted.items():
         if found.get(name, 0) < count:
-            asked = f"scale.num_workers={scale['num_workers']}"
-            asked += f" scale.reward_actors={scale['reward_actors']}" * bool(scale["reward_actors"])
             raise UserError(f"{asked}: takes {count} {name}s, and there are {found.get(name, 0):g}")
+
+
+def _check_resources(config: Config) -> None:
+    scale = config["scale"]
+    actors = f" scale.reward_actors={scale['reward_actors']}" * bool(scale["reward_actors"])
+    check_resources(_needs(config), f"scale.num_workers={scale['num_workers']}{actors}")
 
 
 @contextmanager

@@ -264,6 +264,16 @@ def test_an_agent_is_not_asked_again_for_what_is_there(trained, tmp_path):
     ]
 
 
+def test_an_unchanged_run_is_scored_as_it_was_without_a_note(evaluate, trained, capsys):
+    folder = trained("answers", "env=sis", "algo=cgpo", "algo.max_new_tokens=8")
+    capsys.readouterr()  # what the run printed
+    status, out, error = evaluate(folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert (status, json.loads(out)["reward"]) == (0, results["after"]["reward"])
+    assert "not as in the run" not in error  # the policy has loaded other weights than those that it began from
+    assert json.loads(out)["provenance"]["weights"] == results["provenance"]["weights"]
+
+
 def test_a_run_is_scored_on_another_data_set(evaluate, trained, tmp_path):
     write_set(tmp_path / "ECSSD", "images", "ground_truth_mask")
     folder = trained("sod", "env=sod", "algo=random")
