@@ -11,6 +11,8 @@ share its arithmetic, so their efficiency is that of the core.
 - *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
 - *held-out samples*: 512 scenes of ``maskgym/SIS-v0``, answered by the bundled policy and scored as in a run, the two
   processes as workers that share the samples; their numbers are compared with those of one.
+- *maps*: ``maskgym evaluate MAPS --truth MASKS``, 2,000 maps of 352 x 352 pixels, by ``--jobs 1`` and ``--jobs 2``: all
+  that the command does, the start of its two processes included; the tables are compared.
 - *overhead of an actor*: additional milliseconds per answer for scoring through Ray instead of in this process.
 - *bytes*: size of a request with its answer, and of the gradients that a worker sends and receives per update.
 
@@ -39,16 +41,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import ray
 import torch.distributed as dist
+from evaluation import make_pairs  # the benchmark beside this one
 
 from maskgym.agents.common import parallel
 from maskgym.aliases import Config
-from maskgym.experiments.evaluation import evaluation
+from maskgym.experiments.evaluation import evaluate_command, evaluation
 from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train
 from maskgym.experiments.wiring import build, composition, run_folder
 
 STEPS, ANSWERS, UPDATES, HELD_OUT = 60, 64, 30, 512
+MAPS = (352, 2000)  # pixels of a side, number
 SIZES = (1, 2, 8, 64, 512, 1000)
 CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label_source=positive")
 TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
@@ -176,6 +180,22 @@ def evaluations(rounds: int) -> None:
             ray.kill(worker)
 
 
+def maps(rounds: int) -> None:
+    """Measure the scoring of a folder of maps."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_pairs(Path(folder), [], *MAPS)
+        asked = [f"{folder}/pred", "--truth", f"{folder}/gt"]
+        spent: dict[int, list[float]] = {1: [], 2: []}
+        tables = set()
+        for _ in range(rounds):
+            for jobs, seconds in spent.items():
+                start = time.perf_counter()
+                tables.add(evaluate_command.answer(evaluate_command.parse([*asked, "--jobs", str(jobs)])))
+                seconds.append(time.perf_counter() - start)
+        show("maps", {jobs: MAPS[1] / statistics.median(seconds) for jobs, seconds in spent.items()})
+        print(f"tables of both equal: {len(tables) == 1}", flush=True)
+
+
 @ray.remote(num_cpus=0)
 def counted(scored: tuple[reward_pool.Scores, tuple[int, int]]) -> int:
     """Count the scored answers."""
@@ -230,6 +250,7 @@ def main() -> None:
     scores(given.rounds)
     evaluations(given.rounds)
     ray.shutdown()
+    maps(given.rounds)
     guess(*update_times(), given.bandwidth, given.latency)
 
 

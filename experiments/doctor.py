@@ -35,7 +35,7 @@ OPTIONAL = {  # module: what it is for, and what installs it
     "openai": ("algo=chat_model, maskgym data reason, needs by a server", "maskgym[dig]"),
     "starlette": ("maskgym play, maskgym data dig: pages on this machine", "maskgym[play]"),
     "sb3_contrib": ("MaskablePPO and RecurrentPPO on clicks", "maskgym[contrib]"),
-    "vllm": ("algo.use_vllm=true: faster generation of the group methods", "trl[vllm]"),
+    "vllm": ("algo.use_vllm=true: vLLM samples the answers of a language model", "trl[vllm]"),
 }
 # One of each kind of environment, with what answers there; the bundled models are behind each.
 EPISODES = {

@@ -17,6 +17,10 @@ Choices that the paper leaves open, and departures from it:
 The confidence uses the log-probabilities of the sampling policy. If each answer serves one update only, the loss
 computes them anyway, so a step costs one forward pass. Otherwise TRL computes them beforehand.
 
+With ``use_vllm``, vLLM samples, and its probabilities differ a little from those of the policy in training. As in TRL,
+log-probabilities, and so the confidence, are the policy's own, computed beforehand, and an importance weight corrects
+the objective (``vllm_importance_sampling_mode``).
+
 The ablations, which restore what CGPO removes, are in `maskgym.agents.text.cgpo_ablations`. Several answers per prompt
 (``num_generations``) need no code of their own.
 
@@ -75,7 +79,6 @@ SUPPORTED = {
     "entropy_coef": 0.0,
     "use_adaptive_entropy": False,
     "off_policy_mask_threshold": None,
-    "use_vllm": False,
 }
 
 
@@ -141,6 +144,8 @@ class Answers:
         old: float (B, T), log-probabilities under the policy that sampled.
         reference: float (B, T), log-probabilities under the reference model, if there is one.
         entropies: float (B, T), entropies of the policy that learns.
+        importance: float (B, T) or (B, 1), importance weights, of ``old`` over vLLM's sampling probabilities as TRL
+            truncates or masks them; None if the policy itself sampled.
     """
 
     rewards: Tensor
@@ -149,6 +154,11 @@ class Answers:
     old: Tensor
     reference: Tensor | None
     entropies: Tensor
+    importance: Tensor | None = None
+
+    def weighted(self, objective: Tensor) -> Tensor:
+        """Multiply the objective of each token (B, T) by the importance weights, if there are any."""
+        return objective if self.importance is None else objective * self.importance
 
 
 def clipped_objective(
@@ -303,7 +313,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
         log_ratio = answers.log_probabilities - answers.old  # (B, T)
         objective, clipped = clipped_objective(log_ratio, advantages, self.epsilon_low, self.epsilon_high)  # (B, T)
         self._log_update(answers, confidences, advantages, clipped)
-        return -masked_mean(objective, answers.mask).mean()  # Eq. 14
+        return -masked_mean(answers.weighted(objective), answers.mask).mean()  # Eq. 14
 
     def _score(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Answers, Tensor | None]:
         """Run the forward pass; return the answers, and the loss of the router in a mixture of experts."""
@@ -324,6 +334,7 @@ class CGPOTrainer(ResumableTrainer, GRPOTrainer):
             old=inputs.get("old_per_token_logps", log_probabilities.detach()),
             reference=inputs.get("ref_per_token_logps"),
             entropies=entropies,
+            importance=inputs.get("importance_sampling_ratio"),
         )
         return answers, router_loss
 

@@ -72,8 +72,9 @@ class AblatedCGPOConfig(CGPOConfig):
             raise UserError(f"beta={self.beta}: takes the place of ISR: expected isr_sft_steps=0 beside it")
         if self.confidence not in CONFIDENCES:
             raise UserError(f"confidence={self.confidence!r}: expected one of {', '.join(CONFIDENCES)}")
-        if self.full_gradient and (self.center_advantage or self.num_iterations > 1):
-            raise UserError("full_gradient=True: expected center_advantage=False and num_iterations=1 beside it")
+        if self.full_gradient and (self.center_advantage or self.num_iterations > 1 or self.use_vllm):
+            told = "center_advantage=False, num_iterations=1 and use_vllm=False"
+            raise UserError(f"full_gradient=True: expected {told} beside it")
 
 
 class SharedOptimizer(InterleavedOptimizer):
@@ -119,7 +120,7 @@ class AblatedCGPOTrainer(CGPOTrainer):
             believed = confidence_of(answers.log_probabilities, answers.mask)
             of_answers = calibration_objective(answers.rewards, believed)  # (B,)
         else:
-            of_answers = masked_mean(objective, answers.mask)  # (B,)
+            of_answers = masked_mean(answers.weighted(objective), answers.mask)  # (B,)
         if answers.reference is not None:
             divergence = kl_divergence(answers.log_probabilities, answers.reference)
             of_answers = of_answers - self.beta * masked_mean(divergence, answers.mask)

@@ -41,7 +41,6 @@ from trl.trainer.grpo_trainer import RewardFunc
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, without_signal
 from maskgym.agents.text.reward_function import Completion
 from maskgym.agents.text.trainer import Row, check_range, read_rows, weighted_sums, with_images, without_completions
-from maskgym.aliases import Settings
 from maskgym.errors import UserError
 
 
@@ -65,9 +64,6 @@ class DAPOConfig(GroupConfig):
     overlong_share: float = field(default=0.2, metadata={"help": "Share of the longest answer with a penalty."})
     overlong_weight: float = field(default=0.5, metadata={"help": "Weight of the penalty."})
 
-    # vLLM returns log-probabilities with its answers, which the rounds would have to join.
-    supported: ClassVar[Settings] = {"use_vllm": False}
-
     def check(self) -> None:
         """Check sampling and penalty."""
         super().check()
@@ -87,11 +83,15 @@ class DAPOConfig(GroupConfig):
 
 @dataclass
 class Group:
-    """Answers to one prompt in TRL's form, one entry per answer; ``rewards`` are (G, terms)."""
+    """Answers to one prompt in TRL's form, one entry per answer.
+
+    ``rewards`` are (G, terms). ``sampled`` are the log-probabilities of the tokens when vLLM sampled them, else empty.
+    """
 
     rows: list[Row]
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
+    sampled: list[list[float]]
     completions: list[Completion]
     images: list[list[Image.Image]]
     rewards: Tensor
@@ -188,13 +188,13 @@ class DAPOTrainer(GroupTrainer):
         """Generate and score answers to prompts, each of which occurs ``num_generations`` times in a row."""
         self._prompted = rows
         prompts = with_images(rows) if {"image", "images"} & set(rows[0]) else [row["prompt"] for row in rows]
-        prompt_ids, completion_ids, _, completions, _, _, images, _ = super()._generate(prompts)
+        prompt_ids, completion_ids, _, completions, sampled, _, images, _ = super()._generate(prompts)
         rewards = self._local(super()._calculate_rewards(rows, prompts, completions, completion_ids), len(rows))
-        images, groups = images or [], []
+        images, sampled, groups = images or [], sampled or [], []
         for start in range(0, len(rows), self.num_generations):
             part = slice(start, start + self.num_generations)
-            columns = prompt_ids[part], completion_ids[part], completions[part], images[part], rewards[part]
-            groups.append(Group(rows[part], *columns))
+            tokens = prompt_ids[part], completion_ids[part], sampled[part]
+            groups.append(Group(rows[part], *tokens, completions[part], images[part], rewards[part]))
         return groups
 
     def _compared(self, rewards_of_terms: Tensor) -> Tensor:
@@ -222,7 +222,8 @@ class DAPOTrainer(GroupTrainer):
         completion_ids = [ids for group in self._batch for ids in group.completion_ids]
         completions = [completion for group in self._batch for completion in group.completions]
         images = [shown for group in self._batch for shown in group.images] or None
-        return prompt_ids, completion_ids, None, completions, None, {}, images, []
+        sampled = [values for group in self._batch for values in group.sampled] or None
+        return prompt_ids, completion_ids, None, completions, sampled, {}, images, []
 
     def _calculate_rewards(
         self,

@@ -186,11 +186,19 @@ class ResumableTrainer(_Trainer):
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         neutralise_decoding(self.model, self._tokenizer)
         detach_frozen_vision(self.model)
-        suppressed = {*self.generation_kwargs.get("suppress_tokens", ())}
-        suppressed.update(vision_token_ids(self.model.config, self._tokenizer))
+        self._never_sample(vision_token_ids(self.model.config, self._tokenizer))
+
+    def _never_sample(self, tokens: Sequence[int]) -> None:
+        """Suppress tokens in generation, beside those that the settings suppress."""
+        if self.use_vllm:  # vLLM has no list of such tokens, but a bias of the logits, whose least value is -100
+            chosen = self.vllm_generation.generation_kwargs
+            bias = {**chosen.get("logit_bias", {}), **dict.fromkeys(tokens, -100.0)}
+            self.vllm_generation.generation_kwargs = {**chosen, "logit_bias": bias}
+            return
+        suppressed = sorted({*self.generation_kwargs.get("suppress_tokens", ()), *tokens})
         if suppressed:
-            self.generation_kwargs["suppress_tokens"] = sorted(suppressed)
-            self.generation_config.suppress_tokens = sorted(suppressed)
+            self.generation_kwargs["suppress_tokens"] = suppressed
+            self.generation_config.suppress_tokens = suppressed
 
     # Data: numbers of rows, until a row is needed.
 

@@ -97,7 +97,6 @@ def test_defaults_are_the_papers(tmp_path):
         {"beta": 0.04},
         {"num_generations": 8},
         {"loss_type": "dapo"},
-        {"use_vllm": True},
         {"isr_sft_steps": 6},
         {"isr_sft_steps": -1},
         {"isr_period": 0, "isr_sft_steps": 0},

@@ -142,7 +142,7 @@ def test_without_punishment_there_is_one_reward(make_algorithm):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sampling_rounds": 0}, {"overlong_share": 1.5}, {"overlong_weight": -1.0}, {"use_vllm": True}],
+    [{"sampling_rounds": 0}, {"overlong_share": 1.5}, {"overlong_weight": -1.0}],
 )
 def test_values_out_of_range_are_refused(tmp_path, changes):
     with pytest.raises(UserError, match=next(iter(changes))):
