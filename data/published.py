@@ -78,7 +78,7 @@ PUBLISHED = {
         {"train": 1000, "test": 250},
         {"shows": "camouflage"},
     ),
-    "dis5k": Published(  # Qin et al. 2022: DIS-TE1 to DIS-TE4 are the test split; its numbers from memory of the paper
+    "dis5k": Published(  # Qin et al. 2022: DIS-TE1 to DIS-TE4 are the test split; as later READMEs count
         "folder", "sod", ("DIS5K",), {"train": 3000, "validation": 470, "test": 2000}
     ),
     # Salient instances.

@@ -31,6 +31,7 @@ MARKS = (
 LABELS = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES, "size": tuple(SIZES)}
 EDGES = 4  # sides of a box
 CELL = SIDE / 3  # pixels
+DEFAULT, *OTHERS = FORMS
 BATCH, SEEN = 32, 64  # samples per step of the language loss, and of the vision loss
 
 
@@ -125,7 +126,7 @@ def train_refer_policy(out: Path, steps: int, rate: float, vision_steps: int) ->
     for step, bar in training(out, model, optimizer, steps, rate, warmup=60):
         if step == tuned_from:
             save(out, model, optimizer, step, "base.pt")
-        form = FORMS[step % len(FORMS)] if step % 2 else "boxes"  # half of the steps are of the default form
+        form = form_of(step)
         env = envs["varied" if step >= tuned_from else "full"][form]
         chosen = np.random.default_rng([2, step]).integers(env.num_samples, size=env.num_envs)
         batch, infos = env.reset(options={"index": chosen})
@@ -135,6 +136,11 @@ def train_refer_policy(out: Path, steps: int, rate: float, vision_steps: int) ->
         bar.set_postfix({f"{form}_loss": f"{loss.item():.3f}"})
     model.half().save_pretrained(out / "qwen2_5_vl_tiny_refer")
     processor.save_pretrained(out / "qwen2_5_vl_tiny_refer")
+
+
+def form_of(step: int) -> str:
+    """Choose the form of a step: the default one in every other step, and the others in turn."""
+    return OTHERS[step // 2 % len(OTHERS)] if step % 2 else DEFAULT
 
 
 def environments(annotator: str) -> dict[str, ReferVectorEnv]:
