@@ -218,12 +218,17 @@ def draw_curves(panels: Panels, label: str) -> bytes:
 def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
     """Format the measures before and after training."""
     shown = [(column, name) for column, up in section["columns"].items() for name in up["measures"]]
-    body = []
-    for label, row, side in [("before", rows[0], "before"), *((row, row, "after") for row in rows)]:
+
+    def cells(row: str, side: str) -> list[str]:
         found = {column: results.read(section, row, column) for column in section["columns"]}
-        cells = [_mean(np.array([[score(run[side], column, name)] for run in found[column]])) for column, name in shown]
-        seeds = sorted({len(runs) for runs in found.values()})
-        body.append([label, *cells, " to ".join(map(str, seeds))])
+        means = [_mean(np.array([[score(run[side], column, name)] for run in found[column]])) for column, name in shown]
+        return [*means, " to ".join(map(str, sorted({len(runs) for runs in found.values()})))]
+
+    starts: dict[tuple[str, ...], list[str]] = {}  # rows by where they begin
+    for row in rows:
+        starts.setdefault(tuple(cells(row, "before")), []).append(row)
+    body = [["before" if len(starts) == 1 else f"{', '.join(own)}: before", *start] for start, own in starts.items()]
+    body += [[row, *cells(row, "after")] for row in rows]
     note = "\nInterquartile means over the seeds, with 95 % stratified bootstrap intervals.\n"
     counts = {
         f"{column}: {text}"

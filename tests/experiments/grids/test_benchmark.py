@@ -225,6 +225,20 @@ def test_published_orders_hold_are_reversed_or_open(tmp_path):
     assert benchmark_report.published_orders(results, {**section, "against": "grpo"}, ["grpo"]) == []
 
 
+def test_rows_that_begin_elsewhere_have_starts_of_their_own(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
+    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm"]}}
+    for start, lines in ((0.5, ["| before | 0.500"]), (0.2, ["| cgpo: before | 0.500", "| grpo: before | 0.200"])):
+        results = matrix.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+        for row, first in (("cgpo", 0.5), ("grpo", start)):
+            for seed in range(3):
+                fill(results, matrix.run_of(section, row, "sis", seed), [first, 0.6, 0.7], [1, 1, 1, 1])
+        shown = benchmark_report._quality_table(results, section, ["cgpo", "grpo"])
+        assert [line for line in shown if "before" in line] == [
+            next(line for line in shown if line.startswith(expected)) for expected in lines
+        ]
+
+
 def test_of_a_measure_that_is_better_when_lower_the_lower_row_is_better(tmp_path):
     section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
     columns = {"first": {"measures": ["ber_mean", "iou"]}, "second": {"with": ["env=sod"], "measures": ["iou"]}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -302,6 +304,11 @@ def test_the_policy_of_queries_imitates_answers_of_every_form(form):
         assert labels[labels >= 0].tolist() == shipped.tokenizer(f"{answer}<|im_end|>").input_ids
         text = shipped.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True)
         assert parse_objects(text, form).objects == parse_objects(answer, form).objects  # tokens lose nothing
+
+
+def test_the_policy_of_queries_learns_every_form():
+    forms = Counter(map(refer_recipe.form_of, range(120)))
+    assert forms == {"boxes": 60, "points": 20, "boxes_points": 20, "phrases": 20}
 
 
 def test_a_step_of_the_policy_of_queries_leaves_one_that_loads(tmp_path):
