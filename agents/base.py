@@ -90,8 +90,11 @@ class Agent(ABC):
         """
         return []
 
-    def check_training(self) -> None:
+    def check_training(self, tasks: int = 1) -> None:
         """Check the settings of training that are not checked on construction; called before the first evaluation.
+
+        Args:
+            tasks: Number of the environments that `train` will be given.
 
         Raises:
             UserError: If one is unknown or out of range.

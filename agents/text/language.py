@@ -79,15 +79,15 @@ class LanguageAgent(Agent):
             raise UserError(f"algo.micro_batch_size={micro_batch_size}: expected a divisor of {whose}")
         self.group_size, self.settings = group_size, {**self.defaults, **settings}
 
-    def check_training(self) -> None:
+    def check_training(self, tasks: int = 1) -> None:
         """Check the settings of the trainer.
 
         Raises:
-            UserError: If one is unknown or out of range.
+            UserError: If one is unknown or out of range, or no answer to one of several tasks would be reinforced.
         """
         from maskgym.agents.text.training import Training
 
-        Training(self).check()
+        Training(self).check(tasks)
 
     def train(
         self,

@@ -7,6 +7,7 @@ environments. This module imports TRL, which takes seconds; agents import it whe
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,13 +91,18 @@ class Training:
             kind = self.method.config.__name__
             raise UserError(f"unknown setting algo.{unknown[0]}: expected one of this agent's or of {kind}'s")
 
-    def check(self) -> None:
+    def check(self, tasks: int) -> None:
         """Check the values of the settings, and that this machine can use them.
+
+        Args:
+            tasks: Number of tasks, which take turns.
 
         Raises:
             UserError: If a value is out of range, or a library or a device is missing.
         """
         config = self.config(updates=1)
+        if isinstance(config, CGPOConfig):
+            check_turns(config, tasks)
         if config.use_vllm and find_spec("vllm") is None:
             raise UserError("algo.use_vllm=true: vLLM is not installed: pip install 'trl[vllm]'")
         if config.fsdp and config.use_cpu:
@@ -226,6 +232,21 @@ class Training:
         del self.agent.policy.model
         if not parallel.rank():
             self.agent.policy.model.load_state_dict(state)
+
+
+def check_turns(config: CGPOConfig, tasks: int) -> None:
+    """Check that every task has policy updates, if any has, where batches of tasks and kinds of steps take turns.
+
+    Raises:
+        UserError: If a task has supervised steps only.
+    """
+    steps = math.lcm(config.isr_period, tasks * config.num_iterations)
+    reinforced = {step // config.num_iterations % tasks for step in range(steps) if not config.is_sft_step(step)}
+    if 0 < len(reinforced) < tasks:
+        turns = f"{tasks} tasks take turns, and {tasks - len(reinforced)} of them would have supervised steps only"
+        raise UserError(
+            f"algo.isr_period={config.isr_period}: {turns}: expected a period that shares no divisor with {tasks}"
+        )
 
 
 def check_masters(policy: LanguagePolicy) -> None:

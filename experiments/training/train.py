@@ -89,7 +89,7 @@ class TrainingRun:
         listed = composition.option("algo", config["algo"]["name"])
         # Without training, only keys that the option's file does not list can be wrong.
         if self.updates or config["algo"].keys() - listed:
-            self.agent.check_training()
+            self.agent.check_training(len(self.train_envs))
 
     def hold_out(self) -> None:
         """Make the held-out environments and select their samples."""

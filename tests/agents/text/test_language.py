@@ -316,6 +316,30 @@ def test_bad_settings_are_named(name: str, settings: dict, words: str, tmp_path:
         make_agent(name, tmp_path, **settings).check_training()
 
 
+@pytest.mark.parametrize(
+    ("period", "sft_steps", "iterations", "tasks", "without"),
+    [
+        (5, 2, 1, 3, 0),
+        (3, 1, 1, 3, 1),
+        (3, 2, 1, 3, 2),
+        (6, 2, 1, 3, 0),
+        (1, 1, 1, 3, 0),
+        (2, 1, 1, 2, 1),
+        (2, 1, 2, 2, 0),
+    ],
+)
+def test_every_task_is_reinforced(
+    tmp_path: Path, period: int, sft_steps: int, iterations: int, tasks: int, without: int
+) -> None:
+    settings = {"isr_period": period, "isr_sft_steps": sft_steps, "num_iterations": iterations}
+    agent = make_agent("cgpo", tmp_path, **settings)
+    if not without:
+        agent.check_training(tasks)
+        return
+    with pytest.raises(UserError, match=f"isr_period={period}: {tasks} tasks take turns, and {without} of them would"):
+        agent.check_training(tasks)
+
+
 @pytest.mark.parametrize("task", ["sod", "sis", "cosod"])
 def test_random_answers_are_in_form(task: str) -> None:
     agent, env = agents.make("random", seed=0), make_env(task)
