@@ -3,6 +3,9 @@
 Scores of one method are a float64 array (N seeds, T tasks), or (N, T, P points) along a curve. Intervals are percentile
 bootstraps at 95 % from 2,000 resamples with a fixed seed.
 
+`smallest_difference` and `seeds_needed` are of the two-sided t-test of two methods with equally many seeds, at 5 %
+significance and a power of 80 %.
+
 References:
     Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021, section 4:
     stratified bootstrap, interquartile mean and probability of improvement.
@@ -17,6 +20,8 @@ import numpy as np
 FEW = 30  # samples below which differences between scores are mostly chance
 FEW_TOLD = f"with fewer than {FEW} samples, differences are mostly chance"
 RESAMPLES = 2000
+POWER = 0.8  # probability that a difference which is there is found
+MOST = 1000  # seeds that are tried
 LEVEL = 0.95  # share of the resampled estimates inside an interval
 Interval = tuple[float, float, float]  # estimate, lower bound and upper bound
 
@@ -88,6 +93,47 @@ def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> Interva
     rng = np.random.default_rng(0)
     low, high = _bounds(_improvement(_resampled(first, rng), _resampled(second, rng)))
     return float(_improvement(first[None], second[None])[0]), float(low), float(high)
+
+
+def smallest_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Compute the smallest difference of two methods' means that so many seeds can show, from their deviations.
+
+    Args:
+        first: Scores of the seeds of one method, at least two.
+        second: Scores of the seeds of the other, at least two.
+    """
+    from scipy.optimize import brentq
+
+    deviation, seeds = _deviation(first, second), min(len(first), len(second))
+    if not deviation:
+        return 0.0
+    return deviation * brentq(lambda effect: _power(effect, seeds) - POWER, 0.0, 20.0)
+
+
+def seeds_needed(first: Sequence[float], second: Sequence[float]) -> int | None:
+    """Compute the seeds of each method that would show the difference of their means; None if more than `MOST`.
+
+    Arguments as of `smallest_difference`.
+    """
+    deviation, difference = _deviation(first, second), abs(float(np.mean(first) - np.mean(second)))
+    if not deviation:
+        return 2 if difference else None
+    return next((seeds for seeds in range(2, MOST + 1) if _power(difference / deviation, seeds) >= POWER), None)
+
+
+def _deviation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Compute the standard deviation of a seed, the same in both methods."""
+    squares = sum(len(scores) * float(np.var(scores)) for scores in (first, second))
+    return float(np.sqrt(squares / (len(first) + len(second) - 2)))
+
+
+def _power(effect: float, seeds: int) -> float:
+    """Compute the power of the t-test for a difference in standard deviations."""
+    from scipy.stats import nct, t
+
+    freedom, shift = 2 * seeds - 2, effect * np.sqrt(seeds / 2)
+    limit = t.ppf((1 + LEVEL) / 2, freedom)
+    return float(nct.sf(limit, freedom, shift) + nct.cdf(-limit, freedom, shift))
 
 
 def _resampled(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:

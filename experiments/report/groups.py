@@ -14,7 +14,7 @@ import numpy as np
 
 from maskgym.aliases import Config
 from maskgym.experiments.evaluation.measures import measure
-from maskgym.experiments.evaluation.statistics import bootstrap_interval
+from maskgym.experiments.evaluation.statistics import MOST, bootstrap_interval, seeds_needed, smallest_difference
 from maskgym.experiments.report.run_data import Run, When
 
 APART = ("seed", "out", "logger", "evaluation.pictures")  # config keys that do not separate groups
@@ -151,6 +151,17 @@ def _prompt(group: Group) -> str:
     return f"{group.settings.get('env.instruction', 'maskgym')}{hint}"
 
 
+def _power(name: str, first: Group, second: Group) -> str:
+    """Tell what the seeds of two groups can show, and how many would show the difference that is seen."""
+    scores = first.values(name, "after"), second.values(name, "after")
+    if scores[0] is None or scores[1] is None:
+        return ""
+    needed = seeds_needed(*scores)
+    count = f"more than {MOST}" if needed is None else f"{needed}"
+    least = f"{smallest_difference(*scores):.3f} is the smallest difference that these seeds would show"
+    return f" {least} in four of five cases (t-test, 5 %); the one that is seen takes {count} seeds of each."
+
+
 def _conclusion(name: str, scored: Sequence[tuple[Score, Group]]) -> str:
     sign = measure(name).direction or 1
     (best, first), (runner_up, second), *_ = sorted(scored, key=lambda pair: -sign * (pair[0].value or 0.0))
@@ -166,6 +177,6 @@ def _conclusion(name: str, scored: Sequence[tuple[Score, Group]]) -> str:
     apart = best.interval[0] > runner_up.interval[1] or runner_up.interval[0] > best.interval[1]
     verdict = "do not overlap" if apart else "overlap: the order may be chance"
     if first.over_seeds and second.over_seeds:
-        return f"{told}. The intervals, over seeds, {verdict}."
+        return f"{told}. The intervals, over seeds, {verdict}.{'' if apart else _power(name, first, second)}"
     kind = "over seeds or samples" if first.over_seeds or second.over_seeds else "over samples"
     return f"{told}. The intervals, {kind}, {verdict}; other seeds may end otherwise."

@@ -43,6 +43,14 @@ def test_the_oracle_is_the_ceiling_and_random_answers_the_floor(finished, form):
     assert again["refer"].scores == best["after"]
 
 
+@pytest.mark.parametrize("form", ["boxes", "points", "boxes_points", "phrases"])
+def test_the_bundled_policy_answers_in_every_form_before_it_is_reinforced(finished, form):
+    chosen = (f"env.form={form}", *(["segmenter=evf_sam_tiny"] if form == "phrases" else []))
+    _, results = finished("algo=grpo", "algo.updates=0", "evaluation.samples=32", *chosen)
+    assert results["after"]["format"] > 0.95
+    assert 0.2 < results["after"]["instance_iou"] < 0.6
+
+
 @pytest.mark.parametrize("algo", ["sft", "grpo", "cgpo", "spo"])
 def test_algorithms_of_text_train_on_it(finished, algo):
     small = ("algo.updates=2", "algo.batch_size=8", *(["algo.group_size=4"] if algo == "grpo" else []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from maskgym.experiments.evaluation import statistics
 
@@ -69,6 +70,20 @@ def test_curves_have_a_middle_and_a_band():
     middle, (low, high) = statistics.interquartile_curve(scores)
     np.testing.assert_allclose(middle, [0.2, 1.2])
     assert (low < middle).all() and (middle < high).all()
+
+
+def test_seeds_that_show_a_difference():
+    # Cohen's tables (1988, table 2.4.1): 17 of each for one standard deviation, 64 for a half, at a power of 80 %.
+    high = np.tile([1.0, -1.0], 50) * np.sqrt(0.99)  # 100 seeds, whose deviation is 1
+    assert statistics.seeds_needed(high + 1.0, high) == 17
+    assert statistics.seeds_needed(high, high + 0.5) == 64
+    assert statistics.seeds_needed(high, high) is None
+    assert statistics.seeds_needed([0.5, 0.5], [0.6, 0.6]) == 2
+    assert statistics.smallest_difference([0.5, 0.5], [0.6, 0.6]) == 0
+    least = statistics.smallest_difference([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])  # a deviation of 0.1
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 0.1, (4000, 3)), rng.normal(least, 0.1, (4000, 3))
+    assert (ttest_ind(first, second, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_definitions_are_those_of_rliable():
