@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from maskgym.segmenters.byte_cache import ByteCache
 from maskgym.segmenters.contracts import ReferringSegmenter
 from maskgym.segmenters.frozen import pixels_key
+from maskgym.segmenters.phrases.masks import segment_checked
 from maskgym.segmenters.text import uniform_phrase
 
 
@@ -33,16 +34,24 @@ class MaskCache:
         self.hits = self.misses = 0
 
     def segment(self, images: Sequence[np.ndarray], expressions: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Compute or look up masks float32 (n_i, H_i, W_i) of 0 and 1; see `ReferringSegmenter`."""
+        """Compute or look up masks float32 (n_i, H_i, W_i) of 0 and 1; see `ReferringSegmenter`.
+
+        Raises:
+            UserError: If the segmenter does not return float (n_i, H_i, W_i) in [0, 1] for each image.
+        """
         keys = []
         for image, row in zip(images, expressions, strict=True):
             pixels = pixels_key(image) if row else b""
             keys.append([(pixels, uniform_phrase(phrase)) for phrase in row])
         bits = {key: kept for row in keys for key in row if (kept := self.kept.get(key)) is not None}
         missing = [[key[1] for key in row if key not in bits] for row in keys]
-        found = self.segmenter.segment(images, missing) if any(missing) else []
+        # An array of another size, or NaN, would become a mask, which nobody could tell from a good one.
+        names = [f"image {number} of {len(images)}" for number in range(1, len(images) + 1)]
+        found: Sequence[Iterable[np.ndarray]] = [()] * len(images)
+        if any(missing):
+            found = segment_checked(self.segmenter, images, missing, names)
         new: dict[tuple[bytes, str], np.ndarray] = {}
-        for own, phrases, masks in zip(keys, missing, found, strict=False):
+        for own, phrases, masks in zip(keys, missing, found, strict=True):
             new |= {(own[0][0], phrase): np.packbits(mask > 0.5) for phrase, mask in zip(phrases, masks, strict=True)}
         self.misses += len(new)
         self.hits += sum(map(len, keys)) - len(new)

@@ -39,15 +39,38 @@ def find_masks(
     parts: list[list[np.ndarray]] = [[] for _ in images]
     for call in _calls(images, unique):
         shown, asked = [images[k] for k, _ in call], [row for _, row in call]
-        found = segmenter.segment(shown, asked)
-        name = f"segmenter {type(segmenter).__name__}"
-        if not isinstance(found, Sized) or len(found) != len(call):
-            raise UserError(f"{name}: {brief(found)}: expected a list of {len(call)} arrays, one per image")
-        for (k, row), masks in zip(call, found, strict=True):
-            shape = (len(row), *images[k].shape[:2])
-            check_probabilities(masks, shape, f"{name}: sample '{keys[k]}', {len(row)} phrases")
+        found = segment_checked(segmenter, shown, asked, [f"sample '{keys[k]}'" for k, _ in call])
+        for (k, _), masks in zip(call, found, strict=True):
             parts[k].append(masks > 0.5)
     return [_in_order(part, own, row) for part, own, row in zip(parts, unique, expressions, strict=True)]
+
+
+def segment_checked(
+    segmenter: ReferringSegmenter,
+    images: Sequence[np.ndarray],
+    expressions: Sequence[Sequence[str]],
+    names: Sequence[str],
+) -> Sequence[np.ndarray]:
+    """Call a segmenter, and check what it returns.
+
+    Args:
+        segmenter: Any referring segmenter.
+        images: uint8 (H_i, W_i, 3) RGB arrays.
+        expressions: For each image, n_i phrases.
+        names: For each image, its name in messages.
+
+    Returns:
+        For each image probabilities, float (n_i, H_i, W_i).
+
+    Raises:
+        UserError: If the segmenter does not return float (n_i, H_i, W_i) in [0, 1] for each image.
+    """
+    found, name = segmenter.segment(images, expressions), f"segmenter {type(segmenter).__name__}"
+    if not isinstance(found, Sized) or len(found) != len(images):
+        raise UserError(f"{name}: {brief(found)}: expected a list of {len(images)} arrays, one per image")
+    for image, row, own, masks in zip(images, expressions, names, found, strict=True):
+        check_probabilities(masks, (len(row), *image.shape[:2]), f"{name}: {own}, {len(row)} phrases")
+    return found
 
 
 def _calls(images: Sequence[np.ndarray], phrases: Sequence[list[str]]) -> Iterator[list[tuple[int, list[str]]]]:

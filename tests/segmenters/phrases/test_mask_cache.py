@@ -72,3 +72,27 @@ def test_masks_stay_out_of_pickles(images):
     again = pickle.loads(pickle.dumps(cache))
     assert again.kept.bytes == 0
     assert (again.segment(images, [["a"], []])[0] == cache.segment(images, [["a"], []])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda masks: masks[:, :3, :3], r"image 1 of 2, 1 phrases: .*\(1, 3, 3\): expected a float array of shape"),
+        (lambda masks: masks[:0], "image 1 of 2, 1 phrases: .*expected a float array of shape"),
+        (lambda masks: masks * np.nan, "values from nan to nan: expected probabilities"),
+        (lambda masks: masks.astype(int), "expected a float array"),
+        (lambda masks: None, "expected a float array"),
+    ],
+)
+def test_what_is_no_mask_of_the_image_is_refused_and_not_kept(images, spoil, expected):
+    """Cut to bits, and unpacked at the size of the image, each of these would be an ordinary mask."""
+    segmenter = Counting()
+    cache, good = MaskCache(segmenter), segmenter.segment
+    segmenter.segment = lambda *asked: [spoil(masks) for masks in good(*asked)]
+    with pytest.raises(UserError, match=f"^segmenter Counting: .*{expected}"):
+        cache.segment(images, [["ab"], ["cde"]])
+    segmenter.segment = lambda *asked: good(*asked)[:1]
+    with pytest.raises(UserError, match="expected a list of 2 arrays, one per image"):
+        cache.segment(images, [["ab"], ["cde"]])
+    segmenter.segment = good
+    assert cache.segment(images, [["ab"], ["cde"]])[0].sum() == 10
