@@ -27,7 +27,7 @@ USAGE = """usage: python experiments/run.py [--cfg] [group=option ...] [key=valu
               runs lie in out=DIR, else in runs/multirun; the same command goes on after an interruption
   resume=DIR  continue the run in that folder; its config.yaml says what it is
               with algo.updates=N, or +N for N more, it becomes longer, also a finished one; a run by epochs
-              also with algo.epochs=N
+              also with algo.epochs=N; a run on Ray goes on elsewhere with scale.address=HOST:PORT
   out=DIR     the run folder; else runs/<env>/<algo>/seed<k>-<time>
   +key=value  pass on an argument that the option's file does not list
   --cfg       print the config, and run nothing
@@ -42,6 +42,8 @@ FLAGS = ("-h", "--help", "-m", "--multirun", "--cfg")
 UPDATES = composition.UPDATES  # the key that a resumed run may change; a run by epochs may change those instead
 # Schedules whose learning rate does not depend on the number of updates.
 CONSTANT = ("constant", "constant_with_warmup")
+# Keys of a run on Ray that may change when it is resumed: where it goes on, because its cluster may be gone.
+PLACE = ("scale.address", "scale.cpus_per_worker", "scale.max_failures", "scale.timeout_s")
 SUMMARISED = ("reward", "iasm", "iou", "s_measure", "sa_sor")
 
 
@@ -126,8 +128,18 @@ def _asked(arguments: Sequence[str]) -> tuple[Config, Path | None]:
     _lengthen(config, asked.pop(UPDATES, ""), folder)
     if config["algo"].get("epochs") is not None and composition.counts_epochs(config):
         _lengthen_epochs(config, asked.pop(composition.EPOCHS, ""), folder)
+    if config["scale"]["name"] == "ray":
+        _move(config, [asked.pop(key) for key in PLACE if key in asked])
     _check_same(config, list(asked.values()), folder)
     return config, folder
+
+
+def _move(config: Config, arguments: Sequence[str]) -> None:
+    """Set the keys of a resumed run on Ray that say where it goes on."""
+    wanted = composition.compose([f"env={config['env']['name']}", "scale=ray", *arguments])["scale"]
+    for argument in arguments:
+        name = argument.partition("=")[0].partition(".")[2]
+        config["scale"][name] = wanted[name]
 
 
 def _lengthen(config: Config, argument: str, folder: Path) -> None:
@@ -166,15 +178,11 @@ def _finished(config: Config, folder: Path, resume: bool) -> JsonObject:
             run_folder.discard_unstarted(folder)
         raise
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_continue(folder)) from None
+        raise KeyboardInterrupt(run_folder.how_to_continue(folder)) from None
     except Exception as error:
         if fault := files.disk_error(error):
-            raise UserError(f"{fault}: once it can be written, {_how_to_continue(folder)}") from error
+            raise UserError(f"{fault}: once it can be written, {run_folder.how_to_continue(folder)}") from error
         raise
-
-
-def _how_to_continue(folder: Path) -> str:
-    return f"continue with resume={folder}" if (folder / run_folder.CONFIG).exists() else "start again"
 
 
 @contextmanager

@@ -270,7 +270,7 @@ def _now(config: Config, found: Provenance) -> Provenance:
 def _started(jobs: int, address: str | None, missing: Mapping[Path, Sequence[RunSpec]]) -> Iterator[Runner]:
     """Connect to Ray, or prepare a server of processes that has imported what the runs need."""
     if address is not None:
-        with cluster.connected(None if address == "here" else address, "--ray"):
+        with cluster.connected(None if address == "here" else address, "--ray", lambda: "the same command goes on"):
             yield run_in_task
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,10 +18,12 @@ import torch.distributed as dist
 
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import evaluate_command
-from maskgym.experiments.on_ray import workers
-from maskgym.experiments.wiring.cluster import connected
+from maskgym.experiments.on_ray import room, workers
+from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring.cluster import connected, use_network_of_ray
 
 ASKED_S = 0.2  # interval at which what rank 0 writes is shown
+GOES_ON = "the same command goes on with what is written"
 STORE_S = 300  # timeout until the workers have met
 LINES = "lines"  # key that counts the texts of rank 0; each has its number as key
 
@@ -36,11 +38,12 @@ def answer(given: Namespace) -> str:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    scale = given.scale
+    # Runs of older versions lack newer keys; each worker scores its own answers.
+    scale = {**composition.option("scale", "ray"), **given.scale, "reward_actors": 0}
     workers.check(scale)
-    with connected(scale["address"]):
-        count, cpus, gpus = scale["num_workers"], scale["cpus_per_worker"], int(scale["use_gpu"])
-        workers.check_resources({"CPU": count * cpus, "GPU": count * gpus}, f"scale.num_workers={count}")
+    with connected(scale["address"], advice=lambda: GOES_ON):
+        count, gpus = scale["num_workers"], int(scale["use_gpu"])
+        cpus = room.check(scale, count, gpus)
         host = ray.util.get_node_ip_address()
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_work)
@@ -56,13 +59,14 @@ def answer(given: Namespace) -> str:
                 raise workers.cause(error) from error
             except RayError as error:
                 where = given.out or given.source
-                raise UserError(f"{where}: a worker died; the same command goes on with what is written") from error
+                raise UserError(f"{where}: a worker died; {GOES_ON}") from error
         return ray.get(tasks[0])
 
 
 def _work(rank: int, count: int, host: str, port: int, directory: str, terminal: bool, given: Namespace) -> str:
     """Evaluate in one worker."""
     os.chdir(directory)  # paths are relative to the command's
+    use_network_of_ray()
     store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_S))
     waits = timedelta(seconds=workers.BARRIER_S)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=waits)

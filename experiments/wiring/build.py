@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from maskgym.aliases import Config, JsonObject, Settings
 from maskgym.errors import EmptySplit, UserError
-from maskgym.experiments.wiring import composition, run_folder, sources
+from maskgym.experiments.wiring import cluster, composition, run_folder, sources
 from maskgym.experiments.wiring.process import seed_everything, silence_transformers
 from maskgym.registry import check_arguments
 
@@ -452,7 +452,8 @@ def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Ag
         given["workers"] = config["data"].get("workers", 0)
     if "make_env" in kind.takes:
         given["make_env"] = partial(make_worker_env, config, os.getcwd())
-        given |= {name: config["scale"][name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
+        given |= {name: config["scale"][name] for name in ("num_workers", "use_gpu")}
+        given["cpus_per_worker"] = cluster.cpus_per_worker(config)
     settings = {key: value for key, value in config["algo"].items() if key not in ALGO_KEYS}
     return _make("algo", settings, agents.get, agents.make, policy=policy, env=env, seed=config["seed"], **given)
 

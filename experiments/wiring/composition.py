@@ -73,7 +73,7 @@ NEEDED = ("algo.updates", "env.gym_ids", *(f"evaluation.{key}" for key in ("spli
 # Keys whose null stands for no text.
 WHOLE = (
     *("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels"),
-    *("held_out_group_size", "epochs"),
+    *("held_out_group_size", "epochs", "cpus_per_worker"),
 )
 NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict, "no_target": bool}
 # Keys that take a word in place of a number.

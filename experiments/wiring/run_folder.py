@@ -62,6 +62,11 @@ def discard_unstarted(folder: Path) -> None:
             folder.rmdir()  # which fails, as it should, where there is anything else
 
 
+def how_to_continue(folder: Path) -> str:
+    """Say how a run that ended early goes on: by ``resume``, if it got so far."""
+    return f"continue with resume={folder}" if (folder / CONFIG).exists() else "start again"
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return JSON; NaN and infinities, which it lacks, become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)

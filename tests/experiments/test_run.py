@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from maskgym import agents, files
 from maskgym.data.readers.folder import Folder
+from maskgym.errors import UserError
 from maskgym.experiments import run
 from maskgym.experiments.training import loggers, samples
 from maskgym.experiments.wiring import composition, run_folder
@@ -706,6 +707,19 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(maskgym_run, tmp_path, mo
     )
     assert "its run has env=sod, not sis" in refused(maskgym_run(f"resume={folder}", "env=sis"))
     assert "its run has seed=0, not 4" in refused(maskgym_run("seed=4", f"resume={folder}"))
+
+
+def test_a_run_on_ray_goes_on_elsewhere(tmp_path):
+    given = ["env=sis", "algo=cgpo", "scale=ray", "scale.num_workers=4", "scale.address=10.0.0.1:6379"]
+    (tmp_path / "config.yaml").write_text(composition.dump(composition.compose(given)))
+    moved, _ = run._asked([f"resume={tmp_path}", "scale.address=10.0.0.2:6379", "scale.cpus_per_worker=3"])
+    scale = moved["scale"]
+    assert (scale["address"], scale["cpus_per_worker"], scale["num_workers"]) == ("10.0.0.2:6379", 3, 4)
+    assert run._asked([f"resume={tmp_path}"])[0]["scale"]["address"] == "10.0.0.1:6379"
+    with pytest.raises(UserError, match=r"scale\.timeout_s=soon: expected a whole number"):
+        run._asked([f"resume={tmp_path}", "scale.timeout_s=soon"])
+    with pytest.raises(UserError, match=r"its run has scale\.num_workers=4, not 2"):
+        run._asked([f"resume={tmp_path}", "scale=ray", "scale.num_workers=2"])
 
 
 def test_the_log_of_another_run_is_told(maskgym_run, finished_run, tmp_path):

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from maskgym.agents.text.reward_function import Episodes
+from maskgym.errors import UserError
 from maskgym.experiments import run
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.on_ray import workers as ray_run
@@ -87,9 +90,9 @@ def test_what_is_expected_is_asked_for_once_and_before(config):
     given = [(task, indices, list(answers)) for task, indices, answers in requests()]
     scaled = {**config, "scale": {"reward_actors": 2, "use_gpu": False}}
     with ray_run.connected(None), reward_pool.started(scaled) as actors:
-        asked = reward_pool.RewardPool(actors)
+        asked = reward_pool.RewardPool(actors, 600)
         expected = [asked.step(*request) for request in given]
-        early = reward_pool.RewardPool(actors)
+        early = reward_pool.RewardPool(actors, 600)
         for task, indices, answers in given[:3]:
             for index, answer in [*zip(indices, answers, strict=True)] * 2:
                 early.expect(task, index, answer)
@@ -104,6 +107,71 @@ def test_what_is_expected_is_asked_for_once_and_before(config):
             found, named = early.step(*request)
             assert found == pytest.approx(values, abs=1e-3) and set(named) == set(terms)
         assert early._expected == {}
+
+
+GOOD = (np.array([0.5, 1.0]), {"format": np.array([1.0, 1.0])}), (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (None, "replied NoneType None: expected rewards, terms and counts of its cache"),
+        ((GOOD[0], None), "expected rewards, terms and counts"),
+        (((GOOD[0][0], [1.0]), (3, 1)), "expected rewards, terms and counts"),
+        (((GOOD[0][0][:1], GOOD[0][1]), (3, 1)), r"float64 \(1,\).* as rewards: expected 2 finite numbers"),
+        (((np.float64(1), GOOD[0][1]), (3, 1)), r"as rewards: expected 2 finite numbers"),
+        (((np.array([0.5, np.nan]), GOOD[0][1]), (3, 1)), "replied nan as one of the rewards"),
+        (((np.array(["a", "b"]), GOOD[0][1]), (3, 1)), "as rewards: expected 2 finite numbers"),
+        (((GOOD[0][0], {"format": np.array([1.0, np.inf])}), (3, 1)), "replied inf as one of the term 'format'"),
+        (((GOOD[0][0], {"format": np.ones((2, 1))}), (3, 1)), r"\(2, 1\).* as term 'format'"),
+    ],
+)
+def test_a_reply_that_is_no_scores_names_its_actor(reply, expected):
+    with pytest.raises(
+        UserError, match=f"^reward actor 1 of 2 {'' if expected.startswith('repl') else '.*'}{expected}"
+    ):
+        reward_pool._read(reply, 2, "reward actor 1 of 2")
+    assert reward_pool._read(GOOD, 2, "reward actor 1 of 2") == (*GOOD[0], GOOD[1])
+
+
+class Other(reward_pool.Scorer):
+    """An actor whose segmenter hangs, or that runs other code: by the first words of the answers."""
+
+    def _make(self, config, directory):
+        self.cache = SimpleNamespace(hits=0, misses=0)
+        if config == "broken":
+            raise UserError("segmenter.path=x: no such folder")
+
+    def score_all(self, requests):
+        name = Path(requests[0][2][0])
+        if name.suffix == ".hang" and not (name.exists() and name.read_text() == "once"):
+            name.write_text("once" if name.stem == "once" else "always")
+            time.sleep(3600)
+        values = np.ones(1 if name.stem == "short" else len(requests[0][1]))
+        return [(values, {"format": values})]
+
+
+@pytest.mark.e2e(seconds=60)
+def test_actors_that_hang_are_restarted_once_and_those_with_other_code_or_a_fault_are_named(tmp_path):
+    with ray_run.connected(None):
+        options = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000, "num_cpus": 0}
+        actor = ray.remote(Other).options(**options)
+        actors = [actor.remote("good", str(tmp_path), f"reward actor {number} of 2") for number in (1, 2)]
+        ray.get([one.score.remote(0, [0], ["ready"]) for one in actors])  # they have imported everything
+        pool = reward_pool.RewardPool(actors, 20)
+        assert list(pool.step(0, [1, 2], [f"{tmp_path}/once.hang", "x"])[0]) == [1, 1]
+        with pytest.raises(
+            UserError, match=r"^reward actor 2 of 2 replied ndarray float64 \(1,\) as rewards: expected 2"
+        ):
+            pool.step(0, [1, 3], ["short", "short"])
+        pool.timeout_s = 1
+        with pytest.raises(
+            UserError, match=r"^scale\.timeout_s=1: reward actor 1 of 2 has not replied for 1 s, 2 times"
+        ):
+            pool.step(0, [0], [f"{tmp_path}/always.hang"])
+        broken = reward_pool.RewardPool([actor.remote("broken", str(tmp_path), "reward actor 1 of 1")], 20)
+        with pytest.raises(UserError, match=r"reward actor 1 of 1 on \S+: segmenter\.path=x: no such folder"):
+            broken.step(0, [0], ["x"])
 
 
 @pytest.mark.e2e(seconds=180)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import yaml
 
 from maskgym.errors import UserError
 from maskgym.experiments import run
+from maskgym.experiments.on_ray import room
 from maskgym.experiments.on_ray import workers as ray_run
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import cluster, composition
 from maskgym.experiments.wiring.run_folder import read_metrics
 
 ray = pytest.importorskip("ray")
@@ -137,9 +139,84 @@ def test_what_a_cluster_lacks_is_told_in_one_line():
             (["env=sis", "algo=cgpo", "scale.reward_actors=1"], "scale.reward_actors=1: takes 3 CPUs"),
         ):
             with pytest.raises(UserError, match=expected):
-                ray_run._check_resources(composition.compose([*arguments, "scale=ray"]))
+                config = composition.compose([*arguments, "scale=ray"])
+                room.check(config["scale"], *cluster.processes(config))
     finally:
         ray.shutdown()
+
+
+def test_room_is_counted_on_each_machine(monkeypatch):
+    monkeypatch.setattr(cluster, "_machines", lambda: [(3, 0), (2, 0)])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 5.0})
+    assert room.lacking(2, 2, 0) is None
+    told = "takes 4 CPUs on one machine for each of 1, and the machines have room for 0"
+    assert room.lacking(1, 4, 0) == told
+
+
+def test_what_is_not_free_in_time_is_told_in_one_line(monkeypatch):
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 5.0})
+    config = composition.compose([*TINY, "scale=ray", "scale.timeout_s=20"])
+    told = r"^scale\.num_workers=2: no room within 20 s \(scale\.timeout_s\): 1 of 5 CPUs are free$"
+    with pytest.raises(UserError, match=told):
+        ray_run._fault(ControllerError(WorkerGroupStartupTimeoutError(2)), config)
+
+
+def test_workers_that_die_too_often_end_a_run_in_one_line(monkeypatch, tmp_path):
+    from ray.train import WorkerGroupError
+
+    config = composition.compose([*TINY, "scale=ray"])
+    died: list[Exception] = [RuntimeError("A worker health check failed"), RuntimeError("Mine")]
+
+    def fail(*given: object) -> None:
+        raise WorkerGroupError("died", {0: died[0]})
+
+    monkeypatch.setattr(ray_run, "_fit", fail)
+    told = f"scale.max_failures=3: workers died more often than that ({ray_run.KILLED}): start again"
+    assert ray_run._attempt(config, tmp_path, resume=False, last=False) == ray_run.KILLED
+    with pytest.raises(UserError, match=re.escape(told)):
+        ray_run._attempt(config, tmp_path, resume=False, last=True)
+    died[0] = RuntimeError("Connection closed by peer")
+    monkeypatch.setattr(
+        ray_run, "_fit", lambda *given: (_ for _ in ()).throw(ray.exceptions.ActorUnavailableError("gone", b"1" * 16))
+    )
+    assert ray_run._attempt(config, tmp_path, resume=False, last=False) == ray_run.KILLED  # the controller is gone
+    monkeypatch.setattr(ray_run, "_fit", fail)
+    died[0] = RuntimeError("Mine")  # what code raised is shown whole
+    with pytest.raises(WorkerGroupError):
+        ray_run._attempt(config, tmp_path, resume=False, last=True)
+
+
+def test_a_worker_that_sees_another_folder_is_named(monkeypatch, tmp_path):
+    mark = ray_run._marked(tmp_path)
+    ray_run._check_marked(tmp_path, mark)
+    monkeypatch.setattr(ray_run, "SEEN_S", 0)
+    for folder, expected in ((tmp_path, "another"), (tmp_path / "elsewhere", mark)):
+        with pytest.raises(UserError, match=f"^out={folder}: machine .* does not see this folder: expected a folder"):
+            ray_run._check_marked(folder, expected)
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_run, "connected", lambda address, advice: contextlib.nullcontext())
+    before = signal.getsignal(signal.SIGTERM)
+    config = composition.compose([*TINY, "scale=ray"])
+    with pytest.raises(KeyboardInterrupt), ray_run._joined(config, tmp_path, again=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_gloo_uses_the_network_of_ray(monkeypatch):
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "theirs")
+    cluster.use_network_of_ray()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "theirs"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    cluster.use_network_of_ray()
+    assert os.environ.pop("GLOO_SOCKET_IFNAME").startswith("lo")
 
 
 def test_ray_takes_the_cluster_that_the_page_describes():
@@ -156,6 +233,8 @@ def test_ray_takes_the_cluster_that_the_page_describes():
     [
         ([*TINY, "scale.address=127.0.0.1:1"], "scale.address=127.0.0.1:1: no cluster answers"),
         ([*TINY, "scale.num_workers=0"], "scale.num_workers=0: expected at least 1"),
+        ([*TINY, "scale.cpus_per_worker=0"], "scale.cpus_per_worker=0: expected at least 1"),
+        ([*TINY, "scale.timeout_s=0"], "scale.timeout_s=0: expected at least 1"),
         ([*TINY, "scale.size=3"], "unknown key 'scale.size': scale=ray has algo_aliases, num_workers"),
         (["env=sis", "algo=grpo", "+algo.fsdp=true", "evaluation.every=2"], "evaluation.every: with algo.fsdp"),
         (["env=user_need", "algo=grpo"], "env=user_need scale=ray takes usersal, usersal_plus"),
