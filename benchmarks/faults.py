@@ -8,6 +8,7 @@ With reward actors, sums depend on the batching of requests, so the run only has
 - *driver*: the command is killed (kill -9), and resumed.
 - *worker*: a worker is killed (kill -9).
 - *actor*: a reward actor is killed (kill -9).
+- *hang*: a reward actor is stopped (kill -STOP), until ``scale.timeout_s`` has it restarted.
 - *player*: a process that plays episodes for RLlib's PPO is killed (kill -9).
 - *interrupt*: Ctrl-C; the command ends with status 130, and is resumed.
 - *disk*: the disk is full from then on; the command ends with status 2 and one line, and is resumed with room. Needs
@@ -41,6 +42,7 @@ NEEDS = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=100
 TEXT = ("env=sis", "algo=grpo", "algo.batch_size=8", "algo.group_size=4", "algo.updates=15", *NO_PICTURES)
 CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=8", "algo.updates=30", "algo.epochs=2", *NO_PICTURES)
 RAY = "scale=ray"
+ACTOR = (*TEXT, RAY, "scale.num_workers=1", "scale.reward_actors=1")
 PATIENCE_S = 600
 DISK = "size=256m"
 
@@ -67,7 +69,8 @@ class Fault:
 FAULTS = {
     "driver": Fault(status=-signal.SIGKILL),
     "worker": Fault(victim="ray::RayTrainWorker"),
-    "actor": Fault((*TEXT, RAY, "scale.num_workers=1", "scale.reward_actors=1"), victim="ray::Scorer", same=False),
+    "actor": Fault(ACTOR, victim="ray::Scorer", same=False),
+    "hang": Fault((*ACTOR, "scale.timeout_s=60"), victim="ray::Scorer", signal=signal.SIGSTOP, same=False),
     "player": Fault((*CLICKS, RAY), victim="ray::RolloutRunner", same=False),
     "interrupt": Fault(signal=signal.SIGINT, status=130),
     "disk": Fault(signal=0, status=2),
