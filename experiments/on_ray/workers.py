@@ -79,7 +79,7 @@ def run(config: Config, folder: Path, resume: bool = False) -> JsonObject:
 
 
 def _find_room(config: Config, patience_s: float = 0) -> None:
-    """Check that the cluster has room for workers and actors, wait for machines that went away, and say what they get."""
+    """Check that the cluster has room, wait for machines that went away, and say what workers and actors get."""
     scale, (count, gpus) = config["scale"], cluster.processes(config)
     room.tell(scale, count, room.check(scale, count, gpus, patience_s), gpus)
 
