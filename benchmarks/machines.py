@@ -1,6 +1,6 @@
 """Test scale=ray on two machines in one: each has its own network, processes, shared memory and Ray, but the same disk.
 
-    python benchmarks/machines.py --tries 3            # as root, on Linux; two to four minutes a try on two cores
+    python benchmarks/machines.py --tries 3            # as root, on Linux; three to five minutes a try on two cores
 
 Network namespaces take the place of machines (iproute2, util-linux). Their names resolve to nothing, as on machines
 without DNS. Every run has two workers, and its losses have to equal those
@@ -34,7 +34,7 @@ from maskgym.experiments.wiring import run_folder
 
 NETWORK = "10.77.13"
 PORT = 6379
-GIVEN = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=40", "algo.save_every=2")
+GIVEN = ("env=user_need", "algo=usersal", "algo.batch_size=4", "algo.updates=300", "algo.save_every=2")
 GIVEN += ("evaluation.samples=2", "evaluation.pictures=0")
 ON_RAY = ("scale=ray", f"scale.address={NETWORK}.1:{PORT}", "scale.cpus_per_worker=1")
 FAULTS = ("none", "machine", "head")
