@@ -39,6 +39,13 @@ def run(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def plan(arguments: Sequence[str]) -> int:
+    """Print the memory and the hours of a run, and what they rest on; run nothing."""
+    from maskgym.experiments.planning import command
+
+    return command.main(arguments)
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """Score predictions or the agent of a run; a paper's table with ours below."""
     from maskgym.experiments.evaluation import evaluate_command
@@ -241,6 +248,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("run",): run,
+    ("plan",): plan,
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,

@@ -7,8 +7,9 @@ inner units, a pass keeps
 - with gradient checkpointing: N L H values, the inputs of the layers, and the N (8 H + 4 I) of one layer;
 - without: the N L (8 H + 4 I) of all layers.
 
-What does not depend on the size of a pass is subtracted first: gradients, AdamW's moments (two pairs with the separate
-optimizer of supervised steps) and four tiles of TRL's head in float32. Of the rest, `SAFETY` is used. Generation holds
+With adapters on weights in half precision, a layer also keeps the N (8 H + I) inputs of its norms and adapters in
+float32. What does not depend on the size of a pass is subtracted first: gradients, AdamW's moments (two pairs with the
+separate optimizer of supervised steps) and the tiles of TRL's head in float32: four on GPUs, eight elsewhere. Of the rest, `SAFETY` is used. Generation holds
 all answers of a worker at once, whatever the size of a pass.
 """
 
@@ -20,11 +21,14 @@ import torch
 
 SAFETY = 0.8  # what the allocator wastes and the estimate leaves out, such as the vision encoder's activations
 CPU_SHARE = 0.5  # of the machine's memory: what is free changes, and runs on a CPU should be the same each time
-HEAD_TILE = 4096 * 32768 * 4  # bytes of a tile of TRL's head: tokens by words, in float32
+HEAD_TILE = (4096, 32768)  # tokens and words of a tile of TRL's head
+HEAD_COPIES = {True: 4, False: 8}  # of a tile in float32, on GPUs and elsewhere, where no kernel works in place
 FLOAT = 4  # bytes of a trained weight, its gradient and each of its moments
 
 
-def bytes_per_answer(hidden: int, inner: int, layers: int, tokens: int, size: int, checkpointing: bool) -> int:
+def bytes_per_answer(
+    hidden: int, inner: int, layers: int, tokens: int, size: int, checkpointing: bool, adapters: bool
+) -> int:
     """Compute the bytes of activations that one answer adds to a forward and backward pass.
 
     Args:
@@ -34,20 +38,28 @@ def bytes_per_answer(hidden: int, inner: int, layers: int, tokens: int, size: in
         tokens: Tokens N of prompt and answer.
         size: Bytes of a value.
         checkpointing: Whether gradient checkpointing is on.
+        adapters: Whether adapters are trained, which are float32.
     """
     layer = tokens * (8 * hidden + 4 * inner) * size
+    if adapters and size < FLOAT:
+        layer += tokens * (8 * hidden + inner) * FLOAT
     return tokens * layers * hidden * size + layer if checkpointing else layers * layer
 
 
-def fixed_bytes(trained: int, pairs: int, words: int) -> int:
-    """Compute the bytes of an update that do not depend on the size of a pass.
+def state_bytes(trained: int, pairs: int) -> int:
+    """Compute the bytes of gradients and moments of trained parameters, with one pair of moments per optimizer."""
+    return trained * FLOAT * (1 + 2 * pairs)
+
+
+def head_bytes(words: int, gpu: bool, tokens: int = HEAD_TILE[0]) -> int:
+    """Compute the bytes of TRL's head, which scores tokens in tiles.
 
     Args:
-        trained: Number of trained parameters.
-        pairs: Pairs of moments, one per optimizer.
         words: Size of the vocabulary.
+        gpu: Whether it runs on a GPU.
+        tokens: Tokens that a pass scores.
     """
-    return trained * FLOAT * (1 + 2 * pairs) + 4 * min(HEAD_TILE, 4096 * words * FLOAT)
+    return HEAD_COPIES[gpu] * min(tokens, HEAD_TILE[0]) * min(words, HEAD_TILE[1]) * FLOAT
 
 
 def available_bytes(device: torch.device, workers: int) -> int:

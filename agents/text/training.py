@@ -28,7 +28,7 @@ from maskgym.agents.common import parallel
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
 from maskgym.agents.text.cgpo_ablations import ABLATIONS, AblatedCGPOConfig, AblatedCGPOTrainer
 from maskgym.agents.text.dapo import DAPOConfig, DAPOTrainer
-from maskgym.agents.text.forward_size import available_bytes, bytes_per_answer, fixed_bytes, largest_fitting
+from maskgym.agents.text.forward_size import available_bytes, bytes_per_answer, head_bytes, largest_fitting, state_bytes
 from maskgym.agents.text.group_methods import GroupConfig, GroupTrainer, LeaveOneOutConfig, LeaveOneOutTrainer
 from maskgym.agents.text.reward_function import EnvReward, Episodes
 from maskgym.agents.text.spo import SPOConfig, SPOTrainer
@@ -207,9 +207,11 @@ class Training:
             tokens=tokens,
             size=model.dtype.itemsize,
             checkpointing=config.gradient_checkpointing,
+            adapters=agent.policy.lora_rank is not None,
         )
+        fixed = state_bytes(trained, pairs) + head_bytes(text.vocab_size, agent.policy.device.type == "cuda")
         free = available_bytes(agent.policy.device, parallel.size())
-        own = largest_fitting(share, needed, fixed_bytes(trained, pairs, text.vocab_size), free)
+        own = largest_fitting(share, needed, fixed, free)
         # All workers take the same number, so that they make the same number of passes.
         each = parallel.total([own * (number == parallel.rank()) for number in range(parallel.size())])
         agent.micro_batch_size = int(min(each))

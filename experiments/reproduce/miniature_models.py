@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,21 +18,15 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from maskgym import files
-from maskgym.aliases import JsonObject
 from maskgym.data.scenes import Scenes
 from maskgym.envs.instructions import INSTRUCTIONS
+from maskgym.experiments.planning.published import BASE_IDS, POLICIES, SPECIAL, PolicySizes, policy_config
 from maskgym.segmenters.phrases.beit3 import Beit3Config
 from maskgym.segmenters.phrases.evf_sam import EvfSam, EvfSamConfig
 from maskgym.segmenters.points.sam import SamConfig
 from maskgym.segmenters.weights import Network, write_state
 
-BASE_IDS = 151643  # ids below the special tokens
-SPECIAL = (  # from id 151,643 on, in this order
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
-    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-PLAIN = (  # further added tokens that decoding keeps
+PLAIN = (  # added tokens after the special ones, which decoding keeps
     *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
     *("<|repo_name|>", "<|file_sep|>"),
 )
@@ -90,34 +84,6 @@ Made by maskgym for tests: {what}. The weights are random numbers of seed {seed}
 """
 
 
-@dataclass(frozen=True)
-class PolicySizes:
-    """Sizes of a Qwen2.5-VL; the defaults are those of the 7B model.
-
-    Attributes:
-        vocab_size: Rows of the embedding; those above 151,665 are no tokens.
-        tied: Whether the output layer shares the embedding.
-    """
-
-    hidden_size: int = 3584
-    layers: int = 28
-    heads: int = 28
-    key_value_heads: int = 4
-    intermediate_size: int = 18944
-    vocab_size: int = 152064
-    tied: bool = False
-    mrope_section: tuple[int, int, int] = (16, 24, 24)
-    vision_depth: int = 32
-    vision_hidden_size: int = 1280
-    vision_heads: int = 16
-    vision_intermediate_size: int = 3420
-    vision_full_attention: tuple[int, ...] = (7, 15, 23, 31)
-
-
-POLICIES = {
-    "7b": PolicySizes(),
-    "3b": PolicySizes(2048, 36, 16, 2, 11008, vocab_size=151936, tied=True),
-}
 MINIATURES = {
     name: replace(
         sizes,
@@ -189,56 +155,6 @@ def write_policy(
         "the ids\nthat they leave stand for words that no text has."
     )
     files.write(folder / "README.md", README.format(what=what, seed=seed, tokens=tokens))
-
-
-def policy_config(sizes: PolicySizes) -> JsonObject:
-    """Build the ``config.json`` of a Qwen2.5-VL, in the flat form of the published checkpoints."""
-    number = {token: BASE_IDS + place for place, token in enumerate(SPECIAL)}
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": number["<|endoftext|>"],
-        "eos_token_id": number["<|im_end|>"],
-        "vision_start_token_id": number["<|vision_start|>"],
-        "vision_end_token_id": number["<|vision_end|>"],
-        "vision_token_id": number["<|vision_pad|>"],
-        "image_token_id": number["<|image_pad|>"],
-        "video_token_id": number["<|video_pad|>"],
-        "hidden_act": "silu",
-        "hidden_size": sizes.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": sizes.intermediate_size,
-        "max_position_embeddings": 128000,
-        "max_window_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
-        "num_hidden_layers": sizes.layers,
-        "num_key_value_heads": sizes.key_value_heads,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0,
-        "sliding_window": 32768,
-        "tie_word_embeddings": sizes.tied,
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vision_config": {
-            "depth": sizes.vision_depth,
-            "hidden_act": "silu",
-            "hidden_size": sizes.vision_hidden_size,
-            "intermediate_size": sizes.vision_intermediate_size,
-            "num_heads": sizes.vision_heads,
-            "in_chans": 3,
-            "out_hidden_size": sizes.hidden_size,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 112,
-            "fullatt_block_indexes": list(sizes.vision_full_attention),
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
-        "rope_scaling": {"type": "mrope", "mrope_section": list(sizes.mrope_section)},
-        "vocab_size": sizes.vocab_size,
-    }
 
 
 def write_segmenter(

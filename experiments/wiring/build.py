@@ -422,16 +422,27 @@ def make_held_out_dataset(config: Config, task: str) -> Dataset:
         return dataset
 
 
+def make_policy(config: Config) -> Policy:
+    """Make the policy of a run; a language model is not loaded yet.
+
+    Raises:
+        UserError: If it is unknown, or a setting is invalid.
+    """
+    from maskgym import policies
+
+    return _make("policy", config["policy"], policies.get, policies.make)
+
+
 def make_agent(config: Config, folder: Path, env: VectorEnv, parts: Parts) -> Agent:
     """Make the agent with its policy, for the spaces of an environment.
 
     Raises:
         UserError: If the policy does not suit the environment or the agent.
     """
-    from maskgym import agents, policies
+    from maskgym import agents
 
     silence_transformers()
-    policy = _make("policy", config["policy"], policies.get, policies.make)
+    policy = make_policy(config)
     kind = agents.get(config["algo"]["name"])
     held = {*dir(type(policy)), *getattr(policy, "__dict__", ())}  # without loading a model, as asking for a member may
     if missing := [name for name in ("tasks", *kind.members) if name not in held]:

@@ -161,7 +161,7 @@ class LanguagePolicy:
         if self._base is None:
             return self._source, None
         if Path(self._base.path).is_dir():
-            _check_config(Path(self._base.path), self.families)
+            check_config(Path(self._base.path), self.families)
         return self._base.path, self._base.revision
 
     @cached_property
@@ -236,19 +236,12 @@ class LanguagePolicy:
             sizes = f"patches of {images.patch_size} pixels, its model of {vision.patch_size}"
             raise UserError(f"policy.path={self.path}: its processor makes {sizes}: expected the model's own processor")
         neutralise_decoding(model, tokenizer)
-        language = model.get_decoder()
         if self.freeze_vision:
-            model.base_model.requires_grad_(False)
-            language.requires_grad_(True)
+            freeze_vision(model)
         if self._base is not None:
             model = adapters.attach(model, Path(self._source))
         elif self.lora_rank is not None:
-            from peft import LoraConfig, get_peft_model
-
-            scale = {"r": self.lora_rank, "lora_alpha": self.lora_alpha}
-            model = get_peft_model(
-                model, LoraConfig(target_modules=linear_layers(model), task_type="CAUSAL_LM", **scale)
-            )
+            model = with_adapters(model, self.lora_rank, self.lora_alpha)
         detach_frozen_vision(model)
         return model.to(self.device)
 
@@ -528,6 +521,20 @@ tiny_policy = partial(Qwen25VLPolicy, TINY)  # 2 M parameters, after supervised 
 tiny_refer_policy = partial(Qwen25VLPolicy, TINY_REFER)  # the same size, after supervised fine-tuning on queries
 
 
+def freeze_vision(model: PreTrainedModel) -> None:
+    """Freeze all but the language part: the vision encoder, and what maps its outputs to tokens."""
+    model.base_model.requires_grad_(False)
+    model.get_decoder().requires_grad_(True)
+
+
+def with_adapters(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
+    """Add new adapters to the linear layers of a model's language part; all other weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear_layers(model), task_type="CAUSAL_LM")
+    return get_peft_model(model, settings)
+
+
 def linear_layers(model: PreTrainedModel) -> str:
     """Build PEFT's pattern of the linear layers of a model's language part, which adapters are added to.
 
@@ -642,12 +649,12 @@ def _check_folder(folder: Path, name: str, families: Sequence[str]) -> None:
         raise UserError(f"{name}: no config.json there; expected a Hugging Face model folder")
     manifest.check(folder)
     if not with_adapters:
-        _check_config(folder, families)
+        check_config(folder, families)
     if not _read_json(folder / "tokenizer_config.json").get("eos_token"):
         raise UserError(f"{folder / 'tokenizer_config.json'}: no eos_token: expected the settings of a tokenizer")
 
 
-def _check_config(folder: Path, families: Sequence[str]) -> None:
+def check_config(folder: Path, families: Sequence[str]) -> None:
     """Raise a UserError if the config in a folder is of another family, or lacks sizes or vision."""
     config = _read_json(folder / "config.json")
     sizes, family = {**config, **(config.get("text_config") or {})}, config.get("model_type")

@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from maskgym import agents, manifest, policies
-from maskgym.agents.text.forward_size import bytes_per_answer, fixed_bytes, largest_fitting
+from maskgym.agents.text.forward_size import bytes_per_answer, head_bytes, largest_fitting, state_bytes
 from maskgym.agents.text.reward_function import EnvReward, Episodes, Rows
 from maskgym.agents.text.training import Watch, check_gpus, last_checkpoint
 from maskgym.data import Dataset, Sample
@@ -377,10 +377,15 @@ def test_answers_are_told_of_while_others_are_generated(name: str, tmp_path: Pat
 
 
 def test_the_estimate_of_a_pass_counts_what_autograd_keeps() -> None:
-    assert bytes_per_answer(hidden=10, inner=30, layers=4, tokens=5, size=2, checkpointing=False) == 4 * 5 * 200 * 2
-    assert bytes_per_answer(hidden=10, inner=30, layers=4, tokens=5, size=2, checkpointing=True) == 5 * 40 * 2 + 2000
-    assert fixed_bytes(trained=100, pairs=2, words=10) == 100 * 4 * 5 + 4 * 4096 * 10 * 4
-    assert fixed_bytes(trained=0, pairs=1, words=152064) == 4 * 4096 * 32768 * 4
+    sizes = {"hidden": 10, "inner": 30, "layers": 4, "tokens": 5, "adapters": False}
+    assert bytes_per_answer(**sizes, size=2, checkpointing=False) == 4 * 5 * 200 * 2
+    assert bytes_per_answer(**sizes, size=2, checkpointing=True) == 5 * 40 * 2 + 2000
+    sizes["adapters"] = True  # whose inputs are cast from half precision, those of seven layers and two norms
+    assert bytes_per_answer(**sizes, size=2, checkpointing=True) == 5 * 40 * 2 + 2000 + 5 * (80 + 30) * 4
+    assert bytes_per_answer(**sizes, size=4, checkpointing=False) == 4 * 5 * 200 * 4
+    assert state_bytes(trained=100, pairs=2) == 100 * 4 * 5
+    assert head_bytes(words=10, gpu=True) == 4 * 4096 * 10 * 4
+    assert head_bytes(words=152064, gpu=False, tokens=64) == 8 * 64 * 32768 * 4
     assert [largest_fitting(12, 8, 100, 100 + room) for room in (-50, 9, 21, 41, 121)] == [1, 1, 2, 4, 12]
 
 
@@ -397,7 +402,7 @@ def test_a_pass_is_sized_by_the_memory_found(
         agent.policy._inputs([{"image": np.zeros((128, 128, 3), np.uint8), "instruction": ""}])["input_ids"][0]
     )
     trained = sum(value.numel() for value in agent.policy.model.parameters() if value.requires_grad)
-    fixed, seen = fixed_bytes(trained, 1, text.vocab_size), []
+    fixed, seen = state_bytes(trained, 1) + head_bytes(text.vocab_size, gpu=False), []
 
     def available(device: torch.device, workers: int) -> int:
         return int(fixed + room * seen[0] / 0.8)

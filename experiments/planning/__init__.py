@@ -1,0 +1,1 @@
+"""Plan a run before anything runs: memory and hours."""

@@ -1,0 +1,79 @@
+"""Rates of the GPUs that runs are planned for, by their data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskgym.errors import UserError
+
+TERA, GIGA = 1e12, 1e9
+COMPUTE = 0.4  # share of the peak that training and prefill reach; large language models report 0.3 to 0.5
+SEGMENTER_COMPUTE = 0.3  # of EVF-SAM: its attention with relative positions runs no fused kernel
+BANDWIDTH = 0.6  # share of the memory's peak while tokens are generated
+# Seconds of Python and of launching kernels, per layer and generated token: transformers generates 25 to 30 tokens a
+# second with a 7B model on an A100, where reading its weights would take a third of that time.
+LAUNCH_S = 1e-3
+CONTEXT = 0.5 * 2**30  # bytes of a CUDA context, about
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device reaches.
+
+    Attributes:
+        name: Name, for the reader.
+        flops: Operations per second of training and prefill; a multiplication and an addition are two.
+        bandwidth: Bytes of weights and of cached values per second that generation reads.
+        segmenter_flops: Operations per second of the segmenter.
+        memory: Bytes of its memory.
+        held: Bytes that a process holds before it loads a network.
+        layer_s: Seconds per layer and generated token that do not depend on sizes.
+        token_s: Seconds per generated token likewise, beside the layers.
+        assumed: What the rates rest on, for the reader.
+        gpu: Whether it is a GPU, on which training has gradient checkpointing by default.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    segmenter_flops: float
+    memory: float
+    held: float = CONTEXT
+    layer_s: float = LAUNCH_S
+    token_s: float = 0.0
+    assumed: str = ""
+    gpu: bool = True
+
+
+def _sheet(name: str, teraflops: float, terabytes: float, gigabytes: float) -> Device:
+    """Build a GPU from its data sheet: the peak of dense bfloat16, that of its memory, and the size of the latter."""
+    return Device(
+        name.upper(),
+        teraflops * TERA * COMPUTE,
+        terabytes * TERA * BANDWIDTH,
+        teraflops * TERA * SEGMENTER_COMPUTE,
+        gigabytes * GIGA,
+        assumed=f"{name.upper()}'s data sheet: {teraflops:g} TFLOP/s of bfloat16, of which training and prefill reach "
+        f"{COMPUTE} and the segmenter {SEGMENTER_COMPUTE}; {terabytes:g} TB/s, of which generation reaches {BANDWIDTH}; "
+        f"{LAUNCH_S * 1e3:g} ms per layer and generated token to launch kernels",
+    )
+
+
+DEVICES = {  # NVIDIA's data sheets; the last two are those of Saliency-R1
+    "a100": _sheet("a100", 312, 2.039, 80),  # SXM
+    "h100": _sheet("h100", 989, 3.35, 80),  # SXM
+    "h200": _sheet("h200", 989, 4.8, 141),
+    "h20": _sheet("h20", 148, 4.0, 96),
+    "l20": _sheet("l20", 119.5, 0.864, 48),
+}
+
+
+def by_name(name: str) -> Device:
+    """Look up a GPU.
+
+    Raises:
+        UserError: If there is no such one.
+    """
+    if name.lower() not in DEVICES:
+        raise UserError(f"--gpu {name}: expected one of {', '.join(DEVICES)}, or none, which measures this machine")
+    return DEVICES[name.lower()]

@@ -1,0 +1,191 @@
+"""Measure what this machine reaches, in seconds: a layer of the policy, and matrix products.
+
+Models with one and with two layers of the policy's widths are trained and generate. The second minus the first is the
+time of a layer; what the first takes beside its layer is the same for any number of layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.initialization import no_init_weights
+
+from maskgym.experiments.planning.devices import CONTEXT, GIGA, SEGMENTER_COMPUTE, Device
+from maskgym.policies.text.mllm import with_adapters
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Clock = Callable[[], float]  # seconds
+WORDS = 64  # rows of the small vocabulary
+PROMPT = 16  # tokens
+OPERATIONS, READ = 2.5e10, 2e9  # of a timed pass, and bytes of a layer's weights in a timed generation, about
+TOKENS, GENERATED = (64, 2048), (8, 64)  # least and most of a timed pass, and of a timed answer
+REPEATS = 2  # after one to warm up; the shorter counts, as other programs only add
+SQUARE = 1536  # rows and columns of a timed matrix product
+WEIGHT = 0.01  # of every weight: times do not depend on values, and random ones take seconds to draw
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Work that is timed, as in the run.
+
+    Attributes:
+        config: Configuration of the policy.
+        dtype: Precision of its weights.
+        rank: Rank of its adapters; None for none.
+        rows: Answers that are generated together.
+        tokens: Tokens of a training pass.
+        segmenter: Precision of the segmenter.
+    """
+
+    config: PretrainedConfig
+    dtype: torch.dtype
+    rank: int | None
+    rows: int
+    tokens: int
+    segmenter: torch.dtype
+
+
+def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
+    """Measure this machine, its first GPU if it has one.
+
+    Args:
+        timed: What to time.
+        clock: Clock; the processor's time is that without other programs.
+    """
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory, held = _memory(place)
+    products = _matrices(timed.segmenter, place, clock)
+    models = [_shallow(timed, layers).to(place) for layers in (1, 2)]
+    weights = _layer_weights(models[1]) // 2
+    per_weight = 2 * (3 if timed.rank is None else 2)  # operations: forward, backward to inputs, and to weights
+    size = timed.dtype.itemsize
+    tokens = _between(OPERATIONS / (weights * per_weight), TOKENS[0], min(TOKENS[1], max(timed.tokens, TOKENS[0])))
+    count = _between(READ / (weights * size), *GENERATED)
+    one, two = (_best(partial(_train, model, tokens), clock) for model in models)
+    flops = weights * per_weight * tokens / _difference(one, two)
+    first, second = (_token(model, timed.rows, count, clock) for model in models)
+    bandwidth = weights * size / _difference(first, second)
+    beside = max(first - _difference(first, second), 0.0)
+    dtype, threads = str(timed.dtype).removeprefix("torch."), torch.get_num_threads()
+    gpu = place.type == "cuda"
+    return Device(
+        torch.cuda.get_device_name() if gpu else f"this machine, {threads} thread{'s' * (threads > 1)}",
+        flops,
+        bandwidth,
+        products * SEGMENTER_COMPUTE,
+        memory,
+        held,
+        layer_s=0.0,
+        token_s=beside,
+        assumed=f"measured here on layers of these widths in {dtype}: {flops / GIGA:.1f} GFLOP/s of training, "
+        f"{bandwidth / GIGA:.2f} GB/s of weights while {timed.rows} answers are generated together, and "
+        f"{1e3 * beside:.1f} ms per token beside the layers; the segmenter reaches {SEGMENTER_COMPUTE} of the "
+        f"{products / GIGA:.0f} GFLOP/s of matrix products",
+        gpu=gpu,
+    )
+
+
+def _between(value: float, least: int, most: int) -> int:
+    return int(min(max(value, least), most))
+
+
+def _token(model: PreTrainedModel, rows: int, count: int, clock: Clock) -> float:
+    """Measure the seconds per generated token, without those of the prompt."""
+    long, short = (_best(partial(_generate, model, rows, 1 + more), clock) for more in (count, 0))
+    return (long - short) / count
+
+
+def _difference(one: float, two: float) -> float:
+    """Compute the time of a layer; at least a tenth of two, where other programs disturbed the measurement."""
+    return max(two - one, 0.1 * two)
+
+
+def _memory(place: torch.device) -> tuple[float, float]:
+    """Find the bytes of a GPU and of its context, or those of the machine and what this process holds already."""
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info()[1], CONTEXT
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), held
+
+
+def _shallow(timed: Timed, layers: int) -> PreTrainedModel:
+    """Build a model with a few layers of the policy's widths, a small vocabulary and one vision layer."""
+    config = copy.deepcopy(timed.config)
+    text = config.get_text_config()
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = layers, WORDS, None
+    text.tie_word_embeddings = config.tie_word_embeddings = False
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    depth = "depth" if hasattr(config.vision_config, "depth") else "num_hidden_layers"
+    setattr(config.vision_config, depth, 1)
+    with no_init_weights():
+        model = AutoModelForImageTextToText.from_config(config, dtype=timed.dtype)
+    for value in model.parameters():
+        value.data.fill_(WEIGHT)
+    return model if timed.rank is None else with_adapters(model, timed.rank, timed.rank)
+
+
+def _layer_weights(model: PreTrainedModel) -> int:
+    """Count the weights of all layers of the language part, without adapters."""
+    named = model.named_parameters()
+    return sum(value.numel() for name, value in named if "language_model.layers." in name and "lora_" not in name)
+
+
+def _train(model: PreTrainedModel, tokens: int) -> None:
+    """Run the language part forward and backward on one text."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weight = next(model.parameters())
+    shown = torch.full((1, tokens, whole.config.get_text_config().hidden_size), WEIGHT, dtype=weight.dtype)
+    whole.get_decoder()(inputs_embeds=shown.to(weight.device), use_cache=False).last_hidden_state.sum().backward()
+    model.zero_grad()
+    _wait(weight.device)
+
+
+def _generate(model: PreTrainedModel, rows: int, count: int) -> None:
+    """Generate a number of tokens for each of some rows."""
+    place = next(model.parameters()).device
+    ids = torch.zeros(rows, PROMPT, dtype=torch.int64, device=place)
+    length = {"min_new_tokens": count, "max_new_tokens": count}
+    settings = GenerationConfig(do_sample=True, top_k=0, pad_token_id=0, suppress_tokens=[1], **length)
+    with torch.inference_mode():
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    _wait(place)
+
+
+def _matrices(dtype: torch.dtype, place: torch.device, clock: Clock) -> float:
+    """Measure the operations per second of a matrix product."""
+    square = torch.full((SQUARE, SQUARE), WEIGHT, dtype=dtype, device=place)
+
+    def multiply() -> None:
+        square @ square
+        _wait(place)
+
+    return 2 * SQUARE**3 / _best(multiply, clock)
+
+
+def _best(act: Callable[[], None], clock: Clock) -> float:
+    """Measure the shortest time of an act, after one to warm up."""
+    act()
+    times = []
+    for _ in range(REPEATS):
+        begun = clock()
+        act()
+        times.append(clock() - begun)
+    return min(times)
+
+
+def _wait(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize()
