@@ -20,7 +20,8 @@ import numpy as np
 
 from maskgym import segmenters
 from maskgym.experiments import run
-from maskgym.experiments.reproduce.miniature_models import POLICIES, SEGMENTER, write_policy, write_segmenter
+from maskgym.experiments.planning.published import POLICIES
+from maskgym.experiments.reproduce.miniature_models import SEGMENTER, write_policy, write_segmenter
 
 
 def make_policy(folder: Path, layers: int) -> None:

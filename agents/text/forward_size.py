@@ -2,15 +2,17 @@
 
 The estimate is a formula; nothing is tried out, so the number is the same in each run on the same free memory. For each
 answer of N tokens (the longest prompt found and ``max_new_tokens``), in a language model with L layers of width H and I
-inner units, a pass keeps
+inner units, a layer keeps for its backward pass
 
-- with gradient checkpointing: N L H values, the inputs of the layers, and the N (8 H + 4 I) of one layer;
-- without: the N L (8 H + 4 I) of all layers.
+- where its weights are trained: N (10 H + 4 I) values;
+- with adapters: N (8 H + 4 I) values, because frozen weights need no input. In half precision N (8 H + I) of them are
+  float32 copies, the inputs of norms and adapters, and N (4 H + 3 I) are not.
 
-With adapters on weights in half precision, a layer also keeps the N (8 H + I) inputs of its norms and adapters in
-float32. What does not depend on the size of a pass is subtracted first: gradients, AdamW's moments (two pairs with the
-separate optimizer of supervised steps) and the tiles of TRL's head in float32: four on GPUs, eight elsewhere. Of the rest, `SAFETY` is used. Generation holds
-all answers of a worker at once, whatever the size of a pass.
+A test counts the tensors that autograd saves. Without gradient checkpointing all layers keep so much, with it one layer
+does, and of all layers N L H values, their inputs. What does not depend on the size of a pass is subtracted first:
+gradients, AdamW's moments (two pairs with the separate optimizer of supervised steps) and the tiles of TRL's head in
+float32: four on GPUs, eight elsewhere. Of the rest, `SAFETY` is used. Generation holds all answers of a worker at once,
+whatever the size of a pass.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def bytes_per_answer(
         checkpointing: Whether gradient checkpointing is on.
         adapters: Whether adapters are trained, which are float32.
     """
-    layer = tokens * (8 * hidden + 4 * inner) * size
-    if adapters and size < FLOAT:
-        layer += tokens * (8 * hidden + inner) * FLOAT
+    layer = tokens * (10 * hidden + 4 * inner) * size
+    if adapters:
+        copies = (8 if size < FLOAT else 4) * hidden + inner
+        layer = tokens * ((4 * hidden + 3 * inner) * size + copies * FLOAT)
     return tokens * layers * hidden * size + layer if checkpointing else layers * layer
 
 

@@ -31,6 +31,7 @@ class Device:
         token_s: Seconds per generated token likewise, beside the layers.
         assumed: What the rates rest on, for the reader.
         gpu: Whether it is a GPU, on which training has gradient checkpointing by default.
+        single_flops: As ``flops``, in float32; 0 where ``flops`` was measured in the policy's precision.
     """
 
     name: str
@@ -43,28 +44,31 @@ class Device:
     token_s: float = 0.0
     assumed: str = ""
     gpu: bool = True
+    single_flops: float = 0.0
 
 
-def _sheet(name: str, teraflops: float, terabytes: float, gigabytes: float) -> Device:
-    """Build a GPU from its data sheet: the peak of dense bfloat16, that of its memory, and the size of the latter."""
+def _sheet(name: str, half: float, single: float, terabytes: float, gigabytes: float) -> Device:
+    """Build a GPU from its data sheet: peaks of dense bfloat16 and of float32, TFLOP/s; its memory's speed and size."""
+    told = f"{name.upper()}'s data sheet: {half:g} TFLOP/s in bfloat16 and {single:g} in float32, of which training and "
+    told += f"prefill reach {COMPUTE} and the segmenter {SEGMENTER_COMPUTE}; {terabytes:g} TB/s, of which generation "
+    told += f"reaches {BANDWIDTH}; {1e3 * LAUNCH_S:g} ms per layer and generated token to launch kernels"
     return Device(
         name.upper(),
-        teraflops * TERA * COMPUTE,
+        half * TERA * COMPUTE,
         terabytes * TERA * BANDWIDTH,
-        teraflops * TERA * SEGMENTER_COMPUTE,
+        half * TERA * SEGMENTER_COMPUTE,
         gigabytes * GIGA,
-        assumed=f"{name.upper()}'s data sheet: {teraflops:g} TFLOP/s of bfloat16, of which training and prefill reach "
-        f"{COMPUTE} and the segmenter {SEGMENTER_COMPUTE}; {terabytes:g} TB/s, of which generation reaches {BANDWIDTH}; "
-        f"{LAUNCH_S * 1e3:g} ms per layer and generated token to launch kernels",
+        assumed=told,
+        single_flops=single * TERA * COMPUTE,
     )
 
 
 DEVICES = {  # NVIDIA's data sheets; the last two are those of Saliency-R1
-    "a100": _sheet("a100", 312, 2.039, 80),  # SXM
-    "h100": _sheet("h100", 989, 3.35, 80),  # SXM
-    "h200": _sheet("h200", 989, 4.8, 141),
-    "h20": _sheet("h20", 148, 4.0, 96),
-    "l20": _sheet("l20", 119.5, 0.864, 48),
+    "a100": _sheet("a100", 312, 19.5, 2.039, 80),  # SXM
+    "h100": _sheet("h100", 989, 67, 3.35, 80),  # SXM
+    "h200": _sheet("h200", 989, 67, 4.8, 141),
+    "h20": _sheet("h20", 148, 44, 4.0, 96),
+    "l20": _sheet("l20", 119.5, 59.8, 0.864, 48),
 }
 
 

@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,9 +30,9 @@ Clock = Callable[[], float]  # seconds
 WORDS = 64  # rows of the small vocabulary
 PROMPT = 16  # tokens
 OPERATIONS, READ = 2.5e10, 2e9  # of a timed pass, and bytes of a layer's weights in a timed generation, about
-TOKENS, GENERATED = (64, 2048), (8, 64)  # least and most of a timed pass, and of a timed answer
+LEAST, GENERATED = 64, (8, 64)  # least tokens of a timed text; least and most of a timed answer
 REPEATS = 2  # after one to warm up; the shorter counts, as other programs only add
-SQUARE = 1536  # rows and columns of a timed matrix product
+SQUARE, LARGE = 1536, 10**8  # rows and columns of a matrix product; values of the matrix that is read
 WEIGHT = 0.01  # of every weight: times do not depend on values, and random ones take seconds to draw
 
 
@@ -45,7 +45,8 @@ class Timed:
         dtype: Precision of its weights.
         rank: Rank of its adapters; None for none.
         rows: Answers that are generated together.
-        tokens: Tokens of a training pass.
+        length: Tokens of a text that is trained on.
+        texts: Texts of a training pass.
         segmenter: Precision of the segmenter.
     """
 
@@ -53,7 +54,8 @@ class Timed:
     dtype: torch.dtype
     rank: int | None
     rows: int
-    tokens: int
+    length: int
+    texts: int
     segmenter: torch.dtype
 
 
@@ -66,35 +68,42 @@ def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
     """
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory, held = _memory(place)
-    products = _matrices(timed.segmenter, place, clock)
+    multiply, read = _matrices(timed.segmenter, place, clock), _reading(timed.dtype, place, clock)
     models = [_shallow(timed, layers).to(place) for layers in (1, 2)]
     weights = _layer_weights(models[1]) // 2
-    per_weight = 2 * (3 if timed.rank is None else 2)  # operations: forward, backward to inputs, and to weights
-    size = timed.dtype.itemsize
-    tokens = _between(OPERATIONS / (weights * per_weight), TOKENS[0], min(TOKENS[1], max(timed.tokens, TOKENS[0])))
-    count = _between(READ / (weights * size), *GENERATED)
-    one, two = (_best(partial(_train, model, tokens), clock) for model in models)
-    flops = weights * per_weight * tokens / _difference(one, two)
-    first, second = (_token(model, timed.rows, count, clock) for model in models)
-    bandwidth = weights * size / _difference(first, second)
-    beside = max(first - _difference(first, second), 0.0)
-    dtype, threads = str(timed.dtype).removeprefix("torch."), torch.get_num_threads()
-    gpu = place.type == "cuda"
+    flops = _training(models, weights, timed, clock)
+    count = _between(READ / (weights * timed.dtype.itemsize), *GENERATED)
+    one, two = (_token(model, timed.rows, count, clock) for model in models)
+    layer = _difference(one, two)
+    each, beside = max(layer - weights * timed.dtype.itemsize / read, 0.0), max(one - layer, 0.0)
+    threads, dtype, gpu = torch.get_num_threads(), str(timed.dtype).removeprefix("torch."), place.type == "cuda"
     return Device(
         torch.cuda.get_device_name() if gpu else f"this machine, {threads} thread{'s' * (threads > 1)}",
         flops,
-        bandwidth,
-        products * SEGMENTER_COMPUTE,
+        read,
+        multiply * SEGMENTER_COMPUTE,
         memory,
         held,
-        layer_s=0.0,
-        token_s=beside,
-        assumed=f"measured here on layers of these widths in {dtype}: {flops / GIGA:.1f} GFLOP/s of training, "
-        f"{bandwidth / GIGA:.2f} GB/s of weights while {timed.rows} answers are generated together, and "
-        f"{1e3 * beside:.1f} ms per token beside the layers; the segmenter reaches {SEGMENTER_COMPUTE} of the "
-        f"{products / GIGA:.0f} GFLOP/s of matrix products",
-        gpu=gpu,
+        each,
+        beside,
+        f"measured here, in {dtype}, on layers of these widths: {flops / GIGA:.1f} GFLOP/s of training; generating "
+        f"{timed.rows} answers together reads {read / GIGA:.1f} GB/s and takes {1e3 * each:.2f} ms per layer and token "
+        f"and {1e3 * beside:.2f} ms per token beside that; the segmenter reaches {SEGMENTER_COMPUTE} of the "
+        f"{multiply / GIGA:.0f} GFLOP/s of matrix products",
+        gpu,
     )
+
+
+def _training(models: Sequence[PreTrainedModel], weights: int, timed: Timed, clock: Clock) -> float:
+    """Measure the operations per second of a layer, forward and backward, on texts as long as the run's."""
+    passes = 3 if timed.rank is None else 2  # forward, backward to inputs, and to weights
+    length = _between(OPERATIONS / (2 * passes * weights), LEAST, max(timed.length, LEAST))
+    texts = _between(OPERATIONS / (2 * passes * weights * length), 1, timed.texts)
+    one, two = (_best(partial(_train, model, texts, length), clock) for model in models)
+    text = models[0].config.get_text_config()
+    heads = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    operations = passes * texts * length * (2 * weights + 4 * heads * length)
+    return operations / _difference(one, two)
 
 
 def _between(value: float, least: int, most: int) -> int:
@@ -143,11 +152,11 @@ def _layer_weights(model: PreTrainedModel) -> int:
     return sum(value.numel() for name, value in named if "language_model.layers." in name and "lora_" not in name)
 
 
-def _train(model: PreTrainedModel, tokens: int) -> None:
-    """Run the language part forward and backward on one text."""
+def _train(model: PreTrainedModel, texts: int, length: int) -> None:
+    """Run the language part forward and backward on texts of equal length."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     weight = next(model.parameters())
-    shown = torch.full((1, tokens, whole.config.get_text_config().hidden_size), WEIGHT, dtype=weight.dtype)
+    shown = torch.full((texts, length, whole.config.get_text_config().hidden_size), WEIGHT, dtype=weight.dtype)
     whole.get_decoder()(inputs_embeds=shown.to(weight.device), use_cache=False).last_hidden_state.sum().backward()
     model.zero_grad()
     _wait(weight.device)
@@ -173,6 +182,18 @@ def _matrices(dtype: torch.dtype, place: torch.device, clock: Clock) -> float:
         _wait(place)
 
     return 2 * SQUARE**3 / _best(multiply, clock)
+
+
+def _reading(dtype: torch.dtype, place: torch.device, clock: Clock) -> float:
+    """Measure the bytes per second of a matrix that is multiplied with a vector, too large for a cache."""
+    matrix = torch.full((LARGE // SQUARE, SQUARE), WEIGHT, dtype=dtype, device=place)
+    vector = matrix[:1].clone()
+
+    def read() -> None:
+        torch.nn.functional.linear(vector, matrix)
+        _wait(place)
+
+    return matrix.nbytes / _best(read, clock)
 
 
 def _best(act: Callable[[], None], clock: Clock) -> float:

@@ -64,31 +64,32 @@ def gradients(model: Model, work: Work) -> float:
 
 def cache(model: Model, work: Work) -> int:
     """Compute the bytes of the keys and values of all answers of a worker at their longest."""
-    return work.answers * work.tokens(model) * model.layers * model.cached * work.size
+    return work.answers * work.tokens(model) * model.layers * model.cached * work.values
 
 
 def training(model: Model, work: Work, gpu: bool, answers: int) -> float:
     """Compute the bytes of activations of a training pass over some answers."""
     limit = max(work.longest, work.answer)
     tiles = head_bytes(model.words, gpu, answers * limit)
-    if not gpu and work.size < FLOAT:  # there, words of the output layer are cast to multiply with their gradients
+    if not gpu and work.values < FLOAT:  # there, words of the output layer are cast to multiply with their gradients
         tiles += FLOAT * model.hidden * min(model.words, 32768)
-    return answers * per_answer(model, work) + tiles + _pixels(model, work)
+    copies = work.values * model.trained if work.values < work.size else 0  # of trained weights, in half precision
+    return answers * per_answer(model, work) + tiles + copies + _pixels(model, work)
 
 
 def per_answer(model: Model, work: Work) -> int:
     """Compute the bytes of activations that one answer adds to a training pass."""
     return bytes_per_answer(
-        model.hidden, model.inner, model.layers, work.tokens(model), work.size, work.checkpointing, work.adapters
+        model.hidden, model.inner, model.layers, work.tokens(model), work.values, work.checkpointing, work.adapters
     )
 
 
 def _prefill(model: Model, work: Work) -> float:
     """Compute the bytes of the first pass of generation, which reads all prompts: the larger of its two parts."""
     prompts = work.answers * work.prompt(model)
-    seen = work.answers * work.images * model.patches(work.image) * model.vision_width * work.size
+    seen = work.answers * work.images * model.patches(work.image) * model.vision_width * work.values
     # Without autograd a layer holds three times its inner units, the residual stream and the input of the units.
-    read = prompts * ((3 * model.inner + 3 * model.hidden) + model.layers * model.cached) * work.size
+    read = prompts * ((3 * model.inner + 3 * model.hidden) + model.layers * model.cached) * work.values
     return max(seen, read) + _pixels(model, work)
 
 

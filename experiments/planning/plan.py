@@ -94,6 +94,7 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
     if answer is not None and answer < 1:
         raise UserError(f"--answer {answer}: expected at least 1")
     build.check(config)
+    work.check(config)
     on_gpu = torch.cuda.is_available() if device is None else device.gpu
     policy = build.make_policy({**config, "policy": {**config["policy"], "device": "cpu"}})
     works = work.of_run(config, policy, on_gpu, answer)
@@ -103,9 +104,13 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
     if device is None:
         largest = max(works.values(), key=lambda one: one.tokens(model))
         precision = torch.float32 if segmenter is None else _precision(segmenter)
-        tokens = largest.in_pass * (largest.prompt(model) + largest.answer)
-        timed = machine.Timed(shape, policy.dtype, policy.lora_rank, largest.answers, tokens, precision)
+        length = largest.prompt(model) + largest.answer
+        timed = machine.Timed(
+            shape, policy.dtype, policy.lora_rank, largest.answers, length, largest.in_pass, precision
+        )
         device = machine.measure(timed, clock)
+    elif max(one.values for one in works.values()) == torch.float32.itemsize:
+        device = replace(device, flops=device.single_flops)
     if config["algo"].get("micro_batch_size") == "auto":
         works = {task: _fitted(model, one, device, segmenter) for task, one in works.items()}
     return Plan(config, model, device, segmenter, works, work.has_processor(policy))

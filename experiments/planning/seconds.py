@@ -88,7 +88,7 @@ def generation(model: Model, work: Work, device: Device) -> float:
     prompt = work.prompt(model)
     begin = work.answers * (_layers(model, prompt) + work.images * vision(model, work) + 2 * model.head)
     token = work.answers * 2 * (model.products + model.head) / device.flops
-    kept = work.answers * work.size * model.layers * model.cached * (prompt + work.answer / 2)
+    kept = work.answers * work.values * model.layers * model.cached * (prompt + work.answer / 2)
     read = (work.size * (model.products + model.head) + kept) / device.bandwidth
     each = max(token, read) + model.layers * device.layer_s + device.token_s
     return begin / device.flops + work.answer * each

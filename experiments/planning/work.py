@@ -43,6 +43,7 @@ class Work:
         adapters: Whether adapters are trained, and all other weights frozen.
         checkpointing: Whether activations of a layer are computed again.
         size: Bytes of a weight.
+        values: Bytes of an activation, fewer where half precision is computed from weights in float32.
         pairs: Pairs of moments: one per optimizer.
         reference: Whether a copy of the weights is kept as reference.
         scorings: Forward passes over sampled answers before they are trained on: old and reference probabilities.
@@ -65,6 +66,7 @@ class Work:
     adapters: bool = True
     checkpointing: bool = True
     size: int = 2
+    values: int = 2
     pairs: int = 1
     reference: bool = False
     scorings: int = 0
@@ -125,6 +127,7 @@ def of_run(config: Config, policy: LanguagePolicy, gpu: bool, answer: int | None
         adapters=adapters,
         checkpointing=bool(own.get("gradient_checkpointing", gpu)),
         size=policy.dtype.itemsize,
+        values=2 if own.get("bf16") or own.get("fp16") else policy.dtype.itemsize,
         pairs=(steps < period) + separate if steps else 1,
         reference=settings.beta != 0 and not adapters,
         scorings=(settings.beta != 0) + scores_itself,
@@ -147,17 +150,24 @@ def workers_of(config: Config) -> int:
     return int(config["scale"].get("num_workers", 1))
 
 
+def check(config: Config) -> None:
+    """Check that a run is planned.
+
+    Raises:
+        UserError: If its algorithm does not train on answers in text.
+    """
+    name = config["algo"]["name"]
+    if not issubclass(agents.get(name), LanguageAgent):
+        covered = "sft, cgpo, grpo, dr_grpo, dapo, gspo, rloo, spo"
+        raise UserError(f"algo={name}: maskgym plan covers algorithms that train on answers in text: {covered}")
+
+
 def _agent(config: Config, policy: LanguagePolicy) -> LanguageAgent:
     """Make the agent of a run, for its settings.
 
     Raises:
-        UserError: If it is not one that trains on texts, or refuses a setting.
+        UserError: If it refuses one.
     """
-    name = config["algo"]["name"]
-    kind = agents.get(name)
-    if not issubclass(kind, LanguageAgent):
-        covered = "sft, cgpo, grpo, dr_grpo, dapo, gspo, rloo, spo"
-        raise UserError(f"algo={name}: maskgym plan covers algorithms that train on answers in text: {covered}")
     # The share of a worker is checked here; in this process, the agent would take itself for the only worker.
     settings = {key: value for key, value in config["algo"].items() if key not in (*ALGO_KEYS, "micro_batch_size")}
     return agents.make(**settings, policy=policy, output="")

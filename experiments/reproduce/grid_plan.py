@@ -31,8 +31,8 @@ from maskgym.experiments.evaluation import paper_tables
 from maskgym.experiments.evaluation.evaluation import evaluate
 from maskgym.experiments.grids.processes import ForkServer
 from maskgym.experiments.grids.runner import COMMON, call
+from maskgym.experiments.planning import devices
 from maskgym.experiments.reproduce.grid import Row
-from maskgym.experiments.reproduce.step_time import DEVICES, SEGMENTER_COMPUTE
 from maskgym.experiments.wiring import build, composition
 from maskgym.experiments.wiring.process import peak_mib
 from maskgym.policies.few_shot import BASELINES
@@ -73,11 +73,9 @@ def computed(gpu: str, update: float, score: float, encode: float) -> Rates:
     """Compute the rates of a GPU from the operations of each unit of work.
 
     Raises:
-        UserError: If the GPU is not among `step_time.DEVICES`.
+        UserError: If there is no such GPU.
     """
-    if gpu not in DEVICES:
-        raise UserError(f"--gpu {gpu}: expected one of {', '.join(DEVICES)}")
-    rate = DEVICES[gpu].flops * SEGMENTER_COMPUTE
+    rate = devices.by_name(gpu).segmenter_flops
     return Rates(f"{gpu.upper()}, computed from its data sheet", START_S, update / rate, score / rate, encode / rate)
 
 

@@ -1,7 +1,7 @@
 """Estimate the hours and the memory of an experiment's stages, before anything runs.
 
-Rates are computed for a GPU, from counted operations and its data sheet (`maskgym.experiments.reproduce.step_time`), or
-measured on this machine with the given checkpoints. The sum of a stage is simple: its start, what it scores, what it
+Rates are those of `maskgym plan` for a GPU (`maskgym.experiments.planning`), computed from counted operations and its
+data sheet, or measured on this machine with the given checkpoints. The sum of a stage is simple: its start, what it scores, what it
 samples and what it trains on, each times a rate.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,27 +21,19 @@ from gymnasium.vector import VectorEnv
 
 from maskgym import data
 from maskgym.agents.text.language import LanguageAgent
-from maskgym.aliases import Config
 from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import evaluate
 from maskgym.experiments.grids.processes import ForkServer
 from maskgym.experiments.grids.runner import COMMON
+from maskgym.experiments.planning import plan as planning
+from maskgym.experiments.planning import seconds
 from maskgym.experiments.reproduce import saliency_r1, step_time
-from maskgym.experiments.reproduce.miniature_models import POLICIES
 from maskgym.experiments.wiring import build
 from maskgym.experiments.wiring.process import peak_mib
 
 GIB = 2**30
-MEMORY = {"a100": 80, "h100": 80, "h200": 141, "h20": 96, "l20": 48}  # GB of the data sheets
-ANSWER = 400  # tokens of an answer: the paper's figures show 250 to 400
-START_S = 60.0  # of a command that loads 16 GB of weights from a local disk
-# Seconds of Python and of launching kernels, per layer and generated token: transformers generates 25 to 30 tokens a
-# second with a 7B model on an A100, where reading its weights would take a third of that time.
-LAUNCH_S = 1e-3
-PARAMETERS = {"7b": 8_292_166_656, "3b": 3_754_622_976}  # counted; a test counts them again
-SEGMENTER_PARAMETERS = 1_317_000_000
 TUNE_BATCH = 8  # samples of a step of the segmenter
 UPDATES = 4  # that are measured: two of each kind, of which the first warm up
 KINDS = ("score", "reinforce", "imitate", "tune")  # of work, in the order of `Rates`
@@ -83,48 +75,29 @@ def computed(given: Namespace, gpu: str, gpus: int = 1) -> Rates:
     The exchange of gradients between several is left out: adapters have 0.2 GB of them.
 
     Raises:
-        UserError: If the GPU is not among `step_time.DEVICES`.
+        UserError: If there is no such GPU.
     """
-    if gpu not in step_time.DEVICES:
-        raise UserError(f"--gpu {gpu}: expected one of {', '.join(step_time.DEVICES)}")
-    config, device, sizes = saliency_r1.config_of(given), step_time.DEVICES[gpu], POLICIES[given.size]
-    together, launched = config["env"]["num_envs"], LAUNCH_S * sizes.layers * ANSWER
-    encode, prompt, decode = step_time.segmenter_flops()
+    found = planning.of_run(saliency_r1.config_of(given), gpu)
+    device, segmenter, together = found.device, found.segmenter, found.config["env"]["num_envs"]
+    assert segmenter is not None  # the recipe names an EVF-SAM
     rates: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
-    for task in saliency_r1.tasks(given):
-        shape = replace(step_time.PAPER[task], side=config["env"]["image_size"], answer=ANSWER)
-        one = step_time.estimate(shape, device, sizes)
-        many = step_time.estimate(replace(shape, answers=together), device, sizes)
-        rates["score"][task] = (many.generation + launched + many.cold) / together
-        rates["reinforce"][task] = one.generation + launched + one.training + one.cold
-        rates["imitate"][task] = one.training
-        image = encode + shape.phrases * (prompt + DECODER_PASSES * decode)
-        rates["tune"][task] = shape.images * image / (device.flops * step_time.SEGMENTER_COMPUTE)
-    gib = memory(config, given.size) / GIB
-    source = f"{gpu.upper()}, computed from its data sheet"
+    for task, work in found.works.items():
+        update = seconds.of_update(found.model, work, device, segmenter)
+        scoring = seconds.of_evaluation(found.model, work, device, segmenter, together, together)
+        rates["score"][task] = scoring / together
+        rates["reinforce"][task] = update.sampled / work.answers
+        rates["imitate"][task] = update.supervised / work.answers
+        image = segmenter.encode + work.phrases * (segmenter.prompt + DECODER_PASSES * segmenter.decode)
+        rates["tune"][task] = work.images * image / device.segmenter_flops
+    source = f"{device.name}, computed from its data sheet"
+    algo = found.config["algo"]
     if gpus > 1:
-        batch, updates = gpus * config["algo"]["batch_size"], config["algo"]["updates"] // gpus
+        batch, updates = gpus * algo["batch_size"], algo["updates"] // gpus
         shared = f"scale=ray scale.num_workers={gpus} scale.use_gpu=true algo.batch_size={batch} algo.updates={updates}"
         source = f"{gpus} × {source}; trains with {shared}; the other stages on one"
-    room = MEMORY[gpu] * 1e9 / GIB
     score, reinforce, imitate, tune = (rates[kind] for kind in KINDS)
-    return Rates(source, START_S, score, reinforce, imitate, tune, gib, room, gpus)
-
-
-def memory(config: Config, size: str) -> float:
-    """Compute the bytes of CGPO with adapters: weights, optimizer states, caches of answers, one training pass."""
-    from maskgym.agents.text.forward_size import bytes_per_answer, fixed_bytes
-
-    sizes, rank = POLICIES[size], config["policy"]["lora_rank"]
-    head = sizes.hidden_size // sizes.heads
-    attention = 2 * (sizes.hidden_size + head * sizes.heads) + 2 * (sizes.hidden_size + head * sizes.key_value_heads)
-    adapters = sizes.layers * rank * (attention + 3 * (sizes.hidden_size + sizes.intermediate_size))
-    shape = step_time.Shape(1, config["env"].get("group_size", 1), side=config["env"]["image_size"])
-    tokens = shape.prompt + config["algo"]["max_new_tokens"]
-    kept = 4 * sizes.layers * sizes.key_value_heads * head * tokens * config["env"]["num_envs"]  # keys and values
-    activations = bytes_per_answer(sizes.hidden_size, sizes.intermediate_size, sizes.layers, tokens, 2, True)
-    weights = 2 * (PARAMETERS[size] + SEGMENTER_PARAMETERS)
-    return weights + 4 * adapters + fixed_bytes(adapters, 2, sizes.vocab_size) + kept + activations
+    gib, room = found.memory.total / GIB, device.memory / GIB
+    return Rates(source, seconds.START_S, score, reinforce, imitate, tune, gib, room, gpus)
 
 
 def measured(given: Namespace) -> Rates:

@@ -377,16 +377,43 @@ def test_answers_are_told_of_while_others_are_generated(name: str, tmp_path: Pat
 
 
 def test_the_estimate_of_a_pass_counts_what_autograd_keeps() -> None:
-    sizes = {"hidden": 10, "inner": 30, "layers": 4, "tokens": 5, "adapters": False}
-    assert bytes_per_answer(**sizes, size=2, checkpointing=False) == 4 * 5 * 200 * 2
-    assert bytes_per_answer(**sizes, size=2, checkpointing=True) == 5 * 40 * 2 + 2000
-    sizes["adapters"] = True  # whose inputs are cast from half precision, those of seven layers and two norms
-    assert bytes_per_answer(**sizes, size=2, checkpointing=True) == 5 * 40 * 2 + 2000 + 5 * (80 + 30) * 4
-    assert bytes_per_answer(**sizes, size=4, checkpointing=False) == 4 * 5 * 200 * 4
+    sizes = {"hidden": 10, "inner": 30, "layers": 4, "tokens": 5}
+    assert bytes_per_answer(**sizes, size=4, checkpointing=False, adapters=False) == 4 * 5 * 220 * 4
+    assert bytes_per_answer(**sizes, size=4, checkpointing=True, adapters=False) == 5 * 220 * 4 + 5 * 4 * 10 * 4
+    assert bytes_per_answer(**sizes, size=4, checkpointing=False, adapters=True) == 4 * 5 * 200 * 4
+    assert bytes_per_answer(**sizes, size=2, checkpointing=False, adapters=True) == 4 * 5 * (130 * 2 + 110 * 4)
     assert state_bytes(trained=100, pairs=2) == 100 * 4 * 5
     assert head_bytes(words=10, gpu=True) == 4 * 4096 * 10 * 4
     assert head_bytes(words=152064, gpu=False, tokens=64) == 8 * 64 * 32768 * 4
     assert [largest_fitting(12, 8, 100, 100 + room) for room in (-50, 9, 21, 41, 121)] == [1, 1, 2, 4, 12]
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(None, torch.float32), (4, torch.float32), (4, torch.bfloat16)])
+def test_the_estimate_of_a_layer_is_that_of_saved_tensors(rank: int | None, dtype: torch.dtype) -> None:
+    policy = policies.make("qwen2_5_vl_tiny", device="cpu", lora_rank=rank, dtype=str(dtype).removeprefix("torch."))
+    model, text = policy.model, policy.model.config.get_text_config()
+    weights = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, int] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    shown = torch.randn(3, 40, text.hidden_size, dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        held = model.get_decoder()(inputs_embeds=shown, use_cache=False)
+    expected = bytes_per_answer(
+        hidden=text.hidden_size,
+        inner=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        tokens=3 * 40,
+        size=dtype.itemsize,
+        checkpointing=False,
+        adapters=rank is not None,
+    )
+    assert held and sum(saved.values()) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("room", "expected"), [(100, 4), (2.1, 2), (0.1, 1)])

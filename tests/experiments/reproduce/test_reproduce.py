@@ -11,7 +11,8 @@ import pytest
 
 from maskgym.errors import UserError
 from maskgym.experiments import cli, run
-from maskgym.experiments.reproduce import miniature_sets, plan, saliency_r1, stages, step_time
+from maskgym.experiments.planning.devices import DEVICES
+from maskgym.experiments.reproduce import miniature_sets, plan, saliency_r1, stages
 from maskgym.experiments.wiring import composition
 
 PARTS = ("maskgym.data",)  # of the stages of this test
@@ -111,7 +112,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert expected in line
 
 
-@pytest.mark.parametrize("gpu", step_time.DEVICES)
+@pytest.mark.parametrize("gpu", DEVICES)
 def test_the_plan_of_a_gpu_has_a_line_for_each_stage(given, capsys, gpu):
     assert cli.main(["reproduce", "saliency_r1", "--plan", "--gpu", gpu]) == 0
     printed = capsys.readouterr().out
