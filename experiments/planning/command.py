@@ -24,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = Parser(prog="maskgym plan", description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the run")
-    parser.add_argument("--gpu", metavar="NAME", help=f"of each worker: {', '.join(devices.DEVICES)} (this machine, measured)")
-    parser.add_argument("--answer", type=int, metavar="TOKENS", help="longest answer of a batch, expected (400 or less)")
+    gpus = ", ".join(devices.DEVICES)
+    parser.add_argument("--gpu", metavar="NAME", help=f"of each worker: {gpus} (this machine, measured)")
+    parser.add_argument("--answer", type=int, metavar="N", help="tokens expected of the longest answer (at most 400)")
     given = parser.parse_intermixed_args(arguments)
     if given.gpu:
         devices.by_name(given.gpu)

@@ -18,7 +18,7 @@ CONTEXT = 0.5 * 2**30  # bytes of a CUDA context, about
 
 @dataclass(frozen=True)
 class Device:
-    """What a device reaches.
+    """Rates and memory of a device.
 
     Attributes:
         name: Name, for the reader.
@@ -48,10 +48,12 @@ class Device:
 
 
 def _sheet(name: str, half: float, single: float, terabytes: float, gigabytes: float) -> Device:
-    """Build a GPU from its data sheet: peaks of dense bfloat16 and of float32, TFLOP/s; its memory's speed and size."""
-    told = f"{name.upper()}'s data sheet: {half:g} TFLOP/s in bfloat16 and {single:g} in float32, of which training and "
-    told += f"prefill reach {COMPUTE} and the segmenter {SEGMENTER_COMPUTE}; {terabytes:g} TB/s, of which generation "
-    told += f"reaches {BANDWIDTH}; {1e3 * LAUNCH_S:g} ms per layer and generated token to launch kernels"
+    """Build a GPU from its data sheet: peaks of bfloat16 and float32, TFLOP/s; its memory's speed and size."""
+    told = (
+        f"{name.upper()}'s data sheet: {half:g} TFLOP/s in bfloat16 and {single:g} in float32, of which training and "
+        f"prefill reach {COMPUTE} and the segmenter {SEGMENTER_COMPUTE}; {terabytes:g} TB/s, of which generation "
+        f"reaches {BANDWIDTH}; {1e3 * LAUNCH_S:g} ms per layer and generated token to launch kernels"
+    )
     return Device(
         name.upper(),
         half * TERA * COMPUTE,

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from maskgym.experiments.planning.devices import CONTEXT, GIGA, SEGMENTER_COMPUTE, Device
+from maskgym.experiments.planning.models import Model
 from maskgym.policies.text.mllm import with_adapters
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Timed:
 
     Attributes:
         config: Configuration of the policy.
+        model: Its counts.
         dtype: Precision of its weights.
         rank: Rank of its adapters; None for none.
         rows: Answers that are generated together.
@@ -51,6 +53,7 @@ class Timed:
     """
 
     config: PretrainedConfig
+    model: Model
     dtype: torch.dtype
     rank: int | None
     rows: int
@@ -70,12 +73,12 @@ def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
     memory, held = _memory(place)
     multiply, read = _matrices(timed.segmenter, place, clock), _reading(timed.dtype, place, clock)
     models = [_shallow(timed, layers).to(place) for layers in (1, 2)]
-    weights = _layer_weights(models[1]) // 2
-    flops = _training(models, weights, timed, clock)
-    count = _between(READ / (weights * timed.dtype.itemsize), *GENERATED)
+    flops = _training(models, timed, clock)
+    weights = timed.dtype.itemsize * _layer(timed.model)  # bytes
+    count = _between(READ / weights, *GENERATED)
     one, two = (_token(model, timed.rows, count, clock) for model in models)
     layer = _difference(one, two)
-    each, beside = max(layer - weights * timed.dtype.itemsize / read, 0.0), max(one - layer, 0.0)
+    each, beside = max(layer - weights / read, 0.0), max(one - layer, 0.0)
     threads, dtype, gpu = torch.get_num_threads(), str(timed.dtype).removeprefix("torch."), place.type == "cuda"
     return Device(
         torch.cuda.get_device_name() if gpu else f"this machine, {threads} thread{'s' * (threads > 1)}",
@@ -94,15 +97,18 @@ def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
     )
 
 
-def _training(models: Sequence[PreTrainedModel], weights: int, timed: Timed, clock: Clock) -> float:
+def _layer(model: Model) -> int:
+    """Count the weights of a layer that a token is multiplied with."""
+    return model.products // model.layers
+
+
+def _training(models: Sequence[PreTrainedModel], timed: Timed, clock: Clock) -> float:
     """Measure the operations per second of a layer, forward and backward, on texts as long as the run's."""
-    passes = 3 if timed.rank is None else 2  # forward, backward to inputs, and to weights
+    weights, passes = _layer(timed.model), 3 if timed.rank is None else 2  # forward, backward to inputs, to weights
     length = _between(OPERATIONS / (2 * passes * weights), LEAST, max(timed.length, LEAST))
     texts = _between(OPERATIONS / (2 * passes * weights * length), 1, timed.texts)
     one, two = (_best(partial(_train, model, texts, length), clock) for model in models)
-    text = models[0].config.get_text_config()
-    heads = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    operations = passes * texts * length * (2 * weights + 4 * heads * length)
+    operations = passes * texts * length * (2 * weights + 4 * timed.model.heads * length)
     return operations / _difference(one, two)
 
 
@@ -144,12 +150,6 @@ def _shallow(timed: Timed, layers: int) -> PreTrainedModel:
     for value in model.parameters():
         value.data.fill_(WEIGHT)
     return model if timed.rank is None else with_adapters(model, timed.rank, timed.rank)
-
-
-def _layer_weights(model: PreTrainedModel) -> int:
-    """Count the weights of all layers of the language part, without adapters."""
-    named = model.named_parameters()
-    return sum(value.numel() for name, value in named if "language_model.layers." in name and "lora_" not in name)
 
 
 def _train(model: PreTrainedModel, texts: int, length: int) -> None:

@@ -2,7 +2,7 @@
 
 What a worker holds all the time is added up: weights, adapters, moments, a reference model, the segmenter. On top
 comes the larger of what its phases need, which follow each other: generation, a training pass, a pass of the segmenter.
-The activations of a training pass are those of `maskgym.agents.text.forward_size`. Left out is what an allocator wastes.
+Activations of a training pass are those of `maskgym.agents.text.forward_size`. What an allocator wastes is left out.
 """
 
 from __future__ import annotations

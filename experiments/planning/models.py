@@ -127,7 +127,7 @@ def count(config: PretrainedConfig, rank: int | None, frozen_vision: bool = True
         frozen_vision: Whether the vision encoder is frozen.
 
     Raises:
-        UserError: If no such model can be built, or it is not told how many tokens an image has.
+        UserError: If no such model can be built, or its configuration does not tell the tokens per image.
     """
     text, vision = config.get_text_config(), config.vision_config
     try:

@@ -20,7 +20,6 @@ from maskgym.experiments.planning.seconds import START_S, Seconds
 from maskgym.experiments.planning.segmenters import Segmenter
 from maskgym.experiments.planning.work import Work
 from maskgym.experiments.wiring import build
-from maskgym.segmenters.frozen import DTYPES
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,21 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
         largest = max(works.values(), key=lambda one: one.tokens(model))
         precision = torch.float32 if segmenter is None else _precision(segmenter)
         length = largest.prompt(model) + largest.answer
-        timed = machine.Timed(
-            shape, policy.dtype, policy.lora_rank, largest.answers, length, largest.in_pass, precision
-        )
-        device = machine.measure(timed, clock)
+        own = shape, model, policy.dtype, policy.lora_rank
+        device = _measured(config, machine.Timed(*own, largest.answers, length, largest.in_pass, precision), clock)
     elif max(one.values for one in works.values()) == torch.float32.itemsize:
         device = replace(device, flops=device.single_flops)
     if config["algo"].get("micro_batch_size") == "auto":
         works = {task: _fitted(model, one, device, segmenter) for task, one in works.items()}
     return Plan(config, model, device, segmenter, works, work.has_processor(policy))
+
+
+def _measured(config: Config, timed: machine.Timed, clock: Clock) -> Device:
+    """Measure this machine with the threads of a worker; without GPUs all workers share its memory."""
+    if config["scale"]["name"] == "ray" and not torch.cuda.is_available():
+        torch.set_num_threads(config["scale"]["cpus_per_worker"])
+    found = machine.measure(timed, clock)
+    return found if found.gpu else replace(found, memory=found.memory / work.workers_of(config))
 
 
 def _precision(segmenter: Segmenter) -> torch.dtype:
@@ -122,7 +127,7 @@ def _precision(segmenter: Segmenter) -> torch.dtype:
 
 def _fitted(model: Model, one: Work, device: Device, segmenter: Segmenter | None) -> Work:
     """Choose the answers per pass as ``algo.micro_batch_size=auto`` does on a device that holds nothing else."""
-    free = device.memory * CPU_SHARE / one.workers
+    free = device.memory * CPU_SHARE
     if device.gpu:
         free = device.memory - sum(memory.of_worker(model, one, device, segmenter).held.values())
     fixed = state_bytes(model.trained, one.pairs) + head_bytes(model.words, device.gpu)

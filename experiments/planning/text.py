@@ -101,6 +101,8 @@ def _assumed(plan: Plan) -> Iterator[str]:
     yield "  exchanging gradients, for the optimizer and for checkpoints"
     if config["env"]["image_size"] is None:
         yield f"- photos of {PHOTO[1]} x {PHOTO[0]} pixels"
+    if work.workers > 1 and not plan.device.gpu:
+        yield "- all workers are on this machine, and share its memory"
     if config["algo"]["name"] == "dapo":
         yield "- every group has signal: each further round of sampling (algo.sampling_rounds) generates once more"
     if not work.segments:

@@ -1,8 +1,8 @@
 """Estimate the hours and the memory of an experiment's stages, before anything runs.
 
 Rates are those of `maskgym plan` for a GPU (`maskgym.experiments.planning`), computed from counted operations and its
-data sheet, or measured on this machine with the given checkpoints. The sum of a stage is simple: its start, what it scores, what it
-samples and what it trains on, each times a rate.
+data sheet, or measured on this machine with the given checkpoints. The sum of a stage is simple: its start, what it
+scores, what it samples and what it trains on, each times a rate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from maskgym import data
 from maskgym.agents.text.language import LanguageAgent
 from maskgym.data.published import PUBLISHED, folder_of
 from maskgym.envs.base import SampleVectorEnv, unwrap
-from maskgym.errors import UserError
 from maskgym.experiments.evaluation.evaluation import evaluate
 from maskgym.experiments.grids.processes import ForkServer
 from maskgym.experiments.grids.runner import COMMON

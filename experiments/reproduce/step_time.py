@@ -1,8 +1,10 @@
-"""Compute the segmenter's share of a reinforcement step at a paper's size: ``python experiments/reproduce/step_time.py``.
+"""Compute the segmenter's share of a reinforcement step at a paper's size.
 
-Nothing is measured on a GPU. The seconds are those of `maskgym.experiments.planning.seconds`, without its time to launch
-kernels. The policy's part is a lower bound: it has no time for Python, for the image processor or for waiting. The
-segmenter's share is therefore an upper bound.
+    python experiments/reproduce/step_time.py
+
+Nothing is measured on a GPU. The seconds are those of `maskgym.experiments.planning.seconds`, without its time to
+launch kernels. The policy's part is a lower bound: it has no time for Python, for the image processor or for waiting.
+The segmenter's share is therefore an upper bound.
 """
 
 from __future__ import annotations

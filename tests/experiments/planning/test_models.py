@@ -118,7 +118,7 @@ def test_a_family_whose_images_cannot_be_counted_is_refused():
 
 def test_the_segmenters_operations_are_those_published():
     found = segmenters.count()
-    assert found.encode == pytest.approx(2 * 2.973e12, rel=0.01)  # SAM ViT-H: 2,973 billion multiplications with additions
+    assert found.encode == pytest.approx(2 * 2.973e12, rel=0.01)  # SAM ViT-H: 2,973 billion multiply-adds
     assert found.prompt < found.encode / 40 and found.decode < found.prompt / 10
     assert found.parameters == pytest.approx(1.32e9, rel=0.01)
     assert models.RANK == 16

@@ -114,7 +114,8 @@ def test_bytes_of_a_worker_are_those_on_paper():
 def test_the_command_prints_both_tables_and_what_they_rest_on(capsys):
     assert cli.main(["plan", *LARGE, *EIGHT, "--gpu", "h100"]) == 0
     printed = capsys.readouterr().out
-    for words in ("8,292,166,656 parameters, 40,370,176 trained (adapters of rank 16), bfloat16", "8 workers, each on H100"):
+    counts = "8,292,166,656 parameters, 40,370,176 trained (adapters of rank 16), bfloat16"
+    for words in (counts, "8 workers, each on H100"):
         assert words in printed
     for line in ("weights  ", "segmenter  ", "generation  ", "an update, on average", "It assumes:", "(assumed)"):
         assert line in printed
