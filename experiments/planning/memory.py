@@ -7,7 +7,7 @@ Activations of a training pass are those of `maskgym.agents.text.forward_size`. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maskgym.agents.text.forward_size import FLOAT, bytes_per_answer, head_bytes, state_bytes
 from maskgym.experiments.planning.devices import Device
@@ -47,7 +47,7 @@ def of_worker(model: Model, work: Work, device: Device, segmenter: Segmenter | N
         "reference model": work.reference * weights / shards,
     }
     phases = {
-        "generation": max(_prefill(model, work), cache(model, work) + LOGITS * FLOAT * work.answers * model.words),
+        "generation": _generation(model, replace(work, answers=work.together)),
         "training": training(model, work, device.gpu, work.in_pass) + gradients(model, work),
     }
     if segmenter is not None and work.segments:
@@ -82,6 +82,11 @@ def per_answer(model: Model, work: Work) -> int:
     return bytes_per_answer(
         model.hidden, model.inner, model.layers, work.tokens(model), work.values, work.checkpointing, work.adapters
     )
+
+
+def _generation(model: Model, work: Work) -> float:
+    """Compute the bytes of generation: the larger of its first pass, and keys, values and logits at its end."""
+    return max(_prefill(model, work), cache(model, work) + LOGITS * FLOAT * work.answers * model.words)
 
 
 def _prefill(model: Model, work: Work) -> float:

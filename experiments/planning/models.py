@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -129,6 +131,12 @@ def count(config: PretrainedConfig, rank: int | None, frozen_vision: bool = True
     Raises:
         UserError: If no such model can be built, or its configuration does not tell the tokens per image.
     """
+    return _count(type(config), config.to_json_string(use_diff=False), rank, frozen_vision)
+
+
+@cache  # building a model takes seconds, and studies plan the same one again and again
+def _count(kind: type[PretrainedConfig], content: str, rank: int | None, frozen_vision: bool) -> Model:
+    config = kind.from_dict(json.loads(content))
     text, vision = config.get_text_config(), config.vision_config
     try:
         with torch.device("meta"):

@@ -62,6 +62,8 @@ class Plan:
     def evaluations(self) -> int:
         """Number of evaluations: before and after training, and in between."""
         number, every = self.config["algo"]["updates"], self.config["evaluation"]["every"]
+        if not self.config["evaluation"]["samples"]:
+            return 0
         return 1 + (number > 0) + (max(number - 1, 0) // every if every else 0)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from maskgym.experiments.planning import memory, seconds
 from maskgym.experiments.planning.plan import Plan
@@ -40,7 +41,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         "weights": "weights" + ", sharded" * work.sharded,
         "moments": "adapters and moments" if work.adapters else "moments",
         "generation": "generation, keys and values "
-        f"{max(memory.cache(plan.model, one) for one in plan.works.values()) / GIB:.2f}",
+        f"{max(memory.cache(plan.model, replace(one, answers=one.together)) for one in plan.works.values()) / GIB:.2f}",
         "training": "a training pass and gradients",
         "segmenter": "segmenter",
     }

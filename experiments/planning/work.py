@@ -39,6 +39,7 @@ class Work:
         text: Tokens of the instruction.
         answer: Tokens of the longest answer, which all others wait for.
         longest: Tokens of the longest answer that is allowed, for memory; 0 for ``answer``.
+        evaluated: Answers that an evaluation generates together; 0 without evaluations.
         in_pass: Answers per forward pass.
         adapters: Whether adapters are trained, and all other weights frozen.
         checkpointing: Whether activations of a layer are computed again.
@@ -62,6 +63,7 @@ class Work:
     text: int = TEXT
     answer: int = ANSWER
     longest: int = 0
+    evaluated: int = 0
     in_pass: int = 1
     adapters: bool = True
     checkpointing: bool = True
@@ -80,6 +82,11 @@ class Work:
     def shown(self) -> int:
         """Number of images of all prompts."""
         return self.images * (self.answers if self.prompts is None else self.prompts)
+
+    @property
+    def together(self) -> int:
+        """Most answers that are generated together."""
+        return max(self.evaluated, self.answers if self.supervised < 1 else 0)
 
     def prompt(self, model: Model) -> int:
         """Count the tokens of a prompt."""
@@ -123,6 +130,7 @@ def of_run(config: Config, policy: LanguagePolicy, gpu: bool, answer: int | None
         image=_image(config, policy),
         answer=min(answer or ANSWER, limit),
         longest=limit,
+        evaluated=min(env["num_envs"], TOGETHER, config["evaluation"]["samples"]),
         in_pass=asked if isinstance(asked, int) else share,
         adapters=adapters,
         checkpointing=bool(own.get("gradient_checkpointing", gpu)),

@@ -91,6 +91,12 @@ def test_tasks_take_turns_and_groups_have_several_images():
     assert found.memory == largest
 
 
+def test_an_evaluation_may_generate_more_answers_than_an_update():
+    few, many = (planned("algo.batch_size=4", f"env.num_envs={count}").memory for count in (4, 64))
+    assert many.phases["generation"] > 10 * few.phases["generation"] and many.held == few.held
+    assert planned("algo=sft", "evaluation.samples=0").memory.phases["generation"] == 0
+
+
 def test_auto_takes_the_most_answers_that_fit():
     found = planned("algo.micro_batch_size=auto")
     (work,) = found.works.values()
