@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -131,11 +131,12 @@ def count(config: PretrainedConfig, rank: int | None, frozen_vision: bool = True
     Raises:
         UserError: If no such model can be built, or its configuration does not tell the tokens per image.
     """
-    return _count(type(config), config.to_json_string(use_diff=False), rank, frozen_vision)
+    kind = cast(Hashable, type(config))
+    return _count(kind, config.to_json_string(use_diff=False), rank, frozen_vision)
 
 
 @cache  # building a model takes seconds, and studies plan the same one again and again
-def _count(kind: type[PretrainedConfig], content: str, rank: int | None, frozen_vision: bool) -> Model:
+def _count(kind: Any, content: str, rank: int | None, frozen_vision: bool) -> Model:
     config = kind.from_dict(json.loads(content))
     text, vision = config.get_text_config(), config.vision_config
     try:

@@ -95,8 +95,10 @@ def count(config: EvfSamConfig = PUBLISHED, size: int = 2, batch: int = PREPARED
         with FlopCounterMode(display=False) as decoding:
             model.decode(embeddings, prompts, index)
     return Segmenter(
-        sum(value.numel() for value in model.parameters()),
-        *(counted.get_total_flops() for counted in (encoding, prompting, decoding)),
+        parameters=sum(value.numel() for value in model.parameters()),
+        encode=encoding.get_total_flops(),
+        prompt=prompting.get_total_flops(),
+        decode=decoding.get_total_flops(),
         attention=sam.num_heads * (side // sam.patch_size) ** 4,
         encoding=embeddings.numel() + 3 * small**2,
         pixels=side,

@@ -178,7 +178,9 @@ def _agent(config: Config, policy: LanguagePolicy) -> LanguageAgent:
     """
     # The share of a worker is checked here; in this process, the agent would take itself for the only worker.
     settings = {key: value for key, value in config["algo"].items() if key not in (*ALGO_KEYS, "micro_batch_size")}
-    return agents.make(**settings, policy=policy, output="")
+    agent = agents.make(**settings, policy=policy, output="")
+    assert isinstance(agent, LanguageAgent)  # `check` has refused others
+    return agent
 
 
 def _trainer(agent: LanguageAgent) -> tuple[GRPOConfig, Settings]:

@@ -18,7 +18,7 @@ def test_without_a_command_it_lists_them(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nope"], "unknown command 'nope': expected one of run, evaluate, study, benchmark"),
+        (["nope"], "unknown command 'nope': expected one of run, plan, evaluate, study"),
         (["data"], "unknown command 'data'"),
         (["data", "check"], "required: DIR"),
         (["data", "check", "nowhere"], "nowhere"),

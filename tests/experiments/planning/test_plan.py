@@ -142,6 +142,7 @@ def test_this_machine_is_measured(capsys):
         (["--gpu", "h100", "--answer", "0"], "--answer 0: expected at least 1"),
         (["env=point_prompt", "algo=ppo"], "algo=ppo: maskgym plan covers algorithms that train on answers in text"),
         (["algo=random"], "algo=random: maskgym plan covers"),
+        (["policy=none"], "policy=none: maskgym plan counts language models"),
         (["policy=qwen2_5_vl"], "policy.path is not set"),
         (["policy=qwen2_5_vl", "policy.path=/nowhere"], "policy.path=/nowhere: no such folder"),
         (["policy=qwen2_5_vl_7b", "policy.lora_rank=null"], "policy.dtype=bfloat16 with policy.lora_rank=null"),
