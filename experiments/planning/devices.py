@@ -31,6 +31,7 @@ class Device:
         token_s: Seconds per generated token likewise, beside the layers.
         assumed: What the rates rest on, for the reader.
         gpu: Whether it is a GPU, on which training has gradient checkpointing by default.
+        head_flops: As ``flops``, of the output layer in training; 0 for the same.
         single_flops: As ``flops``, in float32; 0 where ``flops`` was measured in the policy's precision.
     """
 
@@ -44,6 +45,7 @@ class Device:
     token_s: float = 0.0
     assumed: str = ""
     gpu: bool = True
+    head_flops: float = 0.0
     single_flops: float = 0.0
 
 

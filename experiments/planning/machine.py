@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 
 from maskgym.experiments.planning.devices import CONTEXT, GIGA, SEGMENTER_COMPUTE, Device
 from maskgym.experiments.planning.models import Model
+from maskgym.experiments.planning.seconds import HEAD_PASSES
 from maskgym.policies.text.mllm import with_adapters
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ PROMPT = 16  # tokens
 OPERATIONS, READ = 2.5e10, 2e9  # of a timed pass, and bytes of a layer's weights in a timed generation, about
 LEAST, GENERATED = 64, (8, 64)  # least tokens of a timed text; least and most of a timed answer
 REPEATS = 2  # after one to warm up; the shorter counts, as other programs only add
+HEAD_TOKENS, HEAD_WORDS = (16, 256), 4096  # least and most tokens that the output layer scores, and its words
 SQUARE, LARGE = 1536, 10**8  # rows and columns of a matrix product; values of the matrix that is read
 WEIGHT = 0.01  # of every weight: times do not depend on values, and random ones take seconds to draw
 
@@ -49,6 +51,7 @@ class Timed:
         rows: Answers that are generated together.
         length: Tokens of a text that is trained on.
         texts: Texts of a training pass.
+        scored: Tokens of its answers.
         segmenter: Precision of the segmenter.
     """
 
@@ -59,6 +62,7 @@ class Timed:
     rows: int
     length: int
     texts: int
+    scored: int
     segmenter: torch.dtype
 
 
@@ -73,7 +77,7 @@ def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
     memory, held = _memory(place)
     multiply, read = _matrices(timed.segmenter, place, clock), _reading(timed.dtype, place, clock)
     models = [_shallow(timed, layers).to(place) for layers in (1, 2)]
-    flops = _training(models, timed, clock)
+    flops, head = _training(models, timed, clock), _head(timed, place, clock)
     weights = timed.dtype.itemsize * _layer(timed.model)  # bytes
     count = _between(READ / weights, *GENERATED)
     one, two = (_token(model, timed.rows, count, clock) for model in models)
@@ -89,11 +93,13 @@ def measure(timed: Timed, clock: Clock = time.perf_counter) -> Device:
         held,
         each,
         beside,
-        f"measured here, in {dtype}, on layers of these widths: {flops / GIGA:.1f} GFLOP/s of training; generating "
+        f"measured here, in {dtype}, on layers of these widths: {flops / GIGA:.1f} GFLOP/s of training, "
+        f"{head / GIGA:.1f} of the output layer's; generating "
         f"{timed.rows} answers together reads {read / GIGA:.1f} GB/s and takes {1e3 * each:.2f} ms per layer and token "
         f"and {1e3 * beside:.2f} ms per token beside that; the segmenter reaches {SEGMENTER_COMPUTE} of the "
         f"{multiply / GIGA:.0f} GFLOP/s of matrix products",
         gpu,
+        head,
     )
 
 
@@ -110,6 +116,25 @@ def _training(models: Sequence[PreTrainedModel], timed: Timed, clock: Clock) -> 
     one, two = (_best(partial(_train, model, texts, length), clock) for model in models)
     operations = passes * texts * length * (2 * weights + 4 * timed.model.heads * length)
     return operations / _difference(one, two)
+
+
+def _head(timed: Timed, place: torch.device, clock: Clock) -> float:
+    """Measure the operations per second of TRL's output layer, forward and backward, on a part of the vocabulary."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction  # TRL takes seconds to import
+
+    tokens, words = _between(timed.scored, *HEAD_TOKENS), min(HEAD_WORDS, timed.model.words)
+    settings = {"dtype": timed.dtype, "device": place}
+    hidden = torch.full((tokens, timed.model.hidden), WEIGHT, requires_grad=True, **settings)
+    weight = torch.full((words, timed.model.hidden), WEIGHT, requires_grad=timed.rank is None, **settings)
+    targets = torch.zeros(tokens, dtype=torch.int64, device=place)
+
+    def score() -> None:
+        found = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, words, None, 1.0, ("entropy",))
+        found[0].sum().backward()
+        _wait(place)
+
+    passes = HEAD_PASSES + (timed.rank is None)
+    return passes * 2 * tokens * words * timed.model.hidden / _best(score, clock)
 
 
 def _between(value: float, least: int, most: int) -> int:

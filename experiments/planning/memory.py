@@ -14,6 +14,7 @@ from maskgym.experiments.planning.devices import Device
 from maskgym.experiments.planning.models import CHANNELS, FRAMES, Model
 from maskgym.experiments.planning.segmenters import Segmenter
 from maskgym.experiments.planning.work import Work
+from maskgym.experiments.wiring.process import KEPT
 
 LOGITS = 4  # copies of the logits of a generated token in float32: processed, divided, as probabilities, and these
 
@@ -53,6 +54,8 @@ def of_worker(model: Model, work: Work, device: Device, segmenter: Segmenter | N
     if segmenter is not None and work.segments:
         held["segmenter"] = segmenter.weights
         phases["segmenter"] = segmenter.working
+    if not device.gpu:  # the C library does not give all freed memory back, see `maskgym.experiments.wiring.process`
+        held["freed"] = min(KEPT, max(phases.values()))
     return Memory(held, phases)
 
 

@@ -98,8 +98,8 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
     build.check(config)
     work.check(config)
     on_gpu = torch.cuda.is_available() if device is None else device.gpu
-    own = {"device": "cpu"} if "device" in config["policy"] else {}  # none is used, and a GPU may not be here
-    policy = build.make_policy({**config, "policy": {**config["policy"], **own}})
+    place = {"device": "cpu"} if "device" in config["policy"] else {}  # none is used, and a GPU may not be here
+    policy = build.make_policy({**config, "policy": {**config["policy"], **place}})
     if not isinstance(policy, LanguagePolicy):
         raise UserError(f"policy={config['policy']['name']}: maskgym plan counts language models: expected one of them")
     works = work.of_run(config, policy, on_gpu, answer)
@@ -110,8 +110,9 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
         largest = max(works.values(), key=lambda one: one.tokens(model))
         precision = torch.float32 if segmenter is None else _precision(segmenter)
         length = largest.prompt(model) + largest.answer
-        shown = shape, model, policy.dtype, policy.lora_rank
-        device = _measured(config, machine.Timed(*shown, largest.answers, length, largest.in_pass, precision), clock)
+        own = shape, model, policy.dtype, policy.lora_rank
+        passed = length, largest.in_pass, largest.in_pass * largest.answer
+        device = _measured(config, machine.Timed(*own, largest.answers, *passed, precision), clock)
     elif max(one.values for one in works.values()) == torch.float32.itemsize:
         device = replace(device, flops=device.single_flops)
     if config["algo"].get("micro_batch_size") == "auto":

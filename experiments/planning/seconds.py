@@ -96,16 +96,17 @@ def generation(model: Model, work: Work, device: Device) -> float:
 
 def scoring(model: Model, work: Work, device: Device) -> float:
     """Compute the seconds of a forward pass over the answers."""
-    return work.answers * _forward(model, work) / device.flops
+    layers = _layers(model, work.prompt(model) + work.answer) + work.images * vision(model, work)
+    return work.answers * (layers / device.flops + _head(model, work, device, 1))
 
 
 def training(model: Model, work: Work, device: Device) -> float:
     """Compute the seconds of the forward and backward passes over the answers."""
     tokens = work.prompt(model) + work.answer
     passes = 2 + (not work.adapters) + work.checkpointing  # backward to inputs, and to weights; forward again
-    head = (HEAD_PASSES + (not work.adapters)) * 2 * model.head * work.answer
-    operations = passes * _layers(model, tokens) + head + work.images * vision(model, work)
-    return work.answers * operations / device.flops
+    head = _head(model, work, device, HEAD_PASSES + (not work.adapters))
+    operations = passes * _layers(model, tokens) + work.images * vision(model, work)
+    return work.answers * (operations / device.flops + head)
 
 
 def segmenting(segmenter: Segmenter, work: Work, device: Device) -> tuple[float, float]:
@@ -126,7 +127,6 @@ def _layers(model: Model, tokens: int) -> int:
     return tokens * (2 * model.products + 4 * model.layers * model.heads * tokens)
 
 
-def _forward(model: Model, work: Work) -> int:
-    """Count the operations of a forward pass over one answer."""
-    tokens = work.prompt(model) + work.answer
-    return _layers(model, tokens) + 2 * model.head * work.answer + work.images * vision(model, work)
+def _head(model: Model, work: Work, device: Device, passes: int) -> float:
+    """Compute the seconds of the output layer on one answer."""
+    return passes * 2 * model.head * work.answer / (device.head_flops or device.flops)

@@ -44,6 +44,7 @@ def _memory(plan: Plan) -> Iterator[str]:
         f"{max(memory.cache(plan.model, replace(one, answers=one.together)) for one in plan.works.values()) / GIB:.2f}",
         "training": "a training pass and gradients",
         "segmenter": "segmenter",
+        "freed": "freed, but kept by the C library",
     }
     yield _line("memory per worker", "GiB")
     for part, value in found.held.items():

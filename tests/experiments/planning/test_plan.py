@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from maskgym.experiments import cli
-from maskgym.experiments.planning import memory, plan, text
+from maskgym.experiments.planning import memory, plan, seconds, text
 from maskgym.experiments.planning.devices import DEVICES
 from maskgym.experiments.planning.models import published
 from maskgym.experiments.planning.work import Work
@@ -115,6 +115,21 @@ def test_bytes_of_a_worker_are_those_on_paper():
     kept, layer = tokens * 36 * 2048 * 2, tokens * ((4 * 2048 + 3 * 11008) * 2 + (8 * 2048 + 11008) * 4)
     head, pixels = 4 * 800 * 32768 * 4, 2 * 1024 * 1176 * 4
     assert memory.training(model, work, True, 2) == 2 * (kept + layer) + head + pixels
+
+
+def test_an_output_layer_that_is_slower_counts_by_itself():
+    device, model, work = DEVICES["a100"], published("3b"), Work(answers=2, scorings=1)
+    slow = replace(device, head_flops=device.flops / 10)
+    head = 2 * model.head * 400 * 2 / device.flops  # a pass over both answers
+    assert seconds.training(model, work, slow) - seconds.training(model, work, device) == pytest.approx(27 * head)
+    assert seconds.scoring(model, work, slow) - seconds.scoring(model, work, device) == pytest.approx(9 * head)
+
+
+def test_without_a_gpu_freed_memory_counts_up_to_what_is_kept():
+    model, plain = published("3b"), DEVICES["a100"]
+    few, many = (memory.of_worker(model, Work(one, in_pass=one), replace(plain, gpu=False), None) for one in (1, 8))
+    assert many.held["freed"] == 512 * 2**20 and "freed" not in memory.of_worker(model, Work(), plain, None).held
+    assert few.held["freed"] == min(512 * 2**20, max(few.phases.values()))
 
 
 def test_the_command_prints_both_tables_and_what_they_rest_on(capsys):
