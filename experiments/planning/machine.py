@@ -20,6 +20,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.initialization import no_init_weights
 
+from maskgym.agents.text.forward_size import HEAD_TILE
 from maskgym.experiments.planning.devices import CONTEXT, GIGA, SEGMENTER_COMPUTE, Device
 from maskgym.experiments.planning.models import Model
 from maskgym.experiments.planning.seconds import HEAD_PASSES
@@ -34,7 +35,7 @@ PROMPT = 16  # tokens
 OPERATIONS, READ = 2.5e10, 2e9  # of a timed pass, and bytes of a layer's weights in a timed generation, about
 LEAST, GENERATED = 64, (8, 64)  # least tokens of a timed text; least and most of a timed answer
 REPEATS = 2  # after one to warm up; the shorter counts, as other programs only add
-HEAD_TOKENS, HEAD_WORDS = (16, 256), 4096  # least and most tokens that the output layer scores, and its words
+SCORED = (16, 128)  # least and most tokens that the output layer scores, in a whole tile of words: no cache holds it
 SQUARE, LARGE = 1536, 10**8  # rows and columns of a matrix product; values of the matrix that is read
 WEIGHT = 0.01  # of every weight: times do not depend on values, and random ones take seconds to draw
 
@@ -51,7 +52,7 @@ class Timed:
         rows: Answers that are generated together.
         length: Tokens of a text that is trained on.
         texts: Texts of a training pass.
-        scored: Tokens of its answers.
+        scored: Tokens that its output layer scores.
         segmenter: Precision of the segmenter.
     """
 
@@ -119,10 +120,10 @@ def _training(models: Sequence[PreTrainedModel], timed: Timed, clock: Clock) -> 
 
 
 def _head(timed: Timed, place: torch.device, clock: Clock) -> float:
-    """Measure the operations per second of TRL's output layer, forward and backward, on a part of the vocabulary."""
+    """Measure the operations per second of TRL's output layer, forward and backward, on one tile."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction  # TRL takes seconds to import
 
-    tokens, words = _between(timed.scored, *HEAD_TOKENS), min(HEAD_WORDS, timed.model.words)
+    tokens, words = _between(timed.scored, *SCORED), min(HEAD_TILE[1], timed.model.words)
     settings = {"dtype": timed.dtype, "device": place}
     hidden = torch.full((tokens, timed.model.hidden), WEIGHT, requires_grad=True, **settings)
     weight = torch.full((words, timed.model.hidden), WEIGHT, requires_grad=timed.rank is None, **settings)

@@ -72,8 +72,8 @@ def cache(model: Model, work: Work) -> int:
 
 def training(model: Model, work: Work, gpu: bool, answers: int) -> float:
     """Compute the bytes of activations of a training pass over some answers."""
-    limit = max(work.longest, work.answer)
-    tiles = head_bytes(model.words, gpu, answers * limit)
+    scored = max(work.longest, work.answer) if gpu else work.tokens(model)  # TRL scores prompts too without Triton
+    tiles = head_bytes(model.words, gpu, answers * scored)
     if not gpu and work.values < FLOAT:  # there, words of the output layer are cast to multiply with their gradients
         tiles += FLOAT * model.hidden * min(model.words, 32768)
     copies = work.values * model.trained if work.values < work.size else 0  # of trained weights, in half precision

@@ -111,7 +111,7 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
         precision = torch.float32 if segmenter is None else _precision(segmenter)
         length = largest.prompt(model) + largest.answer
         own = shape, model, policy.dtype, policy.lora_rank
-        passed = length, largest.in_pass, largest.in_pass * largest.answer
+        passed = length, largest.in_pass, largest.in_pass * length
         device = _measured(config, machine.Timed(*own, largest.answers, *passed, precision), clock)
     elif max(one.values for one in works.values()) == torch.float32.itemsize:
         device = replace(device, flops=device.single_flops)

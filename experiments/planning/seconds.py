@@ -128,5 +128,6 @@ def _layers(model: Model, tokens: int) -> int:
 
 
 def _head(model: Model, work: Work, device: Device, passes: int) -> float:
-    """Compute the seconds of the output layer on one answer."""
-    return passes * 2 * model.head * work.answer / (device.head_flops or device.flops)
+    """Compute the seconds of the output layer on one answer, and on its prompt where there is no Triton."""
+    scored = work.answer if device.gpu else work.prompt(model) + work.answer
+    return passes * 2 * model.head * scored / (device.head_flops or device.flops)
