@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -123,7 +124,9 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
 def _measured(config: Config, timed: machine.Timed, clock: Clock) -> Device:
     """Measure this machine with the threads of a worker; without GPUs all workers share its memory."""
     if config["scale"]["name"] == "ray" and not torch.cuda.is_available():
-        torch.set_num_threads(config["scale"]["cpus_per_worker"])
+        scale = config["scale"]
+        split = (os.cpu_count() or 1) // (scale["num_workers"] + scale["reward_actors"])
+        torch.set_num_threads(scale["cpus_per_worker"] or max(1, split))
     found = machine.measure(timed, clock)
     return found if found.gpu else replace(found, memory=found.memory / work.workers_of(config))
 
