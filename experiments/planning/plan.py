@@ -20,7 +20,7 @@ from maskgym.experiments.planning.models import Model
 from maskgym.experiments.planning.seconds import START_S, Seconds
 from maskgym.experiments.planning.segmenters import Segmenter
 from maskgym.experiments.planning.work import Work
-from maskgym.experiments.wiring import build
+from maskgym.experiments.wiring import build, cluster
 from maskgym.policies.text.mllm import LanguagePolicy
 
 
@@ -124,9 +124,8 @@ def of_run(config: Config, gpu: str | None, answer: int | None = None, clock: Cl
 def _measured(config: Config, timed: machine.Timed, clock: Clock) -> Device:
     """Measure this machine with the threads of a worker; without GPUs all workers share its memory."""
     if config["scale"]["name"] == "ray" and not torch.cuda.is_available():
-        scale = config["scale"]
-        split = (os.cpu_count() or 1) // (scale["num_workers"] + scale["reward_actors"])
-        torch.set_num_threads(scale["cpus_per_worker"] or max(1, split))
+        count, _ = cluster.processes(config)
+        torch.set_num_threads(config["scale"]["cpus_per_worker"] or max(1, (os.cpu_count() or 1) // count))
     found = machine.measure(timed, clock)
     return found if found.gpu else replace(found, memory=found.memory / work.workers_of(config))
 
