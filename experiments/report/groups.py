@@ -153,8 +153,8 @@ def _prompt(group: Group) -> str:
 
 def _power(name: str, first: Group, second: Group) -> str:
     """Tell what the seeds of two groups can show, and how many would show the difference that is seen."""
-    scores = first.values(name, "after"), second.values(name, "after")
-    if scores[0] is None or scores[1] is None:
+    scores = present([first.values(name, "after"), second.values(name, "after")])
+    if scores is None:
         return ""
     needed = seeds_needed(*scores)
     count = f"more than {MOST}" if needed is None else f"{needed}"
