@@ -61,17 +61,17 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
         if section["against"] in there and len(there) > 1:
             lines += _comparison_table(results, section, there)
             lines += _order_table(published_orders(results, section, there))
-        column = next(iter(section["columns"]))
-        if len(there) > 1 and len(section["columns"]) == 1:
-            panels, quality = curves(results, section, there, column), section["columns"][column]["measures"][0]
-            lines += _budget_table(panels, there, f"{quality} on {column}")
-            logs = {row: [run["updates"] for run in results.read(section, row, column)] for row in there}
+        column, trained = next(iter(section["columns"])), _trained(results, section, there)
+        if len(trained) > 1 and len(section["columns"]) == 1:
+            panels, quality = curves(results, section, trained, column), section["columns"][column]["measures"][0]
+            lines += _budget_table(panels, trained, f"{quality} on {column}")
+            logs = {row: [run["updates"] for run in results.read(section, row, column)] for row in trained}
             if silent := [row for row, found in logs.items() if not all(TOKENS in log for log in found)]:
                 lines.append(f"No {TOKENS} in the log of {', '.join(silent)}, and so no score at equal tokens.\n")
             file = f"{name}-{number + 1}.png"
             pictures[file] = draw_curves(panels, f"{quality}, {column}, held out")
             lines.append(f"![Quality against what was spent]({results.folder.name}/{file})\n")
-        lines += _log_table(results, section, there, column)
+        lines += _log_table(results, section, trained, column) if trained else []
     for cost in results.matrix["costs"]:
         lines += [f"## {cost['title']}\n", f"{cost['about'].strip()}\n", *_cost_table(results, cost)]
     return "\n".join(lines), pictures
@@ -102,6 +102,12 @@ def named(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
 def _complete(results: Results, section: Section) -> list[str]:
     """List the rows of a section that have runs in every column."""
     return [row for row in section["rows"] if all(results.read(section, row, c) for c in section["columns"])]
+
+
+def _trained(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
+    """List the rows whose runs made updates, unlike those of an oracle."""
+    column = next(iter(section["columns"]))
+    return [row for row in rows if results.read(section, row, column)[0]["updates"]["step"]]
 
 
 def compare(results: Results, section: Section, first: str, second: str) -> tuple[Interval, Interval, Interval]:
@@ -225,7 +231,7 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
         return [*means, " to ".join(map(str, sorted({len(runs) for runs in found.values()})))]
 
     starts: dict[tuple[str, ...], list[str]] = {}  # rows by where they begin
-    for row in rows:
+    for row in _trained(results, section, rows):
         starts.setdefault(tuple(cells(row, "before")), []).append(row)
     body = [["before" if len(starts) == 1 else f"{', '.join(own)}: before", *start] for start, own in starts.items()]
     body += [[row, *cells(row, "after")] for row in rows]

@@ -289,9 +289,7 @@ def test_every_study_and_matrix_is_on_the_page():
         "click_settings",
         "learning_rates",
         "usersod_fine",
-        "refer_algorithms",
-        "refer_forms",
-        "refer_rewards",
+        "refer",
     }
     stems = {file.stem for folder in ("studies", "matrices") for file in (ROOT / "experiments" / folder).glob("*.yaml")}
     assert stems <= named

@@ -239,6 +239,22 @@ def test_rows_that_begin_elsewhere_have_starts_of_their_own(tmp_path):
         ]
 
 
+def test_rows_that_train_nothing_have_neither_start_nor_curve(tmp_path):
+    section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
+    section["columns"] = {"sis": {"with": ["env=sis"], "measures": ["iasm"]}}
+    results = matrix.Results({**MATRIX, "sections": [section]}, tmp_path / "small")
+    for row in ("cgpo", "grpo"):
+        for seed in range(3):
+            spec = matrix.run_of(section, row, "sis", seed)
+            fill(results, spec, [0.5, 0.6, 0.7], [1, 1, 1, 1])
+            if row == "grpo":
+                run = results.rows[results.key(spec)]
+                run["updates"], run["held_out"] = {"step": []}, {"step": [0], "iasm": [0.5]}
+    text, pictures = benchmark_report.report(results, "small")
+    assert "| before | 0.500" in text and "grpo: before" not in text and not pictures
+    assert "| grpo | 0.700" in text and "| log, sis |" in text and "4 updates" not in text
+
+
 def test_of_a_measure_that_is_better_when_lower_the_lower_row_is_better(tmp_path):
     section = {**MATRIX["sections"][0], "seeds": [0, 1, 2]}
     columns = {"first": {"measures": ["ber_mean", "iou"]}, "second": {"with": ["env=sod"], "measures": ["iou"]}}

@@ -64,13 +64,14 @@ def test_the_stored_table_of_usersod_says_that_it_does_not_name_its_data(tmp_pat
     assert "warning: 12 of 12 stored results are older than these settings" in lines[1]
 
 
-@pytest.mark.e2e  # all bootstraps of the page
-def test_the_page_of_algorithms_comes_from_its_table():
-    results = matrix.Results(matrix.load("algorithms"), RESULTS / "algorithms")
-    assert all(results.of(spec) for spec in results.specs())
-    text, pictures = benchmark_report.report(results, "algorithms")
-    assert text == (RESULTS / "algorithms.md").read_text(encoding="utf-8")
-    assert set(pictures) == {path.name for path in (RESULTS / "algorithms").iterdir()}
+@pytest.mark.e2e  # all bootstraps of a page
+@pytest.mark.parametrize(("name", "whole"), [("algorithms", True), ("refer", False)])
+def test_a_page_of_a_benchmark_comes_from_its_table(name, whole):
+    results = matrix.Results(matrix.load(name), RESULTS / name)
+    assert all(results.of(spec) for spec in results.specs()) == whole
+    text, pictures = benchmark_report.report(results, name)
+    assert text == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    assert set(pictures) == {path.name for path in (RESULTS / name).iterdir()}
 
 
 @pytest.mark.parametrize("name", ["backbones", "components", "encoders", "ranking", "referring", "siamese"])
@@ -81,10 +82,6 @@ def test_the_tables_of_usersod_come_from_its_table(name, tmp_path):
 @pytest.mark.parametrize("name", ["components"])
 def test_the_tables_of_alignsam_come_from_its_table(name, tmp_path):
     assert lines_without_their_page(f"alignsam_{name}", "alignsam", tmp_path) == []
-
-
-def test_the_table_of_queries_comes_from_its_table(tmp_path):
-    assert lines_without_their_page("refer_algorithms", "refer", tmp_path) == []
 
 
 def lines_without_their_page(name, page, folder):
