@@ -11,8 +11,8 @@ share its arithmetic, so their efficiency is that of the core.
 - *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
 - *held-out samples*: 512 scenes of ``maskgym/SIS-v0``, answered by the bundled policy and scored as in a run, the two
   processes as workers that share the samples; their numbers are compared with those of one.
-- *maps*: ``maskgym evaluate MAPS --truth MASKS``, 2,000 maps of 352 x 352 pixels, by ``--jobs 1`` and ``--jobs 2``: all
-  that the command does, the start of its two processes included; the tables are compared.
+- *maps*: ``maskgym evaluate MAPS --truth MASKS``, 5,019 maps of 352 x 352 pixels, as many as DUTS-TE has, by ``--jobs 1`` and
+  by ``--jobs 2``: the whole command, its start and that of its processes included; the tables are compared.
 - *overhead of an actor*: additional milliseconds per answer for scoring through Ray instead of in this process.
 - *bytes*: size of a request with its answer, and of the gradients that a worker sends and receives per update.
 
@@ -31,6 +31,8 @@ import logging
 import os
 import pickle
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,14 +47,14 @@ from evaluation import make_pairs  # the benchmark beside this one
 
 from maskgym.agents.common import parallel
 from maskgym.aliases import Config
-from maskgym.experiments.evaluation import evaluate_command, evaluation
+from maskgym.experiments.evaluation import evaluation
 from maskgym.experiments.evaluation.evaluation import Evaluation
 from maskgym.experiments.on_ray import reward_pool
 from maskgym.experiments.training import train
 from maskgym.experiments.wiring import build, composition, run_folder
 
 STEPS, ANSWERS, UPDATES, HELD_OUT = 60, 64, 30, 512
-MAPS = (352, 2000)  # pixels of a side, number
+MAPS = (352, 5019)  # pixels of a side, number
 SIZES = (1, 2, 8, 64, 512, 1000)
 CLICKS = ("env=point_prompt", "algo=ppo", "env.num_envs=16", "env.label_source=positive")
 TEXT = ("env=sis", "algo=cgpo", "algo.batch_size=16")
@@ -71,7 +73,9 @@ class Player:
     def play(self) -> int:
         """Step the environment; return the number of steps over all sub-environments."""
         for _ in range(STEPS):
-            self.env.step(self.env.action_space.sample())
+            _, _, terminated, truncated, _ = self.env.step(self.env.action_space.sample())
+            if (over := terminated | truncated).any():
+                self.env.reset(options={"reset_mask": over})
         return STEPS * self.env.num_envs
 
 
@@ -186,11 +190,12 @@ def maps(rounds: int) -> None:
         make_pairs(Path(folder), [], *MAPS)
         asked = [f"{folder}/pred", "--truth", f"{folder}/gt"]
         spent: dict[int, list[float]] = {1: [], 2: []}
+        command = [sys.executable, "-m", "maskgym.experiments.cli", "evaluate", *asked, "--jobs"]
         tables = set()
         for _ in range(rounds):
             for jobs, seconds in spent.items():
                 start = time.perf_counter()
-                tables.add(evaluate_command.answer(evaluate_command.parse([*asked, "--jobs", str(jobs)])))
+                tables.add(subprocess.run([*command, str(jobs)], check=True, capture_output=True).stdout)
                 seconds.append(time.perf_counter() - start)
         show("maps", {jobs: MAPS[1] / statistics.median(seconds) for jobs, seconds in spent.items()})
         print(f"tables of both equal: {len(tables) == 1}", flush=True)
