@@ -11,8 +11,8 @@ share its arithmetic, so their efficiency is that of the core.
 - *scores*: rationales of ``maskgym/SIS-v0``, segmented and scored by reward actors, each phrase for the first time.
 - *held-out samples*: 512 scenes of ``maskgym/SIS-v0``, answered by the bundled policy and scored as in a run, the two
   processes as workers that share the samples; their numbers are compared with those of one.
-- *maps*: ``maskgym evaluate MAPS --truth MASKS``, 5,019 maps of 352 x 352 pixels, as many as DUTS-TE has, by ``--jobs 1`` and
-  by ``--jobs 2``: the whole command, its start and that of its processes included; the tables are compared.
+- *maps*: ``maskgym evaluate MAPS --truth MASKS``, 5,019 maps of 352 x 352 pixels, as many as DUTS-TE has, with
+  ``--jobs 1`` and with ``--jobs 2``: the whole command, the start of its processes included; the tables are compared.
 - *overhead of an actor*: additional milliseconds per answer for scoring through Ray instead of in this process.
 - *bytes*: size of a request with its answer, and of the gradients that a worker sends and receives per update.
 
