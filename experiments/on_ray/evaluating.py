@@ -21,6 +21,7 @@ from maskgym.experiments.evaluation import evaluate_command
 from maskgym.experiments.on_ray import room, workers
 from maskgym.experiments.wiring import composition
 from maskgym.experiments.wiring.cluster import connected, use_network_of_ray
+from maskgym.experiments.wiring.process import beside
 
 ASKED_S = 0.2  # interval at which what rank 0 writes is shown
 GOES_ON = "the same command goes on with what is written"
@@ -100,9 +101,8 @@ class _Relay(TextIOBase):
 @contextmanager
 def _shown(store: dist.Store) -> Iterator[None]:
     """Show what rank 0 writes to its standard error."""
-    over = threading.Event()
 
-    def show() -> None:
+    def show(over: threading.Event) -> None:
         shown = 0
         while True:
             ended = over.wait(ASKED_S)
@@ -113,10 +113,5 @@ def _shown(store: dist.Store) -> Iterator[None]:
             if ended:
                 return
 
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
+    with beside(show):
         yield
-    finally:
-        over.set()
-        thread.join()

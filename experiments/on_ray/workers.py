@@ -32,6 +32,7 @@ from maskgym.experiments.on_ray import reward_pool, room
 from maskgym.experiments.training import train as training
 from maskgym.experiments.wiring import cluster, composition, run_folder
 from maskgym.experiments.wiring.cluster import connected
+from maskgym.experiments.wiring.process import beside
 from maskgym.files import disk_error
 
 if TYPE_CHECKING:
@@ -283,20 +284,13 @@ def _storage(folder: Path) -> Iterator[None]:
 def _progress(config: Config, folder: Path) -> Iterator[None]:
     """Show a progress bar that follows the metrics file of rank 0."""
     name, file = f"{config['env']['name']} {config['algo']['name']}", folder / run_folder.METRICS
-    over = threading.Event()
 
-    def follow(bar: tqdm) -> None:
+    def follow(over: threading.Event) -> None:
         while not over.wait(1):
             rows = run_folder.read_metrics(file) if file.exists() else []
             if rows:
                 bar.update(rows[-1]["step"] - bar.n)
                 bar.set_postfix({"reward": f"{rows[-1]['reward']:.3f}"} if "reward" in rows[-1] else {})
 
-    with tqdm(total=config["algo"]["updates"], desc=name, unit="update", disable=None) as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    with tqdm(total=config["algo"]["updates"], desc=name, unit="update", disable=None) as bar, beside(follow):
+        yield

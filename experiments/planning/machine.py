@@ -24,7 +24,7 @@ from maskgym.agents.text.forward_size import HEAD_TILE
 from maskgym.experiments.planning.devices import CONTEXT, GIGA, SEGMENTER_COMPUTE, Device
 from maskgym.experiments.planning.models import Model
 from maskgym.experiments.planning.seconds import HEAD_PASSES
-from maskgym.policies.text.mllm import with_adapters
+from maskgym.policies.text.mllm import add_adapters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -172,10 +172,10 @@ def _shallow(timed: Timed, layers: int) -> PreTrainedModel:
     depth = "depth" if hasattr(config.vision_config, "depth") else "num_hidden_layers"
     setattr(config.vision_config, depth, 1)
     with no_init_weights():
-        model = AutoModelForImageTextToText.from_config(config, dtype=timed.dtype)
+        model = AutoModelForImageTextToText.from_config(config, dtype=timed.dtype, trust_remote_code=False)
     for value in model.parameters():
         value.data.fill_(WEIGHT)
-    return model if timed.rank is None else with_adapters(model, timed.rank, timed.rank)
+    return model if timed.rank is None else add_adapters(model, timed.rank, timed.rank)
 
 
 def _train(model: PreTrainedModel, texts: int, length: int) -> None:

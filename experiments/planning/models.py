@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConf
 from maskgym.errors import UserError, one_line
 from maskgym.experiments.planning.published import HUB, POLICIES, PolicySizes, policy_config
 from maskgym.policies.text import adapters
-from maskgym.policies.text.mllm import LanguagePolicy, check_config, freeze_vision, with_adapters
+from maskgym.policies.text.mllm import LanguagePolicy, add_adapters, check_config, freeze_vision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -109,7 +109,7 @@ def read_config(policy: LanguagePolicy) -> PretrainedConfig:
     elif path.startswith((".", "/", "~")):
         raise UserError(f"{told}: no such folder: expected one with config.json")
     try:
-        return AutoConfig.from_pretrained(folder if folder.is_dir() else path)
+        return AutoConfig.from_pretrained(folder if folder.is_dir() else path, trust_remote_code=False)
     except Exception as error:  # many readers, with different exceptions, all about the configuration
         raise UserError(f"{told}: its configuration cannot be read: {one_line(error)[:200]}") from error
 
@@ -141,7 +141,7 @@ def _count(kind: Any, content: str, rank: int | None, frozen_vision: bool) -> Mo
     text, vision = config.get_text_config(), config.vision_config
     try:
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:  # of the model's own code, about its sizes
         raise UserError(f"model_type={config.model_type}: cannot be built: {one_line(error)[:200]}") from error
     total = _parameters(model.parameters())
@@ -167,7 +167,7 @@ def _count(kind: Any, content: str, rank: int | None, frozen_vision: bool) -> Mo
     }
     if frozen_vision:
         freeze_vision(model)
-    prepared = model if rank is None else with_adapters(model, rank, rank)
+    prepared = model if rank is None else add_adapters(model, rank, rank)
     trained = _parameters(value for value in prepared.parameters() if value.requires_grad)
     return Model(config.model_type, total, trained, **found)
 

@@ -1,4 +1,4 @@
-"""Memory, random seeds, messages and versions of this process."""
+"""Memory, threads, random seeds, messages and versions of this process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import platform
 import random
 import sys
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 LIBRARIES = ("maskgym", "torch", "transformers", "trl", "gymnasium", "numpy")
@@ -29,6 +31,19 @@ def keep_freed_memory() -> None:
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
         library.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+@contextmanager
+def beside(act: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a function in a thread beside a block; an event tells it that the block has ended, and it is waited for."""
+    over = threading.Event()
+    thread = threading.Thread(target=act, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def peak_mib() -> float:

@@ -241,7 +241,7 @@ class LanguagePolicy:
         if self._base is not None:
             model = adapters.attach(model, Path(self._source))
         elif self.lora_rank is not None:
-            model = with_adapters(model, self.lora_rank, self.lora_alpha)
+            model = add_adapters(model, self.lora_rank, self.lora_alpha)
         detach_frozen_vision(model)
         return model.to(self.device)
 
@@ -527,7 +527,7 @@ def freeze_vision(model: PreTrainedModel) -> None:
     model.get_decoder().requires_grad_(True)
 
 
-def with_adapters(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     """Add new adapters to the linear layers of a model's language part; all other weights are frozen."""
     from peft import LoraConfig, get_peft_model
 

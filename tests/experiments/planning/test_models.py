@@ -111,6 +111,15 @@ def test_a_folder_without_a_policy_is_named(tmp_path, content, expected):
         read_config(policies.make("qwen2_5_vl", path=str(tmp_path), device="cpu"))
 
 
+def test_code_beside_a_configuration_is_not_run(tmp_path):
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}, "vision_config": {}, "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(own | {"num_hidden_layers": 1, "num_attention_heads": 1}))
+    with pytest.raises(UserError, match="config.json: model_type=mine: expected one of"):
+        read_config(policies.make("mllm", path=str(tmp_path), device="cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_family_whose_images_cannot_be_counted_is_refused():
     with pytest.raises(UserError, match="model_type=smolvlm: config.json does not tell the tokens of an image"):
         count(CONFIG_MAPPING["smolvlm"](), 4)
