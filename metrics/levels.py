@@ -91,7 +91,7 @@ def _s_measure(counts: np.ndarray, values: np.ndarray, levels: np.ndarray, targe
         # The mean of zeros or of ones is exact; other means depend on the rounding of the sum.
         return 1.0 if values[present[0]] in (0, 1) else score_uniform_block(values[levels][target.blocks.slices[block]])
 
-    moments = BlockMoments(both @ values, both @ squares, counts[:, 1] @ values)
+    moments = BlockMoments(*(sums.tolist() for sums in (both @ values, both @ squares, counts[:, 1] @ values)))
     return s_measure_of_moments(target, moments, float(counts[:, 1].sum(axis=0) @ squares), uniform)
 
 

@@ -125,6 +125,30 @@ def test_crops_count_what_the_whole_mask_counts(tight):
         np.testing.assert_array_equal(other.select(first), first[second])
 
 
+@pytest.mark.parametrize("shape", [(700, 300), (255, 256), (256, 513), (3, 900)])
+def test_the_blocks_of_a_large_mask_meet_beyond_its_centroid(shape):
+    rng = np.random.default_rng(2)
+    for share in (0.01, 0.5, 1):  # lines of 256 pixels and more are counted in parts
+        mask = rng.random(shape) < share
+        mask[-1] = mask[:, -1] = False
+        row, column = np.argwhere(mask).mean(axis=0).round().astype(int) + 1
+        blocks = prepare(mask).blocks
+        assert blocks.cut == (row, column)
+        assert blocks.areas == tuple(mask[block].sum() for block in blocks.slices)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_ends_of_the_range(kind):
+    target = np.eye(4, dtype=bool)
+    assert mae(np.full((4, 4), -0.0, kind), target) == 0.25
+    assert mae(np.full((4, 4), 1, kind), target) == 0.75
+    for value in (np.nextafter(kind(1), kind(2)), -np.nextafter(kind(0), kind(1)), np.inf, -np.inf, np.nan, -np.nan):
+        prediction = np.zeros((4, 4), kind)
+        prediction[1, 2] = value
+        with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got .* at \(1, 2\)"):
+            mae(prediction, target)
+
+
 def test_instances_need_three_axes_and_one_size():
     with pytest.raises(ValueError, match=r"predictions: expected shape \(instances, H, W\), got \(4, 4\)"):
         iasm(np.eye(4, dtype=bool), np.zeros((1, 4, 4), bool))

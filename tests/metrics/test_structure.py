@@ -69,6 +69,20 @@ def test_reference_on_random_maps():
         assert s_measure(hard, target) == pytest.approx(s_measure(hard.astype(float), target), abs=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(352, 352), (270, 641), (900, 40)])
+def test_reference_on_large_maps(shape):
+    rng = np.random.default_rng(3)
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    for _ in range(4):
+        (row, column), (height, width) = rng.uniform(0.3, 0.7, 2) * shape, rng.uniform(0.2, 0.6, 2) * shape
+        target = ((rows - row) / height) ** 2 + ((columns - column) / width) ** 2 < 1
+        target[-1] = target[:, -1] = False
+        hard = target ^ (rng.random(shape) < 0.1)
+        soft = np.clip(0.8 * hard + rng.normal(0, 0.1, shape), 0, 1)
+        for prediction in (hard, soft):
+            assert s_measure(prediction, target) == pytest.approx(reference(prediction, target), abs=1e-12)
+
+
 @pytest.mark.parametrize("value", [0, 1, 0.5, 0.3, 128 / 255, 1 / 3, 0.7])
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_reference_on_constant_maps(value, kind):
