@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -80,6 +80,7 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
     action_kind: ClassVar[Literal["text", "clicks", "masks"]]  # kind of its actions
     takes: ClassVar[frozenset[str]] = frozenset({"reward"})  # components that a run passes to the constructor
     horizon: int = 1  # most steps per episode
+    actions_scored: int = 0  # actions of all sub-environments since it was made
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (as Gymnasium declares it: instances have their own)
         "render_modes": ["rgb_array", "human"],
@@ -184,6 +185,7 @@ class SampleVectorEnv(_Specified, VectorEnv, ABC):
         read = self._read_all(live, actions)
         if len(live):
             outcomes = self._respond(live, read)
+            self.actions_scored += len(live)
             values[live], terms = rewards.score(self.reward, [outcome.transition for outcome in outcomes], live)
             for row, (i, outcome) in enumerate(zip(live, outcomes, strict=True)):
                 terminated[i], truncated[i] = outcome.terminated, outcome.truncated
@@ -357,11 +359,11 @@ def limited(steps: int, max_episode_steps: int | None) -> int:
     return min(steps, max_episode_steps)
 
 
-def make_dataset(dataset: str | Dataset, task: str, split: str | None, **settings: int) -> Dataset:
+def make_dataset(dataset: str | Settings | Dataset, task: str, split: str | None, **settings: int) -> Dataset:
     """Make the data set of a name, or check the split of one that exists.
 
     Args:
-        dataset: Name in `maskgym.data`, or a data set.
+        dataset: Name in `maskgym.data`, a dictionary of ``name`` and further arguments, or a data set.
         task: Task of a data set that is made.
         split: ``train``, ``validation`` or ``test``; None selects ``train``, or the split of the data set.
         settings: Further arguments of a data set that is made.
@@ -369,6 +371,10 @@ def make_dataset(dataset: str | Dataset, task: str, split: str | None, **setting
     Raises:
         UserError: If the data set cannot be made, or is of another split.
     """
+    if isinstance(dataset, Mapping):
+        name, settings = dataset["name"], {**dataset, **settings}
+        del settings["name"]
+        return make_dataset(name, task, split, **settings)
     if isinstance(dataset, str):
         return data.make(dataset, task=task, split=split or "train", **settings)
     if split not in (None, dataset.split):

@@ -121,6 +121,39 @@ def seeds_needed(first: Sequence[float], second: Sequence[float]) -> int | None:
     return next((seeds for seeds in range(2, MOST + 1) if _power(difference / deviation, seeds) >= POWER), None)
 
 
+def p_values(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[float]:
+    """Compute the p-values of several pairs of methods by Welch's t-test, corrected for their number by Holm's method.
+
+    Args:
+        pairs: Scores of the seeds of the two methods of each pair, at least two each.
+    """
+    from scipy.stats import ttest_ind
+
+    raw = []
+    for first, second in pairs:
+        if _deviation(first, second):
+            raw.append(float(ttest_ind(first, second, equal_var=False).pvalue))
+        else:  # no seed deviates
+            raw.append(float(np.mean(first) == np.mean(second)))
+    order = np.argsort(raw)
+    corrected = np.maximum.accumulate([(len(raw) - place) * raw[i] for place, i in enumerate(order)])
+    return [min(1.0, float(corrected[list(order).index(i)])) for i in range(len(raw))]
+
+
+def hedges_g(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Compute Hedges' g: the difference of two methods' means in standard deviations of a seed, for few seeds.
+
+    Arguments as of `smallest_difference`. None if no seed deviates.
+
+    References:
+        Hedges, Distribution theory for Glass's estimator of effect size, 1981: the factor 1 - 3 / (4 (n + m) - 9).
+    """
+    deviation = _deviation(first, second)
+    if not deviation:
+        return None
+    return float(np.mean(first) - np.mean(second)) / deviation * (1 - 3 / (4 * (len(first) + len(second)) - 9))
+
+
 def _deviation(first: Sequence[float], second: Sequence[float]) -> float:
     """Compute the standard deviation of a seed, the same in both methods."""
     squares = sum(len(scores) * float(np.var(scores)) for scores in (first, second))

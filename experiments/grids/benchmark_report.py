@@ -227,7 +227,7 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
 
     def cells(row: str, side: str) -> list[str]:
         found = {column: results.read(section, row, column) for column in section["columns"]}
-        means = [_mean(np.array([[score(run[side], column, name)] for run in found[column]])) for column, name in shown]
+        means = [mean(np.array([[score(run[side], column, name)] for run in found[column]])) for column, name in shown]
         return [*means, " to ".join(map(str, sorted({len(runs) for runs in found.values()})))]
 
     starts: dict[tuple[str, ...], list[str]] = {}  # rows by where they begin
@@ -255,7 +255,7 @@ def _comparison_table(results: Results, section: Section, rows: Sequence[str]) -
     for row in rows:
         if row != against:
             ours, theirs, chance = compare(results, section, against, row)
-            body.append([row, _interval(ours), _interval(theirs), _interval(chance, 2)])
+            body.append([row, interval(ours), interval(theirs), interval(chance, 2)])
     head = [f"{against} against", against, "the other", f"probability that {against} is better"]
     measured = ", ".join(f"{up['measures'][0]} on {column}" for column, up in section["columns"].items())
     return [*files.table(head, body), f"\nOf {measured}.\n"]
@@ -270,7 +270,7 @@ def _order_table(orders: Sequence[Order]) -> list[str]:
             f"{order.column} {order.measure}",
             " before ".join(order.rows),
             ", ".join(f"{value:.3f}" for value in order.published),
-            _interval(order.chance, 2),
+            interval(order.chance, 2),
             order.verdict,
         ]
         for order in orders
@@ -285,7 +285,7 @@ def _budget_table(panels: Panels, rows: Sequence[str], quality: str) -> list[str
     """Format the quality at equal updates, tokens and seconds; each budget is the least that a run spends."""
     budgets = {unit: min(spent[-1] for seeds in rows.values() for spent, _ in seeds) for unit, rows in panels.items()}
     body = [
-        [row, *(_mean(at_budget(panels[u][row], spent)) if row in panels[u] else "" for u, spent in budgets.items())]
+        [row, *(mean(at_budget(panels[u][row], spent)) if row in panels[u] else "" for u, spent in budgets.items())]
         for row in rows
     ]
     heads = [f"{budget:,.0f} {unit}" for unit, budget in budgets.items()]
@@ -341,12 +341,14 @@ def _sign(name: str) -> int:
     return -1 if measure(name).direction < 0 else 1
 
 
-def _mean(scores: np.ndarray) -> str:
-    return _interval(interquartile_mean(scores))
+def mean(scores: np.ndarray) -> str:
+    """Format the interquartile mean of scores (N, T) with its interval."""
+    return interval(interquartile_mean(scores))
 
 
-def _interval(interval: Interval, digits: int = 3) -> str:
-    estimate, low, high = (f"{value:.{digits}f}" for value in interval)
+def interval(found: Interval, digits: int = 3) -> str:
+    """Format an estimate with its interval."""
+    estimate, low, high = (f"{value:.{digits}f}" for value in found)
     return f"{estimate} [{low}, {high}]"
 
 

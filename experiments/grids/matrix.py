@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from maskgym.experiments.wiring import composition, run_folder
 
 MATRICES = Path(__file__).parents[1] / "matrices"
 HELD_OUT = "held_out/"  # prefix of the logged names of evaluations
-SPENT = ("generated_tokens", "reward_calls")
+SPENT = ("generated_tokens", "reward_calls", "env_steps")
 # Prefixes of the logged names that the table keeps.
 KEPT = (
     *SPENT,
@@ -32,16 +32,26 @@ FACTS = (
     KEY,
 )
 COSTS = "cost"  # key of the timing runs in the table
-OPTIONAL = ("costs", "published")  # keys of a matrix
+OPTIONAL = ("costs", "published", "version")  # keys of a matrix
+LEVELS = (
+    "unit",
+    "floor",
+    "ceiling",
+)  # keys of a section whose columns are levels, see `maskgym.experiments.grids.protocol`
 WARM_UP = 3  # initial updates that are not timed
 Value = TypeVar("Value", float, Sequence[float])
 
 # A row is more arguments; a column is more arguments and the measures to show, the quality first.
-Part = TypedDict("Part", {"with": list[str], "measures": list[str]}, total=False)
+# A column that is a level has a budget too, in the unit of its section.
+Part = TypedDict("Part", {"with": list[str], "measures": list[str], "budget": int}, total=False)
 
 
 class Section(TypedDict):
-    """Rows that are compared in some columns; ``against`` is the row that the others are compared with."""
+    """Rows that are compared in some columns; ``against`` is the row that the others are compared with.
+
+    Columns that are levels have budgets in ``unit``, a logged name; ``floor`` and ``ceiling`` are the rows whose scores
+    are 0 and 1 after normalisation.
+    """
 
     title: str
     about: str
@@ -50,6 +60,9 @@ class Section(TypedDict):
     rows: dict[str, Part]
     against: str
     seeds: list[int]
+    unit: NotRequired[str]
+    floor: NotRequired[str]
+    ceiling: NotRequired[str]
 
 
 class Cost(TypedDict):
@@ -63,13 +76,17 @@ class Cost(TypedDict):
 
 
 class Matrix(TypedDict):
-    """Content of a matrix's file; ``published`` maps row, column and measure to a paper's value."""
+    """Content of a matrix's file; ``published`` maps row, column and measure to a paper's value.
+
+    A matrix with a ``version`` is a protocol (`maskgym.experiments.grids.protocol`).
+    """
 
     title: str
     about: str
     sections: list[Section]
     costs: list[Cost]
     published: dict[str, dict[str, dict[str, float]]]
+    version: NotRequired[int]
 
 
 def load(name: str) -> Matrix:
@@ -83,10 +100,11 @@ def load(name: str) -> Matrix:
     matrix.setdefault("costs", [])
     matrix.setdefault("published", {})
     for section in matrix["sections"]:
-        files.check_keys(section, set(Section.__annotations__), f"matrix '{name}': {section}: is not a section")
+        keys = set(Section.__annotations__) - set(LEVELS)
+        files.check_keys(section, keys, f"matrix '{name}': {section}: is not a section", LEVELS)
         where = f"matrix '{name}': {section['title']}"
         files.check_parts(section["rows"], {"with"}, f"{where}: rows")
-        files.check_parts(section["columns"], {"with", "measures"}, f"{where}: columns")
+        files.check_parts(section["columns"], Part.__optional_keys__, f"{where}: columns")
         if lacking := [column for column, up in section["columns"].items() if not up.get("measures")]:
             raise UserError(f"{where}: columns.{lacking[0]}: expected measures, the quality first")
         if section["against"] not in section["rows"]:
@@ -133,6 +151,7 @@ class Results:
     Args:
         matrix: Matrix from `load`.
         folder: Folder of the pictures, after which the table is named.
+        table: Another place of the table.
 
     Attributes:
         rows: Results of each run by `key`.
@@ -140,9 +159,9 @@ class Results:
         threads: Number of threads of the timing runs, as ``OMP_NUM_THREADS`` has it.
     """
 
-    def __init__(self, matrix: Matrix, folder: Path) -> None:
+    def __init__(self, matrix: Matrix, folder: Path, table: Path | None = None) -> None:
         self.matrix, self.folder = matrix, folder
-        self.table = folder.with_name(folder.name + results_table.SUFFIX)
+        self.table = table or folder.with_name(folder.name + results_table.SUFFIX)
         self.rows = results_table.read(self.table)
         costs = self.rows.pop(COSTS, {})
         self.costs: dict[str, list[dict[str, float]]] = costs.get("rows", {})
@@ -182,23 +201,11 @@ class Results:
 
     def keep(self, spec: RunSpec, run: Path) -> None:
         """Add a finished run to the table."""
-        rows = run_folder.read_metrics(run / run_folder.METRICS)
-        updates = updates_of(rows)
-        held_out = [row for row in rows if any(name.startswith(HELD_OUT) for name in row)]
-        names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
-        measures = [name for name in held_out[0] if name.startswith(HELD_OUT)]
-        found = run_folder.read_json(run / run_folder.RESULTS)
         self.rows[self.key(spec)] = {
             "arguments": list(spec.arguments),
             "config": spec.config,
-            **{name: found[name] for name in FACTS if name in found},
-            "before": found["before"],
-            "after": found["after"],
-            "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
-            "held_out": {
-                name.removeprefix(HELD_OUT): [_rounded(row.get(name)) for row in held_out]
-                for name in ("step", *measures)
-            },
+            **record(run),
+            **(per_sample(run, spec.measure) if "version" in self.matrix else {}),
         }
         self.write()
 
@@ -206,6 +213,30 @@ class Results:
         """Compute the mean seconds per update from the timing runs like this run; None if it was not timed."""
         rounds = self.costs.get(cost_key(spec.arguments))
         return float(np.mean([part["step_s"] for part in rounds])) if rounds else None
+
+
+def record(run: Path) -> JsonObject:
+    """Collect from a finished run what a table keeps of it: facts, scores, and curves of the log."""
+    rows = run_folder.read_metrics(run / run_folder.METRICS)
+    updates = updates_of(rows)
+    held_out = [row for row in rows if any(name.startswith(HELD_OUT) for name in row)]
+    names = dict.fromkeys(name for row in updates for name in row if name.startswith(KEPT))
+    measures = [name for name in held_out[0] if name.startswith(HELD_OUT)]
+    found = run_folder.read_json(run / run_folder.RESULTS)
+    return {
+        **{name: found[name] for name in FACTS if name in found},
+        "before": found["before"],
+        "after": found["after"],
+        "updates": {name: [_rounded(row.get(name)) for row in updates] for name in ("step", *names)},
+        "held_out": {
+            name.removeprefix(HELD_OUT): [_rounded(row.get(name)) for row in held_out] for name in ("step", *measures)
+        },
+    }
+
+
+def per_sample(run: Path, measure: str) -> JsonObject:
+    """Collect a measure of each held-out sample after training."""
+    return {"per_sample": {measure: [_rounded(row["after"][measure]) for row in run_folder.read_answers(run)]}}
 
 
 def cost_key(arguments: Sequence[str]) -> str:

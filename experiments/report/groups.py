@@ -116,15 +116,16 @@ def settings(groups: Sequence[Group]) -> list[list[str]]:
     return [*rows, ["seeds", *(", ".join(str(run.results["seed"]) for run in group.runs) for group in groups)]]
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group the runs of one environment by config, in input order.
+def group_runs(runs: Sequence[Run], parts: Sequence[str] = ()) -> list[Group]:
+    """Group runs by config, in input order; those of one environment, unless ``parts`` of a config alone separate them.
 
     A group is named by its algorithm and the first settings that differ between groups of that algorithm.
     """
     found: dict[str, list[Run]] = {}
+    own_settings = {run.folder: flat({part: run.config[part] for part in parts or run.config}) for run in runs}
     for run in runs:
-        found.setdefault(str(sorted(flat(run.config).items())), []).append(run)
-    kinds = [(group[0].results["algo"], flat(group[0].config)) for group in found.values()]
+        found.setdefault(str(sorted(own_settings[run.folder].items())), []).append(run)
+    kinds = [(group[0].results["algo"], own_settings[group[0].folder]) for group in found.values()]
     names: list[str] = []
     groups = []
     for place, ((algo, own), group) in enumerate(zip(kinds, found.values(), strict=True)):

@@ -25,6 +25,8 @@ from maskgym.experiments.wiring import build, composition, run_folder, sources
 from maskgym.experiments.wiring.process import device_name, keep_freed_memory, peak_mib, seed_everything, versions
 
 FINITE = ("loss", "reward", "grad_norm")  # ends of the logged names whose values must be finite
+# Logged name: actions, such as clicks, that the training environments scored for an update; not of several workers.
+ENV_STEPS = "env_steps"
 KEPT_BESIDE = (Path(run_folder.BEFORE).name, Path(run_folder.POLICY).name, "ray")  # beside checkpoints of training
 
 
@@ -278,11 +280,15 @@ class TrainingRun:
         """Train with a progress bar, a log and evaluations in between."""
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
         encode_ahead(self.train_envs, self.updates)
+        scored = 0
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
             def on_log(step: int, values: Mapping[str, float]) -> None:
+                nonlocal scored
+                before, scored = scored, self.actions_scored()
+                spent = {ENV_STEPS: float(scored - before)} if scored > before and parallel.size() == 1 else {}
                 self.tell_gap(step)
-                self.log(step, {**values, "peak_memory_mib": round(peak_mib(), 1)})
+                self.log(step, {**values, **spent, "peak_memory_mib": round(peak_mib(), 1)})
                 check_finite(step, values, self.folder)
                 self.report(step, values)
                 _advance(bar, step, values)
@@ -290,6 +296,10 @@ class TrainingRun:
                     self.evaluate(f"after {step}", step)
 
             self.fit(on_log)
+
+    def actions_scored(self) -> int:
+        """Count the actions that the training environments of this process have scored."""
+        return sum(unwrap(env, SampleVectorEnv).actions_scored for env in self.train_envs.values())
 
     def tell_gap(self, step: int) -> None:
         """Say, at the first update of a resumed run, how many earlier ones ``metrics.csv`` lacks."""

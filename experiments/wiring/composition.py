@@ -63,7 +63,7 @@ SEVERAL = (
     *(key.replace(".", ".held_out.") for key in BY_TASK),
     "data.rationales",
 )  # text, or a list of texts
-OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
+OPEN = ("data.roots", "data.readers", "data.knobs")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Groups whose keys an evaluation may change by the names that the run's own part has.
@@ -98,10 +98,12 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 @cache
 def option(group: str, name: str | None) -> Config:
-    """Load the file of an option, read-only; an empty dictionary if there is none."""
+    """Load the file of an option over those that its ``defaults`` name, read-only; empty if there is none."""
     places = [folder / group / f"{name}.yaml" for folder in folders()]
     file = next((file for file in places if file.is_file()), None)
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    bases = [base for base in found.pop("defaults", ()) if base != "_self_"]
+    return {key: value for one in (*(option(group, base) for base in bases), found) for key, value in one.items()}
 
 
 @cache
