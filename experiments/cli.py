@@ -190,6 +190,13 @@ def benchmark(arguments: Sequence[str]) -> int:
     return runner.main(arguments)
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """Compare runs with the baselines of a protocol, and say what their seeds can show."""
+    from maskgym.experiments.grids import compare as runner
+
+    return runner.main(arguments)
+
+
 def sweep(arguments: Sequence[str]) -> int:
     """Run a wandb sweep's file without wandb."""
     from maskgym.experiments.grids import sweep as runner
@@ -252,6 +259,7 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("evaluate",): evaluate,
     ("study",): study,
     ("benchmark",): benchmark,
+    ("compare",): compare,
     ("sweep",): sweep,
     ("baselines",): baselines,
     ("response_study",): response_study,

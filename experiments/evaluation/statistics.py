@@ -107,7 +107,7 @@ def smallest_difference(first: Sequence[float], second: Sequence[float]) -> floa
     deviation, seeds = _deviation(first, second), min(len(first), len(second))
     if not deviation:
         return 0.0
-    return deviation * brentq(lambda effect: _power(effect, seeds) - POWER, 0.0, 20.0)
+    return float(deviation * brentq(lambda effect: _power(effect, seeds) - POWER, 1e-6, 20.0))
 
 
 def seeds_needed(first: Sequence[float], second: Sequence[float]) -> int | None:
@@ -162,11 +162,11 @@ def _deviation(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _power(effect: float, seeds: int) -> float:
     """Compute the power of the t-test for a difference in standard deviations."""
-    from scipy.stats import nct, t
+    from scipy.stats import ncf, t
 
     freedom, shift = 2 * seeds - 2, effect * np.sqrt(seeds / 2)
     limit = t.ppf((1 + LEVEL) / 2, freedom)
-    return float(nct.sf(limit, freedom, shift) + nct.cdf(-limit, freedom, shift))
+    return float(ncf.sf(limit**2, 1, freedom, shift**2))  # of t²; the distribution of t itself is NaN for large shifts
 
 
 def _resampled(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -23,9 +23,15 @@ A matrix is a file in ``matrices/`` (or any path): sections of rows (algorithms)
     published:                                         # optional: of a paper, whose order of the rows is compared
       cgpo: {sis: {ap70: 0.902}}                       # row, column, measure
 
-Each run becomes one row of the table ``OUT/NAME.jsonl.gz``, whose key is the hash of its arguments. Rows that sections
-share are therefore run once, and a stopped benchmark resumes. A row also holds the config of its run, and is made again
-if a default has changed. ``--report`` writes the report from existing results and runs nothing.
+Each run becomes one row of the table ``OUT/NAME.jsonl.gz``, of a protocol beside its file; its key is the hash of its
+arguments. Rows that sections share are therefore run once, and a stopped benchmark resumes. A row also holds the config
+of its run, and is made again if a default has changed. ``--report`` writes the report from existing results and runs
+nothing.
+
+A matrix with a ``version`` is a protocol (`maskgym.experiments.grids.protocol`). ``maskgym benchmark protocol=NAME
+algo=mine`` runs one algorithm, with its settings ``algo.KEY=VALUE``, on the protocol's levels and compares it with the
+baselines (``maskgym compare``); the runs are in OUT/runs, which ``maskgym board check`` takes.
+
 Any agent can be a row. Tokens and rewards per update are those that it logs as ``generated_tokens`` and
 ``reward_calls``; without them, the columns and curves of the row are empty, and the report says so. Seconds are the
 number of updates times the seconds per update of a separate timing run, so that rows may train in parallel.
@@ -33,21 +39,17 @@ number of updates times the seconds per update of a separate timing run, so that
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.provenance import Result
-from maskgym.experiments.grids import benchmark_report, files, matrix
-from maskgym.experiments.grids.matrix import WARM_UP, Results, cost_arguments, cost_key
-from maskgym.experiments.grids.processes import Finished, Runner, run_cold, threads_of
-from maskgym.experiments.grids.runner import RunSpec, add_options, call, changed, compute, digest
+from maskgym.experiments.grids import benchmark_report, costs, files, matrix, protocol, submission
+from maskgym.experiments.grids.matrix import Results
+from maskgym.experiments.grids.processes import Runner
+from maskgym.experiments.grids.runner import RunSpec, add_options, changed, compute
 from maskgym.experiments.grids.summary import page_command
 from maskgym.experiments.wiring import command, run_folder
 
@@ -59,14 +61,25 @@ def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
 
 def _main(arguments: Sequence[str], run: Runner | None) -> None:
     parser = command.Parser(prog="maskgym benchmark", description=__doc__)
-    parser.add_argument("matrix", help=f"a path, or one of {files.known(matrix.MATRICES)}")
+    parser.add_argument("matrix", help=f"a path, or one of {files.known(matrix.MATRICES)}; or protocol=NAME")
+    parser.add_argument("settings", nargs="*", metavar="algo=NAME", help="of protocol=NAME: what to run on its levels")
+    parser.add_argument("--level", nargs="+", default=[], help="of protocol=NAME: these levels only")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of protocol=NAME: these seeds only")
     parser.add_argument("--out", type=Path, default=Path("results"), help="for report and results (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="for run folders (%(default)s)")
+    parser.add_argument("--runs", type=Path, help="for run folders (runs/benchmark; of protocol=NAME, OUT/runs)")
     add_options(parser)
     parser.add_argument("--report", action="store_true", help="write the report from existing results, without runs")
-    given = parser.parse_args(arguments)
-    name, runs = Path(given.matrix).stem, given.runs.absolute()
+    given = parser.parse_intermixed_args(arguments)
+    if given.matrix.startswith("protocol="):
+        submission.run(given, run)
+        return
+    for option in ("settings", "level", "seeds"):
+        if found := getattr(given, option):
+            raise UserError(f"{option} {' '.join(map(str, found))}: is for protocol=NAME: expected the matrix alone")
+    name, runs = Path(given.matrix).stem, (given.runs or Path("runs/benchmark")).absolute()
     results = Results(matrix.load(given.matrix), given.out / name)
+    if "version" in results.matrix:
+        results = protocol.results(given.matrix, out=given.out / name)
     if not given.report:
         matrix.check(results.matrix)
         missing = [spec for spec in results.specs() if results.of(spec) is None]
@@ -81,7 +94,7 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
             if spec.file(runs).exists():  # the benchmark stopped between the run and its row
                 keep(spec)
         compute(missing, runs, given.jobs, given.ray, run, keep)
-        measure_costs(results, runs, run or _run_alone)
+        costs.measure(results, runs, run or costs.run_alone)
     text, pictures = benchmark_report.report(results, name)
     for file, content in pictures.items():
         run_folder.write(results.folder / file, content)
@@ -90,50 +103,3 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     print(given.out / f"{name}.md")
     if runs.exists():  # the table may hold all results
         print(page_command(runs))
-
-
-def _run_alone(words: Sequence[str], cold: bool = True) -> Finished:
-    return run_cold(words, threads=1)
-
-
-def measure_costs(results: Results, runs: Path, run: Runner) -> None:
-    """Make the timing runs of the matrix, one at a time and in rounds; existing results are kept.
-
-    Each is a cold process, whose memory is that of the run alone.
-
-    Raises:
-        UserError: If a run fails, or earlier timing runs had another number of threads.
-    """
-    wanted = {  # keyed by cost, so that a row of two tables is timed once
-        (number, cost_key(arguments)): arguments
-        for cost in results.matrix["costs"]
-        for number in range(cost["rounds"])
-        for arguments in (cost_arguments(cost, row) for row in cost["rows"])
-    }
-    plan = [arguments for (number, key), arguments in wanted.items() if len(results.costs.get(key, [])) <= number]
-    threads = threads_of(1)
-    if plan and threads != results.threads:
-        raise UserError(
-            f"OMP_NUM_THREADS={threads}: the timing runs in {results.table} had {results.threads} threads: "
-            f"expected OMP_NUM_THREADS={results.threads}"
-        )
-    for arguments in tqdm(plan, desc="cost", unit="run", disable=None):
-        rounds = results.costs.setdefault(cost_key(arguments), [])
-        folder = runs / f"cost-{digest(cost_key(arguments))}-{len(rounds)}"
-        shutil.rmtree(folder, ignore_errors=True)  # a resumed run would include the time of two starts
-        call(run, ("run", *arguments, "evaluation.samples=1", "evaluation.pictures=0", f"out={folder}"), cold=True)
-        rounds.append(_cost_of(folder))
-        results.write()
-
-
-def _cost_of(folder: Path) -> dict[str, float]:
-    """Compute the mean cost per update of a run, without the warm-up updates."""
-    updates = matrix.updates_of(run_folder.read_metrics(folder / run_folder.METRICS))
-    timed = updates[WARM_UP:]
-    if not timed:
-        raise UserError(f"{folder}: expected more than {WARM_UP} updates")
-    return {
-        "step_s": (updates[-1]["wall_s"] - updates[WARM_UP - 1]["wall_s"]) / len(timed),
-        "peak_memory_mib": updates[-1]["peak_memory_mib"],
-        **{n: float(np.mean([row[n] for row in timed])) for n in matrix.SPENT if all(n in row for row in timed)},
-    }

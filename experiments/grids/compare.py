@@ -5,9 +5,9 @@ differ in their seed only are a method. Methods are compared at the budget of ea
 scored masks; with ``--retime`` at equal seconds too, which baselines and runs take now on this machine.
 
 Scores are normalised: 0 is the level's floor, 1 its ceiling. Tables show interquartile means over seeds and levels with
-95 % stratified bootstrap intervals, the probability that a run of the method beats one of the baseline, and of the seeds'
-means over the levels: Hedges' g, a t-test, the smallest difference that it would show, and the seeds that the difference
-seen would need. What differs in samples, reward, segmenter or version is refused.
+95 % stratified bootstrap intervals, the probability that a run of the method beats one of the baseline, and of the
+seeds' means over the levels: Hedges' g, a t-test, the smallest difference that it would show, and the seeds that the
+difference seen would need. What differs in samples, reward, segmenter or version is refused.
 
 OUT gets ``comparison.md``, a picture per level, ``scores.csv`` (one row per run) and ``marl_eval.json``.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from maskgym.aliases import JsonObject
 from maskgym.errors import UserError
@@ -35,14 +36,17 @@ from maskgym.experiments.evaluation.statistics import (
     seeds_needed,
     smallest_difference,
 )
-from maskgym.experiments.grids import benchmark_report, files, matrix, protocol
+from maskgym.experiments.grids import benchmark_report, costs, files, matrix, protocol
 from maskgym.experiments.grids.matrix import Matrix, Results
+from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.protocol import UNITS, Level
 from maskgym.experiments.report import groups, run_data
 from maskgym.experiments.wiring import command, run_folder
 
 DEFAULT = "maskgym_v1"
 HEAD = ("method", "level", "seed", "budget", "unit", "measure", "score", "normalised")
+TIMED = 8  # updates of a timing run, with those that are not timed
+SECONDS = "seconds"
 METRIC = "normalised_score"  # of marl-eval's file
 VERDICTS = {"better": "is better than", "worse": "is worse than", "open": "is not told apart from"}
 AGAINST = (
@@ -50,10 +54,10 @@ AGAINST = (
     *("smallest difference shown", "seeds needed", "verdict"),
 )
 CAPTION = (
-    "Scores are at the budget of each level; normalised, 0 is its floor and 1 its ceiling. Interquartile means with 95 % "
-    "stratified bootstrap intervals. A verdict is of Welch's t-test of the seeds' means over the levels at 5 %, corrected "
-    "for the number of baselines (Holm). Such a test shows the smallest difference in four of five cases, and the one "
-    "that is seen with the seeds needed of each method."
+    "Scores are at the budget of each level; normalised, 0 is its floor and 1 its ceiling. Interquartile means with "
+    "95 % stratified bootstrap intervals. A verdict is of Welch's t-test of the seeds' means over the levels at 5 %, "
+    "corrected for the number of baselines (Holm). Such a test shows the smallest difference in four of five cases, "
+    "and the one that is seen with the seeds needed of each method."
 )
 Records = dict[str, dict[int, JsonObject]]  # of one method: what a table keeps of a run, by level and seed
 
@@ -87,17 +91,25 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument("--baselines", type=Path, help="table of baselines (that of the protocol)")
     parser.add_argument("--against", help="baselines, as grpo,cgpo (all that were trained)")
     parser.add_argument("--level", nargs="+", default=[], help="of these levels only (all that the runs are of)")
+    parser.add_argument("--retime", action="store_true", help="compare at equal seconds too, timed here")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write (%(default)s)")
     given = parser.parse_intermixed_args(arguments)
     results = protocol.results(given.protocol, given.baselines)
     asked = [protocol.level(results.matrix, name).name for name in given.level]
     own = read_methods([folder for run in given.runs for folder in run_data.below(run)], results.matrix, asked)
     comparison = Comparison(results, own, given.against.split(",") if given.against else None)
+    if given.retime:
+        comparison.retime(given.out / "timing")
+    write(comparison, given.out)
+
+
+def write(comparison: Comparison, out: Path) -> None:
+    """Write the files of a comparison into a folder, and print its text."""
     text = comparison.text()
     for file, content in {**comparison.pictures(), **comparison.tables(), "comparison.md": text}.items():
-        run_folder.write(given.out / file, content)
+        run_folder.write(out / file, content)
     print(text)
-    print(given.out / "comparison.md")
+    print(out / "comparison.md")
 
 
 def read_methods(folders: Sequence[Path], matrix_: Matrix, asked: Sequence[str] = ()) -> list[Method]:
@@ -142,6 +154,7 @@ class Comparison:
         self.results = results
         self.own = [Method(f"{one.name} (given)" if one.name in rows else one.name, one.records) for one in own]
         known = protocol.levels(results.matrix)
+        self.seconds: dict[tuple[str, str], float] = {}  # per update, by method and level
         self.levels = [level for name, level in known.items() if any(name in method.records for method in own)]
         self.baselines = [self._baseline(name) for name in against or self._trained()]
         for level in self.levels:
@@ -198,6 +211,27 @@ class Comparison:
         seeds = method.seeds(level.name for level in levels)
         return np.stack([self.scores(method, level, seeds) for level in levels], axis=1)
 
+    def retime(self, folder: Path, run: Runner = costs.run_alone) -> None:
+        """Time some updates of each method that trains, on each level, one after the other on this machine.
+
+        Args:
+            folder: Folder for the runs.
+            run: Runner of commands.
+
+        Raises:
+            UserError: If a run fails.
+        """
+        plan = [
+            (method, level)
+            for level in self.levels
+            for method in self.methods
+            if any(record["updates"]["step"] for record in method.records.get(level.name, {}).values())
+        ]
+        for number, (method, level) in enumerate(tqdm(plan, desc="timing", unit="run", disable=None)):
+            config = next(iter(method.records[level.name].values()))["config"]
+            words = (*protocol.arguments(level, config["algo"]), f"algo.updates={TIMED}", "evaluation.every=null")
+            self.seconds[method.name, level.name] = costs.measure_once(words, folder / f"{number}", run)["step_s"]
+
     def text(self) -> str:
         """Write the comparison as Markdown."""
         version, lines = self.results.matrix["version"], [f"# {', '.join(method.name for method in self.own)}\n"]
@@ -220,7 +254,23 @@ class Comparison:
         told = f"Floor {floor:.3f}, ceiling {ceiling:.3f}; at {level.budget:,} {UNITS[level.unit]}."
         head = ["", f"{level.measure}, mean", "normalised", "seeds"]
         picture = [f"![Learning curves]({level.name}.png)\n"] * bool(self._panels(level))
-        return [f"## {level.name}\n", f"{told}\n", *files.table(head, body), "", *picture]
+        return [f"## {level.name}\n", f"{told}\n", *files.table(head, body), "", *self._timed(level), *picture]
+
+    def _timed(self, level: Level) -> list[str]:
+        """Format the scores at equal seconds, the least that a run of a method takes for all its updates."""
+        curves = self._panels(level).get(SECONDS, {})
+        if not curves:
+            return []
+        budget = min(spent[-1] for seeds in curves.values() for spent, _ in seeds)
+        body = [
+            [
+                name,
+                f"{self.seconds[name, level.name]:.2f}",
+                benchmark_report.mean(benchmark_report.at_budget(seeds, budget)),
+            ]
+            for name, seeds in curves.items()
+        ]
+        return [*files.table(["", "s per update", f"normalised after {budget:,.0f} s"], body), ""]
 
     def _verdicts(self, method: Method) -> list[str]:
         """Compare a method with each baseline, on the levels that both have runs of."""
@@ -249,7 +299,7 @@ class Comparison:
         ]
 
     def _panels(self, level: Level) -> benchmark_report.Panels:
-        """Collect normalised curves by what was spent."""
+        """Collect normalised curves by what was spent, and by seconds if methods were timed."""
         panels: benchmark_report.Panels = {}
         for method in self.methods:
             for record in method.records.get(level.name, {}).values():
@@ -257,6 +307,9 @@ class Comparison:
                     spent, scores = found
                     scaled = protocol.normalised(self.results, level, scores).tolist()
                     panels.setdefault(UNITS[level.unit], {}).setdefault(method.name, []).append((spent, scaled))
+                    if update := self.seconds.get((method.name, level.name)):
+                        took = [step * update for step in record["held_out"]["step"]]
+                        panels.setdefault(SECONDS, {}).setdefault(method.name, []).append((took, scaled))
         return panels
 
     def pictures(self) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ KEPT = (
 # Facts of a run that the table keeps.
 FACTS = (
     *("env", "algo", "seed", "device", "steps", "split", "samples", "instruction", "hint", "versions", AP_RULE[0]),
-    KEY,
+    *(KEY, "wall_s"),
 )
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published", "version")  # keys of a matrix

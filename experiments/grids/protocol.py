@@ -20,6 +20,7 @@ from maskgym.errors import UserError
 from maskgym.experiments.grids import matrix
 from maskgym.experiments.grids.matrix import Matrix, Results, Section, run_of, score
 from maskgym.experiments.grids.results_table import SUFFIX
+from maskgym.experiments.wiring import composition
 
 # What the runs of a level share, by key of the config.
 SHARED = ("env", "data", "segmenter", "reward", "policy", "train_samples")
@@ -129,6 +130,18 @@ def differences(asked: Level, config: Config) -> list[str]:
         else:
             pairs.append((part, value, found))
     return [f"{key}={found}: level {asked.name} has {key}={value}" for key, value, found in pairs if value != found]
+
+
+def arguments(asked: Level, algo: Config) -> tuple[str, ...]:
+    """List the arguments of a run of a level with the algorithm of another run's config."""
+    given = (*asked.section["base"], *asked.section["columns"][asked.name].get("with", ()), f"algo={algo['name']}")
+    listed = composition.compose(given)["algo"]
+    changed = [f"++algo.{key}={_text(value)}" for key, value in algo.items() if listed.get(key, ...) != value]
+    return (*given, *changed)
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def bounds(results: Results, asked: Level) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import benchmark, benchmark_report, matrix, results_table
+from maskgym.experiments.grids import benchmark, benchmark_report, costs, matrix, results_table
 from maskgym.experiments.wiring import composition, run_folder
 
 SMALL = ["evaluation.samples=2", "evaluation.pictures=0"]
@@ -162,7 +162,7 @@ def test_an_agent_that_logs_no_tokens_has_empty_cells_and_a_line(tmp_path):
     results.keep(spec := matrix.run_of(section, "grpo", "sis", 0), run)
     kept = results.of(spec)
     assert kept["updates"] == {"step": [1, 2, 3, 4, 5, 6], "reward": [0.5] * 6} and kept["samples"] == counted
-    cost = benchmark._cost_of(run)
+    cost = costs._cost_of(run)
     assert cost["peak_memory_mib"] == 100 and set(cost) == {"step_s", "peak_memory_mib"}
     results.costs = {matrix.cost_key(matrix.cost_arguments(MATRIX["costs"][0], "grpo")): [cost | {"step_s": 2.0}]}
     text, _ = benchmark_report.report(results, "small")
@@ -182,7 +182,7 @@ def test_timing_runs_have_one_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     again = matrix.Results(MATRIX, tmp_path / "small")
     with pytest.raises(UserError, match=r"OMP_NUM_THREADS=2: the timing runs in .* had 1 threads: expected"):
-        benchmark.measure_costs(again, tmp_path, lambda words, cold: pytest.fail("ran"))
+        costs.measure(again, tmp_path, lambda words, cold: pytest.fail("ran"))
     assert matrix.Results(MATRIX, tmp_path / "other").threads == "2"
 
 
