@@ -33,6 +33,8 @@ register("grpo", "maskgym.agents.text.language:GRPOAgent")  # group-relative adv
 register("dr_grpo", "maskgym.agents.text.language:DrGRPOAgent")  # GRPO without the length and deviation divisors
 register("dapo", "maskgym.agents.text.language:DAPOAgent")  # GRPO with dynamic sampling and a wider clip range above
 register("gspo", "maskgym.agents.text.language:GSPOAgent")  # GRPO with one ratio per answer
+register("cispo", "maskgym.agents.text.language:CISPOAgent")  # GRPO with clipped weights of importance sampling
+register("sapo", "maskgym.agents.text.language:SAPOAgent")  # GRPO with a smooth gate in place of the clip range
 register("rloo", "maskgym.agents.text.language:RLOOAgent")  # leave-one-out baseline per prompt
 register("spo", "maskgym.agents.text.language:SPOAgent")  # one answer per prompt, minus the prompt's running value
 register("ppo", "maskgym.agents.clicks.ppo:PPOAgent")  # PPO on clicks (AlignSAM)

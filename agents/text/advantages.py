@@ -1,7 +1,8 @@
 """Advantages of the same answers under each algorithm of text, for comparison.
 
 Training computes them per batch elsewhere (TRL's trainers, `maskgym.agents.text.spo`, `maskgym.agents.text.cgpo`), and
-the tests compare both. Settings are the algorithms' defaults.
+the tests compare both. Settings are the algorithms' defaults. CISPO and SAPO
+have GRPO's advantages.
 """
 
 from __future__ import annotations

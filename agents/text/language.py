@@ -186,6 +186,26 @@ class GSPOAgent(LanguageAgent):
     }
 
 
+class CISPOAgent(LanguageAgent):
+    """Clipped importance sampling weights in place of clipped updates (MiniMax-M1, arXiv 2506.13585)."""
+
+    method = "grpo"
+    defaults: ClassVar[Settings] = {
+        "loss_type": "cispo",
+        "scale_rewards": "group",
+        "beta": 0.0,
+        "epsilon_high": 5.0,
+        "num_iterations": 2,
+    }
+
+
+class SAPOAgent(LanguageAgent):
+    """Soft Adaptive Policy Optimization: a smooth gate in place of the clip range (arXiv 2511.20347)."""
+
+    method = "grpo"
+    defaults: ClassVar[Settings] = {"loss_type": "sapo", "scale_rewards": "group", "beta": 0.0, "num_iterations": 2}
+
+
 class RLOOAgent(LanguageAgent):
     """REINFORCE Leave-One-Out: the reward minus the mean reward of the group's others (arXiv 2402.14740)."""
 

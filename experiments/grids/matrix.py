@@ -29,7 +29,7 @@ KEPT = (
 # Facts of a run that the table keeps.
 FACTS = (
     *("env", "algo", "seed", "device", "steps", "split", "samples", "instruction", "hint", "versions", AP_RULE[0]),
-    *(KEY, "wall_s"),
+    KEY,
 )
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published", "version")  # keys of a matrix
@@ -205,7 +205,7 @@ class Results:
             "arguments": list(spec.arguments),
             "config": spec.config,
             **record(run),
-            **(per_sample(run, spec.measure) if "version" in self.matrix else {}),
+            **(of_protocol(run, spec.measure) if "version" in self.matrix else {}),
         }
         self.write()
 
@@ -234,9 +234,10 @@ def record(run: Path) -> JsonObject:
     }
 
 
-def per_sample(run: Path, measure: str) -> JsonObject:
-    """Collect a measure of each held-out sample after training."""
-    return {"per_sample": {measure: [_rounded(row["after"][measure]) for row in run_folder.read_answers(run)]}}
+def of_protocol(run: Path, measure: str) -> JsonObject:
+    """Collect what a protocol keeps beside: the time of a run, and a measure of each held-out sample after training."""
+    samples = [_rounded(row["after"][measure]) for row in run_folder.read_answers(run)]
+    return {"wall_s": run_folder.read_json(run / run_folder.RESULTS)["wall_s"], "per_sample": {measure: samples}}
 
 
 def cost_key(arguments: Sequence[str]) -> str:

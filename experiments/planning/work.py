@@ -166,7 +166,7 @@ def check(config: Config) -> None:
     """
     name = config["algo"]["name"]
     if not issubclass(agents.get(name), LanguageAgent):
-        covered = "sft, cgpo, grpo, dr_grpo, dapo, gspo, rloo, spo"
+        covered = "sft, cgpo, grpo, dr_grpo, dapo, gspo, cispo, sapo, rloo, spo"
         raise UserError(f"algo={name}: maskgym plan covers algorithms that train on answers in text: {covered}")
 
 

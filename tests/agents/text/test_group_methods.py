@@ -59,7 +59,25 @@ def gspo(new, old, reference, advantages, longest):
     return sum(terms) / len(terms)
 
 
-@pytest.mark.parametrize("formula", [grpo, dr_grpo, dapo, gspo], ids=lambda formula: formula.__name__)
+def cispo(new, old, reference, advantages, longest):
+    """MiniMax-M1: the clipped ratio is a constant weight; a mean over all tokens."""
+    terms = [
+        ((n - o).exp().clamp(max=5.0).detach() * advantage * n).sum()
+        for n, o, advantage in zip(new, old, advantages, strict=True)
+    ]
+    return sum(terms) / sum(len(answer) for answer in new)
+
+
+def sapo(new, old, reference, advantages, longest):
+    """The gate 4 / t sigmoid(t (ratio - 1)) of each token; a mean over tokens, then over answers."""
+    terms = []
+    for n, o, advantage in zip(new, old, advantages, strict=True):
+        t = 1.0 if advantage > 0 else 1.05
+        terms.append((4 / t / (1 + (-t * ((n - o).exp() - 1)).exp()) * advantage).mean())
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("formula", [grpo, dr_grpo, dapo, gspo, cispo, sapo], ids=lambda formula: formula.__name__)
 @pytest.mark.parametrize("shift", [1.0, 1e-4], ids=["far", "near"])
 def test_loss_and_gradient_equal_the_papers(
     make_algorithm, four_answers, token_log_probabilities, formula, shift, monkeypatch
@@ -81,7 +99,8 @@ def test_loss_and_gradient_equal_the_papers(
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-    assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] > 0) == (shift == 1)
+    if formula not in (cispo, sapo):  # which have no clip range
+        assert (trainer._metrics["train"]["clip_ratio/region_mean"][0] > 0) == (shift == 1)
 
 
 def test_the_loss_of_rloo_weighs_whole_answers(make_algorithm, four_answers, token_log_probabilities):
@@ -134,7 +153,7 @@ def expected_advantages(name):
     return (centred if name == "dr_grpo" else centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "rloo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo"])
 def test_advantages(make_algorithm, name):
     unpunished = {"overlong_share": 0.0} if name == "dapo" else {}
     trainer = make_algorithm(name, reward_funcs=fixed_rewards, **unpunished)
@@ -167,7 +186,7 @@ def test_a_group_without_signal_deviates_by_less_than_the_tolerance():
     assert without_signal(torch.tensor([0.5, float("nan")]), 2, 1e-3).tolist() == [True]  # nothing to compare with
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "gspo", "cispo", "sapo", "rloo"])
 @pytest.mark.parametrize(("tolerance", "expected"), [(1e-3, 0.5), (1e-5, 0.0)])
 def test_the_share_of_groups_without_signal_is_logged(make_algorithm, name, tolerance, expected):
     def almost_equal(completions, **_):
@@ -207,7 +226,7 @@ def test_values_out_of_range_are_refused(tmp_path, kind, changes, words):
 # Training.
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "rloo", "spo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "spo"])
 def test_the_rewarded_word_becomes_likely(make_algorithm, name):
     def probability_of_red():
         ids = torch.tensor([trainer._tokenizer("<user> name the red cat <assistant>")["input_ids"]])

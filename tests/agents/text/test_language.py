@@ -108,6 +108,8 @@ LOGGED = {
     "dr_grpo": GROUPS,
     "dapo": GROUPS | {"dapo/rounds", "dapo/share_unfilled"},
     "gspo": GROUPS,
+    "cispo": GROUPS,
+    "sapo": GROUPS,
     "rloo": GROUPS | {"kl"},
     "spo": {"spo/value", "spo/advantage_abs", "spo/share_known"},
 }
