@@ -30,7 +30,8 @@ nothing.
 
 A matrix with a ``version`` is a protocol (`maskgym.experiments.grids.protocol`). ``maskgym benchmark protocol=NAME
 algo=mine`` runs one algorithm, with its settings ``algo.KEY=VALUE``, on the protocol's levels and compares it with the
-baselines (``maskgym compare``); the runs are in OUT/runs, which ``maskgym board check`` takes.
+baselines (``maskgym compare``); the runs are in OUT/runs, which ``maskgym board check`` takes. ``maskgym benchmark
+gate`` repeats the beginning of one run a family, and ends with status 1 if a score is not as stored.
 
 Any agent can be a row. Tokens and rewards per update are those that it logs as ``generated_tokens`` and
 ``reward_calls``; without them, the columns and curves of the row are empty, and the report says so. Seconds are the
@@ -46,7 +47,7 @@ from pathlib import Path
 from maskgym.errors import UserError
 from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.provenance import Result
-from maskgym.experiments.grids import benchmark_report, costs, files, matrix, protocol, submission
+from maskgym.experiments.grids import benchmark_report, compare, costs, files, gate, matrix, protocol, submission
 from maskgym.experiments.grids.matrix import Results
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.runner import RunSpec, add_options, changed, compute
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None, run: Runner | None = None) -> int:
     return command.status(partial(_main, run=run), argv, "interrupted: the same command goes on")
 
 
-def _main(arguments: Sequence[str], run: Runner | None) -> None:
+def _main(arguments: Sequence[str], run: Runner | None) -> int:
     parser = command.Parser(prog="maskgym benchmark", description=__doc__)
-    parser.add_argument("matrix", help=f"a path, or one of {files.known(matrix.MATRICES)}; or protocol=NAME")
+    parser.add_argument("matrix", help=f"a path, or one of {files.known(matrix.MATRICES)}; or protocol=NAME, or gate")
     parser.add_argument("settings", nargs="*", metavar="algo=NAME", help="of protocol=NAME: what to run on its levels")
     parser.add_argument("--level", nargs="+", default=[], help="of protocol=NAME: these levels only")
     parser.add_argument("--seeds", type=int, nargs="+", help="of protocol=NAME: these seeds only")
@@ -72,7 +73,9 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     given = parser.parse_intermixed_args(arguments)
     if given.matrix.startswith("protocol="):
         submission.run(given, run)
-        return
+        return 0
+    if given.matrix == gate.NAME:
+        return gate.run(compare.DEFAULT, None, given.out / gate.NAME, given.jobs, run)
     for option in ("settings", "level", "seeds"):
         if found := getattr(given, option):
             raise UserError(f"{option} {' '.join(map(str, found))}: is for protocol=NAME: expected the matrix alone")
@@ -103,3 +106,4 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     print(given.out / f"{name}.md")
     if runs.exists():  # the table may hold all results
         print(page_command(runs))
+    return 0

@@ -50,7 +50,7 @@ class Section(TypedDict):
     """Rows that are compared in some columns; ``against`` is the row that the others are compared with.
 
     Columns that are levels have budgets in ``unit``, a logged name; ``floor`` and ``ceiling`` are the rows whose scores
-    are 0 and 1 after normalisation.
+    are 0 and 1 after normalisation; ``gate`` is the row of `maskgym.experiments.grids.gate`.
     """
 
     title: str
@@ -63,6 +63,7 @@ class Section(TypedDict):
     unit: NotRequired[str]
     floor: NotRequired[str]
     ceiling: NotRequired[str]
+    gate: NotRequired[str]
 
 
 class Cost(TypedDict):

@@ -24,6 +24,7 @@ from maskgym.experiments.wiring import composition
 
 # What the runs of a level share, by key of the config.
 SHARED = ("env", "data", "segmenter", "reward", "policy", "train_samples")
+NEEDED = ("unit", "floor", "ceiling")  # keys of a section
 EVALUATED = ("split", "samples")  # keys of `evaluation` that they share too
 UNITS = {"generated_tokens": "generated tokens", "env_steps": "clicks", "reward_calls": "scored masks"}
 
@@ -69,11 +70,11 @@ def load(name: str) -> Matrix:
         raise UserError(f"protocol={name}: has no version: expected a protocol, such as maskgym_v1")
     for section in found["sections"]:
         where = f"protocol={name}: {section['title']}"
-        if missing := [key for key in matrix.LEVELS if key not in section]:
+        if missing := [key for key in NEEDED if key not in section]:
             raise UserError(f"{where}: expected the key {missing[0]}")
         if section["unit"] not in UNITS:
             raise UserError(f"{where}: unit={section['unit']}: expected one of {', '.join(UNITS)}")
-        for key in ("floor", "ceiling"):
+        for key in ("floor", "ceiling", *(["gate"] if "gate" in section else [])):
             if section[key] not in section["rows"]:
                 raise UserError(f"{where}: {key}={section[key]}: expected one of {', '.join(section['rows'])}")
         if lacking := [column for column, up in section["columns"].items() if "budget" not in up]:

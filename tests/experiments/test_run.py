@@ -29,7 +29,7 @@ from maskgym.experiments.wiring.run_folder import read_metrics
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 from maskgym.segmenters.points.sam import EMBEDDED as SAM
 
-TEXT = "cgpo, chat_model, dapo, dr_grpo, grpo, gspo, rloo, sft, spo"
+TEXT = "cgpo, chat_model, cispo, dapo, dr_grpo, grpo, gspo, rloo, sapo, sft, spo"
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
