@@ -56,7 +56,7 @@ def cell(results: Results, section: Section) -> tuple[RunSpec, float, float]:
     stored = results.read(section, row, column)
     if len(stored) < 3:
         raise UserError(f"{results.table}: {column}, {row}: {len(stored)} runs: expected at least 3")
-    step = stored[0]["held_out"]["step"][1]
+    step = int(stored[0]["held_out"]["step"][1])
     settings = [*section["rows"][row].get("with", ()), f"algo.updates={step}"]
     spec = run_of({**section, "rows": {row: {"with": settings}}}, row, column, section["seeds"][0])
     scores = [score(one["held_out"], column, spec.measure)[1] for one in stored]
