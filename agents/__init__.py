@@ -43,7 +43,7 @@ register("ppo_rllib", "maskgym.agents.clicks.rllib:RLlibPPOAgent")  # PPO on cli
 register("grpo_clicks", "maskgym.agents.clicks.click_grpo:GRPOAgent")  # GRPO on clicks, groups of one sample
 register("cgpo_clicks", "maskgym.agents.clicks.click_grpo:CGPOAgent")  # CGPO on clicks: return minus confidence
 register("oracle", "maskgym.agents.clicks.oracle:OracleAgent")  # search with the ground truth: the upper bound
-register("oracle_text", "maskgym.agents.text.oracle:OracleTextAgent")  # the ground truth as an answer to a query
+register("oracle_text", "maskgym.agents.text.oracle:OracleTextAgent")  # the ground truth as an answer
 register("referring", "maskgym.agents.masks.referring:ReferringAgent")  # frozen segmenter (RefCOCO evaluation)
 register("chat_model", "maskgym.agents.text.served:ServedAgent")  # served model without training (Table 3)
 register("usersal", "maskgym.agents.masks.supervised:UserSalAgent")  # supervised masks of needs

@@ -168,6 +168,19 @@ class ReasoningVectorEnv(TextVectorEnv):
         """Build the transition of an answer again from the info of its step."""
         return Transition(self.task, sample, text, info["masks"], answer=self.parser(text))
 
+    def true_answers(self) -> list[str]:
+        """Write the true phrases of each current episode as an answer; see `TextVectorEnv.true_answers`."""
+        return [self._true_answer(self._shown(i)) for i in range(self.num_envs)]
+
+    def _true_answer(self, sample: Sample) -> str:
+        if sample.phrases is None:
+            raise UserError(f"sample '{sample.key}' has no phrases: expected data with phrases")
+        phrases = [phrase for of_image in sample.phrases for phrase in of_image]
+        if self.task != "sis":  # a region is named once
+            phrases = list(dict.fromkeys(phrases))
+        tag, think = ("ins" if self.task == "sis" else "rg"), "<think></think>" * self.reasoning
+        return f"{think}<answer>{''.join(f'<{tag}>{phrase}</{tag}>' for phrase in phrases)}</answer>"
+
     def _segment(self, texts: Sequence[str], samples: Sequence[Sample]) -> list[Transition]:
         answers = list(map(self.parser, texts))
         images = [image for sample in samples for image in sample.images]

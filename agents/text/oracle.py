@@ -1,4 +1,4 @@
-"""Answer queries with the ground truth: the ceiling of boxes, points and phrases under a segmenter."""
+"""Answer with the ground truth: the ceiling of boxes, points and phrases under a segmenter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gymnasium.vector import VectorEnv
 from maskgym.agents.base import Chooser, FrozenAgent, Policy
 from maskgym.aliases import Observation
 from maskgym.envs.base import unwrap
-from maskgym.envs.text.refer import ReferVectorEnv
+from maskgym.envs.text.base import TextVectorEnv
 from maskgym.errors import UserError
 
 
 class OracleTextAgent(FrozenAgent):
-    """Answer with the tight boxes, the deepest points or the phrases of the ground truth, as the form asks.
+    """Answer with the phrases of the ground truth; queries with its tight boxes or deepest points, as their form asks.
 
     Args:
         policy: Unused; present because all agents share one constructor.
@@ -25,7 +25,7 @@ class OracleTextAgent(FrozenAgent):
         output: Unused.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("refer",)
+    tasks: ClassVar[tuple[str, ...]] = ("sod", "sis", "cosod", "refer")
 
     def __init__(
         self,
@@ -42,5 +42,5 @@ class OracleTextAgent(FrozenAgent):
 
     def begin(self, env: VectorEnv, count: int) -> Chooser:
         """Build the policy that answers with the ground truth of the current episodes."""
-        answers = unwrap(env, ReferVectorEnv).true_answers()[:count]
+        answers = unwrap(env, TextVectorEnv).true_answers()[:count]
         return lambda step, observations: answers

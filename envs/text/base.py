@@ -20,7 +20,8 @@ MAX_TEXT = 65536  # characters of an action; longer ones are outside the space, 
 class TextVectorEnv(RowwiseVectorEnv):
     """Vector environment of one step per episode: the answers of all sub-environments are segmented together.
 
-    A subclass sets `task` and `reasoning`, and implements `parser`, `rebuild`, `_segment`, `_observe_row` and `_frame`.
+    A subclass sets `task` and `reasoning`, and implements `parser`, `rebuild`, `true_answers`, `_segment`,
+    `_observe_row` and `_frame`.
 
     Attributes:
         task: Task of its transitions.
@@ -40,6 +41,14 @@ class TextVectorEnv(RowwiseVectorEnv):
     @abstractmethod
     def rebuild(self, sample: Sample, text: str, info: Mapping) -> Transition:
         """Build the transition of an answer again from the info of its step."""
+
+    @abstractmethod
+    def true_answers(self) -> list[str]:
+        """Write the ground truth of each current episode as an answer, for an oracle.
+
+        Raises:
+            UserError: If the data does not have what an answer needs, such as phrases.
+        """
 
     @abstractmethod
     def _segment(self, texts: Sequence[str], samples: Sequence[Sample]) -> list[Transition]:

@@ -149,7 +149,7 @@ def bounds(results: Results, asked: Level) -> tuple[float, float]:
     """Compute the scores of floor and ceiling, means over their seeds.
 
     Raises:
-        UserError: If the table lacks one of them.
+        UserError: If the table lacks one of them, or the ceiling is not above the floor.
     """
     found = []
     for key in (asked.section["floor"], asked.section["ceiling"]):
@@ -157,7 +157,10 @@ def bounds(results: Results, asked: Level) -> tuple[float, float]:
         if not rows:
             raise UserError(f"{results.table}: level {asked.name}: has no run of '{key}', which the scale needs")
         found.append(float(np.mean([score(row["after"], asked.name, asked.measure) for row in rows])))
-    return found[0], found[1]
+    floor, ceiling = found
+    if ceiling <= floor:
+        raise UserError(f"{results.table}: level {asked.name}: ceiling {ceiling:.3f}, floor {floor:.3f}: no scale")
+    return floor, ceiling
 
 
 def normalised(results: Results, asked: Level, scores: Sequence[float]) -> np.ndarray:

@@ -29,7 +29,7 @@ from maskgym.experiments.wiring.run_folder import read_metrics
 from maskgym.segmenters.phrases.evf_sam import EMBEDDED
 from maskgym.segmenters.points.sam import EMBEDDED as SAM
 
-TEXT = "cgpo, chat_model, cispo, dapo, dr_grpo, grpo, gspo, rloo, sapo, sft, spo"
+TEXT = "cgpo, chat_model, cispo, dapo, dr_grpo, grpo, gspo, oracle_text, rloo, sapo, sft, spo"
 SMALL = ("evaluation.samples=4", "evaluation.pictures=2", "env.num_envs=4")
 RANDOM = ("algo=random", *SMALL)
 DATA = Path(os.environ.get("MASKGYM_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -144,9 +144,9 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, ranking, refer, saliency, sis, sod, user_need, user_need_point",
-        "cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, oracle, "
-        "oracle_text, ppo, ppo_rllib, random, referring, rloo, sft, spo, usersal, usersal_plus",
+        "cosod, point_prompt, ranking, refer, saliency, sis, sis_hard, sod, user_need, user_need_point",
+        "cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, "
+        "oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
