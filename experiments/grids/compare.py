@@ -96,6 +96,8 @@ def _main(arguments: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(arguments)
     results = protocol.results(given.protocol, given.baselines)
     asked = [protocol.level(results.matrix, name).name for name in given.level]
+    for folder in given.runs:
+        protocol.check_version(results.matrix, folder)
     own = read_methods([folder for run in given.runs for folder in run_data.below(run)], results.matrix, asked)
     comparison = Comparison(results, own, given.against.split(",") if given.against else None)
     if given.retime:

@@ -20,12 +20,13 @@ from maskgym.errors import UserError
 from maskgym.experiments.grids import matrix
 from maskgym.experiments.grids.matrix import Matrix, Results, Section, run_of, score
 from maskgym.experiments.grids.results_table import SUFFIX
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import composition, run_folder
 
 # What the runs of a level share, by key of the config.
 SHARED = ("env", "data", "segmenter", "reward", "policy", "train_samples")
 NEEDED = ("unit", "floor", "ceiling")  # keys of a section
 EVALUATED = ("split", "samples")  # keys of `evaluation` that they share too
+STAMP = "protocol.json"  # file of a folder of runs
 UNITS = {"generated_tokens": "generated tokens", "env_steps": "clicks", "reward_calls": "scored masks"}
 
 
@@ -93,6 +94,26 @@ def results(name: str, table: Path | None = None, out: Path | None = None) -> Re
     found = load(name)
     beside = (Path(name) if name.endswith(".yaml") else matrix.MATRICES / name).with_suffix(SUFFIX)
     return Results(found, out or beside.parent, table or beside)
+
+
+def check_version(protocol: Matrix, folder: Path) -> None:
+    """Check that a folder of runs, if it says of which protocol they are, is of this one.
+
+    Raises:
+        UserError: If it is of another protocol or version.
+    """
+    file = folder / STAMP
+    if file.exists() and (found := run_folder.read_json(file)) != stamp(protocol):
+        raise UserError(f"{file}: the runs are of {_named(found)}: expected {_named(stamp(protocol))}")
+
+
+def stamp(protocol: Matrix) -> JsonObject:
+    """Build what `STAMP` holds in a folder of runs of a protocol."""
+    return {"protocol": protocol["title"], "version": protocol["version"]}
+
+
+def _named(found: JsonObject) -> str:
+    return f"'{found['protocol']}', version {found['version']}"
 
 
 def levels(protocol: Matrix) -> dict[str, Level]:

@@ -11,7 +11,7 @@ from maskgym.experiments.grids.matrix import Results, run_of
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.protocol import Level
 from maskgym.experiments.grids.runner import RunSpec, compute
-from maskgym.experiments.wiring import composition
+from maskgym.experiments.wiring import composition, run_folder
 
 TAKEN = "algo"  # the only part that a submission chooses
 
@@ -34,6 +34,8 @@ def run(given: argparse.Namespace, runner: Runner | None) -> None:
     for line in told:
         print(line)
     root = (given.runs or given.out / "runs").absolute()
+    protocol.check_version(results.matrix, given.out)
+    run_folder.write_json(given.out / protocol.STAMP, protocol.stamp(results.matrix))
     missing = [spec for spec in specs if not spec.file(root).exists()]
     print(forecast(results, asked, missing, given.jobs))
     compute(missing, root, given.jobs, given.ray, runner)

@@ -261,3 +261,31 @@ def test_the_papers_instruction_is_asked_in_its_own_words(task: str, halves, pho
         ReasoningVectorEnv(1, task, photos(task), segmenter=halves, instruction="paper", reasoning=False)
     with pytest.raises(UserError, match="instruction=theirs: expected one of maskgym, paper"):
         ReasoningVectorEnv(1, task, photos(task), segmenter=halves, instruction="theirs")
+
+
+@pytest.mark.parametrize("task", ["sod", "sis", "cosod"])
+def test_the_true_phrases_reach_the_ceiling(task: str) -> None:
+    env = ReasoningVectorEnv(4, task, split="test", reward="iou", autoreset_mode="Disabled")
+    env.reset(options={"index": np.arange(4)})
+    answers = env.true_answers()
+    assert all((parsed := env.parser(answer)).structured and parsed.tagged for answer in answers)
+    assert env.step(answers)[1].mean() > 0.8
+
+
+def test_data_without_phrases_has_no_true_answer(halves, photos) -> None:
+    env = ReasoningVectorEnv(1, "sis", photos("sis"), segmenter=halves)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="has no phrases: expected data with phrases"):
+        env.true_answers()
+
+
+def test_a_level_is_an_id_and_a_data_set_may_be_named_with_its_arguments(halves) -> None:
+    level = gym.make("maskgym/SIS-hard-v0", segmenter=halves).unwrapped
+    named = gym.make("maskgym/SIS-v0", segmenter=halves, dataset={"name": "scenes", "level": "hard"}).unwrapped
+    for env in (level, named):
+        assert env.reset(options={"index": 3})[1]["sample_key"] == "sis-train-00003"
+        assert env.reset(options={"index": 3})[0]["image"].sum() == level.reset(options={"index": 3})[0]["image"].sum()
+    easy = gym.make("maskgym/SIS-v0", segmenter=halves).unwrapped
+    assert easy.reset(options={"index": 3})[0]["image"].sum() != level.reset(options={"index": 3})[0]["image"].sum()
+    with pytest.raises(UserError, match="unknown key 'hue': data set 'scenes' does not take it"):
+        gym.make("maskgym/SIS-v0", dataset={"name": "scenes", "hue": 3})

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import benchmark, gate, results_table
+from maskgym.experiments.grids import benchmark, compare, gate, results_table
 from maskgym.experiments.wiring import run_folder
 
 BRIEF = ["env.num_envs=2", "algo.batch_size=8", "algo.max_new_tokens=40", "algo.updates=2"]
@@ -70,12 +70,20 @@ def test_an_algorithm_runs_on_the_levels_and_is_compared(made, in_process, capsy
     told = capsys.readouterr().out
     assert "2 runs: about 0.0 h with --jobs 1" in told and "against | levels | seeds | rloo" in told
     assert {file.name for file in out.iterdir()} == {
-        *("comparison.md", "marl_eval.json", "runs", "scores.csv", "sis.png")
+        *("comparison.md", "marl_eval.json", "protocol.json", "runs", "scores.csv", "sis.png")
     }
     assert list(json.loads((out / "marl_eval.json").read_text())["maskgym"]["sis"]) == ["rloo", "grpo"]
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/results.json")}
     assert benchmark.main(command, in_process) == 0 and "0 runs" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in before} and len(before) == 2
+    newer = folder / "newer.yaml"
+    newer.write_text(yaml.safe_dump({**PROTOCOL, "version": 2}, sort_keys=False))
+    for again in (
+        lambda: benchmark.main([f"protocol={newer}", *command[1:]]),
+        lambda: compare.main([str(out), "--protocol", str(newer)]),
+    ):
+        assert again() == 2
+        assert "the runs are of 'Small', version 1: expected 'Small', version 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
