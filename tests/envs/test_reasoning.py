@@ -269,7 +269,7 @@ def test_the_true_phrases_reach_the_ceiling(task: str) -> None:
     env.reset(options={"index": np.arange(4)})
     answers = env.true_answers()
     assert all((parsed := env.parser(answer)).structured and parsed.tagged for answer in answers)
-    assert env.step(answers)[1].mean() > 0.8
+    assert env.step(answers)[1].mean() > 0.75
 
 
 def test_data_without_phrases_has_no_true_answer(halves, photos) -> None:
