@@ -176,6 +176,20 @@ def policy_merge(arguments: Sequence[str]) -> int:
     return 0
 
 
+def board_check(arguments: Sequence[str]) -> int:
+    """Score the answers of submitted runs again, and name what differs."""
+    from maskgym.experiments.grids import board
+
+    return board.check_main(arguments)
+
+
+def board_page(arguments: Sequence[str]) -> int:
+    """Make the board of submissions that were checked, as Markdown."""
+    from maskgym.experiments.grids import board
+
+    return board.page_main(arguments)
+
+
 def study(arguments: Sequence[str]) -> int:
     """Train what a table of a paper needs, and print the table."""
     from maskgym.experiments.grids import study as runner
@@ -278,6 +292,8 @@ COMMANDS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("rewards", "audit"): rewards_audit,
     ("segmenter", "finetune"): segmenter_finetune,
     ("policy", "merge"): policy_merge,
+    ("board", "check"): board_check,
+    ("board", "page"): board_page,
 }
 
 

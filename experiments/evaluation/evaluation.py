@@ -92,6 +92,13 @@ def play(env: VectorEnv, indices: Sequence[int], answers: Sequence[str]) -> Iter
         yield outcome(env, episode)
 
 
+def score_again(env: VectorEnv, indices: Sequence[int], answers: Sequence[str], label: str = "score") -> Evaluation:
+    """Evaluate stored answers to samples, of which `play` says what differs; other arguments as of `evaluate`."""
+    scorer = _scorer(env)
+    with tqdm(total=len(indices), desc=label, unit="sample", disable=None, leave=False) as bar:
+        return scorer.collect(scorer.measure(*one) for one in _counted(play(env, indices, answers), bar))
+
+
 def outcome(env: VectorEnv, episode: Episode) -> Played:
     """Compute the final transition and the numbers of an episode.
 

@@ -123,24 +123,32 @@ def mask_files(folder: Path, masks: Sequence[tuple[str, Path]]) -> Samples:
 
 def weights(config: Config, parts: Parts, agent: Agent, envs: Iterable[VectorEnv]) -> dict[str, Weights]:
     """Name the networks that an agent acts with and does not train, and those that its training begins from."""
-    from maskgym.envs.base import SampleVectorEnv, unwrap
-    from maskgym.envs.need_point import UserNeedPointVectorEnv
-
-    own, policy = [unwrap(env, SampleVectorEnv) for env in envs], config["policy"]
-    found: dict[str, Weights] = {}
-    if "segmenter" in agent.takes.union(*(env.takes for env in own)):
-        found["segmenter"] = describe(parts["segmenter"], config["segmenter"]["name"])
-    if "attention" in parts:
-        found["attention"] = describe(parts["attention"], config["env"]["attention"]["name"])
-    for env in own:
-        if isinstance(env, UserNeedPointVectorEnv):
-            found["need_encoder"] = describe(env.encoder, str(config["env"]["encoder"]))
+    policy, found = config["policy"], of_environments(config, parts, envs, agent.takes)
     if policy.get("checkpoint") is not None:
         folder = Path(str(policy["checkpoint"])).expanduser()
         found["start"] = {"name": policy["name"], "fingerprint": manifest.fingerprint(folder), "random": False}
     for part, one in agent.frozen().items():
         name = policy[part]["name"] if part in policy else policy["name"]
         found[part] = {**one, "name": str(name)}
+    return found
+
+
+def of_environments(
+    config: Config, parts: Parts, envs: Iterable[VectorEnv], taken: Collection[str] = ()
+) -> dict[str, Weights]:
+    """Name the networks of environments; ``taken`` are the parts that an agent takes too."""
+    from maskgym.envs.base import SampleVectorEnv, unwrap
+    from maskgym.envs.need_point import UserNeedPointVectorEnv
+
+    own = [unwrap(env, SampleVectorEnv) for env in envs]
+    found: dict[str, Weights] = {}
+    if "segmenter" in {*taken}.union(*(env.takes for env in own)):
+        found["segmenter"] = describe(parts["segmenter"], config["segmenter"]["name"])
+    if "attention" in parts:
+        found["attention"] = describe(parts["attention"], config["env"]["attention"]["name"])
+    for env in own:
+        if isinstance(env, UserNeedPointVectorEnv):
+            found["need_encoder"] = describe(env.encoder, str(config["env"]["encoder"]))
     return found
 
 
@@ -182,7 +190,7 @@ def _is_provenance(found: Json) -> bool:
     if not isinstance(found, dict) or not all(isinstance(found.get(section), dict) for section in sections):
         return False
     return found["weights"].keys() <= TITLES.keys() and all(
-        isinstance(one, dict) and all(isinstance(one.get(name), kinds) for name, kinds in fields.items())
+        isinstance(one, dict) and all(name in one and isinstance(one[name], kinds) for name, kinds in fields.items())
         for section, fields in sections.items()
         for one in found[section].values()
     )

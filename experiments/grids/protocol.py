@@ -219,7 +219,7 @@ def at_budget(asked: Level, record: JsonObject) -> float:
     if found is None:
         return float(score(record["after"], asked.name, asked.measure))
     spent, scores = found
-    if spent[-1] < asked.budget:
+    if not spent[-1] >= asked.budget:  # what is no number falls short too
         told = f"the run spent {spent[-1]:,.0f} of {asked.budget:,} {UNITS[asked.unit]}"
         raise UserError(f"level {asked.name}: {told}: expected more algo.updates")
     return float(np.interp(asked.budget, spent, scores))

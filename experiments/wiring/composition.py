@@ -98,8 +98,11 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 @cache
 def option(group: str, name: str | None) -> Config:
-    """Load the file of an option over those that its ``defaults`` name, read-only; empty if there is none."""
-    places = [folder / group / f"{name}.yaml" for folder in folders()]
+    """Load the file of an option over those that its ``defaults`` name, read-only; empty if there is none.
+
+    The name may come from a stored config, and be a path: a file that is not listed is not read.
+    """
+    places = [folder / group / f"{name}.yaml" for folder in folders()] if name in groups()[group] else []
     file = next((file for file in places if file.is_file()), None)
     found = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
     bases = [base for base in found.pop("defaults", ()) if base != "_self_"]

@@ -190,7 +190,9 @@ def test_a_file_that_holds_something_else_is_told(place) -> None:
     for name in ("provenance", *place[:-1]):
         inner = inner[name]
     inner[place[-1]] = "x"
-    for wrong in (found, 1, [], {}, of(unknown="b")):
+    without = of(backbone="b")
+    del without["weights"]["backbone"]["fingerprint"]  # which may be null, but not absent
+    for wrong in (found, 1, [], {}, of(unknown="b"), without):
         with pytest.raises(UserError, match="provenance: expected held_out, train, weights, as a run writes them"):
             provenance.read({"provenance": wrong})
 
