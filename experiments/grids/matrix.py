@@ -33,11 +33,8 @@ FACTS = (
 )
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published", "version")  # keys of a matrix
-LEVELS = (
-    "unit",
-    "floor",
-    "ceiling",
-)  # keys of a section whose columns are levels, see `maskgym.experiments.grids.protocol`
+# Keys of a section whose columns are levels, see `maskgym.experiments.grids.protocol`.
+LEVELS = ("unit", "floor", "ceiling", "gate")
 WARM_UP = 3  # initial updates that are not timed
 Value = TypeVar("Value", float, Sequence[float])
 
