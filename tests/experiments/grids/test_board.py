@@ -16,6 +16,7 @@ from maskgym.experiments import cli
 from maskgym.experiments.evaluation import rescoring
 from maskgym.experiments.grids import board, board_page, matrix, protocol, results_table
 from maskgym.experiments.wiring import composition
+from maskgym.policies.text.mllm import TINY
 
 ROWS = {"random": {"with": ["algo=random"]}, "true": {"with": ["algo=oracle"]}}
 # Of the level of each run that the tests share: arguments, measure, unit, budget, row that it is compared with.
@@ -338,6 +339,18 @@ def test_a_policy_that_answers_otherwise_is_found_by_the_replay(submitted, proto
         f"{ANSWERS}sample 'sod-test-00000': the submitted policy answers str .+: stored is str .+", told
     )
     assert check(folder, protocol_of("ppo")) == 0  # its answers are true all the same
+
+
+def test_a_replay_refuses_a_language_model_of_other_sizes(submitted, refused):
+    folder, run = submitted("refer")
+    policy = run / "checkpoints" / "policy"
+    shutil.rmtree(policy)
+    shutil.copytree(TINY, policy)
+    new = manifest.fingerprint(policy)
+    edit(run / "results.json", lambda found: found["provenance"]["weights"]["policy"].update(fingerprint=new))
+    assert refused(folder, "--replay", name="refer") == (
+        "refer/checkpoints/policy: its model is another one than policy=qwen2_5_vl_tiny_refer"
+    )
 
 
 def test_a_replay_runs_nothing_that_is_not_installed_or_no_weights(submitted, refused):

@@ -313,3 +313,9 @@ def test_a_run_that_is_scored_on_a_published_data_set_takes_its_task():
     assert composition.change(config, ["data=sbu", "env.task=sod"])["env"]["task"] == "sod"
     chosen = composition.compose(["env=point_prompt", "data=sbu", "env.task=sod"])
     assert composition.change(chosen, ["env.horizon=3"])["env"]["task"] == "sod"
+
+
+def test_an_option_that_is_not_listed_reads_no_file(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: x")
+    for name in (f"{tmp_path}/x", "../env/sod", "x\0"):  # as the config of a stranger may name it
+        assert composition.option("algo", name) == {}
