@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from maskgym.aliases import Settings
 from maskgym.errors import UserError
@@ -11,7 +12,7 @@ from maskgym.errors import UserError
 
 @dataclass(frozen=True)
 class Level:
-    """How scenes are drawn and described. Shares are probabilities, which sum to 1.
+    """Settings of scenes and their annotators. Shares are probabilities, which sum to 1.
 
     Attributes:
         bright: Share of scenes with 1, 2, … bright objects, which are salient.
@@ -58,4 +59,5 @@ def level_of(name: str, knobs: Settings, split: str) -> Level:
     for knob in knobs:
         if knob not in known:
             raise UserError(f"data.knobs.{knob}: expected one of {', '.join(known)}")
-    return replace(level, **{knob: tuple(v) if isinstance(v, list) else v for knob, v in knobs.items()})
+    changed: dict[str, Any] = {knob: tuple(v) if isinstance(v, list) else v for knob, v in knobs.items()}
+    return replace(level, **changed)

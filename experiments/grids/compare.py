@@ -108,7 +108,8 @@ def _main(arguments: Sequence[str]) -> None:
 def write(comparison: Comparison, out: Path) -> None:
     """Write the files of a comparison into a folder, and print its text."""
     text = comparison.text()
-    for file, content in {**comparison.pictures(), **comparison.tables(), "comparison.md": text}.items():
+    contents: dict[str, str | bytes] = {**comparison.pictures(), **comparison.tables(), "comparison.md": text}
+    for file, content in contents.items():
         run_folder.write(out / file, content)
     print(text)
     print(out / "comparison.md")
@@ -324,7 +325,8 @@ class Comparison:
 
     def tables(self) -> dict[str, str]:
         """Write ``scores.csv`` and ``marl_eval.json``, whose format is that of marl-eval (Gorsane et al., 2022)."""
-        rows, found = [], {}
+        rows: list[list[object]] = []
+        found: JsonObject = {}
         for level in self.levels:
             for method in self.methods:
                 for seed, record in sorted(method.records.get(level.name, {}).items()):

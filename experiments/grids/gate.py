@@ -52,7 +52,7 @@ def cell(results: Results, section: Section) -> tuple[RunSpec, float, float]:
     Raises:
         UserError: If the table lacks runs.
     """
-    column, row = next(iter(section["columns"])), section[NAME]
+    column, row = next(iter(section["columns"])), section["gate"]
     stored = results.read(section, row, column)
     if len(stored) < 3:
         raise UserError(f"{results.table}: {column}, {row}: {len(stored)} runs: expected at least 3")
@@ -77,6 +77,6 @@ def told(section: Section, root: Path, spec: RunSpec, low: float, high: float) -
     found = score(run_folder.read_json(spec.file(root))["after"], column, spec.measure)
     inside = low <= found <= high
     words = "in" if inside else "OUTSIDE"
-    where = f"{column}, {section[NAME]}, {spec.arguments[-1]}"
+    where = f"{column}, {section['gate']}, {spec.arguments[-1]}"
     print(f"{where}: {spec.measure} {found:.3f}, {words} [{low:.3f}, {high:.3f}]")
     return int(not inside)

@@ -9,9 +9,10 @@ same table of results, so that they are measured as the runs are.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,8 @@ def load(name: str) -> Matrix:
     found = matrix.load(name)
     if "version" not in found:
         raise UserError(f"protocol={name}: has no version: expected a protocol, such as maskgym_v1")
-    for section in found["sections"]:
+    for one in found["sections"]:
+        section: Mapping[str, Any] = one
         where = f"protocol={name}: {section['title']}"
         if missing := [key for key in NEEDED if key not in section]:
             raise UserError(f"{where}: expected the key {missing[0]}")
@@ -206,7 +208,7 @@ def curve(asked: Level, record: JsonObject) -> tuple[list[float], list[float]] |
         raise UserError(f"level {asked.name}: the log of the run lacks {asked.unit}: what it spent is unknown")
     total = np.concatenate([[0.0], np.cumsum(spent)])
     at = np.searchsorted([0, *updates["step"]], steps)
-    return total[at].tolist(), score(record["held_out"], asked.name, asked.measure)
+    return total[at].tolist(), list(score(record["held_out"], asked.name, asked.measure))
 
 
 def at_budget(asked: Level, record: JsonObject) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from maskgym.errors import UserError
 from maskgym.experiments.grids import compare, protocol
-from maskgym.experiments.grids.matrix import Results, run_of
+from maskgym.experiments.grids.matrix import Results, Section, run_of
 from maskgym.experiments.grids.processes import Runner
 from maskgym.experiments.grids.protocol import Level
 from maskgym.experiments.grids.runner import RunSpec, compute
@@ -71,7 +71,7 @@ def plan(
     specs: list[RunSpec] = []
     refused: dict[str, str] = {}
     for level in asked:
-        own = {**level.section, "rows": {"": {"with": list(settings)}}}
+        own: Section = {**level.section, "rows": {"": {"with": list(settings)}}}
         for seed in seeds or level.section["seeds"]:
             spec = run_of(own, "", level.name, seed)
             try:

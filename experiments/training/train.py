@@ -299,7 +299,8 @@ class TrainingRun:
 
     def actions_scored(self) -> int:
         """Count the actions that the training environments of this process have scored."""
-        return sum(unwrap(env, SampleVectorEnv).actions_scored for env in self.train_envs.values())
+        counts: list[int] = [unwrap(env, SampleVectorEnv).actions_scored for env in self.train_envs.values()]
+        return sum(counts)
 
     def tell_gap(self, step: int) -> None:
         """Say, at the first update of a resumed run, how many earlier ones ``metrics.csv`` lacks."""
