@@ -59,6 +59,8 @@ GUIDES = (
     "parts",
     "rewards",
     "evaluation",
+    "benchmark",
+    "board",
     "scaling",
     "integrations",
     "reward_audit",

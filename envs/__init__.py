@@ -12,15 +12,6 @@ for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
         kwargs={"task": _task},
     )
 
-# Levels of scenes, each with a question of its own (docs/levels.md).
-for _level in ("hard",):
-    gymnasium.register(
-        id=f"maskgym/SIS-{_level}-v0",
-        entry_point="maskgym.envs.reasoning:ReasoningEnv",
-        vector_entry_point="maskgym.envs.reasoning:ReasoningVectorEnv",
-        kwargs={"task": "sis", "dataset": {"name": "scenes", "level": _level}},
-    )
-
 # Answers in JSON to a query: boxes, points or phrases that prompt a segmenter, for one object, several or none.
 gymnasium.register(
     id="maskgym/Refer-v0",

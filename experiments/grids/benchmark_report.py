@@ -19,7 +19,7 @@ from maskgym.experiments.evaluation.statistics import (
     interquartile_mean,
     probability_of_improvement,
 )
-from maskgym.experiments.grids import files, results_table
+from maskgym.experiments.grids import files, protocol, results_table
 from maskgym.experiments.grids.matrix import (
     SPENT,
     WARM_UP,
@@ -57,6 +57,9 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
             lines.append("Not run yet.\n")
             continue
         lines += _quality_table(results, section, there)
+        lines += (
+            _normalised_table(results, section, there) if "budget" in next(iter(section["columns"].values())) else []
+        )
         lines += files.items(named(results, section, there))
         if section["against"] in there and len(there) > 1:
             lines += _comparison_table(results, section, there)
@@ -247,6 +250,19 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
         runs = [run for row in rows for column in section["columns"] for run in results.read(section, row, column)]
         told += [f"**{line[0].upper()}{line[1:]}.**\n" for line in older_notes(runs)]
     return [*files.table(["", *map(" ".join, shown), "seeds"], body), note, *told]
+
+
+def _normalised_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
+    """Format the normalised scores at the budgets of a protocol's levels, of the rows that were trained."""
+    levels = [level for level in protocol.levels(results.matrix).values() if level.section is section]
+    body = []
+    for row in _trained(results, section, rows):
+        raw = [[protocol.at_budget(level, run) for run in results.read(section, row, level.name)] for level in levels]
+        scaled = [protocol.normalised(results, *pair)[:, None] for pair in zip(levels, raw, strict=True)]
+        body.append([row, *map(mean, scaled)])
+    heads = [f"{level.name}, {level.budget:,} {protocol.UNITS[level.unit]}" for level in levels]
+    note = f"\nAt the budgets, on the scale from {section['floor']} (0) to {section['ceiling']} (1).\n"
+    return [*files.table(["normalised", *heads], body), note]
 
 
 def _comparison_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:

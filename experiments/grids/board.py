@@ -1,8 +1,8 @@
 """Board: ``maskgym board check FOLDER`` checks submitted runs; ``maskgym board page FOLDER …`` makes the board of them.
 
-A submission is a folder of finished runs on levels of a protocol (`docs/levels.md`). The check makes the environments
-of each level again, scores the stored answers in them, and compares every number of the final answers, to 1e-6; with
-``--replay`` the submitted policy answers again too. It then writes ``board.json`` beside the runs.
+A submission is a folder of finished runs on levels of a protocol (`docs/benchmark.md`). The check makes the
+environments of each level again, scores the stored answers in them, and compares every number of the final answers, to
+1e-6; with ``--replay`` the submitted policy answers again too. It then writes ``board.json`` beside the runs.
 
 Verified are the config, the held-out samples, the frozen networks, and the score of the final answers, which is the
 one that the board shows. A score at the budget, as `maskgym compare` interpolates it, could not be verified: a run
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from maskgym import manifest
 from maskgym.errors import UserError, one_line
-from maskgym.experiments.grids import board_check, board_page, protocol
+from maskgym.experiments.grids import board_check, board_page, compare, protocol
 from maskgym.experiments.grids.board_check import Checked
 from maskgym.experiments.grids.board_page import Board, Entry
 from maskgym.experiments.grids.matrix import Matrix, Results
@@ -30,7 +30,7 @@ from maskgym.experiments.report import groups, run_data
 from maskgym.experiments.wiring import command, process, run_folder
 
 FILE = "board.json"
-DEFAULT = "maskgym_v1"
+DEFAULT = compare.DEFAULT
 
 
 def check_main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Comparison: ``maskgym compare RUN … --against grpo,cgpo`` sets runs beside the stored baselines of a protocol.
 
-A RUN is the folder of a finished run, or a folder of such, on levels of the protocol (`docs/levels.md`). Runs that
+A RUN is the folder of a finished run, or a folder of such, on levels of the protocol (`docs/benchmark.md`). Runs that
 differ in their seed only are a method. Methods are compared at the budget of each level, in generated tokens, clicks or
 scored masks; with ``--retime`` at equal seconds too, which baselines and runs take now on this machine.
 
@@ -43,7 +43,7 @@ from maskgym.experiments.grids.protocol import UNITS, Level
 from maskgym.experiments.report import groups, run_data
 from maskgym.experiments.wiring import command, run_folder
 
-DEFAULT = "maskgym_v1"
+DEFAULT = "maskgym_v0"
 HEAD = ("method", "level", "seed", "budget", "unit", "measure", "score", "normalised")
 TIMED = 8  # updates of a timing run, with those that are not timed
 SECONDS = "seconds"

@@ -19,10 +19,10 @@ from maskgym.experiments.wiring import composition, run_folder
 
 MATRICES = Path(__file__).parents[1] / "matrices"
 HELD_OUT = "held_out/"  # prefix of the logged names of evaluations
-SPENT = ("generated_tokens", "reward_calls", "env_steps")
+SPENT = ("generated_tokens", "reward_calls")
 # Prefixes of the logged names that the table keeps.
 KEPT = (
-    *SPENT,
+    *(*SPENT, "env_steps"),
     *("reward", "kl", "entropy", "completions/mean_length", "clip_ratio/region_mean", "grad_norm", "isr/loss"),
     *("cgpo/confidence", "cgpo/advantage", "group/share_without_signal", "dapo/", "spo/", "response_"),
 )

@@ -1,9 +1,9 @@
 """Protocols: matrices with a ``version``, whose columns are levels that any algorithm can be scored on.
 
-A level is an environment (`docs/levels.md`) with everything that its runs share: data, segmenter, reward, the policy to
-begin with, held-out samples, and a budget. The score of a run is its first measure at the budget, between evaluations
-by straight lines, on a scale from 0, the floor (random actions), to 1, the ceiling (an oracle's). Both are rows of the
-same table of results, so that they are measured as the runs are.
+A level is an environment (`docs/benchmark.md`) with everything that its runs share: data, segmenter, reward, the policy
+to begin with, held-out samples, and a budget. The score of a run is its first measure at the budget, between
+evaluations by straight lines, on a scale from 0, the floor (random actions), to 1, the ceiling (an oracle's). Both are
+rows of the same table of results, so that they are measured as the runs are.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load(name: str) -> Matrix:
     """
     found = matrix.load(name)
     if "version" not in found:
-        raise UserError(f"protocol={name}: has no version: expected a protocol, such as maskgym_v1")
+        raise UserError(f"protocol={name}: has no version: expected a protocol, such as maskgym_v0")
     for one in found["sections"]:
         section: Mapping[str, Any] = one
         where = f"protocol={name}: {section['title']}"

@@ -36,7 +36,6 @@ ENV_KEYS = (
     *("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"),
     "held_out_group_size",
     "train_samples_per",
-    "level",
 )
 HELD_OUT = ("test", "validation")
 LEAST = {  # least value of each whole number

@@ -63,7 +63,7 @@ SEVERAL = (
     *(key.replace(".", ".held_out.") for key in BY_TASK),
     "data.rationales",
 )  # text, or a list of texts
-OPEN = ("data.roots", "data.readers", "data.knobs")  # keys whose names below are the user's
+OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Groups whose keys an evaluation may change by the names that the run's own part has.

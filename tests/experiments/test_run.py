@@ -144,7 +144,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, ranking, refer, saliency, sis, sis_hard, sod, user_need, user_need_point",
+        "cosod, point_prompt, ranking, refer, saliency, sis, sod, user_need, user_need_point",
         "cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, "
         "oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",

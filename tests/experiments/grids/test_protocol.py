@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maskgym.errors import UserError
-from maskgym.experiments.grids import benchmark, compare, gate, results_table
+from maskgym.experiments.grids import benchmark, compare, gate, protocol, results_table
 from maskgym.experiments.wiring import run_folder
 
 BRIEF = ["env.num_envs=2", "algo.batch_size=8", "algo.max_new_tokens=40", "algo.updates=2"]
@@ -135,3 +135,21 @@ def test_a_gate_without_runs_says_what_it_lacks(tmp_path):
     file.write_text(yaml.safe_dump(PROTOCOL, sort_keys=False))
     with pytest.raises(UserError, match="sis, grpo: 0 runs: expected at least 3"):
         gate.run(str(file), None, tmp_path / "gate", 1)
+
+
+def test_every_baseline_of_the_shipped_protocol_reaches_its_budget():
+    results = protocol.results(compare.DEFAULT)
+    for level in protocol.levels(results.matrix).values():
+        floor, ceiling = protocol.bounds(results, level)
+        for row in level.section["rows"]:
+            runs = results.read(level.section, row, level.name)
+            assert sorted(run["seed"] for run in runs) == level.section["seeds"]
+            assert all(len(run["per_sample"][level.measure]) == 256 for run in runs)
+            assert all(floor - 0.05 < protocol.at_budget(level, run) <= ceiling + 1e-9 for run in runs)
+
+
+@pytest.mark.e2e
+def test_training_goes_as_the_shipped_baselines_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(["gate"]) == 0
+    assert "refer, grpo, seed=0: instance_iou" in capsys.readouterr().out

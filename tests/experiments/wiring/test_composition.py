@@ -220,10 +220,10 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", "30332bd8a257d631"),
-        ("env=cosod algo=grpo", "036615564bedc80d"),
-        ("env=saliency algo=spo", "cf612412488173ac"),
-        ("env=sod algo=random", "48708ff85ce7826a"),
+        ("", "cb28e4b4194de1a4"),
+        ("env=cosod algo=grpo", "dc7210e81ff25016"),
+        ("env=saliency algo=spo", "b904daa2d3f46e8f"),
+        ("env=sod algo=random", "bfad6311825a0efc"),
         ("env=point_prompt algo=ppo", "c2317b4ce4a60a46"),
         ("env=point_prompt algo=grpo", "0b2c8837318e490e"),
         ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "5e894fa3be19b4b1"),
