@@ -203,16 +203,31 @@ class Comparison:
         if found := provenance.differences(each):
             raise UserError(f"level {level.name}: {found[0]}")
 
-    def scores(self, method: Method, level: Level, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Compute normalised scores at the budget, float64 (N,), of all seeds or some."""
-        records = method.records[level.name]
-        chosen = sorted(records) if seeds is None else seeds
-        return protocol.normalised(self.results, level, [protocol.at_budget(level, records[seed]) for seed in chosen])
+    def scores(self, method: Method, level: Level, seeds: Sequence[int]) -> list[float]:
+        """Compute the scores at the budget of some seeds, not normalised.
+
+        Raises:
+            UserError: As `protocol.at_budget`.
+        """
+        found = []
+        for seed in seeds:
+            try:
+                found.append(protocol.at_budget(level, method.records[level.name][seed]))
+            except UserError as error:
+                raise UserError(f"{method.name}, seed {seed}: {error}") from None
+        return found
 
     def table_of(self, method: Method, levels: Sequence[Level]) -> np.ndarray:
-        """Compute normalised scores at the budgets, float64 (N, T), of the seeds that a method has on all levels."""
+        """Compute normalised scores at the budgets, float64 (N, T), of the seeds that a method has on all levels.
+
+        Raises:
+            UserError: If there is no such seed, or as `protocol.at_budget`.
+        """
         seeds = method.seeds(level.name for level in levels)
-        return np.stack([self.scores(method, level, seeds) for level in levels], axis=1)
+        if not seeds:
+            raise UserError(f"{method.name}: has no seed on all of {', '.join(level.name for level in levels)}")
+        scaled = [protocol.normalised(self.results, level, self.scores(method, level, seeds)) for level in levels]
+        return np.stack(scaled, axis=1)
 
     def retime(self, folder: Path, run: Runner = costs.run_alone) -> None:
         """Time some updates of each method that trains, on each level, one after the other on this machine.
@@ -249,7 +264,7 @@ class Comparison:
         body = []
         for method in self.methods:
             if records := method.records.get(level.name):
-                raw = [protocol.at_budget(level, records[seed]) for seed in sorted(records)]
+                raw = self.scores(method, level, sorted(records))
                 scaled = protocol.normalised(self.results, level, raw)[:, None]
                 count = f"{len(records)} ({', '.join(map(str, sorted(records)))})"
                 body.append([method.name, f"{np.mean(raw):.3f}", benchmark_report.mean(scaled), count])
@@ -295,11 +310,12 @@ class Comparison:
                 body.append([*row, *cells, verdict])
             else:
                 body.append([*row, "", "", "", "", "", "one seed: no verdict"])
-        return [
-            f"**{_sentence(method.name, told)}**\n",
-            *files.table([*AGAINST[:3], method.name, *AGAINST[3:]], body),
-            "",
-        ]
+        lost = sorted(
+            {seed for records in method.records.values() for seed in records} - set(method.seeds(method.records))
+        )
+        left = [f"Left out here: seeds {', '.join(map(str, lost))}, which are not on all levels.\n"] * bool(lost)
+        head = [*AGAINST[:3], method.name, *AGAINST[3:]]
+        return [f"**{_sentence(method.name, told)}**\n", *files.table(head, body), "", *left]
 
     def _panels(self, level: Level) -> benchmark_report.Panels:
         """Collect normalised curves by what was spent, and by seconds if methods were timed."""
@@ -330,9 +346,9 @@ class Comparison:
         for level in self.levels:
             for method in self.methods:
                 for seed, record in sorted(method.records.get(level.name, {}).items()):
-                    raw = protocol.at_budget(level, record)
-                    scaled = float(self.scores(method, level, [seed])[0])
-                    rows.append([method.name, level.name, seed, level.budget, level.unit, level.measure, raw, scaled])
+                    raw = self.scores(method, level, [seed])
+                    scaled = float(protocol.normalised(self.results, level, raw)[0])
+                    rows.append([method.name, level.name, seed, level.budget, level.unit, level.measure, *raw, scaled])
                     steps = self._steps(level, record)
                     runs = found.setdefault(level.name, {}).setdefault(method.name, {})
                     runs[f"seed_{seed}"] = {**steps, "absolute_metrics": {METRIC: [scaled]}}

@@ -146,6 +146,17 @@ def test_levels_are_put_together_over_the_seeds_that_all_have(results):
     # at 150 of 200 tokens on sis, at 100 on sod: (0.7 - 0.2) / 0.8 and (0.5 - 0.2) / 0.8, of seeds 0 and 2
     assert scores == pytest.approx(np.array([[0.625, 0.375], [0.6375, 0.375]]))
     assert "| grpo | 2 | 2, 3 |" in shown.text()
+    assert "Left out here: seeds 1, which are not on all levels." in shown.text()
+    two.records["sod"] = {7: two.records["sod"][0]}
+    with pytest.raises(UserError, match="mine: has no seed on all of sis, sod"):
+        Comparison(results, [two]).text()
+
+
+def test_a_run_that_stopped_early_is_named(results):
+    short = method(results, [0.9, 0.91])
+    short.records["sis"][1]["updates"]["generated_tokens"] = [100, 20]
+    with pytest.raises(UserError, match="mine, seed 1: level sis: the run spent 120 of 150 generated tokens"):
+        Comparison(results, [short]).text()
 
 
 def test_other_samples_or_another_segmenter_are_refused(results):
