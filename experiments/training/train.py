@@ -286,7 +286,7 @@ class TrainingRun:
             def on_log(step: int, values: Mapping[str, float]) -> None:
                 nonlocal scored
                 before, scored = scored, self.actions_scored()
-                spent = {ENV_STEPS: float(scored - before)} if scored > before and parallel.size() == 1 else {}
+                spent = {ENV_STEPS: float(scored - before)} if scored and parallel.size() == 1 else {}
                 self.tell_gap(step)
                 self.log(step, {**values, **spent, "peak_memory_mib": round(peak_mib(), 1)})
                 check_finite(step, values, self.folder)

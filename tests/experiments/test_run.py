@@ -167,7 +167,7 @@ def refused(outcome) -> str:
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sod"),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),

@@ -122,7 +122,7 @@ def test_every_algorithm_trains_through_the_same_environment(name: str, task: st
     before, vision = weights(agent), agent.policy.model.model.visual.patch_embed.proj.weight.clone()
     agent.train([make_env(task)], 2, lambda step, values: seen.append(values))
     assert len(seen) == 2 and LOGGED[name] | {"reward", "reward/correctness", "entropy"} <= set(seen[0])
-    moved = any(values["reward_std"] > 0 for values in seen)  # cut short, every answer on a group is as bad
+    moved = any(values.get("reward_std", 0) > 0 for values in seen)  # cut short, every answer on a group is as bad
     assert moved or task == "cosod"
     assert torch.equal(before, weights(agent)) != moved
     assert torch.equal(vision, agent.policy.model.model.visual.patch_embed.proj.weight)

@@ -81,7 +81,7 @@ def test_the_options_are_the_registered_names():
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sod"),
-        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, dapo,"),
+        (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo,"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["hydra.run.dir=x"], "unknown key 'hydra.run.dir': expected one of algo"),
