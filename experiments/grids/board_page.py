@@ -103,7 +103,7 @@ def page(boards: Mapping[str, Board], matrix: Matrix) -> str:
         for entry in board["runs"]:
             methods.setdefault(entry["method"], {}).setdefault(entry["level"], {})[entry["seed"]] = entry
         lines += [Line(method, name, board["date"], runs) for method, runs in methods.items()]
-    text = [f"# Board of {escape(matrix['title'])}, version {matrix['version']}\n", ABOUT]
+    text = [f"# Board of {matrix['title']}, version {matrix['version']}\n", ABOUT]
     text += _overall(lines, protocol.levels(matrix))
     for level in protocol.levels(matrix).values():
         text += _level([line for line in lines if level.name in line.runs], level)
@@ -169,5 +169,5 @@ def escape(text: str) -> str:
         >>> escape("ppo, lr=1e-4 | <b>")
         'ppo, lr=1e-4 &#124; &#60;b&#62;'
     """
-    safe = "".join(one if one.isalnum() or one in " ,.=+-/" else f"&#{ord(one)};" for one in one_line(text)[:120])
+    safe = "".join(one if one.isalnum() or one in " ,.=+-/_" else f"&#{ord(one)};" for one in one_line(text)[:120])
     return safe.replace("www.", "www&#46;")
