@@ -8,7 +8,7 @@ from maskgym.agents.common.checkpoints import CheckpointedAgent
 class Reinforce(CheckpointedAgent):
     """Raise the log-probability of answers that earn more than the others of their batch."""
 
-    tasks = ("sod", "sis", "cosod")
+    tasks = ("sod", "sis", "cosod", "refer")
     checkpoint_name = "reinforce.pt"
 
     def __init__(self, policy, env=None, seed=0, output=".", learning_rate=1e-4, max_new_tokens=96, save_every=10):
