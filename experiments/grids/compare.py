@@ -47,6 +47,7 @@ DEFAULT = "maskgym_v0"
 HEAD = ("method", "level", "seed", "budget", "unit", "measure", "score", "normalised")
 TIMED = 8  # updates of a timing run, with those that are not timed
 SECONDS = "seconds"
+TENTHS = 11  # points of a curve in marl-eval's file
 METRIC = "normalised_score"  # of marl-eval's file
 VERDICTS = {"better": "is better than", "worse": "is worse than", "open": "is not told apart from"}
 AGAINST = (
@@ -357,13 +358,15 @@ class Comparison:
         return {"scores.csv": stream.getvalue(), "marl_eval.json": run_folder.to_json({"maskgym": found}, indent=1)}
 
     def _steps(self, level: Level, record: JsonObject) -> JsonObject:
+        """Read a curve at the tenths of the budget: marl-eval takes curves of equal length only."""
         curve = protocol.curve(level, record)
         if curve is None:
             return {}
-        scaled = protocol.normalised(self.results, level, curve[1]).tolist()
+        spent = np.linspace(0, level.budget, TENTHS)
+        scaled = protocol.normalised(self.results, level, np.interp(spent, *curve).tolist())
         return {
-            f"step_{number}": {"step_count": int(spent), METRIC: [value]}
-            for number, (spent, value) in enumerate(zip(curve[0], scaled, strict=True))
+            f"step_{number}": {"step_count": round(at), METRIC: [value]}
+            for number, (at, value) in enumerate(zip(spent.tolist(), scaled.tolist(), strict=True))
         }
 
 

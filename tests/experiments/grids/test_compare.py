@@ -203,7 +203,9 @@ def test_scores_are_written_for_tables_and_for_marl_eval(results):
     assert float(rows[0]["normalised"]) == pytest.approx(0.625)
     found = json.loads(files["marl_eval.json"])["maskgym"]["sis"]["mine"]["seed_0"]
     assert found["absolute_metrics"] == {"normalised_score": [pytest.approx(0.625)]}
-    assert found["step_2"] == {"step_count": 200, "normalised_score": [pytest.approx(0.875)]}
+    assert found["step_5"] == {"step_count": 75, "normalised_score": [pytest.approx(0.34375)]}
+    assert found["step_10"] == {"step_count": 150, "normalised_score": [pytest.approx(0.625)]}
+    assert list(found)[-1] == "absolute_metrics" and len(found) == 12
 
 
 def test_the_arguments_of_a_run_lead_to_its_algorithm_again(results):
