@@ -120,7 +120,7 @@ def installed(tmp_path_factory):
 
 @pytest.mark.e2e
 def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
-    suffixes = {".py", ".yaml", ".html", ".j2", ".json", ".jinja", ".safetensors", ".txt", ".typed"}
+    suffixes = {".py", ".yaml", ".html", ".j2", ".json", ".jinja", ".safetensors", ".txt", ".typed", ".gz"}
     # Of files beside the packages, such as requirements of one's own, only modules belong to the root package.
     expected = {
         path.relative_to(ROOT)

@@ -202,7 +202,7 @@ def curve(asked: Level, record: JsonObject) -> tuple[list[float], list[float]] |
     """
     updates, steps = record["updates"], record["held_out"]["step"]
     spent = updates.get(asked.unit)
-    if not spent and not updates.get("env_steps"):
+    if not spent and not any(updates.get("env_steps", ())):
         return None
     if not spent or any(part is None for part in spent):
         raise UserError(f"level {asked.name}: the log of the run lacks {asked.unit}: what it spent is unknown")

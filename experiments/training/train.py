@@ -280,13 +280,13 @@ class TrainingRun:
         """Train with a progress bar, a log and evaluations in between."""
         name = f"{self.config['env']['name']} {self.config['algo']['name']}"
         encode_ahead(self.train_envs, self.updates)
-        scored = 0
+        scored, counts = 0, parallel.size() == 1 and not self.agent.starts_workers  # all steps are of this process
         with tqdm(total=self.updates, desc=name, unit="update", disable=None) as bar:
 
             def on_log(step: int, values: Mapping[str, float]) -> None:
                 nonlocal scored
                 before, scored = scored, self.actions_scored()
-                spent = {ENV_STEPS: float(scored - before)} if scored and parallel.size() == 1 else {}
+                spent = {ENV_STEPS: float(scored - before)} if counts else {}
                 self.tell_gap(step)
                 self.log(step, {**values, **spent, "peak_memory_mib": round(peak_mib(), 1)})
                 check_finite(step, values, self.folder)
