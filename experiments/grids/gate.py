@@ -30,7 +30,7 @@ def run(name: str, table: Path | None, root: Path, jobs: int, runner: Runner | N
     Args:
         name: Name or path of a protocol.
         table: Table of baselines; None for that of the protocol.
-        root: Folder for the runs, which is emptied.
+        root: Folder for the runs; earlier ones of the gate are removed.
         jobs: Number of parallel runs.
         runner: Runner of commands, see `compute`.
 
@@ -41,8 +41,10 @@ def run(name: str, table: Path | None, root: Path, jobs: int, runner: Runner | N
     cells = [(section, cell(results, section)) for section in results.matrix["sections"] if NAME in section]
     if not cells:
         raise UserError(f"protocol={name}: names no row under '{NAME}'")
-    shutil.rmtree(root, ignore_errors=True)  # what is tested is the code as it is now
-    compute([spec for _, (spec, _, _) in cells], root, jobs, None, runner)
+    specs = [spec for _, (spec, _, _) in cells]
+    for spec in specs:
+        shutil.rmtree(spec.folder(root), ignore_errors=True)  # what is tested is the code as it is now
+    compute(specs, root, jobs, None, runner)
     return max(told(section, root, *found) for section, found in cells)
 
 
