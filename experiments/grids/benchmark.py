@@ -72,13 +72,17 @@ def _main(arguments: Sequence[str], run: Runner | None) -> int:
     parser.add_argument("--report", action="store_true", help="write the report from existing results, without runs")
     given = parser.parse_intermixed_args(arguments)
     if given.matrix.startswith("protocol="):
+        if given.report:
+            raise UserError(
+                f"{given.matrix} --report: is for a matrix: expected maskgym compare DIR, which runs nothing"
+            )
         submission.run(given, run)
         return 0
-    if given.matrix == gate.NAME:
-        return gate.run(compare.DEFAULT, None, given.out / gate.NAME, given.jobs, run)
     for option in ("settings", "level", "seeds"):
         if found := getattr(given, option):
             raise UserError(f"{option} {' '.join(map(str, found))}: is for protocol=NAME: expected the matrix alone")
+    if given.matrix == gate.NAME:
+        return gate.run(compare.DEFAULT, None, given.out / gate.NAME, given.jobs, run)
     name, runs = Path(given.matrix).stem, (given.runs or Path("runs/benchmark")).absolute()
     results = Results(matrix.load(given.matrix), given.out / name)
     if "version" in results.matrix:

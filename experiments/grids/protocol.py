@@ -198,11 +198,12 @@ def curve(asked: Level, record: JsonObject) -> tuple[list[float], list[float]] |
     Returns None for a run that acted in no environment while it trained, as supervised ones and oracles.
 
     Raises:
-        UserError: If the run acted, and does not log what it spent.
+        UserError: If the run acted, or may have, and does not log what it spent.
     """
     updates, steps = record["updates"], record["held_out"]["step"]
     spent = updates.get(asked.unit)
-    if not spent and not any(updates.get("env_steps", ())):
+    counted = [updates[name] for name in (asked.unit, "env_steps") if name in updates]
+    if (counted or not updates["step"]) and not any(map(any, counted)):
         return None
     if not spent or any(part is None for part in spent):
         raise UserError(f"level {asked.name}: the log of the run lacks {asked.unit}: what it spent is unknown")

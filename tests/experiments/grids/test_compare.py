@@ -101,10 +101,16 @@ def test_a_score_is_read_at_the_budget_and_scaled_by_floor_and_ceiling(results):
 def test_what_spends_nothing_counts_with_its_last_score_and_what_hides_it_is_refused(results):
     level = protocol.level(results.matrix, "sis")
     supervised = row({}, 0, [0.4, 0.5, 0.9])
-    del supervised["updates"]["generated_tokens"], supervised["updates"]["env_steps"]
+    del supervised["updates"]["generated_tokens"]
+    supervised["updates"]["env_steps"] = [0, 0]
+    assert protocol.at_budget(level, supervised) == 0.9
+    supervised["updates"]["generated_tokens"] = [0, 0]
     assert protocol.at_budget(level, supervised) == 0.9
     silent = row({}, 0, [0.4, 0.5, 0.9])
     del silent["updates"]["generated_tokens"]
+    with pytest.raises(UserError, match="lacks generated_tokens"):
+        protocol.at_budget(level, silent)
+    del silent["updates"]["env_steps"]  # as of several workers
     with pytest.raises(UserError, match="lacks generated_tokens"):
         protocol.at_budget(level, silent)
     with pytest.raises(UserError, match="spent 149 of 150 generated tokens: expected more algo.updates"):
