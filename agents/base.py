@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 Action = str | int | tuple[int, int] | np.ndarray
 # A policy for episodes that were just reset: it maps the step and the observations to one action per episode.
 Chooser = Callable[[int, Observations], Sequence[Action] | np.ndarray]
-# A receiver of the number of an update, from 1, and its named scalars.
+# A receiver of the number of an update, from 1, and its named scalars; it may raise `BudgetSpent`.
 OnLog = Callable[[int, Mapping[str, float]], None]
+
+
+class BudgetSpent(Exception):
+    """Raised after an update that has spent the budget of a run, to end its training there."""
 
 
 class Policy(Protocol):

@@ -12,6 +12,21 @@ for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
         kwargs={"task": _task},
     )
 
+# Levels of salient instances, each with a question of its own (docs/levels.md): scenes, reward and segmenter.
+for _level, _kwargs in {
+    **{name: {"dataset": {"name": "scenes", "level": name}} for name in ("medium", "hard", "credit", "shift", "mixed")},
+    "easy": {},
+    "discovery": {"dataset": {"name": "scenes", "level": "discovery"}, "reward": "solved"},
+    "hacking": {"reward": "saliency_r1"},
+    "noise": {"segmenter": "evf_sam_tiny_erring"},
+}.items():
+    gymnasium.register(
+        id=f"maskgym/SIS-{_level}-v0",
+        entry_point="maskgym.envs.reasoning:ReasoningEnv",
+        vector_entry_point="maskgym.envs.reasoning:ReasoningVectorEnv",
+        kwargs={"task": "sis", **_kwargs},
+    )
+
 # Answers in JSON to a query: boxes, points or phrases that prompt a segmenter, for one object, several or none.
 gymnasium.register(
     id="maskgym/Refer-v0",

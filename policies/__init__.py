@@ -26,6 +26,7 @@ register("qwen2_5_vl_3b", "maskgym.policies.text.mllm:qwen2_5_vl_3b")
 register("qwen2_5_vl_7b", "maskgym.policies.text.mllm:qwen2_5_vl_7b")  # the size in the paper
 register("qwen3_vl", "maskgym.policies.text.mllm:Qwen3VLPolicy")  # any Qwen3-VL folder or hub name: needs path
 register("qwen2_5_vl_tiny", "maskgym.policies.text.mllm:tiny_policy")  # bundled, the default
+register("qwen2_5_vl_tiny_terse", "maskgym.policies.text.mllm:tiny_terse_policy")  # bundled, starts hard levels
 register("qwen2_5_vl_tiny_refer", "maskgym.policies.text.mllm:tiny_refer_policy")  # bundled, for queries
 register("point_actor_critic", "maskgym.policies.clicks.point:PointActorCritic")  # clicks: a CNN over the patch grid
 register("none", "maskgym.policies.no_policy:NoPolicy")  # no network, for agents that do not learn

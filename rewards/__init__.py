@@ -24,7 +24,7 @@ from maskgym.errors import UserError
 from maskgym.registry import Registry
 from maskgym.rewards.answers import Answer, Located, format_answer, parse, without_reasoning
 from maskgym.rewards.boxes import BoxIoU, BoxL1, PointInMask
-from maskgym.rewards.instances import Count, InstanceIoU, NoTarget
+from maskgym.rewards.instances import Count, InstanceIoU, NoTarget, Solved
 from maskgym.rewards.objects import FORMS, format_objects, parse_objects
 from maskgym.rewards.repetition import NonRepetition
 from maskgym.rewards.seg_r1 import seg_r1, seg_r1_strict
@@ -130,6 +130,7 @@ register("box_l1", BoxL1)  # refer: how close the sides of matched boxes are
 register("point_in_mask", PointInMask)  # refer: points of matched objects
 register("instance_iou", InstanceIoU)  # masks matched one to one
 register("count", Count)  # refer: the right number of objects
+register("solved", Solved)  # all or nothing: every instance matched, and no mask left over
 register("no_target", NoTarget)  # refer: an empty answer exactly where nothing is meant
 register("non_repetition", NonRepetition)  # refer: reasoning that does not repeat itself
 register("non_repetition_published", NonRepetition, published=True)  # the whole text, as VisionReasoner has it
@@ -165,6 +166,7 @@ __all__ = [
     "Ranked",
     "Reward",
     "SMeasure",
+    "Solved",
     "Term",
     "Transition",
     "Unscored",

@@ -67,3 +67,27 @@ class NoTarget(MaskTerm):
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Compare whether both are empty."""
         return float((len(predictions) == 0) == (len(targets) == 0))
+
+
+@dataclass(frozen=True)
+class Solved(MaskTerm):
+    """1 if the masks and the instances are matched one to one, and none is left over; else 0: sparse.
+
+    Range [0, 1].
+
+    Args:
+        threshold: Smallest IoU of a matched pair.
+
+    Convention:
+        No prediction and no instance: 1. An empty predicted mask counts as an instance. Void as in `InstanceIoU`. A
+        malformed answer: 0.
+    """
+
+    threshold: float = 0.5
+
+    name = "solved"
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
+        """Match the masks of one image."""
+        pairs = len(match_instances(predictions, targets, threshold=self.threshold).ious)
+        return float(pairs == len(predictions) == len(targets))

@@ -15,6 +15,7 @@ register, make, names, get = _registry.register, _registry.make, _registry.names
 
 register("evf_sam", "maskgym.segmenters.phrases.evf_sam:EvfSamSegmenter")  # referring: paper's model, by checkpoint
 register("evf_sam_tiny", "maskgym.segmenters.phrases.evf_sam:evf_sam_tiny")  # referring: bundled, the default
+register("evf_sam_tiny_erring", "maskgym.segmenters.phrases.erring:ErringEvfSam")  # the same with errors
 register("clipseg", "maskgym.segmenters.phrases.clipseg:ClipSegSegmenter")  # referring: small and quick
 register("sam3", "maskgym.segmenters.phrases.sam3:Sam3Segmenter")  # referring: phrases name concepts
 register("sam", "maskgym.segmenters.points.sam:SamSegmenter")  # promptable: ViT-B, L or H from their checkpoints

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig, RLOOConfig
 
 from maskgym import manifest
-from maskgym.agents.base import OnLog, Scorer
+from maskgym.agents.base import BudgetSpent, OnLog, Scorer
 from maskgym.agents.common import parallel
 from maskgym.agents.text.cgpo import CGPOConfig, CGPOTrainer
 from maskgym.agents.text.cgpo_ablations import ABLATIONS, AblatedCGPOConfig, AblatedCGPOTrainer
@@ -177,7 +178,8 @@ class Training:
         if scorer is not None:
             trainer.on_answer = lambda row, answer: scorer.expect(row["task"], row["index"], prefilled + answer)
         trainer.remove_callback(PrinterCallback)  # `on_log` decides what is shown.
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with suppress(BudgetSpent):  # the caller has raised it, and knows
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.is_fsdp_enabled:
             self._gather(trainer)
         else:

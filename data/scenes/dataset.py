@@ -10,9 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskgym.aliases import Settings
 from maskgym.data.sample import CATEGORIES, SPLITS, Dataset, Sample
 from maskgym.data.scenes.graphs import choice, draw_group_objects, draw_look_alikes, draw_objects
 from maskgym.data.scenes.language import STYLES, group_answer, instances_answer, likeness, random_reference
+from maskgym.data.scenes.levels import level_of
 from maskgym.data.scenes.objects import COLOURS, FULL, SHAPES, Scene
 from maskgym.data.scenes.queries import annotate, draw_query
 from maskgym.data.scenes.rendering import EFFECTS, render
@@ -58,6 +60,8 @@ class Scenes(Dataset):
         group_size: Images in a co-salient group, at least 2.
         annotator: Style of the rationales: ``varied`` draws one per sample; a `STYLES` name fixes it, without misses.
             In ``refer`` every style except ``varied`` has tight boxes and no misses.
+        level: What is shown, a name in `maskgym.data.scenes.levels`; not for ``cosod``, ``need_fine`` and ``refer``.
+        knobs: Fields of that `Level`, changed.
 
     Raises:
         UserError: If an argument is invalid.
@@ -71,6 +75,8 @@ class Scenes(Dataset):
         image_size: int = 128,
         group_size: int = 4,
         annotator: str = "varied",
+        level: str = "easy",
+        knobs: Settings | None = None,
     ) -> None:
         _require("task", task, TASKS)
         _require("split", split, SPLITS)
@@ -79,6 +85,7 @@ class Scenes(Dataset):
             if value is not None and value < least:
                 raise UserError(f"scenes: {name}={value} is too small: expected at least {least}")
         self.scene_task, self.split, self.annotator = task, split, annotator
+        self.level = level_of(level, knobs or {}, task, split)
         self.shown = task
         self.image_size, self.group_size = image_size, group_size
         self.size = _SIZE[split] if size is None else size
@@ -112,7 +119,7 @@ class Scenes(Dataset):
             rng = self._rng(index, _Stream.LOOK_ALIKES)
             return render(draw_look_alikes(rng)[0], rng, self.image_size)
         rng = self._rng(index, _Stream.SCENE)
-        return render(draw_objects(rng), rng, self.image_size)
+        return render(draw_objects(rng, self.level), rng, self.image_size)
 
     def refer(self, index: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Draw an image uint8 (H, W, 3), ``count`` random phrases and their masks bool (count, H, W).
@@ -150,7 +157,9 @@ class Scenes(Dataset):
     def _salient(self, index: int) -> Sample:
         """Find the salient instances, or their union in ``sod``."""
         scene = self.scene(index)
-        answer = instances_answer(scene, self._rng(index, _Stream.ANNOTATOR), self.annotator, self.scene_task)
+        answer = instances_answer(
+            scene, self._rng(index, _Stream.ANNOTATOR), self.annotator, self.scene_task, self.level.styles
+        )
         return replace(self._instances(index, scene), category=CATEGORIES.get(self.scene_task), rationale=answer)
 
     def _ranking(self, index: int) -> Sample:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from maskgym.data.scenes.levels import Level
 from maskgym.data.scenes.objects import COLOURS, FAMILIES, SHAPES, SIZES, TEXTURES, SceneObject, family_of
 
 # A fine-grained need always names the appearance, and sometimes the shape.
@@ -19,17 +20,17 @@ def choice(rng: np.random.Generator, options: Iterable[str]) -> str:
     return names[rng.integers(len(names))]
 
 
-def draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """Draw 1–4 bright objects and 0–2 pale ones, with look-alikes more often than chance would have them."""
-    bright = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.35, 0.3, 0.15]))
-    pale = int(rng.choice([0, 1, 2], p=[0.25, 0.45, 0.3]))
+def draw_objects(rng: np.random.Generator, level: Level) -> tuple[SceneObject, ...]:
+    """Draw bright objects and pale ones, with look-alikes more often than chance would have them."""
+    bright = int(rng.choice(len(level.bright), p=level.bright)) + 1
+    pale = int(rng.choice(len(level.pale), p=level.pale))
     cells = rng.permutation(9)[: bright + pale]
     objects: list[SceneObject] = []
     for number, cell in enumerate(cells):
         item = draw_object(rng, int(cell), pale=number >= bright)
-        if objects and rng.random() < 0.45:
+        if objects and rng.random() < level.alike:
             model = objects[rng.integers(len(objects))]
-            item = replace(item, shape=model.shape, colour=model.colour if rng.random() < 0.4 else item.colour)
+            item = replace(item, shape=model.shape, colour=model.colour if rng.random() < level.twins else item.colour)
         objects.append(item)
     return tuple(objects[i] for i in rng.permutation(len(objects)))
 

@@ -22,13 +22,13 @@ from maskgym.data.scenes.objects import (
     family_of,
 )
 
-# Styles of annotators: the attributes that a style names, and its frequency.
-STYLES = {
-    "family": (("family",), 0.15),
-    "shape": (("shape",), 0.20),
-    "colour": (("colour", "shape"), 0.30),
-    "place": (("shape", "place"), 0.15),
-    "full": (FULL, 0.20),
+# Styles of annotators: the attributes that a style names. A level has the share of each.
+STYLES: dict[str, tuple[str, ...]] = {
+    "family": ("family",),
+    "shape": ("shape",),
+    "colour": ("colour", "shape"),
+    "place": ("shape", "place"),
+    "full": FULL,
 }
 MISSES = 0.10  # share of annotators who overlook one salient object
 ADDS = 0.10  # share of annotators who also name a pale distractor
@@ -60,7 +60,7 @@ def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -
     if rng.random() < 0.08:
         item = replace(item, shape=choice(rng, SHAPES), colour=choice(rng, COLOURS))
     styles = [*STYLES, "full", "full"]
-    attributes = STYLES[styles[rng.integers(len(styles))]][0]
+    attributes = STYLES[styles[rng.integers(len(styles))]]
     semantic = attributes in (("shape",), ("family",)) and rng.random() < 0.6
     if not semantic:
         attributes += tuple(name for name in ("size", "texture") if rng.random() < 0.1)
@@ -70,13 +70,14 @@ def random_reference(objects: Sequence[SceneObject], rng: np.random.Generator) -
     return ("[semantic]" + phrase[1:] if semantic else phrase), fitting
 
 
-def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[Sequence[str], list[int]]:
+def _annotate(
+    scene: Scene, rng: np.random.Generator, annotator: str, shares: Sequence[float]
+) -> tuple[Sequence[str], list[int]]:
     """Draw the attributes that this annotator names and the objects found, in reading order."""
     found = scene.salient
     if annotator != "varied":
-        return STYLES[annotator][0], found
-    names, shares = list(STYLES), [share for _, share in STYLES.values()]
-    attributes = STYLES[names[rng.choice(len(names), p=shares)]][0]
+        return STYLES[annotator], found
+    attributes = list(STYLES.values())[rng.choice(len(STYLES), p=shares)]
     pale = [i for i, item in enumerate(scene.objects) if item.pale]
     if rng.random() < MISSES and len(found) > 1:
         found.pop(rng.integers(len(found)))
@@ -85,12 +86,12 @@ def _annotate(scene: Scene, rng: np.random.Generator, annotator: str) -> tuple[S
     return attributes, found
 
 
-def instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, task: str) -> str:
+def instances_answer(scene: Scene, rng: np.random.Generator, annotator: str, task: str, shares: Sequence[float]) -> str:
     """Write an answer in three steps: the objects, the pale ones, and the conclusion (Saliency-R1 Eq. 1–2).
 
     The place precedes colour and shape, so that the model knows where to look for them.
     """
-    attributes, found = _annotate(scene, rng, annotator)
+    attributes, found = _annotate(scene, rng, annotator, shares)
     pale = sorted((item for item in scene.objects if item.pale), key=lambda item: item.cell)
     seen = " , ".join(
         f"{item.place} {item.colour} {item.shape}" for item in map(scene.objects.__getitem__, scene.salient)

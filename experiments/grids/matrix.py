@@ -136,9 +136,10 @@ def check(matrix: Matrix) -> None:
 
 
 def run_of(section: Section, row: str, column: str, seed: int) -> RunSpec:
-    """Build one run of a section; arguments of the row override those of the column."""
+    """Build one run of a section; arguments of the row override those of the column, whose budget ends the run."""
     up, left = section["columns"][column], section["rows"][row]
-    given = (*section["base"], *up.get("with", ()), *left.get("with", ()), f"seed={seed}")
+    ends = [f"budget.{section['unit']}={up['budget']}"] if "budget" in up else []
+    given = (*section["base"], *up.get("with", ()), *left.get("with", ()), *ends, f"seed={seed}")
     last = {argument.partition("=")[0]: argument for argument in given}
     return RunSpec(tuple(last.values()), measure=up["measures"][0])
 

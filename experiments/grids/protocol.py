@@ -22,13 +22,13 @@ from maskgym.experiments.grids import matrix
 from maskgym.experiments.grids.matrix import Matrix, Results, Section, run_of, score
 from maskgym.experiments.grids.results_table import SUFFIX
 from maskgym.experiments.wiring import composition, run_folder
+from maskgym.experiments.wiring.build import UNITS
 
 # What the runs of a level share, by key of the config.
 SHARED = ("env", "data", "segmenter", "reward", "policy", "train_samples")
 NEEDED = ("unit", "floor", "ceiling")  # keys of a section
 EVALUATED = ("split", "samples")  # keys of `evaluation` that they share too
 STAMP = "protocol.json"  # file of a folder of runs
-UNITS = {"generated_tokens": "generated tokens", "env_steps": "clicks", "reward_calls": "scored masks"}
 
 
 @dataclass(frozen=True)

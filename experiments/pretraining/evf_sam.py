@@ -116,7 +116,7 @@ def contested_reference(objects: Sequence[SceneObject], rng: np.random.Generator
     """Draw a phrase that separates one rival from the others by place or colour, and list the objects that fit it."""
     candidates = rivals(objects)
     item = objects[candidates[rng.integers(len(candidates))]]
-    attributes = STYLES[("full", "place", "colour")[rng.choice(3, p=[0.5, 0.3, 0.2])]][0]
+    attributes = STYLES[("full", "place", "colour")[rng.choice(3, p=[0.5, 0.3, 0.2])]]
     return item.describe(attributes), [i for i, other in enumerate(objects) if item.matches(other, attributes)]
 
 

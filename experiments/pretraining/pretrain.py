@@ -23,6 +23,7 @@ from maskgym.experiments.pretraining.policy import train_policy
 from maskgym.experiments.pretraining.refer_policy import train_refer_policy
 from maskgym.experiments.pretraining.saliency import train_saliency
 from maskgym.experiments.pretraining.sam import train_sam
+from maskgym.experiments.pretraining.terse_policy import train_terse_policy
 from maskgym.experiments.pretraining.words import train_bag_of_words, train_bert
 from maskgym.experiments.wiring import command
 
@@ -40,6 +41,7 @@ RECIPES = {
     "evf_sam": Recipe(train_evf_sam, 6000, 1.2e-3, {"scenes": 8000, "images": 16, "phrases": 5}),
     "policy": Recipe(train_policy, 1600, 1.5e-3, {"vision-steps": 600}),
     "refer_policy": Recipe(train_refer_policy, 3000, 1.5e-3, {"vision-steps": 1000}),
+    "terse_policy": Recipe(train_terse_policy, 60, 3e-4, {}),
     "sam": Recipe(train_sam, 3000, 6e-4, {"scenes": 8000, "images": 16, "targets": 4}),
     "clip": Recipe(train_clip, 2400, 1e-3, {"scenes": 12000, "images": 32, "captions": 8}),
     "saliency": Recipe(train_saliency, 3000, 1e-3, {"scenes": 8000, "images": 16}),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from maskgym.agents.base import OnLog, Scorer
+from maskgym.agents.base import BudgetSpent, OnLog, Scorer
 from maskgym.agents.common import parallel
 from maskgym.aliases import Config, JsonObject
 from maskgym.envs.base import SampleVectorEnv, unwrap
@@ -78,6 +79,8 @@ class TrainingRun:
     def __init__(self, config: Config, folder: Path, resume: bool, scorer: Scorer | None, report: OnLog) -> None:
         self.config, self.folder, self.resume, self.report = config, folder, resume, report
         self.updates: int = config["algo"]["updates"]
+        self.last = self.updates  # the last update, earlier where the budget ends
+        ((self.unit, self.budget),) = (config.get("budget") or {"": math.inf}).items()
         self.parts = build.make_parts(config)
         self.train_envs = build.make_train_envs(config, self.parts)
         self.together = parallel.size() > 1 and not config["algo"].get("fsdp")
@@ -171,7 +174,7 @@ class TrainingRun:
         if self.updates:
             self.train()
         self.agent.save(self.folder / run_folder.POLICY)
-        after = self.evaluate("after", self.updates) if self.updates else before
+        after = self.evaluate("after", self.last) if self.updates else before
         samples.write(self.folder, self.test_envs, self.indices, before, after, self.config["evaluation"]["pictures"])
         logger.show(self.folder)
         splits = {unwrap(env, SampleVectorEnv).dataset.split for env in self.test_envs.values()}
@@ -182,14 +185,14 @@ class TrainingRun:
             **{name: self.config["env"][name] for name in ("instruction", "hint") if name in self.config["env"]},
             "device": device_name(),
             "wall_s": round(self.metrics.wall_s, 1),
-            "steps": self.updates,
+            "steps": self.last,
             "split": ", ".join(sorted(splits)),
             "samples": {task: self.counted(task) for task in self.test_envs},
             **({"rationales": self.rationales} if self.rationales else {}),
             **({"parts": self.drawn} if self.drawn else {}),
             **self.sets(before, after),
             provenance.KEY: provenance.trained(
-                self.provenance, self.config, self.folder / run_folder.POLICY, self.updates
+                self.provenance, self.config, self.folder / run_folder.POLICY, self.last
             ),
             measures.AP_RULE[0]: measures.AP_RULE[1],
             "before": scores(before),
@@ -292,10 +295,20 @@ class TrainingRun:
                 check_finite(step, values, self.folder)
                 self.report(step, values)
                 _advance(bar, step, values)
+                if self.spent(step) >= self.budget:
+                    self.last = step
+                    raise BudgetSpent
                 if self.evaluates_after(step):
                     self.evaluate(f"after {step}", step)
 
             self.fit(on_log)
+        if self.unit and self.spent(self.last) < self.budget:
+            told = f"{self.spent(self.last):,.0f} of {self.budget:,} spent after {self.last} updates"
+            print(f"budget: {build.UNITS[self.unit]}: {told}: expected more algo.updates to spend it")
+
+    def spent(self, step: int) -> float:
+        """Compute what updates up to one have spent of what the budget limits, those before a resume too."""
+        return sum(row.get(self.unit, 0.0) for row in self.metrics.rows if row["step"] <= step)
 
     def actions_scored(self) -> int:
         """Count the actions that the training environments of this process have scored."""
@@ -313,7 +326,8 @@ class TrainingRun:
     def fit(self, on_log: OnLog) -> None:
         """Train the agent."""
         if self.updates:
-            self.agent.train(list(self.train_envs.values()), self.updates, on_log, resume=self.resume, **self.more)
+            with suppress(BudgetSpent):
+                self.agent.train(list(self.train_envs.values()), self.updates, on_log, resume=self.resume, **self.more)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars to ``metrics.csv`` and to the logger."""

@@ -36,6 +36,7 @@ ENV_KEYS = (
     *("gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"),
     "held_out_group_size",
     "train_samples_per",
+    "level",
 )
 HELD_OUT = ("test", "validation")
 LEAST = {  # least value of each whole number
@@ -52,6 +53,8 @@ LEAST = {  # least value of each whole number
 LOOKED_AT = 32  # samples whose needs are looked at for unknown words
 BUNDLED_CLIP, PUBLISHED_SAMS = "clip_tiny", ("sam", "sam_hf", "sam2")
 EACH = "expected a set that serves the task, or one for each task, as data.sod=duts data.sis=ilso data.cosod=cocoseg"
+# What a budget may limit: logged names of what an update costs, and their names in words.
+UNITS = {"generated_tokens": "generated tokens", "env_steps": "clicks", "reward_calls": "scored masks"}
 OPTIONAL = ("train_samples", "evaluation.every", "env.held_out_group_size")  # numbers that may be null
 
 _Part = TypeVar("_Part")
@@ -99,8 +102,26 @@ def check_numbers(config: Config) -> None:
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}: expected a whole number, at least {least}")
     shots_per(config)
+    check_budget(config)
     if config["evaluation"]["split"] not in HELD_OUT:
         raise UserError(f"evaluation.split={config['evaluation']['split']}: expected one of {', '.join(HELD_OUT)}")
+
+
+def check_budget(config: Config) -> None:
+    """Check that a budget is one number of something that updates log, and of one process.
+
+    Raises:
+        UserError: If it is not.
+    """
+    budget = config.get("budget")  # runs of older versions have none
+    if budget is None:
+        return
+    if len(budget) != 1 or budget.keys() - UNITS or not all(type(n) is int and n > 0 for n in budget.values()):
+        raise UserError(f"budget={budget}: expected one of {', '.join(UNITS)} and a whole number, at least 1")
+    if config["scale"]["name"] != "local":
+        raise UserError(
+            f"budget={budget}: scale={config['scale']['name']}: expected scale=local, whose log has all that is spent"
+        )
 
 
 def shots_per(config: Config) -> str:

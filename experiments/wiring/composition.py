@@ -63,7 +63,9 @@ SEVERAL = (
     *(key.replace(".", ".held_out.") for key in BY_TASK),
     "data.rationales",
 )  # text, or a list of texts
-OPEN = ("data.roots", "data.readers")  # keys whose names below are the user's
+OPEN = ("data.roots", "data.readers", "data.knobs", "budget")  # keys whose names below are the user's
+# Newer keys, left out of a config where they have these values, so that earlier runs keep their names.
+LEFT_OUT: dict[str, Any] = {"budget": None, "data.level": "easy", "data.knobs": {}}
 # Groups whose keys no component takes: one that the file does not list would be ignored.
 CLOSED = ("logger", "scale", "evaluation")
 # Groups whose keys an evaluation may change by the names that the run's own part has.
@@ -75,7 +77,7 @@ WHOLE = (
     *("train_samples", "every", "size", "micro_batch_size", "lora_rank", "max_pixels", "min_pixels"),
     *("held_out_group_size", "epochs", "cpus_per_worker"),
 )
-NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict, "no_target": bool}
+NULLS = {**dict.fromkeys(WHOLE, int), "terms": dict, "budget": dict, "no_target": bool}
 # Keys that take a word in place of a number.
 WORDS = {"algo.micro_batch_size": "auto"}
 
@@ -143,7 +145,7 @@ def compose(arguments: Sequence[str]) -> Config:
         _check_types(overrides, values)
         _keep_task(overrides, values)
         _check_length(overrides, values)
-        return _shortened(values)
+        return _shortened(_without_newer(values))
     except (HydraException, OmegaConfBaseException) as error:
         _check_keys(overrides)  # says more
         raise UserError(f"{' '.join(arguments)}: {_first_line(error)}") from error
@@ -235,6 +237,16 @@ def _check_length(overrides: Sequence[Override], config: Config) -> None:
         raise UserError(f"{EPOCHS} and {UPDATES} both give the length of the training: expected one of them")
 
 
+def _without_newer(config: Config) -> Config:
+    """Leave out newer keys that change nothing."""
+    for key, value in LEFT_OUT.items():
+        group, _, last = key.rpartition(".")
+        part = config[group] if group else config
+        if part.get(last, value) == value:
+            part.pop(last, None)
+    return config
+
+
 def counts_epochs(config: Config) -> bool:
     """Check whether ``algo.epochs`` is the length of a training: of other algorithms, it is passes over a rollout."""
     return option("algo", config["algo"]["name"]).get("epochs", 0) is None
@@ -272,7 +284,8 @@ def load(file: Path) -> Config:
         raise UserError(f"{file}: cannot be read: {_first_line(error)}") from error
     except RecursionError:
         raise UserError(f"{file}: cannot be read: lists or names and values that are nested too deep") from None
-    if not isinstance(config, dict) or set(config) != set(root_keys()):
+    keys = set(root_keys())
+    if not isinstance(config, dict) or not keys - LEFT_OUT.keys() <= set(config) <= keys:
         raise UserError(f"{file}: is not the config of a run: expected the keys {', '.join(root_keys())}")
     _check_stored(config, file)
     return config

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TINY, TINY_REFER = (Path(__file__).parent / name for name in ("qwen2_5_vl_tiny", "qwen2_5_vl_tiny_refer"))
+TINY, TINY_REFER, TINY_TERSE = (Path(__file__).parent / f"qwen2_5_vl_tiny{end}" for end in ("", "_refer", "_terse"))
 # What the makers of a family of models trained it to write in answers: pixels of the image that its processor has
 # resized (Qwen2.5-VL), or thousandths of the image's sides (the others).
 COORDINATES = {
@@ -518,6 +518,7 @@ class Qwen3VLPolicy(LanguagePolicy):
 qwen2_5_vl_3b = partial(Qwen25VLPolicy, "Qwen/Qwen2.5-VL-3B-Instruct")
 qwen2_5_vl_7b = partial(Qwen25VLPolicy, "Qwen/Qwen2.5-VL-7B-Instruct")
 tiny_policy = partial(Qwen25VLPolicy, TINY)  # 2 M parameters, after supervised fine-tuning on scenes
+tiny_terse_policy = partial(Qwen25VLPolicy, TINY_TERSE)  # its language part after terse annotators
 tiny_refer_policy = partial(Qwen25VLPolicy, TINY_REFER)  # the same size, after supervised fine-tuning on queries
 
 

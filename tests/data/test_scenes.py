@@ -224,3 +224,27 @@ def test_likeness_decides_by_shape_first() -> None:
     same_shape = replace(wanted, colour="none", texture="none")
     same_rest = replace(wanted, shape="none")
     assert likeness(wanted, same_shape) > likeness(wanted, same_rest)
+
+
+def test_a_level_decides_how_many_objects_there_are_and_how_they_are_named() -> None:
+    few, hard = (Scenes("sis", "test", level=level) for level in ("few", "hard"))
+    assert max(len(few[i].masks[0]) for i in range(32)) <= 2
+    assert min(len(hard.scene(i).salient) for i in range(32)) >= 3
+    terse = [hard[i].rationale.count(" at ") for i in range(64)]
+    assert sum(map(bool, terse)) < 10  # the full form is rare
+
+
+def test_held_out_scenes_of_a_shift_are_of_another_level() -> None:
+    train, test = (Scenes("sis", split, level="shift") for split in ("train", "test"))
+    assert max(len(train.scene(i).salient) for i in range(32)) <= 2
+    for i in range(4):
+        np.testing.assert_array_equal(test[i].images[0], Scenes("sis", "test", level="hard")[i].images[0])
+
+
+def test_a_knob_of_a_level_is_changed_by_name() -> None:
+    scenes = Scenes("sis", "test", knobs={"bright": [0.0, 1.0]})
+    assert {len(scenes.scene(i).salient) for i in range(16)} == {2}
+    with pytest.raises(UserError, match=r"data\.knobs\.brihgt: expected one of bright, pale, alike"):
+        Scenes("sis", knobs={"brihgt": [1.0]})
+    with pytest.raises(UserError, match=r"data\.level=hrad: expected one of hard, "):
+        Scenes("sis", level="hrad")
