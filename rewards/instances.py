@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskgym.errors import UserError
 from maskgym.metrics import match_instances
 from maskgym.rewards.terms import MaskTerm
 from maskgym.rewards.transition import Transition
@@ -78,6 +79,9 @@ class Solved(MaskTerm):
     Args:
         threshold: Smallest IoU of a matched pair.
 
+    Raises:
+        UserError: If the threshold is outside [0, 1].
+
     Convention:
         No prediction and no instance: 1. An empty predicted mask counts as an instance. Void as in `InstanceIoU`. A
         malformed answer: 0.
@@ -86,6 +90,10 @@ class Solved(MaskTerm):
     threshold: float = 0.5
 
     name = "solved"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"solved: threshold={self.threshold}: expected a number in [0, 1]")
 
     def score(self, predictions: np.ndarray, targets: np.ndarray, transition: Transition) -> float:
         """Match the masks of one image."""

@@ -1,4 +1,4 @@
-"""The policy that starts the hard levels: the tiny one after terse annotators, who hardly ever say where an object is."""
+"""The policy that starts hard levels: the tiny one after terse annotators, who hardly ever say where an object is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def train_terse_policy(out: Path, steps: int, rate: float) -> None:
     """Train the language part of the tiny policy on the answers of terse annotators to instances.
 
     Args:
-        out: Folder for the weights and ``state.pt``.
+        out: Folder for the weights, ``state.pt``, and a copy of the tiny policy, whose vision the weights need.
         steps: Number of steps.
         rate: Peak learning rate.
     """
@@ -43,6 +43,7 @@ def train_terse_policy(out: Path, steps: int, rate: float) -> None:
     for file in TINY.glob("*"):
         if file.name != WEIGHTS:
             shutil.copyfile(file, folder / file.name)
+    shutil.copytree(TINY, out / TINY.name, dirs_exist_ok=True)
     share_vision(folder)
 
 

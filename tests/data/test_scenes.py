@@ -246,5 +246,7 @@ def test_a_knob_of_a_level_is_changed_by_name() -> None:
     assert {len(scenes.scene(i).salient) for i in range(16)} == {2}
     with pytest.raises(UserError, match=r"data\.knobs\.brihgt: expected one of bright, pale, alike"):
         Scenes("sis", knobs={"brihgt": [1.0]})
-    with pytest.raises(UserError, match=r"data\.level=hrad: expected one of hard, "):
+    with pytest.raises(UserError, match=r"data\.level=hrad: expected one of hard, easy, "):
         Scenes("sis", level="hrad")
+    with pytest.raises(UserError, match="expected at most 9 objects"):
+        Scenes("sis", knobs={"bright": [0.0] * 9 + [1.0]})

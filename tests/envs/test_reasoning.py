@@ -279,6 +279,20 @@ def test_data_without_phrases_has_no_true_answer(halves, photos) -> None:
         env.true_answers()
 
 
+def test_a_level_is_an_id(halves) -> None:
+    hard, named, easy = (
+        gym.make(name, segmenter=halves, **more).unwrapped
+        for name, more in (
+            ("maskgym/SIS-hard-v0", {}),
+            ("maskgym/SIS-v0", {"dataset": {"name": "scenes", "level": "hard"}}),
+            ("maskgym/SIS-easy-v0", {}),
+        )
+    )
+    images = [env.reset(options={"index": 3})[0]["image"] for env in (hard, named, easy)]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert (images[0] != images[2]).any()
+
+
 def test_a_data_set_may_be_named_with_its_arguments(halves) -> None:
     env = gym.make("maskgym/SIS-v0", segmenter=halves, dataset={"name": "scenes", "image_size": 64}).unwrapped
     env.reset(options={"index": 3})

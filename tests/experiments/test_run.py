@@ -144,7 +144,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, ranking, refer, saliency, sis, sod, user_need, user_need_point",
+        "cosod, point_prompt, ranking, refer, saliency, sis, sis_credit, sis_discovery,",
         "cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, "
         "oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
@@ -166,7 +166,7 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sod"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sis_"),
         (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
@@ -174,6 +174,17 @@ def refused(outcome) -> str:
         (["+data.nope=1"], "unknown key 'data.nope'"),
         (["+env.nope=1"], "unknown key 'env.nope'"),
         (["+data.task=sod"], "data.task: is set by the run"),
+        (["budget=3"], "budget=3: expected names and values"),
+        (["budget.token=3"], "budget={'token': 3}: expected one of generated_tokens, env_steps, reward_calls and a"),
+        (["budget.env_steps=0"], "budget={'env_steps': 0}: expected one of "),
+        (["budget.env_steps=9", "scale=ray"], "scale=ray: expected scale=local, whose log has all that is spent"),
+        (["data.level=hrad"], "data.level=hrad: expected one of hard, easy, medium"),
+        (["data.knobs.brihgt=[1]"], "data.knobs.brihgt: expected one of bright, pale, alike"),
+        (["data.knobs.bright=[0.5]"], "data.knobs.bright=(0.5,): expected a list of shares, which sum to 1"),
+        (["data.knobs.styles=[1]"], "expected a list of 5 shares, which sum to 1"),
+        (["data.knobs.alike=2"], "data.knobs.alike=2: expected a probability, in [0, 1]"),
+        (["env=refer", "data.level=hard"], "the scenes of task refer have no levels: expected easy, without knobs"),
+        (["segmenter=evf_sam_tiny_erring", "segmenter.share=1"], "segmenter.share=1: expected a number in [0, 1)"),
         (["seed=x"], "seed=x: expected a whole number, such as 0"),
         (["seed=-1"], "seed=-1: expected a whole number, at least 0"),
         (["segmenter.batch_size=x"], "segmenter.batch_size=x: expected a whole number, such as "),
@@ -384,6 +395,33 @@ def test_a_run_cannot_become_shorter_and_a_schedule_that_depends_on_the_length_i
     status, _, error = maskgym_run("--cfg", resume, "algo.updates=+1")
     expected = "differs from a run of 3 updates: its first 2 had the learning rates of a shorter one"
     assert (status, error) == (0, [f"algo.lr_scheduler_type=linear: {expected}"])
+
+
+# --- Budgets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [pytest.param("cgpo", "generated_tokens", marks=pytest.mark.e2e), ("ppo", "env_steps")]
+)
+def test_a_training_ends_with_the_update_that_spends_the_budget(maskgym_run, finished_run, tmp_path, name, unit):
+    spent = {row["step"]: row[unit] for row in read_metrics(finished_run(name) / "metrics.csv") if unit in row}
+    budget = int(spent[1] + spent[2])
+    given = (*finished_run.arguments(name), f"budget.{unit}={budget}", f"out={tmp_path}/run")
+    assert maskgym_run(*given)[::2] == (0, [])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if unit in row]
+    assert results["steps"] == 2 and sum(row[unit] for row in rows) == budget
+    shorter = (*finished_run.arguments(name), "algo.updates=2", f"out={tmp_path}/shorter")
+    assert maskgym_run(*shorter)[0] == 0
+    assert results["after"] == json.loads((tmp_path / "shorter" / "results.json").read_text())["after"]
+    assert maskgym_run(f"resume={tmp_path}/run")[0] == 0
+    assert results["after"] == json.loads((tmp_path / "run" / "results.json").read_text())["after"]
+
+
+def test_a_budget_that_is_not_spent_is_told(maskgym_run, tmp_path):
+    given = ("env=user_need", "algo=usersal", "algo.batch_size=2", "algo.updates=1", *SMALL, f"out={tmp_path}/run")
+    status, out, error = maskgym_run(*given, "budget.env_steps=9")
+    assert (status, error) == (0, []) and "budget: clicks: 0 of 9 spent after 1 updates: expected more" in out
 
 
 # --- Loggers ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from maskgym.rewards import (
     NonRepetition,
     NoTarget,
     PointInMask,
+    Solved,
     Term,
     Transition,
     Unscored,
@@ -198,7 +199,22 @@ def test_format_and_the_default_of_refer() -> None:
             make(name, format_weight=1.5)
 
 
+def test_solved_is_all_or_nothing() -> None:
+    half = (0, 0, 10, 5)  # IoU 0.5 with FIRST
+    assert (
+        Solved()(step((SECOND, FIRST), (FIRST, SECOND)))
+        == Solved()(step((), ()))
+        == Solved()(step((half,), (FIRST,)))
+        == 1
+    )
+    for wrong in ((FIRST,), (FIRST, FIRST), (FIRST, SECOND, (0, 12, 5, 20)), ()):
+        assert Solved()(step(wrong, (FIRST, SECOND))) == 0
+    assert Solved(0.6)(step((half,), (FIRST,))) == Solved()(malformed("<answer>[]</answer>")) == 0
+
+
 def test_bad_arguments_are_named() -> None:
+    with pytest.raises(UserError, match="solved: threshold=1.1"):
+        Solved(1.1)
     for wrong in ({"kind": "soft"}, {"threshold": 1.0}, {"threshold": -0.1}, {"threshold": float("nan")}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             BoxIoU(**wrong)

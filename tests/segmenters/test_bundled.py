@@ -41,6 +41,25 @@ def test_a_phrase_means_everything_that_fits_and_nothing_where_nothing_does() ->
     assert len(empty) > 3 and np.mean(empty) < 0.05
 
 
+def test_the_erring_segmenter_finds_nothing_for_its_share_of_pairs_and_the_truth_for_the_others() -> None:
+    data = Scenes("sis", "test")
+    samples = [data[index] for index in range(SAMPLES)]
+    asked = [sample.images[0] for sample in samples], [sample.phrases[0] for sample in samples]
+    right = segmenters.make("evf_sam_tiny", device="cpu").segment(*asked)
+    erring = segmenters.make("evf_sam_tiny_erring", device="cpu", share=0.3)
+    found = erring.segment(*asked)
+    blank = np.array([not mask.any() for masks in found for mask in masks])
+    assert 0.2 < blank.mean() < 0.4 and len(blank) > 100
+    same = [
+        np.array_equal(one, other)
+        for ours, theirs in zip(found, right, strict=True)
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    assert all(np.array(same) | blank)
+    one = erring.segment([asked[0][0]], [asked[1][0]])[0]
+    assert (one.any(axis=(1, 2)) == found[0].any(axis=(1, 2))).all()  # alone or in a batch, the same pairs
+
+
 def test_ten_oracle_clicks_give_the_true_mask() -> None:
     samples = [Scenes("sod", "test")[index] for index in range(SAMPLES)]
     truth = [sample.union() for sample in samples]

@@ -7,10 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from maskgym import policies
 from maskgym.data.scenes import Scenes
 from maskgym.envs.instructions import INSTRUCTIONS, instruction
+from maskgym.envs.reasoning import ReasoningVectorEnv
 from maskgym.errors import UserError
 from maskgym.experiments.pretraining import clip, loop, pretrain, words
 from maskgym.experiments.pretraining import policy as policy_recipe
@@ -18,6 +20,7 @@ from maskgym.experiments.pretraining import refer_policy as refer_recipe
 from maskgym.experiments.pretraining import saliency as saliency_recipe
 from maskgym.experiments.pretraining import sam as sam_recipe
 from maskgym.policies.needs.vst_layers import Predictions
+from maskgym.policies.text import mllm
 from maskgym.rewards import FORMS, parse_objects, without_reasoning
 from maskgym.segmenters.attention.clip_surgery import ClipSurgery
 from maskgym.segmenters.points.sam import SamSegmenter, sam_tiny
@@ -315,6 +318,32 @@ def test_a_step_of_the_policy_of_queries_leaves_one_that_loads(tmp_path):
     pretrain.main(["refer_policy", "--steps", "2", "--vision-steps", "1", str(tmp_path)])
     made = policies.make("qwen2_5_vl", path=tmp_path / "qwen2_5_vl_tiny_refer", device="cpu")
     assert sum(value.numel() for value in made.model.parameters()) < 2.25e6  # 4.5 MB in half precision
+
+
+def test_a_step_of_the_terse_policy_leaves_one_that_loads_with_the_vision_of_the_tiny_one(tmp_path):
+    pretrain.main(["terse_policy", "--steps", "1", str(tmp_path)])
+    made = policies.make("qwen2_5_vl", path=tmp_path / "qwen2_5_vl_tiny_terse", device="cpu").model.state_dict()
+    tiny = policies.make("qwen2_5_vl_tiny", device="cpu").model.state_dict()
+    changed = {name for name in tiny if not torch.equal(tiny[name], made[name])}
+    assert changed == {name for name in changed if "language_model" in name or name.startswith("lm_head")} != set()
+
+
+def test_the_terse_policy_is_small_and_hardly_says_where_an_object_is():
+    folder = mllm.TINY_TERSE
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.8e6
+    assert not any(name.startswith("visual.") for name in load_file(folder / "language.safetensors"))
+    env = ReasoningVectorEnv(64, "sis", {"name": "scenes", "level": "discovery"}, split="test", reward="iou")
+    shown, _ = env.reset(options={"index": np.arange(64)})
+    answers = {
+        name: policies.make(name, device="cpu").generate(
+            [{key: value[i] for key, value in shown.items()} for i in range(64)]
+        )
+        for name in ("qwen2_5_vl_tiny", "qwen2_5_vl_tiny_terse")
+    }
+    placed = {
+        name: np.mean([" at " in text.partition("</think>")[2] for text in texts]) for name, texts in answers.items()
+    }
+    assert placed["qwen2_5_vl_tiny_terse"] < 0.05 < placed["qwen2_5_vl_tiny"]
 
 
 def test_words_are_hidden_where_there_are_some():

@@ -23,7 +23,7 @@ READ_BY_THE_RUN = {
     "algo": {"updates", "rationales", "default_parts", "default_hint"},
     "data": {"rationales", "parts", "workers"},
     "env": {"gym_ids", "default_batch_size", "default_parts", "algo_aliases", "task", "recalibration", "attention"}
-    | {"held_out_group_size", "train_samples_per"},
+    | {"held_out_group_size", "train_samples_per", "level"},
 }
 
 
@@ -47,6 +47,18 @@ def test_every_option_is_named_after_its_file_and_its_keys_are_documented_argume
         settings = composition.compose([f"{group}={option}"])[group]
         if accepted := arguments_of(group, option, settings):
             assert set(settings) - {"name"} - READ_BY_THE_RUN.get(group, set()) <= accepted, option
+
+
+@pytest.mark.parametrize("env", [name for name in GROUPS["env"] if name.startswith("sis_")])
+def test_a_level_is_the_same_by_its_name_and_by_its_id(env):
+    config = composition.compose([f"env={env}"])
+    (gym_id,) = config["env"]["gym_ids"].values()
+    given = gym.spec(gym_id).kwargs
+    assert (
+        given.get("dataset", {}).get("level", "easy") == config["data"].get("level", "easy") == config["env"]["level"]
+    )
+    assert given.get("reward", "saliency_strict") == config["reward"]["name"]
+    assert given.get("segmenter", "evf_sam_tiny") == config["segmenter"]["name"]
 
 
 def arguments_of(group, option, settings) -> set[str]:
