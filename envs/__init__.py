@@ -34,19 +34,32 @@ gymnasium.register(
     vector_entry_point="maskgym.envs.text.refer:ReferVectorEnv",
 )
 
-# Clicks at patch centres that prompt a frozen Segment Anything Model.
-gymnasium.register(
-    id="maskgym/PointPrompt-v0",
-    entry_point="maskgym.envs.point:PointPromptEnv",
-    vector_entry_point="maskgym.envs.point:PointPromptVectorEnv",
-)
+# Clicks at patch centres that prompt a frozen Segment Anything Model, and levels of them.
+for _level, _kwargs in {
+    "": {},
+    "-fine": {"patch_size": 8},
+    "-short": {"horizon": 4},
+    "-crowd": {"dataset": {"name": "scenes", "level": "hard"}},
+}.items():
+    gymnasium.register(
+        id=f"maskgym/PointPrompt{_level}-v0",
+        entry_point="maskgym.envs.point:PointPromptEnv",
+        vector_entry_point="maskgym.envs.point:PointPromptVectorEnv",
+        kwargs=_kwargs,
+    )
 
-# Masks for a need in words.
-gymnasium.register(
-    id="maskgym/UserNeed-v0",
-    entry_point="maskgym.envs.need:UserNeedEnv",
-    vector_entry_point="maskgym.envs.need:UserNeedVectorEnv",
-)
+# Masks for a need in words, and levels of them.
+for _level, _kwargs in {
+    "": {},
+    "-fine": {"task": "need_fine"},
+    "-closest": {"dataset": {"name": "scenes", "level": "closest"}},
+}.items():
+    gymnasium.register(
+        id=f"maskgym/UserNeed{_level}-v0",
+        entry_point="maskgym.envs.need:UserNeedEnv",
+        vector_entry_point="maskgym.envs.need:UserNeedVectorEnv",
+        kwargs=_kwargs,
+    )
 
 # Clicks as in PointPrompt, with a need as a feature and as the text of the explicit branch.
 gymnasium.register(

@@ -195,7 +195,7 @@ class Scenes(Dataset):
         scene, rng = self.scene(index), self._rng(index, _Stream.NEED)
         wanted = scene.objects[rng.integers(len(scene.objects))]
         attributes = [("shape",), ("colour", "shape"), ("texture", "colour", "shape"), FULL][rng.integers(4)]
-        if rng.random() < 0.2:  # request an absent object
+        if rng.random() < self.level.absent:
             wanted = replace(wanted, shape=choice(rng, SHAPES), colour=choice(rng, COLOURS))
             attributes = ("colour", "shape")
         mask = scene.fitting(lambda item: wanted.matches(item, attributes))

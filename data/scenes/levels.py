@@ -23,6 +23,7 @@ class Level:
         pale: Share of scenes with 0, 1, … pale ones, which are not; at most nine objects in all.
         alike: Probability that an object takes the shape of an earlier one.
         twins: Probability that such an object takes its colour too.
+        absent: Probability that a need asks for an object that is not there, so that the closest one is meant.
         styles: Share of each style of annotator, in the order of `STYLES`.
         unseen: Name of the level that the held-out splits show in place of this; empty for the same.
 
@@ -34,6 +35,7 @@ class Level:
     pale: tuple[float, ...] = (0.25, 0.45, 0.3)
     alike: float = 0.45
     twins: float = 0.4
+    absent: float = 0.2
     styles: tuple[float, ...] = (0.15, 0.20, 0.30, 0.15, 0.20)
     unseen: str = ""
 
@@ -44,7 +46,7 @@ class Level:
             if not right or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-9:
                 told = f"{count} shares" if count else "shares"
                 raise UserError(f"data.knobs.{name}={shares}: expected a list of {told}, which sum to 1")
-        for name in ("alike", "twins"):
+        for name in ("alike", "twins", "absent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.knobs.{name}={getattr(self, name)}: expected a probability, in [0, 1]")
         if len(self.bright) + len(self.pale) - 1 > CELLS:
@@ -59,6 +61,7 @@ LEVELS = {
     "discovery": Level(alike=0.9, twins=0.9, styles=_TERSE),
     "credit": Level(bright=(0, 0, 0, 0, 0.3, 0.4, 0.3), pale=(1,), alike=0.6, twins=0.5),
     "mixed": Level(bright=(0.25, 0.25, 0, 0, 0, 0.25, 0.25), pale=(1,), alike=0.6, twins=0.5),
+    "closest": Level(absent=1.0),
     "few": Level(bright=(0.5, 0.5), pale=(0.5, 0.5), alike=0.2, twins=0.1),
     "shift": Level(bright=(0.5, 0.5), pale=(0.5, 0.5), alike=0.2, twins=0.1, unseen="hard"),
 }
