@@ -49,16 +49,17 @@ def test_every_option_is_named_after_its_file_and_its_keys_are_documented_argume
             assert set(settings) - {"name"} - READ_BY_THE_RUN.get(group, set()) <= accepted, option
 
 
-@pytest.mark.parametrize("env", [name for name in GROUPS["env"] if name.startswith("sis_")])
+@pytest.mark.parametrize("env", [name for name in GROUPS["env"] if name.rpartition("_")[0] in GROUPS["env"]])
 def test_a_level_is_the_same_by_its_name_and_by_its_id(env):
-    config = composition.compose([f"env={env}"])
+    base, config = (composition.compose([f"env={name}"]) for name in (env.rpartition("_")[0], env))
     (gym_id,) = config["env"]["gym_ids"].values()
     given = gym.spec(gym_id).kwargs
-    assert (
-        given.get("dataset", {}).get("level", "easy") == config["data"].get("level", "easy") == config["env"]["level"]
-    )
-    assert given.get("reward", "saliency_strict") == config["reward"]["name"]
-    assert given.get("segmenter", "evf_sam_tiny") == config["segmenter"]["name"]
+    assert given.get("dataset", {}).get("level", "easy") == config["data"].get("level", "easy")
+    for part in ("reward", "segmenter"):
+        assert given.get(part, base[part]["name"]) == config[part]["name"]
+    for key in ("task", "horizon", "patch_size"):
+        if key in base["env"]:
+            assert given.get(key, base["env"][key]) == config["env"][key]
 
 
 def arguments_of(group, option, settings) -> set[str]:
