@@ -81,6 +81,8 @@ class TrainingRun:
         self.updates: int = config["algo"]["updates"]
         self.last = self.updates  # the last update, earlier where the budget ends
         ((self.unit, self.budget),) = (config.get("budget") or {"": math.inf}).items()
+        if self.unit and parallel.size() > 1:
+            raise UserError(f"budget={config['budget']}: {parallel.size()} workers: expected one, whose log has all")
         self.parts = build.make_parts(config)
         self.train_envs = build.make_train_envs(config, self.parts)
         self.together = parallel.size() > 1 and not config["algo"].get("fsdp")
