@@ -100,9 +100,11 @@ def read(top: Path, folder: Path, results: Results) -> Submitted:
         if found := protocol.differences(level, run.config):
             raise UserError(f"{folder / run_folder.CONFIG}: {found[0][:LONGEST]}")
         build.check_numbers(run.config)
-        ceiling = run_of(level.section, level.section["ceiling"], level.name, 0).config["algo"]["name"]
-        if run.config["algo"]["name"] == ceiling:
-            raise UserError(f"{folder}: algo={ceiling}: is the ceiling of level {level.name}: expected a method")
+        ceiling = level.section["ceiling"]
+        if isinstance(ceiling, str):
+            algo = run_of(level.section, ceiling, level.name, 0).config["algo"]["name"]
+            if run.config["algo"]["name"] == algo:
+                raise UserError(f"{folder}: algo={algo}: is the ceiling of level {level.name}: expected a method")
         record = matrix.record(folder)
         try:
             protocol.at_budget(level, record)

@@ -46,8 +46,8 @@ Part = TypedDict("Part", {"with": list[str], "measures": list[str], "budget": in
 class Section(TypedDict):
     """Rows that are compared in some columns; ``against`` is the row that the others are compared with.
 
-    Columns that are levels have budgets in ``unit``, a logged name; ``floor`` and ``ceiling`` are the rows whose scores
-    are 0 and 1 after normalisation; ``gate`` is the row of `maskgym.experiments.grids.gate`.
+    Columns that are levels have budgets in ``unit``, a logged name; ``floor`` and ``ceiling`` are the scores
+    that are 0 and 1 after normalisation, or the rows that have them; ``gate`` is the row of `maskgym.experiments.grids.gate`.
     """
 
     title: str
@@ -58,8 +58,8 @@ class Section(TypedDict):
     against: str
     seeds: list[int]
     unit: NotRequired[str]
-    floor: NotRequired[str]
-    ceiling: NotRequired[str]
+    floor: NotRequired[str | float]
+    ceiling: NotRequired[str | float]
     gate: NotRequired[str]
 
 

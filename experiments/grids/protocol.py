@@ -78,7 +78,7 @@ def load(name: str) -> Matrix:
         if section["unit"] not in UNITS:
             raise UserError(f"{where}: unit={section['unit']}: expected one of {', '.join(UNITS)}")
         for key in ("floor", "ceiling", *(["gate"] if "gate" in section else [])):
-            if section[key] not in section["rows"]:
+            if section[key] not in section["rows"] and not isinstance(section[key], float):
                 raise UserError(f"{where}: {key}={section[key]}: expected one of {', '.join(section['rows'])}")
         if lacking := [column for column, up in section["columns"].items() if "budget" not in up]:
             raise UserError(f"{where}: columns.{lacking[0]}: expected a budget")
@@ -176,6 +176,9 @@ def bounds(results: Results, asked: Level) -> tuple[float, float]:
     """
     found = []
     for key in (asked.section["floor"], asked.section["ceiling"]):
+        if isinstance(key, float):
+            found.append(key)
+            continue
         rows = results.read(asked.section, key, asked.name)
         if not rows:
             raise UserError(f"{results.table}: level {asked.name}: has no run of '{key}', which the scale needs")
