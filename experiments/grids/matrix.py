@@ -46,8 +46,8 @@ Part = TypedDict("Part", {"with": list[str], "measures": list[str], "budget": in
 class Section(TypedDict):
     """Rows that are compared in some columns; ``against`` is the row that the others are compared with.
 
-    Columns that are levels have budgets in ``unit``, a logged name; ``floor`` and ``ceiling`` are the scores
-    that are 0 and 1 after normalisation, or the rows that have them; ``gate`` is the row of `maskgym.experiments.grids.gate`.
+    Columns that are levels have budgets in ``unit``, a logged name. ``floor`` and ``ceiling`` are the scores that are 0
+    and 1 after normalisation, or the rows that have them. ``gate`` is the row of `maskgym.experiments.grids.gate`.
     """
 
     title: str
