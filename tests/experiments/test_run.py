@@ -144,7 +144,7 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     assert (status, error) == (0, [])
     for text in (
         "usage:",
-        "cosod, point_prompt, ranking, refer, saliency, sis, sis_credit, sis_discovery,",
+        "cosod, point_prompt, point_prompt_crowd, point_prompt_fine,",
         "cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, "
         "oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
@@ -166,7 +166,7 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, ranking, refer, saliency, sis, sis_"),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, point_prompt_fine, "),
         (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
