@@ -254,8 +254,7 @@ def _quality_table(results: Results, section: Section, rows: Sequence[str]) -> l
 
 def _normalised_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:
     """Format the normalised scores at the budgets of a protocol's levels, of the rows that were trained."""
-    levels = [level for level in protocol.levels(results.matrix).values() if level.section is section]
-    body = []
+    levels, body = protocol.levels_of(section), []
     for row in _trained(results, section, rows):
         raw = [[protocol.at_budget(level, run) for run in results.read(section, row, level.name)] for level in levels]
         scaled = [protocol.normalised(results, *pair)[:, None] for pair in zip(levels, raw, strict=True)]

@@ -120,11 +120,12 @@ def _named(found: JsonObject) -> str:
 
 def levels(protocol: Matrix) -> dict[str, Level]:
     """List the levels of a protocol by name."""
-    return {
-        column: Level(column, section, up["budget"])
-        for section in protocol["sections"]
-        for column, up in section["columns"].items()
-    }
+    return {level.name: level for section in protocol["sections"] for level in levels_of(section)}
+
+
+def levels_of(section: Section) -> list[Level]:
+    """List the levels of a section; sections of a matrix may share them."""
+    return [Level(column, section, up["budget"]) for column, up in section["columns"].items()]
 
 
 def level(protocol: Matrix, name: str) -> Level:
