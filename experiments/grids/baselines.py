@@ -52,7 +52,7 @@ SEGMENTERS = ("sam_tiny", "sam")  # segmenters that hold a Sam of segment_anythi
 MEMORY = ("predict_batch", "micro_batch", "checkpointing")  # settings that leave the numbers as they are
 TRAINING = ("steps", "batch_size", "learning_rate", *MEMORY)
 SETTINGS = {
-    "persam": ("refinements", "predict_batch"),
+    "persam": ("refinements", "guidance", "predict_batch"),
     "samed": ("rank", *TRAINING),
     "msa": ("bottleneck", *TRAINING),
 }
@@ -101,6 +101,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             option, told = f"--{setting.replace('_', '-')}", "see policies/few_shot/"
             if setting == "checkpointing":
                 baseline.add_argument(option, action="store_const", const=True, help=told)
+            elif setting == "guidance":
+                baseline.add_argument("--no-guidance", dest=setting, action="store_const", const=False, help=told)
             else:
                 baseline.add_argument(option, type=float if setting == "learning_rate" else int, help=told)
     given, others = parser.parse_known_args(arguments)

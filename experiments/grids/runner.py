@@ -93,9 +93,10 @@ class RunSpec:
         return row["results"] if row and results_table.agrees(row["config"], self.config) else None
 
     def row(self, root: Path) -> JsonObject:
-        """Build the row of a table from the folder of the run."""
+        """Build the row of a table from the folder of the run, where the scores of each sample stay."""
         given = {"arguments": list(self.arguments), "evaluate": list(self.changes), "baseline": self.baseline}
-        return {**given, "config": self.config, "results": run_folder.read_json(self.file(root))}
+        results = {key: v for key, v in run_folder.read_json(self.file(root)).items() if key != "per_sample"}
+        return {**given, "config": self.config, "results": results}
 
     def results(self, root: Path, rows: Mapping[str, JsonObject] = NO_ROWS) -> JsonObject:
         """Read the results from a table, otherwise from the folder of the run."""

@@ -47,11 +47,13 @@ class PerSAM(AdaptedSam):
         UserError: If ``refinements`` is not 0, 1 or 2.
     """
 
-    def __init__(self, segmenter: SamSegmenter, refinements: int = 2, predict_batch: int = PREDICTED) -> None:
+    def __init__(
+        self, segmenter: SamSegmenter, refinements: int = 2, guidance: bool = True, predict_batch: int = PREDICTED
+    ) -> None:
         if refinements not in (0, 1, 2):
             raise UserError(f"refinements={refinements}: expected 0, 1 or 2")
         super().__init__(segmenter, predict_batch)
-        self.refinements = refinements
+        self.refinements, self.guidance = refinements, guidance
         self.target = torch.zeros(0)
         self.sam.mask_decoder.transformer = GuidedTransformer(self.sam.mask_decoder.transformer)
 
@@ -69,7 +71,8 @@ class PerSAM(AdaptedSam):
             raise RuntimeError("predict was called before fit: there is no target yet")
         similarity = F.cosine_similarity(embeddings, self.target[:, None, None], dim=1)  # (B, h, w)
         prompts = self._location_prior(similarity, inside)
-        self.sam.mask_decoder.transformer.guide(_attention_bias(similarity, inside), self.target)
+        if self.guidance:
+            self.sam.mask_decoder.transformer.guide(_attention_bias(similarity, inside), self.target)
         logits, _ = self._decode_prompts(embeddings, prompts, None, None, multimask=False)
         self.sam.mask_decoder.transformer.guide(None, None)
         if self.refinements >= 1:

@@ -79,8 +79,10 @@ def test_every_option_of_a_baseline_reaches_it(call):
         "predict_batch": 3,
     }
     assert call("msa", *SHORT, "--bottleneck", "8")["settings"]["bottleneck"] == 8
-    assert call("persam")["settings"] == {"refinements": 0, "predict_batch": 8}
-    assert call("persam", "--refinements", "1")["settings"] == {"refinements": 1, "predict_batch": 8}
+    assert call("persam")["settings"] == {"refinements": 0, "guidance": True, "predict_batch": 8}
+    assert call("persam", "--refinements", "1")["settings"]["refinements"] == 1
+    plain = call("persam", "--no-guidance")
+    assert plain["settings"]["guidance"] is False and plain["scores"] != call("persam")["scores"]
 
 
 def test_a_checkpoint_of_ones_own(call):
