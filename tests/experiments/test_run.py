@@ -166,7 +166,7 @@ def refused(outcome) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, point_prompt_fine, "),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, "),
         (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),

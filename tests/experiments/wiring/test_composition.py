@@ -95,7 +95,7 @@ def test_the_options_are_the_registered_names():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, point_prompt_fine, "),
+        (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, "),
         (["algo=pppo"], "unknown algo 'pppo': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo,"),
         (["sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
         (["+sedd=1"], "unknown key 'sedd': expected one of algo, data, env"),
