@@ -19,7 +19,7 @@ from maskgym.experiments.evaluation.statistics import (
     interquartile_mean,
     probability_of_improvement,
 )
-from maskgym.experiments.grids import files, protocol, results_table
+from maskgym.experiments.grids import files, protocol, results_table, spread
 from maskgym.experiments.grids.matrix import (
     SPENT,
     WARM_UP,
@@ -57,9 +57,8 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
             lines.append("Not run yet.\n")
             continue
         lines += _quality_table(results, section, there)
-        lines += (
-            _normalised_table(results, section, there) if "budget" in next(iter(section["columns"].values())) else []
-        )
+        if "budget" in next(iter(section["columns"].values())):
+            lines += [*_normalised_table(results, section, there), *spread.table(results, section)]
         lines += files.items(named(results, section, there))
         if section["against"] in there and len(there) > 1:
             lines += _comparison_table(results, section, there)

@@ -34,7 +34,7 @@ FACTS = (
 COSTS = "cost"  # key of the timing runs in the table
 OPTIONAL = ("costs", "published", "version")  # keys of a matrix
 # Keys of a section whose columns are levels, see `maskgym.experiments.grids.protocol`.
-LEVELS = ("unit", "floor", "ceiling", "gate")
+LEVELS = ("unit", "floor", "ceiling", "gate", "chosen_on")
 WARM_UP = 3  # initial updates that are not timed
 Value = TypeVar("Value", float, Sequence[float])
 
@@ -47,7 +47,8 @@ class Section(TypedDict):
     """Rows that are compared in some columns; ``against`` is the row that the others are compared with.
 
     Columns that are levels have budgets in ``unit``, a logged name. ``floor`` and ``ceiling`` are the scores that are 0
-    and 1 after normalisation, or the rows that have them. ``gate`` is the row of `maskgym.experiments.grids.gate`.
+    and 1 after normalisation, or the rows that have them. ``gate`` is the row of `maskgym.experiments.grids.gate`,
+    ``chosen_on`` the seeds by which the levels were chosen (`maskgym.experiments.grids.spread`).
     """
 
     title: str
@@ -61,6 +62,7 @@ class Section(TypedDict):
     floor: NotRequired[str | float]
     ceiling: NotRequired[str | float]
     gate: NotRequired[str]
+    chosen_on: NotRequired[list[int]]
 
 
 class Cost(TypedDict):

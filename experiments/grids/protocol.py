@@ -80,6 +80,8 @@ def load(name: str) -> Matrix:
         for key in ("floor", "ceiling", *(["gate"] if "gate" in section else [])):
             if section[key] not in section["rows"] and not isinstance(section[key], float):
                 raise UserError(f"{where}: {key}={section[key]}: expected one of {', '.join(section['rows'])}")
+        if strange := [seed for seed in section.get("chosen_on", ()) if seed not in section["seeds"]]:
+            raise UserError(f"{where}: chosen_on={strange[0]}: expected one of its seeds")
         if lacking := [column for column, up in section["columns"].items() if "budget" not in up]:
             raise UserError(f"{where}: columns.{lacking[0]}: expected a budget")
     return found
