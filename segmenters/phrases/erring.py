@@ -49,4 +49,4 @@ class ErringEvfSam(EvfSamSegmenter):
 
 def _drawn(pixels: bytes, phrase: str) -> float:
     """Compute a number in [0, 1) from the checksum of an image and a phrase."""
-    return int.from_bytes(hashlib.blake2b(pixels + phrase.encode(), digest_size=8).digest(), "big") / 2**64
+    return int.from_bytes(hashlib.blake2b(pixels + phrase.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64

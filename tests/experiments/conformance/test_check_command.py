@@ -14,11 +14,12 @@ from maskgym.experiments import cli
 from maskgym.experiments.conformance.check_command import RULES, check
 
 ROOT = Path(__file__).parents[3]
-SEGMENTERS = ("evf_sam_tiny", "sam_tiny", "clip_tiny")  # bundled: the others need weights
+SEGMENTERS = ("evf_sam_tiny", "evf_sam_tiny_erring", "sam_tiny", "clip_tiny")  # bundled: the others need weights
 POLICIES = {
     "none": {},
     "qwen2_5_vl_tiny": {},
     "qwen2_5_vl_tiny_refer": {},
+    "qwen2_5_vl_tiny_terse": {},
     "point_actor_critic": {},
     "usersal": {"backbone": {"name": "vst_tiny"}, "encoder": {"name": "bag_of_words"}},
 }

@@ -63,7 +63,8 @@ def test_every_matrix_composes(name, tmp_path):
     content = matrix.load(name)
     text = (matrix.MATRICES / f"{name}.yaml").read_text()
     assert text.startswith(f"# maskgym benchmark {name}")
-    specs = [spec for spec in matrix.Results(content, tmp_path).specs() if spec.arguments[-1] == "seed=0"]
+    first = f"seed={content['sections'][0]['seeds'][0]}"
+    specs = [spec for spec in matrix.Results(content, tmp_path).specs() if spec.arguments[-1] == first]
     assert specs
     assert len({spec.folder(tmp_path) for spec in specs}) == len(specs)
     assert all(len(section["seeds"]) >= 3 for section in content["sections"])
