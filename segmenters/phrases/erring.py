@@ -49,4 +49,5 @@ class ErringEvfSam(EvfSamSegmenter):
 
 def _drawn(pixels: bytes, phrase: str) -> float:
     """Compute a number in [0, 1) from the checksum of an image and a phrase."""
-    return int.from_bytes(hashlib.blake2b(pixels + phrase.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
+    pair = pixels + phrase.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest(), "big") / 2**64
