@@ -1,5 +1,7 @@
 """Register the environments with Gymnasium, which importing ``maskgym`` does."""
 
+from typing import Any
+
 import gymnasium
 
 # Answers in text: salient regions of an image, salient instances with one phrase each, the category that a group of
@@ -13,13 +15,14 @@ for _id, _task in (("SOD", "sod"), ("SIS", "sis"), ("CoSOD", "cosod")):
     )
 
 # Levels of salient instances, each with a question of its own (docs/levels.md): scenes, reward and segmenter.
-for _level, _kwargs in {
+_sis: dict[str, dict[str, Any]] = {
     **{name: {"dataset": {"name": "scenes", "level": name}} for name in ("medium", "hard", "credit", "shift", "mixed")},
     "easy": {},
     "discovery": {"dataset": {"name": "scenes", "level": "discovery"}, "reward": "solved"},
     "hacking": {"reward": "saliency_r1"},
     "noise": {"segmenter": "evf_sam_tiny_erring"},
-}.items():
+}
+for _level, _kwargs in _sis.items():
     gymnasium.register(
         id=f"maskgym/SIS-{_level}-v0",
         entry_point="maskgym.envs.reasoning:ReasoningEnv",
@@ -35,12 +38,13 @@ gymnasium.register(
 )
 
 # Clicks at patch centres that prompt a frozen Segment Anything Model, and levels of them.
-for _level, _kwargs in {
+_clicks: dict[str, dict[str, Any]] = {
     "": {},
     "-fine": {"patch_size": 8},
     "-short": {"horizon": 4},
     "-crowd": {"dataset": {"name": "scenes", "level": "hard"}},
-}.items():
+}
+for _level, _kwargs in _clicks.items():
     gymnasium.register(
         id=f"maskgym/PointPrompt{_level}-v0",
         entry_point="maskgym.envs.point:PointPromptEnv",
@@ -49,11 +53,12 @@ for _level, _kwargs in {
     )
 
 # Masks for a need in words, and levels of them.
-for _level, _kwargs in {
+_needs: dict[str, dict[str, Any]] = {
     "": {},
     "-fine": {"task": "need_fine"},
     "-closest": {"dataset": {"name": "scenes", "level": "closest"}},
-}.items():
+}
+for _level, _kwargs in _needs.items():
     gymnasium.register(
         id=f"maskgym/UserNeed{_level}-v0",
         entry_point="maskgym.envs.need:UserNeedEnv",
