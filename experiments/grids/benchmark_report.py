@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 
+from maskgym.aliases import JsonObject
 from maskgym.experiments.evaluation import provenance
 from maskgym.experiments.evaluation.measures import is_average_precision, measure, older_notes
 from maskgym.experiments.evaluation.provenance import Result
@@ -31,6 +32,7 @@ from maskgym.experiments.grids.matrix import (
     run_of,
     score,
 )
+from maskgym.experiments.grids.protocol import Level
 from maskgym.experiments.grids.summary import samples_of
 
 SHOWN = {  # logged names in the report, as means of the first and of the last ten updates
@@ -64,15 +66,16 @@ def report(results: Results, name: str) -> tuple[str, dict[str, bytes]]:
             lines += _comparison_table(results, section, there)
             lines += _order_table(published_orders(results, section, there))
         column, trained = next(iter(section["columns"])), _trained(results, section, there)
-        if len(trained) > 1 and len(section["columns"]) == 1:
+        drawn = _level_pictures(results, section, trained, name)
+        if not drawn and len(trained) > 1 and len(section["columns"]) == 1:
             panels, quality = curves(results, section, trained, column), section["columns"][column]["measures"][0]
             lines += _budget_table(panels, trained, f"{quality} on {column}")
             logs = {row: [run["updates"] for run in results.read(section, row, column)] for row in trained}
             if silent := [row for row, found in logs.items() if not all(TOKENS in log for log in found)]:
                 lines.append(f"No {TOKENS} in the log of {', '.join(silent)}, and so no score at equal tokens.\n")
-            file = f"{name}-{number + 1}.png"
-            pictures[file] = draw_curves(panels, f"{quality}, {column}, held out")
-            lines.append(f"![Quality against what was spent]({results.folder.name}/{file})\n")
+            drawn = {f"{name}-{number + 1}.png": draw_curves(panels, f"{quality}, {column}, held out")}
+        lines += [f"![Quality against what was spent]({results.folder.name}/{file})\n" for file in drawn]
+        pictures |= drawn
         lines += _log_table(results, section, trained, column) if trained else []
     for cost in results.matrix["costs"]:
         lines += [f"## {cost['title']}\n", f"{cost['about'].strip()}\n", *_cost_table(results, cost)]
@@ -191,6 +194,16 @@ def curves(results: Results, section: Section, rows: Sequence[str], column: str)
     return {unit: methods for unit, methods in panels.items() if methods}
 
 
+def level_curves(results: Results, level: Level, rows: Mapping[str, Iterable[JsonObject]]) -> dict[str, list[Curve]]:
+    """Collect normalised curves by what was spent, of the runs of each row; rows that spend nothing have none."""
+    found: dict[str, list[Curve]] = {}
+    for row, runs in rows.items():
+        for curve in filter(None, (protocol.curve(level, run) for run in runs)):
+            spent, scores = curve
+            found.setdefault(row, []).append((spent, protocol.normalised(results, level, scores).tolist()))
+    return found
+
+
 def at_budget(seeds: Sequence[Curve], budget: float) -> np.ndarray:
     """Interpolate the score of each seed at a budget linearly: (N, 1).
 
@@ -261,6 +274,18 @@ def _normalised_table(results: Results, section: Section, rows: Sequence[str]) -
     heads = [f"{level.name}, {level.budget:,} {protocol.UNITS[level.unit]}" for level in levels]
     note = f"\nAt the budgets, on the scale from {section['floor']} (0) to {section['ceiling']} (1).\n"
     return [*files.table(["normalised", *heads], body), note]
+
+
+def _level_pictures(results: Results, section: Section, rows: Sequence[str], name: str) -> dict[str, bytes]:
+    """Draw the curves of each level by file name; none of trials of settings, whose sections share their levels."""
+    pictures = {}
+    for level in protocol.levels_of(section) if "unit" in section else ():
+        own = sum(level.name in other["columns"] for other in results.matrix["sections"]) == 1
+        runs = {row: results.read(section, row, level.name) for row in rows}
+        if own and (found := level_curves(results, level, runs)):
+            panels = {protocol.UNITS[level.unit]: found}
+            pictures[f"{name}-{level.name}.png"] = draw_curves(panels, f"{level.name}, normalised {level.measure}")
+    return pictures
 
 
 def _comparison_table(results: Results, section: Section, rows: Sequence[str]) -> list[str]:

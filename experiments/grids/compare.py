@@ -320,17 +320,20 @@ class Comparison:
 
     def _panels(self, level: Level) -> benchmark_report.Panels:
         """Collect normalised curves by what was spent, and by seconds if methods were timed."""
-        panels: benchmark_report.Panels = {}
-        for method in self.methods:
-            for record in method.records.get(level.name, {}).values():
-                if found := protocol.curve(level, record):
-                    spent, scores = found
-                    scaled = protocol.normalised(self.results, level, scores).tolist()
-                    panels.setdefault(UNITS[level.unit], {}).setdefault(method.name, []).append((spent, scaled))
-                    if update := self.seconds.get((method.name, level.name)):
-                        took = [step * update for step in record["held_out"]["step"]]
-                        panels.setdefault(SECONDS, {}).setdefault(method.name, []).append((took, scaled))
-        return panels
+        records = {
+            method.name: [run for run in method.records.get(level.name, {}).values() if protocol.curve(level, run)]
+            for method in self.methods
+        }
+        spent = benchmark_report.level_curves(self.results, level, records)
+        timed = {name: update for name in spent if (update := self.seconds.get((name, level.name)))}
+        took: dict[str, list[benchmark_report.Curve]] = {
+            name: [
+                ([step * update for step in record["held_out"]["step"]], scores)
+                for record, (_, scores) in zip(records[name], spent[name], strict=True)
+            ]
+            for name, update in timed.items()
+        }
+        return {unit: found for unit, found in ((UNITS[level.unit], spent), (SECONDS, took)) if found}
 
     def pictures(self) -> dict[str, bytes]:
         """Draw the curves of each level, by file name."""
