@@ -240,7 +240,7 @@ def test_an_algorithm_brings_its_parts_before_the_environment_and_after_an_argum
         ("env=saliency algo=spo", "b904daa2d3f46e8f"),
         ("env=sod algo=random", "bfad6311825a0efc"),
         ("env=point_prompt algo=ppo", "c2317b4ce4a60a46"),
-        ("env=point_prompt algo=grpo", "0b2c8837318e490e"),
+        ("env=point_prompt algo=grpo", "464b5c757d4ec6ae"),
         ("env=point_prompt algo=cgpo_clicks reward=delta_iou", "5e894fa3be19b4b1"),
     ],
 )
