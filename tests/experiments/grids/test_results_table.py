@@ -84,7 +84,9 @@ def test_the_tables_of_usersod_come_from_its_table(name, tmp_path):
     assert lines_without_their_page(f"usersod_{name}", "usersod", tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["algorithms", "baselines", "branches", "classes", "components", "steps", "text"])
+@pytest.mark.parametrize(
+    "name", ["algorithms", "baselines", "branches", "classes", "components", "published", "steps", "text", "truth"]
+)
 def test_the_tables_of_alignsam_come_from_its_table(name, tmp_path):
     assert lines_without_their_page(f"alignsam_{name}", "alignsam", tmp_path) == []
 
