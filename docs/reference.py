@@ -59,6 +59,7 @@ GUIDES = (
     "parts",
     "rewards",
     "evaluation",
+    "levels",
     "benchmark",
     "board",
     "scaling",
