@@ -135,7 +135,7 @@ def test_the_wheel_holds_every_file_of_the_library_and_nothing_else(installed):
 @pytest.mark.e2e
 def test_the_wheel_is_small(installed):
     (wheel,) = installed.glob("maskgym-*.whl")
-    assert 1e6 < wheel.stat().st_size < 2e7  # bytes; the bundled models are most of it
+    assert 1e6 < wheel.stat().st_size < 2.4e7  # bytes; the bundled models are most of it
 
 
 def other_pythons() -> list[str]:
@@ -178,7 +178,7 @@ def test_the_wheel_works_from_another_folder(installed, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     tried = run_python(str(ROOT / ".ci" / "smoke.py"), str(installed), cwd=tmp_path, env=environment)
-    assert tried.endswith("8 environments, one run: ok\n")
+    assert tried.endswith("22 environments, one run: ok\n")
     shutil.copytree(ROOT / "tests" / "rewards", tmp_path / "rewards")
     run_python("-c", everything, cwd=tmp_path, env=environment)
     output = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "rewards", cwd=tmp_path, env=environment)
