@@ -23,9 +23,9 @@ from mkdocs.structure.files import File, Files
 pytestmark = pytest.mark.e2e(seconds=3)  # each; one of them builds the site for all
 
 ROOT = Path(__file__).parents[1]
-README = Path(__file__).parents[1] / "README.md"
 # Levels share a page; a test of the pages holds the README to the registry.
-ENVIRONMENTS = re.findall(r"^\| `maskgym/(.+?)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENVIRONMENTS = re.findall(r"^\| `maskgym/(.+?)` \|", README, re.MULTILINE)
 PARTS = {
     "data": data.names,
     "segmenters": lambda: (*segmenters.names(), *segmenters.attention_names()),
