@@ -155,7 +155,8 @@ def _main(arguments: Sequence[str], run: Runner | None) -> None:
     old = changed([spec.named("", root, stored) for spec in there])
     compute(missing, root, given.jobs, given.ray, run)
     if given.table and missing:
-        stored |= {spec.key: spec.row(root) for spec in missing}
+        # Another study may have written it since.
+        stored |= results_table.read(given.table) | {spec.key: spec.row(root) for spec in missing}
         results_table.write(given.table, stored)
     of = [*named(study, seeds, root, stored), *old]
     text = "\n".join([table(study, seeds, root, stored), before(study, seeds, root, stored), *files.items(of)])

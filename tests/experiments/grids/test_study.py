@@ -102,6 +102,17 @@ def test_a_study_runs_resumes_and_shows(tmp_path, capsys, in_process):
     assert not (tmp_path / "other" / "runs").exists()
 
 
+def test_two_studies_with_one_table_keep_each_others_rows(tmp_path, in_process):
+    file, kept = write(tmp_path, rows={"two": {}}), tmp_path / "kept.jsonl.gz"
+
+    def run(*arguments, **settings):
+        results_table.write(kept, {"other": {"results": {}}})  # another study ends meanwhile
+        return in_process(*arguments, **settings)
+
+    assert study.main([str(file), "--out", str(tmp_path / "out"), "--table", str(kept)], run) == 0
+    assert len(results_table.read(kept)) == 2 and "other" in results_table.read(kept)
+
+
 def test_several_seeds_have_intervals(tmp_path):
     content = study.load(str(write(tmp_path, seeds=[0, 1], rows={"two": {}, "more": {"with": ["env.horizon=3"]}})))
     for (row, _), group in study.specs(content, content["seeds"]).items():
