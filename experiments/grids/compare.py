@@ -354,7 +354,8 @@ class Comparison:
                     scaled = float(protocol.normalised(self.results, level, raw)[0])
                     rows.append([method.name, level.name, seed, level.budget, level.unit, level.measure, *raw, scaled])
                     steps = self._steps(level, record)
-                    runs = found.setdefault(level.name, {}).setdefault(method.name, {})
+                    name = method.name.replace(",", "")  # marl-eval takes none
+                    runs = found.setdefault(level.name, {}).setdefault(name, {})
                     runs[f"seed_{seed}"] = {**steps, "absolute_metrics": {METRIC: [scaled]}}
         stream = io.StringIO()
         csv.writer(stream).writerows([HEAD, *rows])

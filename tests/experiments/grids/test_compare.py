@@ -214,6 +214,12 @@ def test_scores_are_written_for_tables_and_for_marl_eval(results):
     assert list(found)[-1] == "absolute_metrics" and len(found) == 12
 
 
+def test_names_for_marl_eval_have_no_commas(results):
+    mine = Method("mine, learning_rate=0.1", method(results, [0.9, 0.91]).records)
+    found = json.loads(Comparison(results, [mine]).tables()["marl_eval.json"])["maskgym"]["sis"]
+    assert list(found) == ["mine learning_rate=0.1", "grpo"]
+
+
 def test_the_arguments_of_a_run_lead_to_its_algorithm_again(results):
     level = protocol.level(results.matrix, "sis")
     asked = {**level.config["algo"], "learning_rate": 3e-4, "micro_batch_size": None, "group_size": 4}
