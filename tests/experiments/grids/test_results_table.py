@@ -79,7 +79,9 @@ def test_a_page_of_a_benchmark_comes_from_its_table(name):
     assert set(pictures) == {path.name for path in (RESULTS / name).iterdir()}
 
 
-@pytest.mark.parametrize("name", ["backbones", "components", "encoders", "fine", "ranking", "referring", "siamese"])
+@pytest.mark.parametrize(
+    "name", ["backbones", "components", "encoders", "fine", "ranking", "referring", "siamese", "swin"]
+)
 def test_the_tables_of_usersod_come_from_its_table(name, tmp_path):
     assert lines_without_their_page(f"usersod_{name}", "usersod", tmp_path) == []
 
