@@ -124,9 +124,10 @@ def test_every_prompt_of_the_decoder_matters(backbone, pixels):
 
 def test_every_scale_hears_the_need(hear, backbone, pixels):
     heard = hear(backbone, pixels.shape[-1])
-    # With random weights the attention to prompts is weak, where a trained network's has 1 % and more.
-    assert len(heard.difference) == len(backbone.feature_dims) and min(heard.difference.values()) > 1e-3
-    assert min([*heard.siamese.values(), *heard.adder.values()]) > 0
+    # With random weights the attention to prompts is weak: a trained Swin has 0.21 and more (docs/results/usersod.md).
+    assert len(heard.difference) == len(backbone.feature_dims) and min(heard.difference.values()) > 4e-3
+    for norms in (heard.siamese, heard.adder):
+        assert min(norms.values()) * 100 >= max(norms.values()) > 0
 
 
 def test_every_feature_matters_to_the_decoder(backbone, pixels):
