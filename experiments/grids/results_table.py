@@ -51,9 +51,14 @@ def agrees(then: JsonObject, now: JsonObject) -> bool:
 
 
 def newer_keys(then: JsonObject, now: JsonObject, prefix: str = "") -> list[str]:
-    """List the keys of a config that an earlier one, which `agrees`, did not have yet."""
+    """List the keys of a config that an earlier one, which `agrees`, did not have yet.
+
+    What ``algo=`` means in an environment is none: the config has what it meant.
+    """
     found = []
     for name, value in now.items():
+        if name == "algo_aliases":
+            continue
         if name not in then:
             found.append(f"{prefix}{name}")
         elif isinstance(value, dict) and isinstance(then[name], dict):

@@ -108,7 +108,7 @@ def option(group: str, name: str | None) -> Config:
     file = next((file for file in places if file.is_file()), None)
     found = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
     bases = [base for base in found.pop("defaults", ()) if base != "_self_"]
-    return {key: value for one in (*(option(group, base) for base in bases), found) for key, value in one.items()}
+    return OmegaConf.to_container(OmegaConf.merge(*(option(group, base) for base in bases), found))
 
 
 @cache

@@ -52,6 +52,7 @@ def test_settings_newer_than_a_stored_config_are_named():
     then, now = {"a": 1, "b": {"c": 1}}, {"a": 1, "b": {"c": 1, "d": 2}, "e": {"f": 3}}
     assert results_table.agrees(then, now) and results_table.newer_keys(then, now) == ["b.d", "e"]
     assert results_table.newer_keys(now, now) == []
+    assert results_table.newer_keys({"env": {}}, {"env": {"algo_aliases": {"cgpo": "cgpo_levels"}}}) == []  # no setting
     lines = results_table.named({}, {"1": (then, now), "2": (now, now)})
     told = "warning: 1 of 2 stored results are older than these settings, and need not have their defaults: b.d, e"
     assert lines == [told]
