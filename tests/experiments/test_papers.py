@@ -294,7 +294,6 @@ def test_every_study_and_matrix_is_on_the_page():
         "refer",
         "maskgym_v0",
         "text_settings",
-        "levels",
     }
     stems = {file.stem for folder in ("studies", "matrices") for file in (ROOT / "experiments" / folder).glob("*.yaml")}
     assert stems <= named

@@ -69,7 +69,7 @@ def test_a_stored_table_says_whether_it_names_its_data(tmp_path):
 
 
 @pytest.mark.e2e  # all bootstraps of a page
-@pytest.mark.parametrize("name", ["algorithms", "refer", "maskgym_v0"])
+@pytest.mark.parametrize("name", ["algorithms", "refer", "maskgym_v0", "text_settings"])
 def test_a_page_of_a_benchmark_comes_from_its_table(name):
     results = matrix.Results(matrix.load(name), RESULTS / name)
     if "version" in results.matrix:
@@ -77,7 +77,7 @@ def test_a_page_of_a_benchmark_comes_from_its_table(name):
     assert all(results.of(spec) for spec in results.specs())
     text, pictures = benchmark_report.report(results, name)
     assert text == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
-    assert set(pictures) == {path.name for path in (RESULTS / name).iterdir()}
+    assert set(pictures) == {path.name for path in (RESULTS / name).glob("*")}
 
 
 @pytest.mark.parametrize(
