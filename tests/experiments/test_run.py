@@ -145,8 +145,8 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, point_prompt_crowd, point_prompt_fine,",
-        "cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo, dapo, dqn, dr_grpo, grpo, grpo_clicks, grpo_masks, gspo, "
-        "oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
+        "cgpo, cgpo_clicks, cgpo_levels, cgpo_masks, chat_model, cispo, dapo, dapo_levels, dqn, dr_grpo, "
+        "dr_grpo_levels, grpo, grpo_clicks, grpo_levels, grpo_masks, gspo, oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
@@ -167,7 +167,7 @@ def refused(outcome) -> str:
     ("arguments", "expected"),
     [
         (["env=nope"], "unknown env 'nope': expected one of cosod, point_prompt, point_prompt_crowd, "),
-        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_masks, chat_model, cispo"),
+        (["algo=nope"], "unknown algo 'nope': expected one of cgpo, cgpo_clicks, cgpo_levels, cgpo_masks,"),
         (["nope=1"], "unknown key 'nope': expected one of "),
         (["algo.nope=1"], "unknown key 'algo.nope': algo=random has updates"),
         (["+algo.nope=1"], "unknown key 'algo.nope'"),
