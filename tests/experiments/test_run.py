@@ -145,9 +145,9 @@ def test_help_lists_groups_options_and_defaults(maskgym_run):
     for text in (
         "usage:",
         "cosod, point_prompt, point_prompt_crowd, point_prompt_fine,",
-        "cgpo, cgpo_clicks, cgpo_levels, cgpo_masks, chat_model, cispo, dapo, dapo_levels, dqn, dr_grpo, dr_grpo_levels, "
-        "grpo, grpo_clicks, grpo_levels, grpo_masks, gspo, oracle, oracle_text, ppo, ppo_rllib, random, referring, rloo, "
-        "sapo, sft, spo, usersal, usersal_plus",
+        "cgpo, cgpo_clicks, cgpo_levels, cgpo_masks, chat_model, cispo, dapo, dapo_levels, dqn, dr_grpo, "
+        "dr_grpo_levels, grpo, grpo_clicks, grpo_levels, grpo_masks, gspo, oracle, oracle_text, ppo, ppo_rllib, "
+        "random, referring, rloo, sapo, sft, spo, usersal, usersal_plus",
         "resume=DIR",
         "samples: 256",
     ):
