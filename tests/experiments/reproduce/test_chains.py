@@ -259,8 +259,6 @@ def test_the_whole_chain_on_miniatures_survives_a_kill(tmp_path, capsys, finish_
     results = [json.loads((folder / "results.json").read_text()) for folder in (killed, tmp_path / "undisturbed")]
     policies = [result[provenance.KEY]["weights"]["policy"] for result in results]
     assert policies[0]["fingerprint"] == policies[1]["fingerprint"]
-    scores = [(result["before"], result["after"]) for result in results]
-    assert scores[0] == scores[1] and scores[0][1]
     given = Namespace(**CHOSEN[paper] | {"table": None, "smoke": True, "out": out, "settings": []})
     PAPERS[paper].write_miniatures(given, out)  # they stand
     for row in PAPERS[paper].rows(given):
